@@ -1,0 +1,211 @@
+"""The frozen dataclasses that travel between the rooms.
+
+Data flows one way: ``Layer`` and ``Chain`` come from matching, ``LayerPlan`` says how many bits, ``QuantizedWeight`` and
+``QuantizedLayer`` are the numbers to store, and the result of a run is in ``pipeline``. Arrays are never modified in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Codes = NDArray[np.int8]
+
+OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
+Role = Literal["low", "high", "edge", "inner"]
+Grid = Literal["ternary", "symmetric", "asymmetric"]
+Rounding = Literal["nearest", "squant", "covariance"]
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm:
+    """A BatchNormalization node behind a layer, with its parameters as float64 arrays of shape (o,).
+
+    ``y = gamma / sqrt(var + epsilon) * (x - mean) + beta``
+    """
+
+    node: str
+    output: str
+    gamma: Array
+    beta: Array
+    mean: Array
+    var: Array
+    epsilon: float
+
+    @property
+    def sigma(self) -> Array:
+        """Standard deviation of the layer's output, shape (o,)."""
+        return np.sqrt(self.var + self.epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One weighted node that can be quantized.
+
+    Attributes
+    ----------
+    name : str
+        Name of the node, or the name of its output where the node has none. Unique in a model.
+    weight : str
+        Name of the initializer, or of the Constant node's output, that holds the float weight (Identity nodes resolved).
+    shape : tuple of int
+        Shape of the weight as stored.
+    axis : int
+        Output-channel axis of the stored weight: Conv 0, ConvTranspose 1, Gemm(transB=1) 0, Gemm(transB=0) and MatMul 1.
+    group : int
+        Number of groups; 1 for Gemm and MatMul.
+    bias : str or None
+        Constant that is added to the output, per output channel: the node's own third input, or, for MatMul, the constant of the Add
+        behind it.
+    bias_node : str
+        Name of the node that adds the bias: the layer itself, or the Add behind a MatMul; "" where there is no bias yet.
+    input, output : str
+        Names of the data input and of the node's output.
+    channels : int
+        Number of output channels ``o`` (group included).
+    batch_norm : BatchNorm or None
+        The BatchNormalization that alone consumes the output; None where it is folded or absent.
+    activation : str
+        "Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "SiLU", "Sigmoid", ... or "" when nothing follows directly.
+    notes : tuple of str
+        Remarks for the report, such as "weight shared with conv2: copied".
+    """
+
+    name: str
+    op_type: OpType
+    index: int
+    weight: str
+    shape: tuple[int, ...]
+    axis: int
+    group: int
+    bias: str | None
+    bias_node: str
+    input: str
+    output: str
+    channels: int
+    batch_norm: BatchNorm | None = None
+    activation: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Producer -> (batch norm) -> (activation) -> ... -> consumers, all by layer name.
+
+    ``homogeneous`` says that every node between producer and consumers commutes with a positive factor per channel and that channel j of
+    the producer is input channel j of every consumer, so that a coefficient may move from the producer to the consumers.
+    ``path`` lists the op types in between, for the reader.
+    """
+
+    producer: str
+    consumers: tuple[str, ...]
+    activation: str
+    path: tuple[str, ...]
+    homogeneous: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weighted node that stays float, and why, in words."""
+
+    name: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class MatchReport:
+    """What matching found: every weighted node is in ``layers`` or in ``skipped``, once."""
+
+    layers: tuple[Layer, ...]
+    chains: tuple[Chain, ...]
+    skipped: tuple[Skipped, ...]
+    weighted_nodes: int
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer is to be stored. ``reason`` says in words why it got its bits."""
+
+    name: str
+    bits: int
+    role: Role
+    grid: Grid
+    rounding: Rounding
+    per_channel: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Bits per layer for one model: plain data, JSON in and out (see ``recipe``)."""
+
+    model_sha256: str
+    layers: tuple[LayerPlan, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def __getitem__(self, name: str) -> LayerPlan:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """Integer codes and their grid, in the layout of the stored weight.
+
+    ``W ~ scale * (codes - zero_point)`` broadcast along ``axis``; ``axis`` is None for one grid per tensor.
+
+    Attributes
+    ----------
+    codes : int array, shape of the weight
+        Between ``-2**(bits-1)`` and ``2**(bits-1) - 1`` when ``signed``, else between 0 and ``2**bits - 1``.
+    scale : float32 array, shape (channels along axis,) or ()
+    zero_point : int array like scale, or None for zero
+    bits : int
+        Nominal bits, 2 to 8. Ternary is 2 bits with codes -1, 0, 1.
+    """
+
+    codes: NDArray[np.integer]
+    scale: Array
+    zero_point: NDArray[np.integer] | None
+    bits: int
+    signed: bool
+    axis: int | None
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Float weight that the codes stand for, shape of ``codes``, as ONNX DequantizeLinear computes it."""
+        expand = tuple(-1 if d == self.axis else 1 for d in range(self.codes.ndim))
+        codes = self.codes.astype(np.float32)
+        if self.zero_point is not None:
+            codes = codes - np.reshape(self.zero_point, expand if self.axis is not None else ()).astype(np.float32)
+        return codes * np.reshape(self.scale, expand if self.axis is not None else ()).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLayer:
+    """Everything rewrite needs to know about one layer.
+
+    ``batch_norm`` replaces the parameters of the layer's BatchNormalization; ``bias`` (float32, shape (channels,)) replaces the layer's
+    bias, and is added as a new one where there was none. None leaves what is there.
+    """
+
+    name: str
+    weight: QuantizedWeight
+    bias: NDArray[np.float32] | None = None
+    batch_norm: BatchNorm | None = None
+    gain: Array | None = None
+    predicted_sqnr_db: float | None = None
+    provider: str = ""
+    notes: tuple[str, ...] = field(default=())
