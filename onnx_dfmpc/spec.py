@@ -1,7 +1,7 @@
 """The frozen dataclasses that travel between the rooms.
 
 Data flows one way: ``Layer`` and ``Chain`` come from matching, ``LayerPlan`` says how many bits, ``QuantizedWeight`` and
-``QuantizedLayer`` are the numbers to store, and the result of a run is in ``pipeline``. Arrays are never modified in place.
+``QuantizedLayer`` are the numbers to store, ``LayerReport`` is what the user reads. Arrays are never modified in place.
 """
 
 from __future__ import annotations
@@ -209,3 +209,23 @@ class QuantizedLayer:
     predicted_sqnr_db: float | None = None
     provider: str = ""
     notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of the report: what was done to a layer, what it cost, what it bought. SQNR in dB, sizes in bytes on disk."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    role: Role
+    bits: int
+    storage: str
+    bytes: int
+    provider: str
+    gain_min: float
+    gain_max: float
+    predicted_sqnr_db: float | None
+    measured_sqnr_db: float | None
+    reason: str
+    notes: tuple[str, ...] = ()
