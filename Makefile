@@ -1,0 +1,56 @@
+# Every target sets itself up in .venv: a machine needs python3 (3.11 or newer, with venv) and make, nothing else.
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format wheel wheel-check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+# Stamps, so that a second run starts at once. `demo` needs the run-time dependencies only.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+.venv/core.stamp: pyproject.toml | .venv/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[dev]'
+	@touch .venv/core.stamp $@
+
+demo: .venv/core.stamp ## quantize the network that ships with the project and compare
+	$(BIN)/python -m models.demo
+
+test: lint ## everything that has to pass: lint, then the tests and the examples in the docstrings
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev.stamp ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: .venv/dev.stamp ## build dist/*.whl
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+wheel-check: wheel ## install the wheel in an empty environment and quantize with it
+	rm -rf build/wheel-check
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build/wheel-check && bin/onnx-dfmpc --version
+	cd build/wheel-check && bin/onnx-dfmpc quantize ../../models/digits_resnet_bn.onnx -o small.onnx --low-bits 2 --high-bits 6
+	cd build/wheel-check && bin/onnx-dfmpc validate ../../models/digits_resnet_bn.onnx small.onnx --data ../../models/digits_test.npz
+
+clean: ## remove the environment and everything that was built
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
