@@ -1,0 +1,23 @@
+"""Models as files and protobufs: load, check, save, external data, opset and IR, constants, storage of integer codes."""
+
+from onnx_dfmpc.graph.constants import ConstantTable, Uses, used_names
+from onnx_dfmpc.graph.files import LoadedModel, load, save
+from onnx_dfmpc.graph.opset import MAX_OPSET, opset_of, raise_opset
+from onnx_dfmpc.graph.storage import StorageType, StoredWeight, native, pack, storage_type
+
+__all__ = [
+    "MAX_OPSET",
+    "ConstantTable",
+    "LoadedModel",
+    "StorageType",
+    "StoredWeight",
+    "Uses",
+    "load",
+    "native",
+    "opset_of",
+    "pack",
+    "raise_opset",
+    "save",
+    "storage_type",
+    "used_names",
+]
