@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel wheel-check clean
+.PHONY: help demo test lint format train wheel wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -39,6 +39,10 @@ lint: .venv/dev.stamp ## ruff, mypy --strict, import-linter
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+train: .venv/core.stamp ## train the shipped network again (installs torch)
+	$(PIP) --editable '.[train]'
+	$(BIN)/python -m models.train
 
 wheel: .venv/dev.stamp ## build dist/*.whl
 	rm -rf dist
