@@ -133,9 +133,9 @@ def _verify_batch_norm(node: NodeProto, table: ConstantTable, label: str) -> Non
         )
 
 
-def _as_float(array: NDArray[np.generic]) -> NDArray[np.floating]:
-    """As an array whose finiteness NumPy can test: bfloat16 and its like are not NumPy's own."""
-    return array if array.dtype.kind == "f" else array.astype(np.float32)
+def _as_float(array: NDArray[np.generic]) -> NDArray[np.float64]:
+    """As an array that NumPy can compute with: bfloat16 and its like are not NumPy's own."""
+    return array.astype(np.float64, copy=False)
 
 
 def _called(node: NodeProto) -> str:

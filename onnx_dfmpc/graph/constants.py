@@ -151,10 +151,8 @@ def used_names(graph: GraphProto) -> Counter[str]:
 
 
 def _constant_attribute(node: NodeProto) -> AttributeProto | None:
-    for attribute in node.attribute:
-        if attribute.name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
-            return attribute
-    return None
+    readable = ("value", "value_float", "value_floats", "value_int", "value_ints")
+    return next((attribute for attribute in node.attribute if attribute.name in readable), None)
 
 
 def _decode(held: TensorProto | AttributeProto) -> NDArray[np.generic]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 from onnx.checker import ValidationError
 
@@ -217,11 +217,12 @@ def _write(path: Path, content: Callable[[BinaryIO], object]) -> None:
 
 def _serialize(proto: ModelProto, target: Path) -> bytes:
     try:
-        return proto.SerializeToString(deterministic=True)
+        data: bytes = proto.SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
         raise RecipeError(
             f"{target}: the model does not fit the 2 GB of one file", hint="write the weights as external data (--save-as-external-data)"
         ) from error
+    return data
 
 
 def _is_external(tensor: TensorProto) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from google.protobuf.message import Message
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 LARGE = 1024
@@ -44,12 +44,12 @@ def value_names(graph: GraphProto) -> set[str]:
 
 def is_large(tensor: TensorProto) -> bool:
     """Whether a tensor has more elements than ``LARGE``."""
-    return prod(tensor.dims) > LARGE
+    return bool(prod(tensor.dims) > LARGE)
 
 
 def framed_size(message: Message) -> int:
     """Bytes that a message takes inside its parent: tag (field numbers below 16), length and content."""
-    size = message.ByteSize()
+    size: int = message.ByteSize()
     return 1 + max(1, -(-size.bit_length() // 7)) + size
 
 

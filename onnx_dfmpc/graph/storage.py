@@ -1,7 +1,7 @@
 """How integer codes look in the file: element types, packing, and the nodes that turn codes back into a float weight.
 
-A storage form is a function from a ``QuantizedWeight`` to initializers and nodes (``StoredWeight``). ``native`` is DequantizeLinear straight
-on the narrowest element type that holds the codes.
+A storage form is a function from a ``QuantizedWeight`` to initializers and nodes (``StoredWeight``). ``native`` is DequantizeLinear
+straight on the narrowest element type that holds the codes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class StorageType:
     @property
     def low(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.width - 1)) if self.signed else 0
+        return -(1 << (self.width - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
         """Largest code."""
-        return self.low + 2**self.width - 1
+        return self.low + (1 << self.width) - 1
 
 
 _TYPES = {
@@ -148,10 +148,9 @@ def native(weight: QuantizedWeight, kind: StorageType, data_type: int, base: str
     if weight.zero_point is not None and np.any(weight.zero_point):
         tensors.append(pack(np.reshape(weight.zero_point, np.shape(weight.scale)), kind, fresh(f"{base}_zero_point")))
     output = fresh(f"{base}_dequantized")
-    axis = {} if weight.axis is None else {"axis": weight.axis}
-    node = helper.make_node(
-        "DequantizeLinear", [tensor.name for tensor in tensors], [output], name=fresh(f"{base}_DequantizeLinear"), **axis
-    )
+    node = helper.make_node("DequantizeLinear", [tensor.name for tensor in tensors], [output], name=fresh(f"{base}_DequantizeLinear"))
+    if weight.axis is not None:
+        node.attribute.append(helper.make_attribute("axis", weight.axis))
     return StoredWeight(tuple(tensors), (node,), output)
 
 
