@@ -1,0 +1,130 @@
+"""From a producing layer forward to the layers that read its output, and whether a factor per channel may travel along.
+
+A chain passes through whatever a pair of layers may have between them. It ends where the producer's output becomes the shortcut around
+another layer: the sum behind that layer belongs to that layer. Whatever a positive factor on channel j does not survive is a reason against
+moving the factor to input channel j of the consumers, not against the chain.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
+
+from onnx_dfmpc.match.layers import layer_end
+from onnx_dfmpc.match.rules import JOINING, Flow, feeds_gate, gate, rule
+from onnx_dfmpc.match.walk import SHAPE_READERS, WEIGHTED, Walk, op
+from onnx_dfmpc.spec import Chain, Layer
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A tensor on the way, where the producer's channels are in it (None: lost to a factor), and the operators passed so far."""
+
+    tensor: gs.Tensor
+    flow: Flow | None
+    path: tuple[str, ...]
+
+
+def find_chains(walk: Walk, layers: list[Layer]) -> list[Chain]:
+    """The chain of every layer whose output reaches another layer, in the order of the layers."""
+    by_node = {id(walk.tensor(layer.output).inputs[0]): layer for layer in layers}
+    behind = _behind(walk, by_node)
+    chains = [_follow(walk, layer, by_node, behind) for layer in layers]
+    return [chain for chain in chains if chain.consumers]
+
+
+def _behind(walk: Walk, by_node: Mapping[int, Layer]) -> dict[str, frozenset[str]]:
+    """For each tensor, the layers that feed it through at least one other weighted node."""
+    feeding: dict[str, frozenset[str]] = {}
+    behind: dict[str, frozenset[str]] = {}
+    nothing: frozenset[str] = frozenset()
+    for node in walk.nodes:
+        if op(node) in SHAPE_READERS:
+            continue
+        fed = nothing.union(*(feeding.get(tensor.name, nothing) for tensor in node.inputs))
+        through = fed if op(node) in WEIGHTED else nothing.union(*(behind.get(tensor.name, nothing) for tensor in node.inputs))
+        if id(node) in by_node:
+            fed |= {by_node[id(node)].name}
+        for tensor in node.outputs:
+            feeding[tensor.name], behind[tensor.name] = fed, through
+    return behind
+
+
+def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: Mapping[str, frozenset[str]]) -> Chain:
+    """Walk forward from a layer, breadth first, until every way has ended at a layer or at a reason."""
+    start = _start(walk, layer)
+    waiting, seen = deque([start]), {start.tensor.name}
+    paths: dict[str, tuple[str, ...]] = {}
+    reasons: dict[str, None] = {}
+    while waiting:
+        step = waiting.popleft()
+        if leaves := walk.leaves(step.tensor):
+            reasons[leaves] = None
+        for node in walk.readers(step.tensor):
+            if feeds_gate(walk, step.tensor, node):
+                continue
+            consumer = by_node.get(id(node))
+            if consumer is not None and [i for i, tensor in enumerate(node.inputs) if tensor is step.tensor] == [0]:
+                paths.setdefault(consumer.name, step.path)
+                reasons[_why_not_landing(step.flow, layer, consumer)] = None
+                continue
+            passing = rule(step.tensor, node)
+            name = f"{op(node)} '{walk.name(node)}'"
+            if passing is None:
+                reasons[f"{name} reads it too"] = None
+            elif op(node) in JOINING and any(layer.name in behind.get(tensor.name, ()) for tensor in node.inputs):
+                reasons[f"it is also the shortcut into {name}"] = None
+            else:
+                after = passing(walk, step.flow, step.tensor, node) if step.flow is not None else None
+                if isinstance(after, str):
+                    reasons[f"{name} {after}"] = None
+                flow = after if isinstance(after, Flow) else None
+                path = (*step.path, gate(step.tensor, node) or op(node))
+                for tensor in node.outputs:
+                    if tensor.name and tensor.name not in seen:
+                        seen.add(tensor.name)
+                        waiting.append(_Step(tensor, flow, path))
+    reasons.pop("", None)
+    consumers = tuple(other.name for other in by_node.values() if other.name in paths)
+    return Chain(
+        producer=layer.name,
+        consumers=consumers,
+        activation=layer.activation,
+        path=paths[consumers[0]] if consumers else (),
+        homogeneous=not reasons,
+        reason="; ".join(reasons),
+    )
+
+
+def _start(walk: Walk, layer: Layer) -> _Step:
+    end = layer_end(walk, layer)
+    path = ("Add",) if layer.op_type == "MatMul" and layer.bias else ()
+    path += ("BatchNormalization",) if layer.batch_norm else ()
+    if layer.op_type == "MatMul":
+        return _Step(end, Flow(axis=-1, rank=None), path)
+    return _Step(end, Flow(axis=1, rank=len(layer.shape)), path)
+
+
+def _why_not_landing(flow: Flow | None, producer: Layer, consumer: Layer) -> str:
+    """Why channel j of the producer is not input channel j of the consumer; empty if it is, or if a reason was already given."""
+    if flow is None:
+        return ""
+    features = _input_channels(consumer)
+    if consumer.op_type in ("Gemm", "MatMul"):
+        last = flow.axis == (-1 if flow.rank is None else flow.rank - 1)
+        if last and flow.flattened and features != producer.channels:
+            return f"flattened before '{consumer.name}': a channel is a block of its columns"
+    else:
+        last = flow.axis == 1
+    if not last or features != producer.channels:
+        return f"its channels are not the input channels of '{consumer.name}'"
+    return ""
+
+
+def _input_channels(layer: Layer) -> int:
+    if layer.op_type == "Conv":
+        return layer.shape[1] * layer.group
+    return layer.shape[1 - layer.axis]
