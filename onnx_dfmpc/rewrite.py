@@ -104,7 +104,7 @@ def storage_for(layer: Layer, quantized: QuantizedLayer) -> tuple[StorageType, t
     features = layer.shape[-1]
     if kind.width == 2 and layer.op_type in ("MatMul", "Gemm") and layer.axis == 1 and features % 4:
         wide = storage_type(4, weight.signed)
-        why = f"ONNX Runtime computes {layer.op_type} with {kind.name} weights wrongly where output features ({features}) are not a multiple of 4"
+        why = f"ONNX Runtime gets {kind.name} {layer.op_type} wrong where output features ({features}) are not a multiple of 4"
         return wide, (f"stored as {wide.name}: {why}",)
     return kind, ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx import GraphProto, ModelProto, NodeProto, checker, defs, helper, version_converter
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, checker, defs, helper, version_converter
 
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.graph.protobuf import copy_fields, skeleton, subgraphs
@@ -27,7 +27,8 @@ def opset_of(proto: ModelProto) -> int:
 def changed_operators(proto: ModelProto, target: int) -> tuple[str, ...]:
     """Operators used by a model whose definition differs between its own opset and ``target``, sorted."""
     current = opset_of(proto)
-    return tuple(sorted(op for op in _operators(proto.graph) if _since(op, current) != _since(op, target)))
+    used = _operators(proto.graph).union(*map(_operators, proto.functions))
+    return tuple(sorted(op for op in used if _since(op, current) != _since(op, target)))
 
 
 def raise_opset(proto: ModelProto, minimum: int) -> ModelProto:
@@ -66,7 +67,9 @@ def raise_opset(proto: ModelProto, minimum: int) -> ModelProto:
                     f"opset {current} is above {MAX_OPSET}, and {', '.join(changed)} changed in between",
                     hint=f"export the model with opset {MAX_OPSET} or lower",
                 )
-            _merge(result.graph, _convert(proto, target).graph)
+            _merge(result.graph, _convert(skeleton(proto), target).graph)
+            for function in result.functions:
+                _merge(function, _convert(_as_model(function, proto), target).graph)
         _set_opset(result, target)
     _raise_ir(result)
     if target != current:
@@ -74,7 +77,7 @@ def raise_opset(proto: ModelProto, minimum: int) -> ModelProto:
     return result
 
 
-def _operators(graph: GraphProto) -> set[str]:
+def _operators(graph: GraphProto | FunctionProto) -> set[str]:
     names: set[str] = set()
     for node in graph.node:
         if node.domain in DEFAULT_DOMAINS:
@@ -91,9 +94,17 @@ def _since(op_type: str, opset: int) -> int:
         return 0
 
 
+def _as_model(function: FunctionProto, proto: ModelProto) -> ModelProto:
+    """Dress a local function up as a model, for a converter that only knows graphs."""
+    graph = GraphProto(name=function.name, node=function.node)
+    graph.input.extend(ValueInfoProto(name=name) for name in function.input)
+    graph.output.extend(ValueInfoProto(name=name) for name in function.output)
+    return ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, graph=graph)
+
+
 def _convert(proto: ModelProto, target: int) -> ModelProto:
     try:
-        return version_converter.convert_version(skeleton(proto), target)
+        return version_converter.convert_version(proto, target)
     except Exception as error:  # the converter raises whatever its C++ assertions throw
         raise UnsupportedError(
             f"onnx.version_converter cannot convert opset {opset_of(proto)} to {target}: {' '.join(str(error).split())}",
@@ -111,15 +122,16 @@ def _check(result: ModelProto, current: int, target: int) -> None:
         ) from error
 
 
-def _merge(graph: GraphProto, converted: GraphProto) -> None:
-    """Give ``graph`` the nodes of ``converted``, keeping the original node wherever the two say the same."""
+def _merge(graph: GraphProto | FunctionProto, converted: GraphProto) -> None:
+    """Give a graph or function the nodes of ``converted``, keeping the original node wherever the two say the same."""
     originals = {name: node for node in graph.node for name in node.output if name}
     nodes = []
     for node in converted.node:
         twin = next((originals[name] for name in node.output if name in originals), None)
         nodes.append(node if twin is None else _merge_node(twin, node))
-    known = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-    graph.initializer.extend(tensor for tensor in converted.initializer if tensor.name not in known)
+    if isinstance(graph, GraphProto):
+        known = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+        graph.initializer.extend(tensor for tensor in converted.initializer if tensor.name not in known)
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -135,23 +147,34 @@ def _merge_node(original: NodeProto, converted: NodeProto) -> NodeProto:
             body.CopyFrom(twin.g)
             _merge(body, attribute.g)
             attribute.g.CopyFrom(body)
-    if _meaning(merged) == _meaning(original):
+    references = {attribute.name for attribute in original.attribute if attribute.ref_attr_name}
+    if _meaning(merged, references) == _meaning(original, references):
         return original
+    if references:
+        raise UnsupportedError(
+            f"{original.op_type} in a local function cannot be converted: {', '.join(sorted(references))} is an attribute of the function",
+            hint="inline the model's local functions first (onnx.inliner.inline_local_functions)",
+        )
     for field in ("doc_string", "metadata_props"):
         merged.ClearField(field)
     copy_fields(original, merged, without=("op_type", "domain", "input", "output", "attribute", "overload"))
     return merged
 
 
-def _meaning(node: NodeProto) -> tuple[object, ...]:
-    attributes = {attribute.name: attribute.SerializeToString(deterministic=True) for attribute in node.attribute}
+def _meaning(node: NodeProto, references: set[str]) -> tuple[object, ...]:
+    """Everything about a node that makes a difference, but for the attributes that it takes from the function around it."""
+    attributes = {
+        attribute.name: attribute.SerializeToString(deterministic=True) for attribute in node.attribute if attribute.name not in references
+    }
     return node.op_type, node.domain, list(node.input), list(node.output), attributes
 
 
 def _set_opset(proto: ModelProto, version: int) -> None:
-    for entry in proto.opset_import:
-        if entry.domain in DEFAULT_DOMAINS:
-            entry.version = version
+    # ONNX Runtime reads the bodies of local functions at the opset of the model, whatever they import.
+    for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
+        for entry in imports:
+            if entry.domain in DEFAULT_DOMAINS:
+                entry.version = version
 
 
 def _raise_ir(proto: ModelProto) -> None:
