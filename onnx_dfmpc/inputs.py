@@ -24,6 +24,7 @@ DataSource = str | os.PathLike[str] | Mapping[str, Anything] | Anything
 LabelSource = str | os.PathLike[str] | Anything
 
 SYNTHETIC_SAMPLES = 32
+SYNTHETIC_ELEMENTS = 1 << 21
 DYNAMIC_PIXELS = 224
 DYNAMIC_LENGTH = 64
 MAX_BATCH = 64
@@ -39,7 +40,7 @@ class InputSpec:
     shape: tuple[int | str, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}{_shape_text(self.shape)}"
+        return f"{self.name}: {self.dtype} {_shape_text(self.shape)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +215,13 @@ def _fit(
     if not fits:
         want = ("n", *spec.shape[1:]) if is_batched else spec.shape
         raise RecipeError(
-            f"{source}: input {spec.name!r} expects {spec.dtype}{_shape_text(want)}, the data has {array.dtype}{_shape_text(array.shape)}",
+            f"{source}: input {spec.name!r} expects {spec.dtype} {_shape_text(want)}, the data has {array.dtype} {_shape_text(array.shape)}",
             hint="preprocess the data (axis order, size, normalisation) as for training and save it with numpy.savez"
             if len(specs) == 1
             else _listing(specs),
         )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise RecipeError(f"{source}: input {spec.name!r} has NaN or infinite values")
     if array.dtype == spec.dtype:
         return array, ()
     if not _can_cast(array, spec.dtype):
@@ -236,7 +239,7 @@ def _can_cast(array: Anything, dtype: np.dtype[Any]) -> bool:
     if np.can_cast(array.dtype, dtype, "safe"):
         return array.dtype.kind != "b"
     if array.dtype.kind == "f" and dtype.kind == "f":
-        return bool(np.abs(array[np.isfinite(array)]).max(initial=0.0) <= np.finfo(dtype).max)
+        return bool(np.abs(array).max(initial=0.0) <= np.finfo(dtype).max)
     if array.dtype.kind in "iu" and dtype.kind in "iu" and array.size:
         limits = np.iinfo(dtype)
         return bool(array.min() >= limits.min and array.max() <= limits.max)
@@ -262,7 +265,7 @@ def _read_labels(labels: LabelSource, count: int) -> Anything:
 def _check_labels(labels: Anything, count: int, source: str) -> NDArray[np.int64]:
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise RecipeError(
-            f"{source}: expected {count} integers, one per sample, got {labels.dtype}{_shape_text(labels.shape)}",
+            f"{source}: expected {count} integers, one per sample, got {labels.dtype} {_shape_text(labels.shape)}",
             hint="labels are class indices, counted from 0",
         )
     return labels.astype(np.int64)
@@ -340,7 +343,7 @@ def synthetic(
     specs : sequence of InputSpec
         The model's inputs. Dimensions that are not fixed become 224 (images) or 64.
     samples : int, optional
-        How many; 32 where it is None.
+        How many; where it is None 32, and down to 8 for large inputs.
     seed : int
         Seed.
     input_range : (float, float), optional
@@ -350,7 +353,7 @@ def synthetic(
     shapes = {spec.name: _sample_shape(spec) for spec in specs}
     elements = max((int(np.prod(shape[1:])) for shape in shapes.values()), default=1)
     batch = _batch_size(fixed, elements)
-    count = samples or SYNTHETIC_SAMPLES
+    count = samples or max(8, min(SYNTHETIC_SAMPLES, SYNTHETIC_ELEMENTS // elements))
     if fixed is not None:
         count = max(1, round(count / fixed)) * fixed
 

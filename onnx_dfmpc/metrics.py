@@ -23,7 +23,7 @@ def class_scores(output: NDArray[np.generic], count: int) -> NDArray[np.generic]
 
     Parameters
     ----------
-    output : array, shape (N, classes) or (N, classes, 1, ..., 1)
+    output : array, shape (N, classes) or (N, classes, 1, 1)
         One output of one run.
     count : int
         Number of samples in the run.
@@ -35,7 +35,7 @@ def class_scores(output: NDArray[np.generic], count: int) -> NDArray[np.generic]
     >>> class_scores(np.zeros((2, 10, 4)), 2) is None
     True
     """
-    if output.ndim < 2 or output.shape[0] != count or output.shape[1] < 2 or math.prod(output.shape[2:]) != 1:
+    if output.shape[2:] not in ((), (1, 1)) or output.ndim < 2 or output.shape[0] != count or output.shape[1] < 2:
         return None
     return output.reshape(output.shape[:2])
 

@@ -1,0 +1,8 @@
+"""``python -m onnx_dfmpc``: the command line."""
+
+import sys
+
+from onnx_dfmpc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The flags of the command line, and how a mistake in them is said: one line and a hint."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from onnx_dfmpc.document import tool_version
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.recipe import Recipe, nearest
+
+__all__ = ["PROGRAM", "parse", "recipe_of"]
+
+PROGRAM = "onnx-dfmpc"
+KNOBS = tuple(knob.name for knob in fields(Recipe))
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.fullmatch(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        suggestion = nearest(choice[1], re.split(r",\s*", choice[2].replace("'", ""))) if choice else ""
+        raise RecipeError(message, hint=suggestion or f"{self.prog} --help")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line.
+
+    Raises
+    ------
+    RecipeError
+        An unknown flag or command, a missing or malformed value.
+    SystemExit
+        With code 0, after ``--help`` and ``--version``.
+    """
+    parser, commands = _parser()
+    args, extra = parser.parse_known_args(list(_glued(argv)))
+    if extra:
+        command = commands[args.command]
+        flag = extra[0].split("=", 1)[0]
+        if not flag.startswith("-"):
+            raise RecipeError(f"unexpected argument {flag!r}", hint=f"{command.prog} --help")
+        known = [name for action in command._actions for name in action.option_strings]
+        raise RecipeError(f"unknown flag {flag}", hint=nearest(flag, known) or f"{command.prog} --help")
+    return args
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """Recipe of the flags that were given, on top of the file named with ``-c``."""
+    given = {name: value for name, value in vars(args).items() if name in KNOBS}
+    config = getattr(args, "config", None)
+    return Recipe.from_dict(given) if config is None else Recipe.from_toml(config, given)
+
+
+def _glued(argv: Sequence[str]) -> Iterator[str]:
+    """Join ``--input-range -1,1`` with "=": argparse takes a value that starts with a minus for a flag."""
+    tokens = iter(argv)
+    for token in tokens:
+        value = next(tokens, None) if token == "--input-range" else None
+        yield token if value is None else f"{token}={value}"
+
+
+def _rule(text: str) -> tuple[str, int]:
+    pattern, separator, bits = text.rpartition("=")
+    if not separator or not pattern or not re.fullmatch(r"\d+", bits):
+        raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=BITS, such as 'layer1.*=4'")
+    return pattern, int(bits)
+
+
+def _interval(text: str) -> tuple[float, ...]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not A,B, such as 0,255") from None
+    return low, high
+
+
+def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
+    parser = _Parser(prog=PROGRAM, description="Shrink a float ONNX network to 2-8 bit weights, from the file alone: no data, no training.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {tool_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    inspect = commands.add_parser("inspect", help="what there is to quantize", description="Chains, layers and skipped nodes with reasons.")
+    inspect.add_argument("model", metavar="MODEL", help="float .onnx file")
+    _add_common(inspect)
+
+    quantize = commands.add_parser("quantize", help="quantize and validate", description="Quantize the weights of a model and validate it.")
+    quantize.add_argument("model", metavar="MODEL", help="float .onnx file")
+    quantize.add_argument("-o", "--output", metavar="OUT.onnx", help="file to write")
+    _add_bits(quantize)
+    _add_method(quantize)
+    output = quantize.add_argument_group("output")
+    output.add_argument("--save-as-external-data", action="store_true", help="weights into OUT.onnx.data")
+    output.add_argument("--overwrite", action="store_true", help="allow OUT to exist")
+    output.add_argument("--dry-run", action="store_true", help="do everything but write")
+    _add_validation(quantize)
+    _add_common(quantize)
+
+    validate = commands.add_parser("validate", help="compare two models", description="Compare two models under ONNX Runtime.")
+    validate.add_argument("float_model", metavar="FLOAT", help="float .onnx file")
+    validate.add_argument("quantized_model", metavar="QUANTIZED", help="the quantized one")
+    _add_validation(validate)
+    _add_common(validate)
+    return parser, commands.choices
+
+
+def _knob(group: argparse._ArgumentGroup, flag: str, text: str, **settings: Any) -> None:
+    """Add a flag for an attribute of `Recipe`; it is absent from the namespace unless given, so that a recipe file can have a say."""
+    group.add_argument(flag, help=text, default=argparse.SUPPRESS, **settings)
+
+
+def _add_bits(parser: _Parser) -> None:
+    group = parser.add_argument_group("bits", "Pairs of low and high bits (default 3 and 6), or the same bits everywhere.")
+    _knob(group, "--low-bits", "bits of one layer of each pair, 2 to 8", type=int, metavar="N")
+    _knob(group, "--high-bits", "bits of the other layer, 2 to 8", type=int, metavar="N")
+    _knob(group, "--bits", "the same bits for every inner layer, 2 to 8", type=int, metavar="N")
+    _knob(group, "--low-position", "which layer of a pair is the low one (auto)", choices=("auto", "first", "second"))
+    _knob(group, "--first-last-bits", "bits of the first and the last layer (8)", type=int, metavar="N")
+    _knob(group, "--set", "bits for layers by name; repeatable, the last match wins", type=_rule, action="append", metavar="REGEX=BITS")
+    _knob(group, "--nodes-to-exclude", "nodes that stay float", nargs="+", action="extend", metavar="NAME")
+    group.add_argument("-c", "--config", metavar="FILE", help="recipe.toml; flags win over it")
+
+
+def _add_method(parser: _Parser) -> None:
+    group = parser.add_argument_group("method")
+    _knob(group, "--method", "the default method, or the paper's as written (dfmpc)", choices=("dfmpc", "paper"))
+    _knob(group, "--lambda1", "weight of the bias term (0.5)", type=float, metavar="X")
+    _knob(group, "--lambda2", "weight of the size of the coefficients (0)", type=float, metavar="X")
+    _knob(group, "--absorb", "which side of a chain takes the coefficients (producer)", choices=("producer", "consumer"))
+    _knob(group, "--rounding", "how weights are rounded (the method's own)", choices=("nearest", "squant", "covariance"))
+    _knob(group, "--no-compensate", "without the coefficients", action="store_false", dest="compensate")
+    _knob(group, "--no-bias-correction", "without the re-estimated mean", action="store_false", dest="bias_correction")
+    statistics = ("auto", "analytic", "probe", "calibration")
+    _knob(group, "--statistics", "where the moments of the layers' inputs come from (auto)", choices=statistics)
+    _knob(group, "--calibration-data", "real inputs for the statistics", metavar="FILE.npz")
+
+
+def _add_validation(parser: _Parser) -> None:
+    group = parser.add_argument_group("validation", "Without data: seeded synthetic inputs, a sanity check, not accuracy.")
+    _knob(group, "--data", "inputs by name, and labels", metavar="FILE.npz")
+    _knob(group, "--labels", "class indices: .npz, .npy, or text", metavar="FILE")
+    _knob(group, "--input-range", "range of synthetic inputs, such as 0,255", type=_interval, metavar="A,B")
+    _knob(group, "--samples", "at most so many samples", type=int, metavar="N")
+    _knob(group, "--seed", "seed of synthetic inputs and of the choice of samples (0)", type=int, metavar="S")
+    gates = parser.add_argument_group("gates", "Where one does not hold: exit code 1, no output. Shares are fractions: 0.01 is one point.")
+    _knob(gates, "--min-cosine", "lowest cosine of an output", type=float, metavar="X")
+    _knob(gates, "--min-sqnr-db", "lowest signal-to-quantization-noise ratio of an output", type=float, metavar="DB")
+    _knob(gates, "--max-top1-drop", "largest loss of top-1; needs labels", type=float, metavar="X")
+    _knob(gates, "--min-top1-agreement", "lowest share of samples with the same top-1", type=float, metavar="X")
+
+
+def _add_common(parser: _Parser) -> None:
+    group = parser.add_argument_group("common")
+    group.add_argument("--json", metavar="FILE", help="write the JSON document, to stdout and nothing else with -")
+    volume = group.add_mutually_exclusive_group()
+    volume.add_argument("-v", "--verbose", action="store_true", help="more detail; a traceback for an internal error")
+    volume.add_argument("-q", "--quiet", action="store_true", help="nothing but errors")
+    group.add_argument("--no-progress", action="store_true", help="no progress bar")

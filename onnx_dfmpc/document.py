@@ -1,0 +1,202 @@
+"""Results as the versioned JSON document (described in docs/json.md): plain data, no NaN, None where there is no number."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import onnx
+from onnx_dfmpc.pipeline import QuantizeResult
+
+from onnx_dfmpc.graph import LoadedModel, opset_of
+from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, Skipped
+
+__all__ = ["SCHEMA", "dumps", "inspect_document", "nominal_bits", "quantize_document", "tool_version", "validate_document"]
+
+SCHEMA = 1
+
+Json = dict[str, Any]
+
+
+def tool_version() -> str:
+    """Version of the installed package, "unknown" in a checkout that is not installed."""
+    try:
+        return metadata.version("onnx-dfmpc")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def nominal_bits(layers: Sequence[LayerReport]) -> float | None:
+    """Bits per quantized weight on average, None where nothing is quantized."""
+    weights = sum(math.prod(layer.shape) for layer in layers)
+    return sum(math.prod(layer.shape) * layer.bits for layer in layers) / weights if weights else None
+
+
+def _head(command: str) -> Json:
+    return {"schema": SCHEMA, "tool": {"name": "onnx-dfmpc", "version": tool_version()}, "command": command}
+
+
+def _model(source: LoadedModel) -> Json:
+    path = None if source.path is None else str(source.path)
+    return {"path": path, "sha256": source.sha256, "bytes": source.size, "opset": source.opset}
+
+
+def _output(result: QuantizeResult) -> Json:
+    proto: onnx.ModelProto = result.model
+    return {"path": None if result.output is None else str(result.output), "bytes": result.size, "opset": opset_of(proto)}
+
+
+def _skipped(skipped: Sequence[Skipped]) -> list[Json]:
+    return [{"name": node.name, "op": node.op_type, "reason": node.reason} for node in skipped]
+
+
+def _matched_layer(layer: Layer) -> Json:
+    return {
+        "name": layer.name,
+        "op": layer.op_type,
+        "shape": list(layer.shape),
+        "weights": layer.size,
+        "group": layer.group,
+        "batch_norm": None if layer.batch_norm is None else layer.batch_norm.node,
+        "bias": layer.bias is not None,
+        "activation": layer.activation or None,
+        "notes": list(layer.notes),
+    }
+
+
+def _chain(chain: Chain) -> Json:
+    return {
+        "producer": chain.producer,
+        "consumers": list(chain.consumers),
+        "activation": chain.activation or None,
+        "path": list(chain.path),
+        "homogeneous": chain.homogeneous,
+        "reason": chain.reason,
+    }
+
+
+def _quantized_layer(layer: LayerReport) -> Json:
+    return {
+        "name": layer.name,
+        "op": layer.op,
+        "shape": list(layer.shape),
+        "role": layer.role,
+        "bits": layer.bits,
+        "storage": layer.storage,
+        "bytes": layer.bytes,
+        "provider": layer.provider or None,
+        "gain_min": layer.gain_min,
+        "gain_max": layer.gain_max,
+        "predicted_sqnr_db": layer.predicted_sqnr_db,
+        "measured_sqnr_db": layer.measured_sqnr_db,
+        "reason": layer.reason,
+        "notes": list(layer.notes),
+    }
+
+
+def _validation(report: ValidationReport) -> Json:
+    run = report.default_run
+    return {
+        "passed": bool(report),
+        "samples": report.samples,
+        "data": report.data,
+        "synthetic": report.synthetic,
+        "cosine": report.cosine,
+        "sqnr_db": report.sqnr_db,
+        "max_abs": report.max_abs,
+        "top1_agreement": report.top1_agreement,
+        "top1_float": report.top1_float,
+        "top1_quantized": report.top1_quantized,
+        "labelled": report.labelled,
+        "gates": [{"name": gate.name, "limit": gate.limit, "value": gate.value, "passed": gate.passed} for gate in report.gates],
+        "failures": list(report.failures),
+        "outputs": [
+            {
+                "name": output.name,
+                "cosine": output.cosine,
+                "sqnr_db": output.sqnr_db,
+                "max_abs": output.max_abs,
+                "mean_abs": output.mean_abs,
+                "top1_agreement": output.top1_agreement,
+            }
+            for output in report.outputs
+        ],
+        "weight_only": report.weight_only,
+        "default_run": None if run is None else {"samples": run.samples, "max_abs": run.max_abs, "sqnr_db": run.sqnr_db},
+        "notes": list(report.notes),
+    }
+
+
+def inspect_document(source: LoadedModel, report: MatchReport) -> Json:
+    """Document of ``inspect``: what there is to quantize."""
+    return _head("inspect") | {
+        "model": _model(source),
+        "layers": [_matched_layer(layer) for layer in report.layers],
+        "chains": [_chain(chain) for chain in report.chains],
+        "skipped": _skipped(report.skipped),
+        "totals": {
+            "weighted_nodes": report.weighted_nodes,
+            "layers": len(report.layers),
+            "skipped": len(report.skipped),
+            "chains": len(report.chains),
+            "weights": sum(layer.size for layer in report.layers),
+        },
+    }
+
+
+def quantize_document(result: QuantizeResult) -> Json:
+    """Document of ``quantize``: what was done to every layer, what it cost, how far the outputs moved."""
+    return _head("quantize") | {
+        "model": _model(result.source),
+        "output": _output(result),
+        "recipe": result.recipe.to_dict(),
+        "layers": [_quantized_layer(layer) for layer in result.layers],
+        "chains": [_chain(chain) for chain in result.chains],
+        "skipped": _skipped(result.skipped),
+        "totals": {
+            "layers": len(result.layers),
+            "skipped": len(result.skipped),
+            "weights": sum(math.prod(layer.shape) for layer in result.layers),
+            "nominal_bits": nominal_bits(result.layers),
+            "bytes_ratio": result.size / result.source.size if result.source.size else None,
+        },
+        "notes": list(result.notes),
+        "validation": None if result.validation is None else _validation(result.validation),
+        "seconds": dict(result.seconds),
+    }
+
+
+def validate_document(float_model: LoadedModel, quantized_model: LoadedModel, report: ValidationReport) -> Json:
+    """Document of ``validate``: ``model`` is the float model, ``output`` the quantized one."""
+    return _head("validate") | {
+        "model": _model(float_model),
+        "output": _model(quantized_model),
+        "validation": _validation(report),
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def dumps(document: Json) -> str:
+    """Document as JSON text; infinity and NaN, which JSON does not have, become null.
+
+    Examples
+    --------
+    >>> print(dumps({"sqnr_db": float("inf")}))
+    {
+      "sqnr_db": null
+    }
+    """
+    return json.dumps(_without_nan(document), indent=2, allow_nan=False, ensure_ascii=False)

@@ -1,0 +1,231 @@
+"""Results as tables for a terminal: readable in 80 columns, and without colour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from onnx_dfmpc.pipeline import QuantizeResult
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from onnx_dfmpc.document import nominal_bits
+from onnx_dfmpc.graph import LoadedModel, opset_of
+from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.spec import Chain, LayerReport, MatchReport, Skipped
+
+__all__ = ["inspect_view", "quantize_view", "validate_view"]
+
+NONE = "-"
+
+
+def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=False)
+    return table
+
+
+def _section(*parts: RenderableType) -> Padding:
+    return Padding(Group(*parts), (1, 0, 0, 0))
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.{digits}f}" if math.isfinite(value) else ("same" if value > 0 else "no signal")
+
+
+def _small(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.2f} %"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _name(source: LoadedModel) -> str:
+    return "model" if source.path is None else str(source.path)
+
+
+def _skipped_table(skipped: Sequence[Skipped]) -> list[RenderableType]:
+    if not skipped:
+        return []
+    table = _table("Skipped (stays float)", "node", "op", "reason")
+    for node in skipped:
+        table.add_row(node.name, node.op_type, node.reason)
+    return [_section(table)]
+
+
+def _notes(notes: Iterable[str]) -> list[RenderableType]:
+    lines = [Text(f"note: {note}") for note in dict.fromkeys(notes)]
+    return [_section(*lines)] if lines else []
+
+
+# ---------------------------------------------------------------------------------------------------------------------- inspect
+
+
+def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
+    """Layers, chains and skipped nodes of a model."""
+    layers = _table("Layers", "layer", "op", "weight", "batch norm", "activation", "in chains as")
+    for layer in report.layers:
+        layers.add_row(
+            layer.name,
+            layer.op_type if layer.group == 1 else f"{layer.op_type}, {layer.group} groups",
+            _shape(layer.shape),
+            "kept" if layer.batch_norm is not None else "folded or none",
+            layer.activation or NONE,
+            _position(layer.name, report.chains),
+        )
+    weights = sum(layer.size for layer in report.layers)
+    kept = sum(layer.batch_norm is not None for layer in report.layers)
+    totals = (
+        f"{_count(report.weighted_nodes, 'weighted node')}: {_count(len(report.layers), 'layer')} to quantize, "
+        f"{len(report.skipped)} skipped. {_count(len(report.chains), 'chain')}, {_count(weights, 'weight')}, batch norm kept behind {_count(kept, 'layer')}."
+    )
+    parts: list[RenderableType] = [Text(f"{_name(source)}: {source.size:,} bytes, opset {source.opset}, sha256 {source.sha256[:12]}")]
+    if report.layers:
+        parts.append(_section(layers))
+    if report.chains:
+        parts.append(_section(_chains_table(report.chains)))
+    parts += _skipped_table(report.skipped)
+    parts += _notes(f"{layer.name}: {note}" for layer in report.layers for note in layer.notes)
+    return Group(*parts, _section(Text(totals)))
+
+
+def _position(name: str, chains: Sequence[Chain]) -> str:
+    roles = {
+        "producer": any(chain.producer == name for chain in chains),
+        "consumer": any(name in chain.consumers for chain in chains),
+    }
+    return " and ".join(role for role, holds in roles.items() if holds) or NONE
+
+
+def _chains_table(chains: Sequence[Chain]) -> Table:
+    table = _table("Chains", "producer", "through", "consumers", "coefficients")
+    for chain in chains:
+        table.add_row(
+            chain.producer,
+            ", ".join(chain.path) or NONE,
+            "\n".join(chain.consumers),
+            "either side" if chain.homogeneous else "producer side" + (f": {chain.reason}" if chain.reason else ""),
+        )
+    return table
+
+
+# --------------------------------------------------------------------------------------------------------------------- quantize
+
+
+def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
+    """What was done to every layer, what it cost, how far the outputs moved."""
+    columns = ["layer", "role", "bits", "stored", "bytes", "SQNR dB", "gain"]
+    table = _table("Layers", *columns, *(["why"] if verbose else []), right=("bits", "bytes", "SQNR dB", "gain"))
+    for layer in result.layers:
+        sqnr = layer.measured_sqnr_db if layer.measured_sqnr_db is not None else layer.predicted_sqnr_db
+        row = [layer.name, layer.role, str(layer.bits), layer.storage, f"{layer.bytes:,}", _number(sqnr, 1), _gain(layer)]
+        table.add_row(*row, *([layer.reason] if verbose else []))
+    parts: list[RenderableType] = [_section(table)] if result.layers else []
+    if not verbose:
+        parts += _reasons(result.layers)
+    parts += _skipped_table(result.skipped)
+    parts += _notes([*result.notes, *(f"{layer.name}: {note}" for layer in result.layers for note in layer.notes)])
+    parts.append(_section(*_totals(result, verbose=verbose)))
+    if result.validation is not None:
+        parts.append(_section(validate_view(result.validation)))
+    return Group(*parts)
+
+
+def _gain(layer: LayerReport) -> str:
+    low, high = f"{layer.gain_min:.2f}", f"{layer.gain_max:.2f}"
+    return low if low == high else f"{low}-{high}"
+
+
+def _reasons(layers: Sequence[LayerReport]) -> list[RenderableType]:
+    """Each reason once, with its layers: one line per layer would not fit beside the numbers."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.reason:
+            by_reason.setdefault(f"{layer.bits} bits, {layer.reason}", []).append(layer.name)
+    if not by_reason:
+        return []
+    lines = [f"{reason}: {', '.join(names) if len(names) <= 2 else _count(len(names), 'layer')}" for reason, names in by_reason.items()]
+    return [_section(*map(Text, lines))]
+
+
+def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
+    before, after = result.source.size, result.size
+    weights = sum(math.prod(layer.shape) for layer in result.layers)
+    target = "not written" if result.output is None else str(result.output)
+    lines = [
+        f"{_count(weights, 'weight')} in {_count(len(result.layers), 'layer')}, "
+        f"{_number(nominal_bits(result.layers), 2)} nominal bits each; {len(result.skipped)} skipped",
+        f"{_name(result.source)} -> {target}",
+        f"{before:,} -> {after:,} bytes ({after / before:.1%}), opset {result.source.opset} -> {opset_of(result.model)}",
+    ]
+    if verbose:
+        lines.append("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))
+    return [Text(line) for line in lines]
+
+
+# --------------------------------------------------------------------------------------------------------------------- validate
+
+
+def validate_view(report: ValidationReport) -> Group:
+    """Metrics, labelled accuracy, gates and failures of a validation."""
+    table = _table(
+        "Validation: float against quantized", "output", "cosine", "SQNR dB", "max abs", "mean abs", "same top-1",
+        right=("cosine", "SQNR dB", "max abs", "mean abs", "same top-1"),
+    )  # fmt: skip
+    for output in report.outputs:
+        table.add_row(
+            output.name,
+            _number(output.cosine, 6),
+            _number(output.sqnr_db, 2),
+            _small(output.max_abs),
+            _small(output.mean_abs),
+            _percent(output.top1_agreement),
+        )
+    lines = [Text(f"data: {report.data}" + (": a sanity check, not accuracy" if report.synthetic else ""))]
+    lines += [Text(f"note: {note}") for note in report.notes]
+    if report.top1_float is not None and report.top1_quantized is not None:
+        points = 100 * (report.top1_quantized - report.top1_float)
+        lines.append(
+            Text(
+                f"top-1 on {_count(report.labelled, 'labelled sample')}: float {_percent(report.top1_float)}, "
+                f"quantized {_percent(report.top1_quantized)} ({points:+.2f} points)"
+            )
+        )
+    lines += _session_lines(report)
+    lines += [Text(f"FAILED {failure}", style="bold red") for failure in report.failures]
+    for gate in report.gates:
+        verdict, style = ("PASSED", "green") if gate.passed else ("FAILED", "bold red")
+        lines.append(Text(f"{verdict} {gate.name}: {_small_or_plain(gate.value)}, limit {gate.limit:g}", style=style))
+    return Group(table, _section(*lines))
+
+
+def _small_or_plain(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.6g}"
+
+
+def _session_lines(report: ValidationReport) -> list[Text]:
+    if not report.weight_only:
+        return [Text("run with default session options, because activations are quantized too")]
+    lines = [Text("run with session.disable_quant_qdq=1 (onnx_dfmpc.session_options())")]
+    run = report.default_run
+    if run is not None:
+        moved = (
+            "the same outputs" if run.max_abs == 0 else f"outputs differ by at most {_small(run.max_abs)} ({_number(run.sqnr_db, 1)} dB)"
+        )
+        lines.append(Text(f"with default session options: {moved} ({_count(run.samples, 'sample')})"))
+    return lines
