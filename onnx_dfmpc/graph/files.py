@@ -142,6 +142,7 @@ def _load_external_data(proto: ModelProto, path: Path) -> int:
                 f"{path}: external data {location!r} of tensor {tensor.name!r}: {_reason(error)}",
                 hint="keep the data file next to the model, complete and under the name it was written with",
             ) from error
+        tensor.ClearField("data_location")
         files.add(path.parent / location)
     return sum(file.stat().st_size for file in files)
 

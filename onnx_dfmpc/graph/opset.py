@@ -147,6 +147,10 @@ def _merge_node(original: NodeProto, converted: NodeProto) -> NodeProto:
             body.CopyFrom(twin.g)
             _merge(body, attribute.g)
             attribute.g.CopyFrom(body)
+    if merged.op_type == "Resize" and len(original.input) < 3:
+        # Upsample, and Resize before opset 11, sample asymmetrically; the converter leaves the new default, half_pixel, to take over.
+        merged.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+        merged.attribute.append(helper.make_attribute("nearest_mode", "floor"))
     references = {attribute.name for attribute in original.attribute if attribute.ref_attr_name}
     if _meaning(merged, references) == _meaning(original, references):
         return original
