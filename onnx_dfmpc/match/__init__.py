@@ -1,7 +1,7 @@
 """Match a graph: which nodes carry weights that can be quantized, what belongs to each, and which layers feed which.
 
-``walk`` asks onnx-graphsurgeon, ``layers`` sorts the weighted nodes, ``rules`` knows the operators between two layers and ``chains`` follows
-them. Nothing here changes the model.
+``walk`` asks onnx-graphsurgeon, ``layers`` sorts the weighted nodes, ``rules`` knows the operators between two layers and ``chains``
+follows them. Nothing here changes the model.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
@@ -31,29 +31,32 @@ class _Step:
 def find_chains(walk: Walk, layers: list[Layer]) -> list[Chain]:
     """The chain of every layer whose output reaches another layer, in the order of the layers."""
     by_node = {id(walk.tensor(layer.output).inputs[0]): layer for layer in layers}
-    behind = _behind(walk, by_node)
-    chains = [_follow(walk, layer, by_node, behind) for layer in layers]
+    bits = {node: 1 << i for i, node in enumerate(by_node)}
+    behind = _behind(walk, bits)
+    chains = [
+        _follow(walk, layer, by_node, {name for name, sources in behind.items() if sources & bits[node]}) for node, layer in by_node.items()
+    ]
     return [chain for chain in chains if chain.consumers]
 
 
-def _behind(walk: Walk, by_node: Mapping[int, Layer]) -> dict[str, frozenset[str]]:
-    """For each tensor, the layers that feed it through at least one other weighted node."""
-    feeding: dict[str, frozenset[str]] = {}
-    behind: dict[str, frozenset[str]] = {}
-    nothing: frozenset[str] = frozenset()
+def _behind(walk: Walk, bits: Mapping[int, int]) -> dict[str, int]:
+    """For each tensor, the layers that feed it through at least one other weighted node, as a set of bits."""
+    feeding: dict[str, int] = {}
+    behind: dict[str, int] = {}
     for node in walk.nodes:
         if op(node) in SHAPE_READERS:
             continue
-        fed = nothing.union(*(feeding.get(tensor.name, nothing) for tensor in node.inputs))
-        through = fed if op(node) in WEIGHTED else nothing.union(*(behind.get(tensor.name, nothing) for tensor in node.inputs))
-        if id(node) in by_node:
-            fed |= {by_node[id(node)].name}
+        fed = through = 0
+        for tensor in node.inputs:
+            fed |= feeding.get(tensor.name, 0)
+            through |= behind.get(tensor.name, 0)
         for tensor in node.outputs:
-            feeding[tensor.name], behind[tensor.name] = fed, through
+            feeding[tensor.name] = fed | bits.get(id(node), 0)
+            behind[tensor.name] = fed if op(node) in WEIGHTED else through
     return behind
 
 
-def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: Mapping[str, frozenset[str]]) -> Chain:
+def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: set[str]) -> Chain:
     """Walk forward from a layer, breadth first, until every way has ended at a layer or at a reason."""
     start = _start(walk, layer)
     waiting, seen = deque([start]), {start.tensor.name}
@@ -74,8 +77,8 @@ def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: Mapp
             passing = rule(step.tensor, node)
             name = f"{op(node)} '{walk.name(node)}'"
             if passing is None:
-                reasons[f"{name} reads it too"] = None
-            elif op(node) in JOINING and any(layer.name in behind.get(tensor.name, ()) for tensor in node.inputs):
+                reasons[f"{name} stays float" if op(node) in WEIGHTED else f"{name} reads it too"] = None
+            elif op(node) in JOINING and any(tensor.name in behind for tensor in node.inputs):
                 reasons[f"it is also the shortcut into {name}"] = None
             else:
                 after = passing(walk, step.flow, step.tensor, node) if step.flow is not None else None
@@ -83,7 +86,7 @@ def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: Mapp
                     reasons[f"{name} {after}"] = None
                 flow = after if isinstance(after, Flow) else None
                 path = (*step.path, gate(step.tensor, node) or op(node))
-                for tensor in node.outputs:
+                for tensor in node.outputs if op(node) == "Split" else node.outputs[:1]:
                     if tensor.name and tensor.name not in seen:
                         seen.add(tensor.name)
                         waiting.append(_Step(tensor, flow, path))
@@ -101,8 +104,8 @@ def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: Mapp
 
 def _start(walk: Walk, layer: Layer) -> _Step:
     end = layer_end(walk, layer)
-    path = ("Add",) if layer.op_type == "MatMul" and layer.bias else ()
-    path += ("BatchNormalization",) if layer.batch_norm else ()
+    passed = {"Add": layer.op_type == "MatMul" and layer.bias, "BatchNormalization": layer.batch_norm}
+    path = tuple(name for name, there in passed.items() if there)
     if layer.op_type == "MatMul":
         return _Step(end, Flow(axis=-1, rank=None), path)
     return _Step(end, Flow(axis=1, rank=len(layer.shape)), path)

@@ -128,7 +128,7 @@ def _bias(walk: Walk, node: gs.Node) -> gs.Constant | None:
 
 
 def _per_channel(shape: Sequence[int], channels: int) -> bool:
-    return bool(shape) and shape[-1] == channels and int(np.prod(shape)) == channels
+    return tuple(shape) in ((channels,), (1, channels))
 
 
 def _axis(node: gs.Node) -> int:

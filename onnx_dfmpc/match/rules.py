@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from onnx_dfmpc.match.walk import Walk, op
 
@@ -73,12 +74,17 @@ def gate(tensor: gs.Tensor, node: gs.Node) -> str:
 
 def feeds_gate(walk: Walk, tensor: gs.Tensor, node: gs.Node) -> bool:
     """Whether ``node`` is nothing but the Sigmoid or HardSigmoid inside such a gate."""
-    readers = walk.readers(node.outputs[0]) if op(node) in ("Sigmoid", "HardSigmoid") else []
-    return len(readers) == 1 and gate(tensor, readers[0]) != ""
+    product = walk.only_reader(node.outputs[0]) if op(node) in ("Sigmoid", "HardSigmoid") else None
+    return product is not None and gate(tensor, product) != ""
 
 
 def _same(walk: Walk, flow: Flow, tensor: gs.Tensor, node: gs.Node) -> Flow | str:
     return flow
+
+
+def _casting(walk: Walk, flow: Flow, tensor: gs.Tensor, node: gs.Node) -> Flow | str:
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    return flow if node.attrs["to"] in floats else "rounds it"
 
 
 def _nonlinear(walk: Walk, flow: Flow, tensor: gs.Tensor, node: gs.Node) -> Flow | str:
@@ -208,10 +214,10 @@ def _padding(walk: Walk, flow: Flow, tensor: gs.Tensor, node: gs.Node) -> Flow |
     value = walk.values(node.inputs[2]) if _given(node, 2) else np.asarray(node.attrs.get("value", 0.0))
     if node.attrs.get("mode", "constant") == "constant" and (value is None or np.any(value)):
         return "pads it with a constant other than zero"
-    if pads is None or (_given(node, 3) and walk.values(node.inputs[3]) is None):
+    axes = walk.values(node.inputs[3]) if _given(node, 3) else np.arange(0 if pads is None else len(pads) // 2)
+    if pads is None or axes is None:
         return "pads it by an amount that is not constant"
     half = len(pads) // 2
-    axes = walk.values(node.inputs[3]) if _given(node, 3) else range(half)
     padded = [int(axis) for i, axis in enumerate(axes) if pads[i] or pads[i + half]]
     return flow if flow.spares(padded) else "pads its channels"
 
@@ -241,18 +247,18 @@ def _axes(walk: Walk, node: gs.Node, position: int = 1) -> list[int] | None:
     return None if values is None else [int(axis) for axis in np.ravel(values)]
 
 
-ACTIVATIONS = frozenset(
-    "Relu LeakyRelu PRelu Clip HardSwish Sigmoid HardSigmoid Tanh Gelu Elu Selu Celu Softplus Softsign Mish ThresholdedRelu Swish".split()
-)
-HOMOGENEOUS = frozenset("Relu LeakyRelu PRelu".split())
+HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu"})
+SATURATING = frozenset({"Clip", "Elu", "Celu", "Selu", "Sigmoid", "HardSigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu"})
+ACTIVATIONS = HOMOGENEOUS | SATURATING | {"Gelu", "HardSwish", "Mish", "Swish"}
 FIRST_OPERAND: dict[str, Rule] = {
-    **dict.fromkeys(ACTIVATIONS, _nonlinear),
-    **dict.fromkeys([*HOMOGENEOUS, "Identity", "Dropout", "Cast", "Abs", "Neg"], _same),
-    **dict.fromkeys("BatchNormalization InstanceNormalization LayerNormalization GroupNormalization LRN".split(), _normalizing),
-    **dict.fromkeys("MaxPool AveragePool LpPool GlobalMaxPool GlobalAveragePool GlobalLpPool".split(), _pooling),
-    **dict.fromkeys("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2".split(), _reducing),
+    **dict.fromkeys(ACTIVATIONS - HOMOGENEOUS, _nonlinear),
+    **dict.fromkeys(HOMOGENEOUS | {"Identity", "Dropout", "Abs", "Neg"}, _same),
+    **dict.fromkeys(["BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "LRN"], _normalizing),
+    **dict.fromkeys(["MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"], _pooling),
+    **dict.fromkeys(["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"], _reducing),
     **dict.fromkeys(["Gather", "DepthToSpace", "SpaceToDepth"], _reordering),
     **dict.fromkeys(["Resize", "Upsample"], _resizing),
+    "Cast": _casting,
     "Squeeze": _squeezing,
     "Unsqueeze": _unsqueezing,
     "Transpose": _transposing,
@@ -262,5 +268,5 @@ FIRST_OPERAND: dict[str, Rule] = {
     "Split": _splitting,
     "Pad": _padding,
 }
-JOINING = frozenset("Add Sub Sum Mean Max Min Concat".split())
+JOINING = frozenset({"Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat"})
 ANY_OPERAND: dict[str, Rule] = {**dict.fromkeys(JOINING, _joining), "Mul": _multiplying, "Div": _multiplying}

@@ -7,7 +7,7 @@ what a subgraph uses) is read beside it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain, count
 
@@ -22,7 +22,27 @@ from onnx_dfmpc.errors import ModelError
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 SHAPE_READERS = frozenset({"Shape", "Size"})
-FOLDABLE = frozenset("Add Cast Concat ConstantOfShape Div Expand Gather Mul Range Reshape Slice Squeeze Sub Transpose Unsqueeze".split())
+FOLDABLE = frozenset(
+    {
+        "Add",
+        "Cast",
+        "CastLike",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Mul",
+        "Range",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
 
 
 def op(node: gs.Node) -> str:
@@ -79,11 +99,12 @@ class Walk:
         self._protos = {output: node for node in proto.graph.node for output in node.output}
         self._outputs = {tensor.name for tensor in graph.outputs}
         self._used_inside = {tensor.name: owner for owner in self.nodes for tensor in _read_below(owner)}
-        self._values: dict[str, NDArray[np.generic] | None] = {}
         self.sparse = {tensor.values.name for tensor in proto.graph.sparse_initializer}
         initializers = {tensor.name for tensor in proto.graph.initializer} | self.sparse
         self.listed = initializers & {value.name for value in proto.graph.input}
         self.overridable = set() if proto.ir_version < 4 or self.listed == initializers else self.listed
+        self._values: dict[str, NDArray[np.generic] | None] = {}
+        self._foldable = self._find_foldable()
 
     def name(self, node: gs.Node) -> str:
         """Name of a node, unique in the model: its own, or that of its first output where it has none or shares it."""
@@ -150,27 +171,33 @@ class Walk:
             if op(node) == "Identity":
                 yield from self.aliases(node.outputs[0])
 
+    def _find_foldable(self) -> set[str]:
+        """Tensors that do not depend on the graph's inputs, Constant nodes and initializers left out."""
+        foldable: set[str] = set()
+        for node in self.nodes:
+            reads = [tensor for tensor in node.inputs[: 1 if op(node) == "CastLike" else None] if tensor.name]
+            if op(node) == "Shape":
+                fixed = self.constant(reads[0]) is not None
+            else:
+                fixed = op(node) in FOLDABLE and all(tensor.name in foldable or self.constant(tensor) is not None for tensor in reads)
+            if fixed:
+                foldable.update(tensor.name for tensor in node.outputs)
+        return foldable
+
     def _fold(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
         constant = self.constant(tensor)
         if constant is not None:
             return _load(constant)
-        origin = self.origin(tensor)
-        if not origin.inputs:
+        if tensor.name not in self._foldable:
             return None
-        node = origin.inputs[0]
+        node = tensor.inputs[0]
         if op(node) == "Shape":
             shaped = self.constant(node.inputs[0])
             return None if shaped is None else np.asarray(shaped.shape, np.int64)[node.attrs.get("start", 0) : node.attrs.get("end")]
-        if op(node) == "CastLike":
+        if op(node) in ("Identity", "CastLike"):
             return self.values(node.inputs[0])
-        if op(node) not in FOLDABLE:
-            return None
-        feeds: dict[str, NDArray[np.generic]] = {}
-        for source in node.inputs:
-            if source.name and (value := self.values(source)) is None:
-                return None
-            feeds[source.name] = value
-        return _evaluate(self._protos[origin.name], feeds, self.opset)
+        feeds = {source.name: self.values(source) for source in node.inputs if source.name}
+        return None if any(value is None for value in feeds.values()) else _evaluate(self._protos[tensor.name], feeds, self.opset)
 
 
 def _below(node: gs.Node) -> list[gs.Node]:
@@ -218,12 +245,13 @@ def _load(constant: gs.Constant) -> NDArray[np.generic]:
         raise ModelError(f"constant '{constant.name}' cannot be read: {error}", hint="load the model with its external data") from error
 
 
-def _evaluate(node: onnx.NodeProto, feeds: dict[str, NDArray[np.generic]], opset: int) -> NDArray[np.generic] | None:
+def _evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[np.generic] | None], opset: int) -> NDArray[np.generic] | None:
     """The node's output, or None where the reference implementation does not know this operator at this opset."""
     untyped = onnx.helper.make_empty_tensor_value_info
-    graph = onnx.helper.make_graph([node], "fold", [untyped(name) for name in feeds if name], [untyped(node.output[0])])
+    graph = onnx.helper.make_graph([node], "fold", [untyped(name) for name in feeds], [untyped(node.output[0])])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+        (result,) = ReferenceEvaluator(model).run(None, feeds)
     except Exception:
         return None
+    return np.asarray(result)
