@@ -200,8 +200,8 @@ def _assign(
         return {name: rest[name] for name in names}, labels, notes
     if len(names) == 1 and len(rest) == 1:
         return {names[0]: next(iter(rest.values()))}, labels, ()
-    keys = ", ".join(rest) if any(rest) else "one array without a name"
-    raise RecipeError(f"{source}: has {keys or 'no arrays'}, which are not the model's inputs", hint=_listing(specs))
+    found = ", ".join(name or "one array without a name" for name in rest) or "nothing but labels"
+    raise RecipeError(f"{source}: expected arrays named {', '.join(names)}, found {found}", hint=_listing(specs))
 
 
 def _fit(

@@ -92,7 +92,8 @@ def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
     kept = sum(layer.batch_norm is not None for layer in report.layers)
     totals = (
         f"{_count(report.weighted_nodes, 'weighted node')}: {_count(len(report.layers), 'layer')} to quantize, "
-        f"{len(report.skipped)} skipped. {_count(len(report.chains), 'chain')}, {_count(weights, 'weight')}, batch norm kept behind {_count(kept, 'layer')}."
+        f"{len(report.skipped)} skipped. {_count(len(report.chains), 'chain')}, "
+        f"{_count(weights, 'weight')}, batch norm kept behind {_count(kept, 'layer')}."
     )
     parts: list[RenderableType] = [Text(f"{_name(source)}: {source.size:,} bytes, opset {source.opset}, sha256 {source.sha256[:12]}")]
     if report.layers:
