@@ -214,8 +214,9 @@ def _fit(
     )
     if not fits:
         want = ("n", *spec.shape[1:]) if is_batched else spec.shape
+        found = f"{array.dtype} {_shape_text(array.shape)}"
         raise RecipeError(
-            f"{source}: input {spec.name!r} expects {spec.dtype} {_shape_text(want)}, the data has {array.dtype} {_shape_text(array.shape)}",
+            f"{source}: input {spec.name!r} expects {spec.dtype} {_shape_text(want)}, the data has {found}",
             hint="preprocess the data (axis order, size, normalisation) as for training and save it with numpy.savez"
             if len(specs) == 1
             else _listing(specs),

@@ -15,17 +15,22 @@ from rich.text import Text
 from onnx_dfmpc.document import nominal_bits
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
-from onnx_dfmpc.spec import Chain, LayerReport, MatchReport, Skipped
+from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, Skipped
 
 __all__ = ["inspect_view", "quantize_view", "validate_view"]
 
 NONE = "-"
+PROSE = ("reason", "why")
 
 
 def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    """Table whose first column and prose give way where the terminal is narrow: numbers never break."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=False)
+        wraps = column == columns[0] or column in PROSE
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wraps)
     return table
 
 
@@ -78,13 +83,14 @@ def _notes(notes: Iterable[str]) -> list[RenderableType]:
 
 def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
     """Layers, chains and skipped nodes of a model."""
-    layers = _table("Layers", "layer", "op", "weight", "batch norm", "activation", "in chains as")
+    columns = ("layer", "op", "weight", "batch\nnorm", "activation", "chain")
+    layers = _table("Layers", *columns)
     for layer in report.layers:
         layers.add_row(
             layer.name,
-            layer.op_type if layer.group == 1 else f"{layer.op_type}, {layer.group} groups",
+            layer.op_type if layer.group == 1 else f"{layer.op_type} /{layer.group}",
             _shape(layer.shape),
-            "kept" if layer.batch_norm is not None else "folded or none",
+            _batch_norm(layer),
             layer.activation or NONE,
             _position(layer.name, report.chains),
         )
@@ -99,30 +105,30 @@ def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
     if report.layers:
         parts.append(_section(layers))
     if report.chains:
-        parts.append(_section(_chains_table(report.chains)))
+        parts.append(_section(Text("Chains", style="bold italic"), *map(_chain, report.chains)))
     parts += _skipped_table(report.skipped)
     parts += _notes(f"{layer.name}: {note}" for layer in report.layers for note in layer.notes)
     return Group(*parts, _section(Text(totals)))
 
 
+def _batch_norm(layer: Layer) -> str:
+    """Whether there is one; a bias of a convolution without may come from a folded one."""
+    if layer.batch_norm is not None:
+        return "kept"
+    return "folded?" if layer.bias is not None and layer.op_type.startswith("Conv") else "none"
+
+
 def _position(name: str, chains: Sequence[Chain]) -> str:
-    roles = {
-        "producer": any(chain.producer == name for chain in chains),
-        "consumer": any(name in chain.consumers for chain in chains),
-    }
-    return " and ".join(role for role, holds in roles.items() if holds) or NONE
+    produces = any(chain.producer == name for chain in chains)
+    consumes = any(name in chain.consumers for chain in chains)
+    return "both" if produces and consumes else "producer" if produces else "consumer" if consumes else NONE
 
 
-def _chains_table(chains: Sequence[Chain]) -> Table:
-    table = _table("Chains", "producer", "through", "consumers", "coefficients")
-    for chain in chains:
-        table.add_row(
-            chain.producer,
-            ", ".join(chain.path) or NONE,
-            "\n".join(chain.consumers),
-            "either side" if chain.homogeneous else "producer side" + (f": {chain.reason}" if chain.reason else ""),
-        )
-    return table
+def _chain(chain: Chain) -> RenderableType:
+    side = "either side" if chain.homogeneous else "producer side" + (f" ({chain.reason})" if chain.reason else "")
+    through = ", ".join(chain.path) or "directly"
+    first = Text(f"{chain.producer} -> {', '.join(chain.consumers)}")
+    return Group(first, Padding(Text(f"{through}; coefficients: {side}"), (0, 0, 0, 4)))
 
 
 # --------------------------------------------------------------------------------------------------------------------- quantize
@@ -130,13 +136,16 @@ def _chains_table(chains: Sequence[Chain]) -> Table:
 
 def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
     """What was done to every layer, what it cost, how far the outputs moved."""
-    columns = ["layer", "role", "bits", "stored", "bytes", "SQNR dB", "gain"]
-    table = _table("Layers", *columns, *(["why"] if verbose else []), right=("bits", "bytes", "SQNR dB", "gain"))
+    columns = ["layer", "role", "bits", "stored", "bytes", "SQNR\ndB", "gain", *(["why"] if verbose else [])]
+    table = _table("Layers", *columns, right=("bits", "bytes", "SQNR\ndB", "gain"))
     for layer in result.layers:
         sqnr = layer.measured_sqnr_db if layer.measured_sqnr_db is not None else layer.predicted_sqnr_db
         row = [layer.name, layer.role, str(layer.bits), layer.storage, f"{layer.bytes:,}", _number(sqnr, 1), _gain(layer)]
         table.add_row(*row, *([layer.reason] if verbose else []))
-    parts: list[RenderableType] = [_section(table)] if result.layers else []
+    target = "not written" if result.output is None else str(result.output)
+    parts: list[RenderableType] = [Text(f"{_name(result.source)} -> {target}")]
+    if result.layers:
+        parts.append(_section(table))
     if not verbose:
         parts += _reasons(result.layers)
     parts += _skipped_table(result.skipped)
@@ -167,12 +176,12 @@ def _reasons(layers: Sequence[LayerReport]) -> list[RenderableType]:
 def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
     before, after = result.source.size, result.size
     weights = sum(math.prod(layer.shape) for layer in result.layers)
-    target = "not written" if result.output is None else str(result.output)
+    opset = opset_of(result.model)
     lines = [
         f"{_count(weights, 'weight')} in {_count(len(result.layers), 'layer')}, "
         f"{_number(nominal_bits(result.layers), 2)} nominal bits each; {len(result.skipped)} skipped",
-        f"{_name(result.source)} -> {target}",
-        f"{before:,} -> {after:,} bytes ({after / before:.1%}), opset {result.source.opset} -> {opset_of(result.model)}",
+        f"{before:,} -> {after:,} bytes ({after / before:.1%}), "
+        + (f"opset {opset}" if opset == result.source.opset else f"opset {result.source.opset} -> {opset}"),
     ]
     if verbose:
         lines.append("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))
@@ -184,10 +193,8 @@ def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
 
 def validate_view(report: ValidationReport) -> Group:
     """Metrics, labelled accuracy, gates and failures of a validation."""
-    table = _table(
-        "Validation: float against quantized", "output", "cosine", "SQNR dB", "max abs", "mean abs", "same top-1",
-        right=("cosine", "SQNR dB", "max abs", "mean abs", "same top-1"),
-    )  # fmt: skip
+    numbers = ("cosine", "SQNR dB", "max abs", "mean abs", "same top-1")
+    table = _table("Validation: float against quantized", "output", *numbers, right=numbers)
     for output in report.outputs:
         table.add_row(
             output.name,
