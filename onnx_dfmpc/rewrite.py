@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_dfmpc.errors import DfmpcError, UnsupportedError
-from onnx_dfmpc.graph import ConstantTable, StorageType, native, opset_of, raise_opset, storage_type, used_names
+from onnx_dfmpc.graph import ConstantTable, StorageType, first_opset, native, opset_of, raise_opset, storage_type, used_names
 from onnx_dfmpc.graph.protobuf import value_names
 from onnx_dfmpc.spec import BatchNorm, Layer, MatchReport, QuantizedLayer
 
@@ -81,8 +81,10 @@ def rewrite(
         raise DfmpcError(f"layer {strangers[0]!r} is not in the match report")
     pairs = [(known[layer.name], layer) for layer in layers]
     forms = {layer.name: storage_for(layer, quantized) for layer, quantized in pairs}
-    widest = max((kind for kind, _ in forms.values()), key=lambda kind: kind.opset, default=None)
-    edited = raise_opset(proto, widest.opset if widest else 0)
+    table = ConstantTable(proto)
+    reasons = [_opset_reason(forms[layer.name][0], table, layer) for layer, _ in pairs]
+    minimum, reason = max(reasons, default=(0, ""))
+    edited = raise_opset(proto, minimum)
     editor = _Editor(edited)
     stored = {}
     for layer, quantized in pairs:
@@ -90,7 +92,7 @@ def rewrite(
         stored[layer.name] = StoredLayer(kind.name, editor.quantize(layer, quantized, kind), notes)
     editor.finish()
     _add_metadata(edited, metadata or {})
-    return Rewritten(edited, stored, _opset_note(opset_of(proto), opset_of(edited), widest))
+    return Rewritten(edited, stored, _opset_note(opset_of(proto), opset_of(edited), reason))
 
 
 def storage_for(layer: Layer, quantized: QuantizedLayer) -> tuple[StorageType, tuple[str, ...]]:
@@ -109,9 +111,18 @@ def storage_for(layer: Layer, quantized: QuantizedLayer) -> tuple[StorageType, t
     return kind, ()
 
 
-def _opset_note(old: int, new: int, widest: StorageType | None) -> tuple[str, ...]:
-    if new > old and widest:
-        return (f"opset {old} -> {new} because of {widest.width}-bit weights",)
+def _opset_reason(kind: StorageType, table: ConstantTable, layer: Layer) -> tuple[int, str]:
+    """Opset that the codes of a layer need, and why."""
+    if layer.weight not in table:
+        raise DfmpcError(f"layer {layer.name!r}: {layer.weight!r} is not a constant of the model")
+    dtype = table[layer.weight].dtype
+    opset = first_opset(kind, helper.np_dtype_to_tensor_dtype(dtype))
+    return opset, f"{kind.width}-bit weights" if opset == kind.opset else f"{dtype} scales"
+
+
+def _opset_note(old: int, new: int, reason: str) -> tuple[str, ...]:
+    if new > old:
+        return (f"opset {old} -> {new} because of {reason}",)
     if new < old:
         return (f"opset {old} -> {new}, the highest that ONNX Runtime runs with DequantizeLinear",)
     return ()

@@ -208,7 +208,7 @@ def test_training_mode_is_not_for_the_loader():
 def test_refuses_batch_norm_parameters_of_different_lengths():
     model = network()
     set_values(model, "mean", np.zeros(8, np.float32))
-    refuse(model, "'bn'")
+    refuse(model, "bn", "8 and 16")
 
 
 def test_refuses_weight_that_does_not_fit_its_input():

@@ -3,7 +3,7 @@
 from onnx_dfmpc.graph.constants import ConstantTable, Uses, used_names
 from onnx_dfmpc.graph.files import LoadedModel, load, save
 from onnx_dfmpc.graph.opset import MAX_OPSET, opset_of, raise_opset
-from onnx_dfmpc.graph.storage import StorageType, StoredWeight, native, pack, storage_type
+from onnx_dfmpc.graph.storage import StorageType, StoredWeight, first_opset, native, pack, storage_type
 
 __all__ = [
     "MAX_OPSET",
@@ -12,6 +12,7 @@ __all__ = [
     "StorageType",
     "StoredWeight",
     "Uses",
+    "first_opset",
     "load",
     "native",
     "opset_of",

@@ -18,8 +18,8 @@ from onnx_dfmpc.errors import DfmpcError, UnsupportedError
 from onnx_dfmpc.graph.protobuf import framed_size
 from onnx_dfmpc.spec import QuantizedWeight
 
-SCALE_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-"""Element types that DequantizeLinear can produce."""
+SCALE_OPSETS: dict[int, int] = {TensorProto.FLOAT: 13, TensorProto.FLOAT16: 19, TensorProto.BFLOAT16: 19}
+"""Float types that DequantizeLinear can produce, and the first opset in which it does (with an axis)."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,17 @@ def storage_type(bits: int, signed: bool) -> StorageType:
         raise DfmpcError(f"weights of {bits} bits: only 2 to 8 can be stored")
     width = 2 if bits == 2 else 4 if bits <= 4 else 8
     return _TYPES[width, signed]
+
+
+def first_opset(kind: StorageType, data_type: int) -> int:
+    """First opset in which DequantizeLinear turns ``kind`` into ``data_type``.
+
+    Examples
+    --------
+    >>> first_opset(storage_type(2, signed=True), TensorProto.FLOAT), first_opset(storage_type(8, signed=True), TensorProto.FLOAT16)
+    (25, 19)
+    """
+    return max(kind.opset, SCALE_OPSETS.get(data_type, 0))
 
 
 def pack(codes: NDArray[np.integer], kind: StorageType, name: str) -> TensorProto:
@@ -155,13 +166,14 @@ def native(weight: QuantizedWeight, kind: StorageType, data_type: int, base: str
 
 
 def _scale(weight: QuantizedWeight, data_type: int, base: str) -> NDArray[np.generic]:
-    if data_type not in SCALE_TYPES:
+    if data_type not in SCALE_OPSETS:
         raise UnsupportedError(
             f"{base}: weights of type {TensorProto.DataType.Name(data_type)} cannot come from DequantizeLinear",
             hint="exclude the layer, or export the model in float32",
         )
     scale = np.asarray(weight.scale)
-    stored = scale.astype(helper.tensor_dtype_to_np_dtype(data_type))
+    with np.errstate(over="ignore", under="ignore"):
+        stored = scale.astype(helper.tensor_dtype_to_np_dtype(data_type))
     if not np.all(np.isfinite(stored.astype(np.float64))) or np.any((stored == 0) & (scale != 0)):
         raise UnsupportedError(
             f"{base}: a scale between {scale.min():.3g} and {scale.max():.3g} does not fit {TensorProto.DataType.Name(data_type)}",
