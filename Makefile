@@ -14,7 +14,7 @@ help: ## list the targets
 # Stamps, so that a second run starts at once. `demo` needs the run-time dependencies only.
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/core.stamp: pyproject.toml | .venv/bin/python
 	$(PIP) --editable .

@@ -1,0 +1,80 @@
+"""What is installed is what the project says: metadata, public names, entry points, the content of the wheel."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import onnx_dfmpc
+from tests.conftest import ROOT
+
+PUBLIC = {
+    "DfmpcError",
+    "QuantPlan",
+    "QuantizeResult",
+    "Recipe",
+    "ValidationReport",
+    "apply",
+    "match",
+    "plan",
+    "quantize",
+    "session_options",
+    "validate",
+}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+def test_public_names_are_those_of_the_contract() -> None:
+    assert set(onnx_dfmpc.__all__) == PUBLIC
+    assert all(hasattr(onnx_dfmpc, name) for name in PUBLIC)
+
+
+def test_core_dependencies_are_few(project: dict[str, Any]) -> None:
+    names = {requirement.split(">=")[0] for requirement in project["dependencies"]}
+    assert names == {"numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "rich"}
+
+
+def test_console_script_is_the_command_line(project: dict[str, Any]) -> None:
+    module, function = project["scripts"]["onnx-dfmpc"].split(":")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_importing_the_package_needs_core_dependencies_only() -> None:
+    heavy = "{'torch', 'sklearn', 'scipy', 'PIL', 'pytest', 'hypothesis'}"
+    done = python("-c", f"import sys, onnx_dfmpc.cli; print(sorted({heavy} & set(sys.modules)))")
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_module_runs_as_a_program() -> None:
+    done = python("-m", "onnx_dfmpc", "--version")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("onnx-dfmpc ")
+
+
+def test_wheel_holds_the_package_and_nothing_else(project: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("build", reason="the dev extra is not installed")
+    pytest.importorskip("hatchling", reason="the dev extra is not installed")
+    done = python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"onnx_dfmpc-{project['version']}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        files = {Path(name) for name in archive.namelist()}
+    assert {path.parts[0] for path in files} == {"onnx_dfmpc", f"onnx_dfmpc-{project['version']}.dist-info"}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "onnx_dfmpc").rglob("*.py")}
+    assert {path for path in files if path.suffix == ".py"} == sources
+    assert Path("onnx_dfmpc/py.typed") in files
+    assert any(path.name == "LICENSE" for path in files)
