@@ -251,7 +251,7 @@ def _evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[np.generic] | No
     graph = onnx.helper.make_graph([node], "fold", [untyped(name) for name in feeds], [untyped(node.output[0])])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        (result,) = ReferenceEvaluator(model).run(None, feeds)
+        (result,) = ReferenceEvaluator(model).run(None, dict(feeds))
     except Exception:
         return None
     return np.asarray(result)
