@@ -380,6 +380,12 @@ def test_no_nodes() -> None:
 
 # --- Chains ---------------------------------------------------------------------------------------------------------------------------
 
+
+def ints(name: str, *values: int) -> str:
+    """Text of a Constant node with a vector of integers."""
+    return f"{name} = Constant <value_ints = {list(values)}> ()"
+
+
 C = {
     "w": (4, 4, 1, 1),
     "v": (4, 4, 1, 1),
@@ -402,14 +408,15 @@ TO_CONV = {
     "ReduceMean": "r = ReduceMean <axes = [2, -1]> (y)",
     "Mul by a constant": "r = Mul(y, k)",
     "Div by a constant": "r = Div(y, k)",
-    "Pad": "p = Constant <value_ints = [0, 0, 1, 1, 0, 0, 1, 1]> () r = Pad(y, p)",
-    "Pad by arithmetic": "o = Constant <value_ints = [2]> () n = ConstantOfShape <value = int64[1] {0}> (o) i = Constant <value_ints = [1, 1, 0, 0, 1, 1]> () p = Concat <axis = 0> (n, i) r = Pad(y, p)",
-    "Pad by reflection": 'p = Constant <value_ints = [0, 0, 1, 1, 0, 0, 1, 1]> () r = Pad <mode = "reflect"> (y, p)',
-    "Slice of rows": "s = Constant <value_ints = [1]> () e = Constant <value_ints = [5]> () a = Constant <value_ints = [2]> () r = Slice(y, s, e, a)",
+    "Pad": f"{ints('p', 0, 0, 1, 1, 0, 0, 1, 1)} r = Pad(y, p)",
+    "Pad by arithmetic": f"{ints('o', 2)} n = ConstantOfShape <value = int64[1] {{0}}> (o)"
+    f" {ints('i', 1, 1, 0, 0, 1, 1)} p = Concat <axis = 0> (n, i) r = Pad(y, p)",
+    "Pad by reflection": f'{ints("p", 0, 0, 1, 1, 0, 0, 1, 1)} r = Pad <mode = "reflect"> (y, p)',
+    "Slice of rows": f"{ints('s', 1)} {ints('e', 5)} {ints('a', 2)} r = Slice(y, s, e, a)",
     "Split of rows": "r, q = Split <axis = 2> (y) z2 = Conv(q, u)",
     "Resize": "s = Constant <value_floats = [1.0, 1.0, 2.0, 2.0]> () r = Resize(y, , s)",
     "Transpose and back": "a = Transpose <perm = [0, 2, 3, 1]> (y) b = Relu(a) r = Transpose <perm = [0, 3, 1, 2]> (b)",
-    "Unsqueeze and Squeeze": "i = Constant <value_ints = [1]> () a = Unsqueeze(y, i) r = Squeeze(a, i)",
+    "Unsqueeze and Squeeze": f"{ints('i', 1)} a = Unsqueeze(y, i) r = Squeeze(a, i)",
     "depthwise": "a = Relu(y) r = Conv <group = 4> (a, d)",
     "grouped": "r = Conv <group = 2> (y, h)",
     "transposed": "r = ConvTranspose <group = 2> (y, t)",
@@ -418,11 +425,11 @@ TO_GEMM = {
     "Flatten of one pixel": "p = GlobalAveragePool(y) r = Flatten(p)",
     "Flatten of one pixel by size": "p = AveragePool <kernel_shape = [8, 8]> (y) r = Flatten(p)",
     "ReduceMean without dimensions": "r = ReduceMean <axes = [2, 3], keepdims = 0> (y)",
-    "Squeeze": "p = GlobalMaxPool(y) i = Constant <value_ints = [2, 3]> () r = Squeeze(p, i)",
-    "Reshape [0, -1]": "p = AveragePool <kernel_shape = [8, 8]> (y) s = Constant <value_ints = [0, -1]> () r = Reshape(p, s)",
-    "Reshape [-1, C] of one pixel": "p = GlobalAveragePool(y) s = Constant <value_ints = [-1, 4]> () r = Reshape(p, s)",
-    "Reshape as torch writes it": "p = AveragePool <kernel_shape = [8, 8]> (y) n = Shape(p) i = Constant <value_int = 0> () b = Gather(n, i)"
-    " j = Constant <value_ints = [0]> () c = Unsqueeze(b, j) m = Constant <value_ints = [-1]> () s = Concat <axis = 0> (c, m) r = Reshape(p, s)",
+    "Squeeze": f"p = GlobalMaxPool(y) {ints('i', 2, 3)} r = Squeeze(p, i)",
+    "Reshape [0, -1]": f"p = AveragePool <kernel_shape = [8, 8]> (y) {ints('s', 0, -1)} r = Reshape(p, s)",
+    "Reshape [-1, C] of one pixel": f"p = GlobalAveragePool(y) {ints('s', -1, 4)} r = Reshape(p, s)",
+    "Reshape as torch writes it": "p = AveragePool <kernel_shape = [8, 8]> (y) n = Shape(p)"
+    f" i = Constant <value_int = 0> () b = Gather(n, i) {ints('j', 0)} c = Unsqueeze(b, j) {ints('m', -1)} s = Concat <axis = 0> (c, m) r = Reshape(p, s)",
 }
 MORE = {"h": (4, 2, 1, 1), "t": (4, 2, 1, 1)}
 HOMOGENEOUS = {
@@ -469,23 +476,24 @@ NOT_HOMOGENEOUS = {
     "Softmax besides": ("q = Softmax(y) z = Conv(y, v)", "Softmax 'q' reads it too"),
     "float layer besides": ("q = Conv(y, x) z = Conv(y, v)", "Conv 'q' stays float"),
     "Slice of channels": (
-        "s = Constant <value_ints = [0]> () e = Constant <value_ints = [2]> () a = Constant <value_ints = [1]> () r = Slice(y, s, e, a) z = Conv(r, half)",
+        f"{ints('s', 0)} {ints('e', 2)} {ints('a', 1)} r = Slice(y, s, e, a) z = Conv(r, half)",
         "Slice 'r' may take a part",
     ),
     "Split of channels": ("r, q = Split <axis = 1> (y) z = Conv(r, half) o = Conv(q, half)", "Split 'r' takes its channels apart"),
     "Pad with ones": (
-        "p = Constant <value_ints = [0, 0, 1, 1, 0, 0, 1, 1]> () o = Constant <value_float = 1.0> () r = Pad(y, p, o) z = Conv(r, v)",
+        f"{ints('p', 0, 0, 1, 1, 0, 0, 1, 1)} o = Constant <value_float = 1.0> () r = Pad(y, p, o) z = Conv(r, v)",
         "constant other than zero",
     ),
-    "Pad of channels": ("p = Constant <value_ints = [0, 2, 0, 0, 0, 2, 0, 0]> () r = Pad(y, p) z = Conv(r, wide)", "pads its channels"),
+    "Pad of channels": (f"{ints('p', 0, 2, 0, 0, 0, 2, 0, 0)} r = Pad(y, p) z = Conv(r, wide)", "pads its channels"),
     "channel shuffle": (
-        "s = Constant <value_ints = [1, 2, 2, 8, 8]> () a = Reshape(y, s) b = Transpose <perm = [0, 2, 1, 3, 4]> (a) e = Constant <value_ints = [1, 4, 8, 8]> () r = Reshape(b, e) z = Conv(r, v)",
+        f"{ints('s', 1, 2, 2, 8, 8)} a = Reshape(y, s) b = Transpose <perm = [0, 2, 1, 3, 4]> (a)"
+        f" {ints('e', 1, 4, 8, 8)} r = Reshape(b, e) z = Conv(r, v)",
         "Reshape 'a' may move its channels",
     ),
     "swapped axes": ("r = Transpose <perm = [0, 2, 1, 3]> (y) z = Conv(r, eight)", "not the input channels of 'z'"),
     "Flatten of many pixels": ("f = Flatten(y) z = Gemm <transB = 1> (f, fc256)", "a channel is a block of its columns"),
     "Reshape that mixes": (
-        "s = Constant <value_ints = [-1, 4]> () f = Reshape(y, s) z = Gemm <transB = 1> (f, fc)",
+        f"{ints('s', -1, 4)} f = Reshape(y, s) z = Gemm <transB = 1> (f, fc)",
         "Reshape 'f' may move its channels",
     ),
     "Resize of unknown size": ("n = Shape(x) r = Resize(y, , , n) z = Conv(r, v)", "not constant"),
@@ -513,12 +521,8 @@ def test_graph_output_on_the_way() -> None:
 
 
 def test_path_is_for_the_reader() -> None:
-    report = match(
-        net(
-            "y = Conv(x, w) n = BatchNormalization(y, g, b, m, v) s = Sigmoid(n) a = Mul(s, n) p = MaxPool <kernel_shape = [2, 2]> (a) z = Conv(p, w)",
-            NORM,
-        )
-    )
+    body = "n = BatchNormalization(y, g, b, m, v) s = Sigmoid(n) a = Mul(s, n) p = MaxPool <kernel_shape = [2, 2]> (a) z = Conv(p, w)"
+    report = match(net(f"y = Conv(x, w) {body}", NORM))
     assert report.chains[0].path == ("BatchNormalization", "SiLU", "MaxPool")
     assert report.chains[0].activation == "SiLU"
 
