@@ -22,21 +22,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from onnx_dfmpc import document, graph, pipeline, report
 from onnx_dfmpc.arguments import PROGRAM, parse, recipe_of
-from onnx_dfmpc.errors import DfmpcError, RecipeError
-from onnx_dfmpc.validate import validate
+from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
+from onnx_dfmpc.validate import ValidationReport, validate
 
 __all__ = ["main"]
 
-GATE_FAILED, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 4, 130, 141
+INTERNAL, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
 
 Callback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class _Outcome:
+    """What a command has to show, and the error to end with once it is shown."""
+
     view: RenderableType
     document: dict[str, Any]
-    passed: bool = True
+    failure: ValidationFailed | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(parse(argv))
+        _run(parse(argv))
+        return 0
     except SystemExit as finished:  # argparse, after --help and --version
         return int(finished.code or 0)
     except DfmpcError as error:
@@ -83,7 +86,7 @@ def _complain(message: str, hint: str) -> None:
         print("hint: " + " ".join(hint.split()), file=sys.stderr)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     commands = {"inspect": _inspect, "quantize": _quantize, "validate": _validate}
     if args.json not in (None, "-"):
         _require_target(Path(args.json), _files_of(args), overwrite=True)
@@ -97,7 +100,8 @@ def _run(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     if args.json not in (None, "-"):
         _write_text(Path(args.json), text)
-    return 0 if outcome.passed else GATE_FAILED
+    if outcome.failure is not None:
+        raise outcome.failure
 
 
 def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
@@ -113,10 +117,10 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     if args.output is not None:
         _require_target(Path(args.output), [args.model], overwrite=args.overwrite)
     result = pipeline.quantize(args.model, recipe=recipe, progress=callback)
-    passed = result.validation is None or bool(result.validation)
-    if passed and not args.dry_run:
+    failure = None if result.validation is None else _failure(result.validation, "nothing was written; more bits may help, or other gates")
+    if failure is None and not args.dry_run:
         result = result.save(args.output, external_data=args.save_as_external_data, overwrite=args.overwrite)
-    return _Outcome(report.quantize_view(result, verbose=args.verbose), document.quantize_document(result), passed)
+    return _Outcome(report.quantize_view(result, verbose=args.verbose), document.quantize_document(result), failure)
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
@@ -133,9 +137,15 @@ def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
         input_range=recipe.input_range,
         progress=callback,
     )
-    return _Outcome(
-        report.validate_view(compared), document.validate_document(float_model, quantized_model, compared), passed=bool(compared)
-    )
+    view, plain = report.validate_view(compared), document.validate_document(float_model, quantized_model, compared)
+    return _Outcome(view, plain, _failure(compared, "more bits may help, or other gates"))
+
+
+def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
+    if validation:
+        return None
+    missed = [f"{gate.name} = {gate.limit:g} missed" for gate in validation.gates if not gate.passed]
+    return ValidationFailed("validation failed: " + "; ".join([*validation.failures, *missed]), hint=hint)
 
 
 def _files_of(args: argparse.Namespace) -> list[str]:

@@ -38,7 +38,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("xyz", ["low_bits"])
     ''
     """
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"did you mean {matches[0]}?" if matches else ""
 
 

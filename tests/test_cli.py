@@ -1,0 +1,321 @@
+"""The command line from flags to exit code, on the network that ships with the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import parser
+
+from onnx_dfmpc import cli
+from onnx_dfmpc.arguments import parse, recipe_of
+from onnx_dfmpc.errors import RecipeError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "small.onnx"
+
+
+@pytest.fixture(autouse=True)
+def _directory(target: Path) -> None:
+    target.parent.mkdir()
+
+
+def assert_one_line(err: str) -> None:
+    lines = err.splitlines()
+    assert len(lines) in (1, 2), err
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert "Traceback" not in err
+
+
+def process(*argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"} | environment
+    return subprocess.run([sys.executable, "-m", "onnx_dfmpc", *map(str, argv)], capture_output=True, text=True, env=env, check=False)
+
+
+# ------------------------------------------------------------------------------------------------------------------- end to end
+
+
+def test_quantize_then_validate(run: Run, digits_bn: Path, digits_data: Path, target: Path, tmp_path: Path) -> None:
+    before = digits_bn.read_bytes()
+    document = tmp_path / "run.json"
+    code, out, err = run("quantize", digits_bn, "-o", target, "--bits", 6, "--data", digits_data, "--min-cosine", 0.9, "--json", document)
+    assert (code, err) == (0, "")
+    assert "PASSED min_cosine" in out
+    assert max(map(len, out.splitlines())) <= 80
+    plain = json.loads(document.read_text(encoding="utf-8"))
+    assert plain["output"] == {"path": str(target), "bytes": target.stat().st_size, "opset": plain["output"]["opset"]}
+    assert plain["output"]["bytes"] < plain["model"]["bytes"] / 2
+    assert plain["totals"]["layers"] == len(plain["layers"]) > 10
+    assert plain["validation"]["labelled"] == plain["validation"]["samples"] > 100
+    assert digits_bn.read_bytes() == before
+    assert {file.name for file in target.parent.iterdir()} == {"small.onnx"}
+
+    code, out, err = run("validate", digits_bn, target, "--data", digits_data, "--max-top1-drop", 0.5, "--json", "-")
+    assert (code, err) == (0, "")
+    again = json.loads(out)
+    assert again["validation"]["top1_quantized"] == pytest.approx(plain["validation"]["top1_quantized"])
+    assert again["output"]["sha256"] != again["model"]["sha256"]
+
+
+def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: Path, tmp_path: Path) -> None:
+    document = tmp_path / "run.json"
+    code, out, err = run("quantize", digits_bn, "-o", target, "--low-bits", 2, "--min-sqnr-db", 90, "--samples", 8, "--json", document)
+    assert code == 1
+    assert "FAILED min_sqnr_db" in out
+    assert "min_sqnr_db = 90 missed" in err
+    assert_one_line(err)
+    assert not list(target.parent.iterdir())
+    plain = json.loads(document.read_text(encoding="utf-8"))
+    assert plain["output"]["path"] is None
+    assert plain["validation"]["passed"] is False
+
+
+def test_dry_run_writes_nothing(run: Run, digits_bn: Path, target: Path) -> None:
+    code, out, _ = run("quantize", digits_bn, "-o", target, "--dry-run", "--samples", 8)
+    assert code == 0
+    assert "not written" in out
+    assert not list(target.parent.iterdir())
+
+
+def test_external_data_and_overwrite(run: Run, digits_bn: Path, target: Path) -> None:
+    assert run("quantize", digits_bn, "-o", target, "--save-as-external-data", "--samples", 8)[0] == 0
+    assert {file.name for file in target.parent.iterdir()} == {"small.onnx", "small.onnx.data"}
+    before = target.read_bytes()
+    code, out, err = run("quantize", digits_bn, "-o", target, "--save-as-external-data", "--samples", 8)
+    assert (code, out) == (2, "")
+    assert "--overwrite" in err
+    assert target.read_bytes() == before
+    assert run("quantize", digits_bn, "-o", target, "--save-as-external-data", "--overwrite", "--samples", 8, "-q") == (0, "", "")
+    assert run("validate", digits_bn, target, "--samples", 8)[0] == 0
+
+
+def test_flags_reach_the_layers(run: Run, digits_bn: Path, target: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('low_bits = 2\nhigh_bits = 6\nmethod = "paper"\n[set]\n".*" = 5\n', encoding="utf-8")
+    layers = json.loads(run("inspect", digits_bn, "--json", "-")[1])["layers"]
+    first, second, last = layers[1]["name"], layers[2]["name"], layers[-1]["name"]
+    argv = ["--bits", 4, "--set", f"{first}=3", "--nodes-to-exclude", second, "--set", f"{last}=7", "-c", recipe]
+    code, out, _ = run("quantize", digits_bn, "-o", target, "--samples", 8, "--json", "-", *argv)
+    plain = json.loads(out)
+    bits = {layer["name"]: layer["bits"] for layer in plain["layers"]}
+    assert code == 0
+    assert plain["recipe"]["bits"] == 4
+    assert plain["recipe"]["method"] == "paper"
+    assert (bits[first], bits[last], bits[layers[3]["name"]]) == (3, 7, 5)
+    assert second not in bits
+    assert second in [node["name"] for node in plain["skipped"]]
+
+
+def test_inspect(run: Run, digits_bn: Path) -> None:
+    code, out, err = run("inspect", digits_bn)
+    assert (code, err) == (0, "")
+    assert "Chains" in out
+    plain = json.loads(run("inspect", digits_bn, "--json", "-")[1])
+    assert plain["command"] == "inspect"
+    assert plain["totals"]["weighted_nodes"] == plain["totals"]["layers"] + plain["totals"]["skipped"] == 16
+    assert run("inspect", digits_bn, "-q") == (0, "", "")
+
+
+# -------------------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("command", ["inspect", "quantize", "validate"])
+@pytest.mark.parametrize("content", [b"", b"no model at all", "cut", "missing", "directory"])
+def test_bad_models(run: Run, digits_bn: Path, target: Path, tmp_path: Path, command: str, content: bytes | str) -> None:
+    model = tmp_path / "model.onnx"
+    if content == "directory":
+        model.mkdir()
+    elif content == "cut":
+        model.write_bytes(digits_bn.read_bytes()[:5000])
+    elif isinstance(content, bytes):
+        model.write_bytes(content)
+    rest = {"inspect": [], "quantize": ["-o", target], "validate": [digits_bn]}[command]
+    code, out, err = run(command, model, *rest)
+    assert (code, out) == (3, "")
+    assert_one_line(err)
+    assert "model.onnx" in err
+    assert not list(target.parent.iterdir())
+
+
+def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
+    relu = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
+    onnx.save(relu, tmp_path / "relu.onnx")
+    code, out, err = run("quantize", tmp_path / "relu.onnx", "-o", target)
+    assert (code, out) == (3, "")
+    assert_one_line(err)
+    assert not list(target.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "COMMAND"),
+        (["quantise", "MODEL"], "did you mean quantize?"),
+        (["inspect"], "MODEL"),
+        (["inspect", "MODEL", "--jsn", "-"], "did you mean --json?"),
+        (["inspect", "MODEL", "extra"], "'extra'"),
+        (["inspect", "MODEL", "--bits", "4"], "onnx-dfmpc inspect --help"),
+        (["inspect", "MODEL", "--json"], "--json"),
+        (["inspect", "MODEL", "-q", "-v"], "not allowed"),
+        (["inspect", "MODEL", "--json", "MODEL"], "another file"),
+        (["inspect", "MODEL", "--json", "no/such/run.json"], "no directory"),
+        (["quantize", "MODEL"], "-o OUT.onnx"),
+        (["quantize", "MODEL", "-o", "MODEL", "--overwrite"], "another file"),
+        (["quantize", "MODEL", "-o", "no/such/out.onnx"], "no directory"),
+        (["quantize", "MODEL", "-o", "."], "a directory"),
+        (["quantize", "MODEL", "-o", "OUT", "--low-bit", "2"], "did you mean --low-bits?"),
+        (["quantize", "MODEL", "-o", "OUT", "--low-bits", "two"], "'two'"),
+        (["quantize", "MODEL", "-o", "OUT", "--low-bits", "1"], "2 to 8"),
+        (["quantize", "MODEL", "-o", "OUT", "--bits", "4", "--high-bits", "6"], "exclude each other"),
+        (["quantize", "MODEL", "-o", "OUT", "--set", "conv1"], "REGEX=BITS"),
+        (["quantize", "MODEL", "-o", "OUT", "--set", "(=4"], "regular expression"),
+        (["quantize", "MODEL", "-o", "OUT", "--set", "a=b"], "'a=b'"),
+        (["quantize", "MODEL", "-o", "OUT", "--set", "nothing_like_it=4"], "nothing_like_it"),
+        (["quantize", "MODEL", "-o", "OUT", "--nodes-to-exclude", "/fc/Gem"], "/fc/Gemm"),
+        (["quantize", "MODEL", "-o", "OUT", "--input-range", "5"], "A,B"),
+        (["quantize", "MODEL", "-o", "OUT", "--input-range", "5,-5"], "smaller one first"),
+        (["quantize", "MODEL", "-o", "OUT", "--method", "papr"], "did you mean paper?"),
+        (["quantize", "MODEL", "-o", "OUT", "-c", "no.toml"], "no.toml"),
+        (["quantize", "MODEL", "-o", "OUT", "--data", "no.npz"], "no.npz"),
+        (["quantize", "MODEL", "-o", "OUT", "--max-top1-drop", "0.1"], "labelled"),
+        (["quantize", "MODEL", "-o", "OUT", "--max-top1-drop", "1"], "fraction"),
+        (["validate", "MODEL", "MODEL", "--labels", "no.txt"], "--data"),
+    ],
+)
+def test_bad_usage_is_one_line_and_a_hint(run: Run, digits_bn: Path, target: Path, argv: list[str], words: str) -> None:
+    names = {"MODEL": str(digits_bn), "OUT": str(target)}
+    before = digits_bn.read_bytes()
+    code, out, err = run(*(names.get(word, word) for word in argv))
+    assert (code, out) == (2, "")
+    assert_one_line(err)
+    assert words in err
+    assert not list(target.parent.iterdir())
+    assert digits_bn.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_cannot_be_written(run: Run, digits_bn: Path, target: Path) -> None:
+    target.parent.chmod(0o500)
+    code, _, err = run("quantize", digits_bn, "-o", target, "--samples", 8)
+    assert code == 2
+    assert_one_line(err)
+
+
+def test_a_disk_that_refuses(run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    code, _, err = run("quantize", digits_bn, "-o", target, "--samples", 8)
+    assert code == 2
+    assert "No space left" in err
+    assert_one_line(err)
+    assert not list(target.parent.iterdir())
+
+
+# --------------------------------------------------------------------------------------------------------- what should not happen
+
+
+def test_an_internal_error_is_one_line(run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(cli.pipeline, "match", fail)
+    code, out, err = run("inspect", digits_bn)
+    assert (code, out) == (4, "")
+    assert_one_line(err)
+    assert "KeyError" in err
+    assert "bug" in err
+    assert "Traceback" in run("inspect", digits_bn, "-v")[2]
+
+
+def test_interrupt(run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.pipeline, "match", interrupt)
+    assert run("inspect", digits_bn) == (130, "", "error: interrupted\n")
+
+
+def test_a_closed_pipe_is_quiet(digits_bn: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "onnx_dfmpc", "inspect", str(digits_bn)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+# ------------------------------------------------------------------------------------------------------------------ as a process
+
+
+def test_the_module_runs_without_colour_or_noise(digits_bn: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.onnx"
+    done = process(
+        "quantize", digits_bn, "-o", target, "--low-bits", 2, "--high-bits", 6, "--samples", 8, NO_COLOR="1", TERM="xterm-256color"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "synthetic" in done.stdout
+    assert "a sanity check, not accuracy" in done.stdout
+
+
+def test_version_and_help() -> None:
+    version = process("--version")
+    assert version.returncode == 0
+    assert version.stdout.startswith("onnx-dfmpc ")
+    for command in ("inspect", "quantize", "validate"):
+        assert f"usage: onnx-dfmpc {command}" in process(command, "--help").stdout
+
+
+# ----------------------------------------------------------------------------------------------------------------------- parsing
+
+
+def test_every_flag_becomes_a_recipe() -> None:
+    argv = (
+        "quantize m.onnx -o o.onnx --low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
+        "--nodes-to-exclude x y --nodes-to-exclude z --method paper --lambda1 1 --lambda2 0.1 --absorb consumer --rounding nearest "
+        "--no-compensate --no-bias-correction --statistics calibration --calibration-data c.npz --data d.npz --labels l.npy "
+        "--input-range -1,2.5 --samples 9 --seed 4 --min-cosine 0.9 --min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5"
+    )
+    recipe = recipe_of(parse(argv.split()))
+    assert recipe.to_dict() == {
+        "low_bits": 2, "high_bits": 5, "low_position": "second", "first_last_bits": 7, "set": [["a", 3], ["b=c", 4]],
+        "nodes_to_exclude": ["x", "y", "z"], "nodes_to_quantize": [], "method": "paper", "lambda1": 1.0, "lambda2": 0.1,
+        "absorb": "consumer", "rounding": "nearest", "compensate": False, "bias_correction": False, "statistics": "calibration",
+        "calibration_data": "c.npz", "data": "d.npz", "labels": "l.npy", "input_range": [-1.0, 2.5], "samples": 9, "seed": 4,
+        "min_cosine": 0.9, "min_sqnr_db": -3.0, "max_top1_drop": 0.02, "min_top1_agreement": 0.5,
+    }  # fmt: skip
+
+
+def test_flags_may_not_be_shortened() -> None:
+    with pytest.raises(RecipeError, match="--overwr"):
+        parse(["quantize", "m.onnx", "--overwr"])
