@@ -109,11 +109,15 @@ def _verify_weights(proto: ModelProto, label: str) -> None:
             _verify_batch_norm(node, table, label)
         if node.op_type in (*WEIGHTED, "BatchNormalization"):
             for name in node.input:
-                if name in table and not np.all(np.isfinite(_as_float(table[name]))):
-                    raise ModelError(
-                        f"{label}: node {_called(node)}: tensor {table.source(name)!r} holds NaN or infinity",
-                        hint="train or export the model again",
-                    )
+                if name in table:
+                    _verify_values(table[name], f"{label}: node {_called(node)}: tensor {table.source(name)!r}")
+
+
+def _verify_values(array: NDArray[np.generic], what: str) -> None:
+    if array.size == 0:
+        raise ModelError(f"{what} of shape {list(array.shape)} is empty", hint="export the model again")
+    if not np.all(np.isfinite(array)):
+        raise ModelError(f"{what} holds NaN or infinity", hint="train or export the model again")
 
 
 def _verify_batch_norm(node: NodeProto, table: ConstantTable, label: str) -> None:
@@ -124,18 +128,13 @@ def _verify_batch_norm(node: NodeProto, table: ConstantTable, label: str) -> Non
     if len(node.input) < 5 or node.input[4] not in table:
         return
     epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
-    variance = _as_float(table[node.input[4]])
+    variance = table[node.input[4]].astype(np.float64)
     if np.any(variance + epsilon <= 0):
         raise ModelError(
             f"{label}: node {_called(node)}: variance {variance.min():.3g} + epsilon {epsilon:.3g} in "
             f"{table.source(node.input[4])!r} is not positive",
             hint="train or export the model again",
         )
-
-
-def _as_float(array: NDArray[np.generic]) -> NDArray[np.float64]:
-    """As an array that NumPy can compute with: bfloat16 and its like are not NumPy's own."""
-    return array.astype(np.float64, copy=False)
 
 
 def _called(node: NodeProto) -> str:
