@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-import onnx
-from onnx_dfmpc.pipeline import QuantizeResult
-
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.pipeline import QuantizeResult
 from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, Skipped
 
 __all__ = ["SCHEMA", "dumps", "inspect_document", "nominal_bits", "quantize_document", "tool_version", "validate_document"]
@@ -46,8 +44,8 @@ def _model(source: LoadedModel) -> Json:
 
 
 def _output(result: QuantizeResult) -> Json:
-    proto: onnx.ModelProto = result.model
-    return {"path": None if result.output is None else str(result.output), "bytes": result.size, "opset": opset_of(proto)}
+    path = None if result.output is None else str(result.output)
+    return {"path": path, "bytes": result.size, "opset": opset_of(result.model)}
 
 
 def _skipped(skipped: Sequence[Skipped]) -> list[Json]:

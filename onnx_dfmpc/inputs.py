@@ -253,6 +253,8 @@ def _read_labels(labels: LabelSource, count: int) -> Anything:
     if Path(labels).suffix not in (".npz", ".npy"):
         try:
             return np.loadtxt(labels, dtype=np.int64, ndmin=1)
+        except FileNotFoundError:
+            raise RecipeError(f"{labels}: no such labels file") from None
         except (OSError, ValueError):
             raise RecipeError(f"{labels}: not a label file", hint="give an .npz, an .npy, or text with one integer per line") from None
     arrays, source = _read(labels, "labels")

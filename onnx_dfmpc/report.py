@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from onnx_dfmpc.pipeline import QuantizeResult
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -15,6 +14,7 @@ from rich.text import Text
 from onnx_dfmpc.document import nominal_bits
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.pipeline import QuantizeResult
 from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, Skipped
 
 __all__ = ["inspect_view", "quantize_view", "validate_view"]
