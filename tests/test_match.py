@@ -154,6 +154,7 @@ ACTIVATIONS = {
     "PRelu": ("z = PRelu(y, slope)", 17, "PRelu"),
     "HardSwish": ("z = HardSwish(y)", 17, "HardSwish"),
     "HardSwish in two": ("h = HardSigmoid <alpha = 0.16666667> (y) z = Mul(h, y)", 11, "HardSwish"),
+    "another HardSigmoid in two": ("h = HardSigmoid(y) z = Mul(h, y)", 11, ""),
     "SiLU": ("s = Sigmoid(y) z = Mul(y, s)", 17, "SiLU"),
     "Swish": ("z = Swish(y)", 24, "SiLU"),
     "Sigmoid": ("z = Sigmoid(y)", 17, "Sigmoid"),
@@ -428,8 +429,8 @@ TO_GEMM = {
     "Squeeze": f"p = GlobalMaxPool(y) {ints('i', 2, 3)} r = Squeeze(p, i)",
     "Reshape [0, -1]": f"p = AveragePool <kernel_shape = [8, 8]> (y) {ints('s', 0, -1)} r = Reshape(p, s)",
     "Reshape [-1, C] of one pixel": f"p = GlobalAveragePool(y) {ints('s', -1, 4)} r = Reshape(p, s)",
-    "Reshape as torch writes it": "p = AveragePool <kernel_shape = [8, 8]> (y) n = Shape(p)"
-    f" i = Constant <value_int = 0> () b = Gather(n, i) {ints('j', 0)} c = Unsqueeze(b, j) {ints('m', -1)} s = Concat <axis = 0> (c, m) r = Reshape(p, s)",
+    "Reshape as torch writes it": "p = AveragePool <kernel_shape = [8, 8]> (y) n = Shape(p) i = Constant <value_int = 0> ()"
+    f" b = Gather(n, i) {ints('j', 0)} c = Unsqueeze(b, j) {ints('m', -1)} s = Concat <axis = 0> (c, m) r = Reshape(p, s)",
 }
 MORE = {"h": (4, 2, 1, 1), "t": (4, 2, 1, 1)}
 HOMOGENEOUS = {
@@ -498,9 +499,31 @@ NOT_HOMOGENEOUS = {
     ),
     "Resize of unknown size": ("n = Shape(x) r = Resize(y, , , n) z = Conv(r, v)", "not constant"),
     "pooled channels": ("r = ReduceMean <axes = [1]> (y) z = Conv(r, one)", "reduces over its channels"),
+    "Reshape of one row": (
+        f"p = ReduceMean <axes = [2]> (y) {ints('s', -1, 4)} f = Reshape(p, s) z = Gemm <transB = 1> (f, fc)",
+        "Reshape 'f' may move its channels",
+    ),
+    "Reshape by another size": (
+        f"n = Shape(x) {ints('i', 0)} b = Gather(n, i) {ints('m', -1)} s = Concat <axis = 0> (b, m)"
+        " p = AveragePool <kernel_shape = [8, 8]> (y) f = Reshape(p, s) z = Gemm <transB = 1> (f, fc)",
+        "Reshape 'f' may move its channels",
+    ),
+    "Flatten with the channels last": (
+        "t = Transpose <perm = [0, 2, 3, 1]> (y) f = Flatten(t) z = Gemm <transB = 1> (f, fc256)",
+        "Flatten 'f' does not keep its channels apart",
+    ),
+    "Flatten into rows": (
+        "p = MaxPool <kernel_shape = [2, 2], strides = [4, 4]> (y) f = Flatten <axis = 2> (p) z = Gemm <transB = 1> (f, fc)",
+        "Flatten 'f' does not keep its channels apart",
+    ),
+    "MatMul over the width": (
+        "p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (y) z = MatMul(p, square)",
+        "not the input channels of 'z'",
+    ),
+    "Mul that adds a dimension": ("f = Mul(y, five) r = ReduceMean <axes = [0], keepdims = 0> (f) z = Conv(r, v)", "to more dimensions"),
     "rounded": ("i = Cast <to = 7> (y) r = Cast <to = 1> (i) z = Conv(r, v)", "Cast 'i' rounds it"),
 }
-SHAPES = {"wide": (4, 8, 1, 1), "half": (4, 2, 1, 1), "eight": (4, 8, 1, 1), "one": (4, 1, 1, 1)}
+SHAPES = {"square": (4, 4), "five": (2, 1, 1, 1, 1), "wide": (4, 8, 1, 1), "half": (4, 2, 1, 1), "eight": (4, 8, 1, 1), "one": (4, 1, 1, 1)}
 
 
 @pytest.mark.parametrize(("body", "reason"), NOT_HOMOGENEOUS.values(), ids=NOT_HOMOGENEOUS)

@@ -193,7 +193,7 @@ def _batch_norm(walk: Walk, node: gs.Node, channels: int) -> tuple[BatchNorm | N
         return None, ""
     name = walk.name(norm)
     constants = [walk.constant(source) for source in norm.inputs[1:5]]
-    if any(c is None or tuple(c.shape) != (channels,) for c in constants) or not norm.attrs.get("spatial", 1):
+    if any(c is None or tuple(c.shape) != (channels,) for c in constants):
         return None, f"BatchNormalization '{name}' behind it has no constant parameters per channel: left as it is"
     gamma, beta, mean, var = (np.asarray(walk.values(source), np.float64) for source in norm.inputs[1:5])
     epsilon = float(norm.attrs.get("epsilon", 1e-5))
