@@ -374,6 +374,18 @@ def test_cycle_is_an_error() -> None:
         match(net("y = Conv(z, w) z = Conv(y, w)", W))
 
 
+def test_weights_are_not_read_but_batch_norm_is() -> None:
+    model = net("y = Conv(x, w) z = BatchNormalization(y, g, b, m, v)", NORM)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    onnx.external_data_helper.set_external_data(tensors["w"], "nowhere.bin")
+    tensors["w"].ClearField("raw_data")
+    assert match(model).layers[0].shape == (4, 4, 1, 1)
+    onnx.external_data_helper.set_external_data(tensors["g"], "nowhere.bin")
+    tensors["g"].ClearField("raw_data")
+    with pytest.raises(ModelError, match="'g' cannot be read"):
+        match(model)
+
+
 def test_no_nodes() -> None:
     report = match(onnx.ModelProto())
     assert (report.layers, report.chains, report.skipped, report.weighted_nodes) == ((), (), (), 0)
