@@ -192,8 +192,12 @@ def test_refuses_variance_that_is_not_positive():
     model = network()
     set_values(model, "var", np.full(16, -1e-4, np.float32))
     refuse(model, "'bn'", "'var'", "not positive")
+    for harmless in (0, -5e-6):  # epsilon is 1e-5
+        set_values(model, "var", np.full(16, harmless, np.float32))
+        load(model)
     set_values(model, "var", np.zeros(16, np.float32))
-    load(model)
+    model.graph.node[1].attribute.append(helper.make_attribute("epsilon", 0.0))
+    refuse(model, "'bn'", "not positive")
 
 
 def test_training_mode_is_not_for_the_loader():

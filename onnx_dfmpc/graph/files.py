@@ -263,7 +263,7 @@ def _replace_pair(data: tuple[Path, Path], model: tuple[Path, Path]) -> None:
     try:
         os.replace(*data)
         os.replace(*model)
-    except OSError:
+    except BaseException:
         data[1].unlink(missing_ok=True)
         if existed:
             os.replace(backup, data[1])
