@@ -231,9 +231,10 @@ def _session_lines(report: ValidationReport) -> list[Text]:
         return [Text("run with default session options, because activations are quantized too")]
     lines = [Text("run with session.disable_quant_qdq=1 (onnx_dfmpc.session_options())")]
     run = report.default_run
-    if run is not None:
-        moved = (
-            "the same outputs" if run.max_abs == 0 else f"outputs differ by at most {_small(run.max_abs)} ({_number(run.sqnr_db, 1)} dB)"
-        )
-        lines.append(Text(f"with default session options: {moved} ({_count(run.samples, 'sample')})"))
+    if run is None:
+        return lines
+    moved = "the same outputs" if run.max_abs == 0 else f"outputs differ by at most {_small(run.max_abs)} ({_number(run.sqnr_db, 1)} dB)"
+    lines.append(Text(f"with default session options: {moved} ({_count(run.samples, 'sample')})"))
+    if run.sqnr_db is not None and report.sqnr_db is not None and run.sqnr_db < report.sqnr_db:
+        lines.append(Text("WARNING: default session options cost more than quantization did; use those above", style="yellow"))
     return lines

@@ -115,6 +115,8 @@ def test_gates_are_words_not_colours(result: Any) -> None:
     assert "session.disable_quant_qdq=1" in shown
     assert "at most 0.001" in shown
     assert "sanity check" not in shown
+    assert "WARNING" not in shown
+    assert "WARNING" in text(report.validate_view(replace(VALIDATION, default_run=DefaultRun(12, 5.0, -2.0))))
 
 
 def test_what_could_not_be_measured_is_said() -> None:
