@@ -43,12 +43,6 @@ def shared_dir() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def shared(shared_dir: Path) -> Path:
-    """The same directory under its short name."""
-    return shared_dir
-
-
 @pytest.fixture(params=SHARED_MODELS)
 def shared_model(request: pytest.FixtureRequest, shared_dir: Path) -> Path:
     """Each of the shared networks in turn, as a path."""
