@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
 
-__all__ = ["InputSpec", "Samples", "from_data", "natural_spectrum", "synthetic"]
+__all__ = ["InputSpec", "Samples", "fixed_batch", "from_data", "natural_spectrum", "synthetic"]
 
 Anything = NDArray[Any]
 DataSource = str | os.PathLike[str] | Mapping[str, Anything] | Anything
@@ -87,7 +87,7 @@ def _listing(specs: Sequence[InputSpec]) -> str:
     return "the model's inputs are " + "; ".join(map(str, specs))
 
 
-def _fixed_batch(specs: Sequence[InputSpec]) -> int | None:
+def fixed_batch(specs: Sequence[InputSpec]) -> int | None:
     """Batch size the model insists on, None where it takes any."""
     first = next((spec.shape[0] for spec in specs if spec.shape), 1)
     return first if isinstance(first, int) else None
@@ -129,7 +129,7 @@ def from_data(
     """
     arrays, description = _read(data, "data")
     arrays, own_labels, notes = _assign(arrays, specs, description)
-    fixed = _fixed_batch(specs)
+    fixed = fixed_batch(specs)
     batched: dict[str, Anything] = {}
     constant: dict[str, Anything] = {}
     for spec in specs:
@@ -352,7 +352,7 @@ def synthetic(
     input_range : (float, float), optional
         Range of the values; by default floats have mean 0 and variance 1, integer images 0 to 255, other integers 0 and 1.
     """
-    fixed = _fixed_batch(specs)
+    fixed = fixed_batch(specs)
     shapes = {spec.name: _sample_shape(spec) for spec in specs}
     elements = max((int(np.prod(shape[1:])) for shape in shapes.values()), default=1)
     batch = _batch_size(fixed, elements)

@@ -17,6 +17,7 @@ Codes = NDArray[np.int8]
 
 OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
 Role = Literal["low", "high", "edge", "inner"]
+Edge = Literal["", "first", "last"]
 Grid = Literal["ternary", "symmetric", "asymmetric"]
 Rounding = Literal["nearest", "squant", "covariance"]
 
@@ -39,7 +40,8 @@ class BatchNorm:
     @property
     def sigma(self) -> Array:
         """Standard deviation of the layer's output, shape (o,)."""
-        return np.sqrt(self.var + self.epsilon)
+        sigma: Array = np.sqrt(self.var + self.epsilon)
+        return sigma
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,8 @@ class Layer:
         The BatchNormalization that alone consumes the output; None where it is folded or absent.
     activation : str
         "Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "SiLU", "Sigmoid", ... or "" when nothing follows directly.
+    edge : {"", "first", "last"}
+        "first" where no weighted node comes before it, "last" where none comes behind it.
     notes : tuple of str
         Remarks for the report, such as "weight shared with conv2: copied".
     """
@@ -89,6 +93,7 @@ class Layer:
     channels: int
     batch_norm: BatchNorm | None = None
     activation: str = ""
+    edge: Edge = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -131,6 +136,27 @@ class MatchReport:
     chains: tuple[Chain, ...]
     skipped: tuple[Skipped, ...]
     weighted_nodes: int
+
+
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """Second-order statistics of what an output channel of a layer sees.
+
+    Attributes
+    ----------
+    mean : float64 array, shape (g, n)
+        Mean of the ``n`` inputs (input channels times kernel taps, taps innermost) in each of the ``g`` groups; zero padding counts.
+    covariance : float32 array, shape (g, n, n)
+    samples : int
+        Number of input patches it was measured on; 0 where it was computed in closed form.
+    provider : str
+        Where it comes from, for the report.
+    """
+
+    mean: Array
+    covariance: Array
+    samples: int
+    provider: str
 
 
 @dataclass(frozen=True)

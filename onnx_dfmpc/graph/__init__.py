@@ -1,5 +1,6 @@
 """Models as files and protobufs: load, check, save, external data, opset and IR, constants, storage of integer codes."""
 
+from onnx_dfmpc.graph.checks import verify
 from onnx_dfmpc.graph.constants import ConstantTable, Uses, used_names
 from onnx_dfmpc.graph.files import LoadedModel, load, save
 from onnx_dfmpc.graph.opset import MAX_OPSET, opset_of, raise_opset
@@ -21,4 +22,5 @@ __all__ = [
     "save",
     "storage_type",
     "used_names",
+    "verify",
 ]

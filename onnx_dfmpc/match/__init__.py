@@ -6,6 +6,8 @@ follows them. Nothing here changes the model.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 
 from onnx_dfmpc.match.chains import find_chains
@@ -53,8 +55,9 @@ def match(proto: onnx.ModelProto) -> MatchReport:
     """
     walk = Walk(proto)
     layers, skipped = find_layers(walk)
+    edges = walk.edges()
     return MatchReport(
-        layers=tuple(layers),
+        layers=tuple(replace(layer, edge=edges.get(layer.output, "")) for layer in layers),
         chains=tuple(find_chains(walk, layers)),
         skipped=tuple(skipped),
         weighted_nodes=walk.weighted_nodes,

@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.spec import Edge
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 SHAPE_READERS = frozenset({"Shape", "Size"})
@@ -170,6 +171,25 @@ class Walk:
         for node in self.readers(tensor):
             if op(node) == "Identity":
                 yield from self.aliases(node.outputs[0])
+
+    def edges(self) -> dict[str, Edge]:
+        """Output names of the weighted nodes that no other weighted node comes before ("first") or behind ("last")."""
+        fed: set[int] = set()
+        for node in self.nodes:
+            sources = [source for tensor in chain(node.inputs, _read_below(node)) for source in tensor.inputs]
+            if any(id(source) in fed or op(source) in WEIGHTED for source in sources):
+                fed.add(id(node))
+        feeding: set[int] = set()
+        for node in reversed(self.nodes):
+            readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+            owners = [self._used_inside[tensor.name] for tensor in node.outputs if tensor.name in self._used_inside]
+            if any(id(reader) in feeding or op(reader) in WEIGHTED for reader in (*readers, *owners)):
+                feeding.add(id(node))
+        edges: dict[str, Edge] = {}
+        for node in self.nodes:
+            if op(node) in WEIGHTED and (id(node) not in feeding or id(node) not in fed):
+                edges[node.outputs[0].name] = "last" if id(node) not in feeding else "first"
+        return edges
 
     def _find_foldable(self) -> set[str]:
         """Tensors that do not depend on the graph's inputs, Constant nodes and initializers left out."""

@@ -1,0 +1,119 @@
+"""Bits per layer: pairs of a low and a high layer along the chains, or the same bits everywhere, and the user's own rules on top."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.spec import Grid, Layer, LayerPlan, MatchReport, QuantPlan, Role, Rounding, Skipped
+
+
+def allocate(report: MatchReport, recipe: Recipe, model_sha256: str) -> QuantPlan:
+    """Decide for every matched layer how many bits it gets, and why.
+
+    Parameters
+    ----------
+    report : MatchReport
+    recipe : Recipe
+    model_sha256 : str
+        Of the model that the plan is for.
+
+    Returns
+    -------
+    QuantPlan
+        ``skipped`` holds the layers that the recipe leaves out, behind those that matching skipped.
+
+    Raises
+    ------
+    RecipeError
+        If the recipe names a layer that is not there.
+    """
+    names = [layer.name for layer in report.layers]
+    wanted = _wanted(names, [skipped.name for skipped in report.skipped], recipe)
+    layers = [layer for layer in report.layers if layer.name in wanted]
+    roles = _roles(layers, report, recipe)
+    ruled = _ruled(names, recipe.set)
+    plans = tuple(_layer_plan(layer, *roles[layer.name], recipe, ruled.get(layer.name)) for layer in layers)
+    left_out = tuple(Skipped(layer.name, layer.op_type, "left out by the recipe") for layer in report.layers if layer.name not in wanted)
+    return QuantPlan(model_sha256, plans, report.skipped + left_out)
+
+
+def pairs(layers: Sequence[Layer], report: MatchReport) -> list[tuple[str, tuple[str, ...]]]:
+    """Pair producers with their consumers along the chains, each layer in at most one pair, the layers at the edges in none.
+
+    Returns
+    -------
+    list of (producer, consumers)
+    """
+    free = {layer.name for layer in layers if not layer.edge}
+    found = []
+    chains = {chain.producer: chain for chain in report.chains}
+    for layer in layers:
+        chain = chains.get(layer.name)
+        if chain is None or layer.name not in free:
+            continue
+        consumers = tuple(name for name in chain.consumers if name in free and name != layer.name)
+        if consumers and len(consumers) == len(chain.consumers):
+            found.append((layer.name, consumers))
+            free -= {layer.name, *consumers}
+    return found
+
+
+def _wanted(names: Sequence[str], skipped: Sequence[str], recipe: Recipe) -> set[str]:
+    for name in (*recipe.nodes_to_exclude, *recipe.nodes_to_quantize):
+        if name not in names and name not in skipped:
+            raise RecipeError(f"no layer is named {name!r}", hint=_suggest(name, names))
+    chosen = set(recipe.nodes_to_quantize) or set(names)
+    return (chosen & set(names)) - set(recipe.nodes_to_exclude)
+
+
+def _ruled(names: Sequence[str], rules: Sequence[tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    """The last rule that matches each layer."""
+    ruled = {}
+    for pattern, bits in rules:
+        matching = [name for name in names if re.search(pattern, name)]
+        if not matching:
+            raise RecipeError(f"set: {pattern!r} matches no layer", hint=_suggest(pattern, names))
+        ruled.update(dict.fromkeys(matching, (pattern, bits)))
+    return ruled
+
+
+def _suggest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+    return f"did you mean {close[0]}?" if close else "inspect lists the layers"
+
+
+def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe) -> dict[str, tuple[Role, int, str]]:
+    """Role, bits and reason of each layer."""
+    roles: dict[str, tuple[Role, int, str]] = {}
+    if recipe.bits is not None:
+        roles = {layer.name: ("inner", recipe.bits, f"{recipe.bits} bits for every layer") for layer in layers}
+    else:
+        assert recipe.low_bits is not None
+        assert recipe.high_bits is not None
+        for layer in layers:
+            roles[layer.name] = ("high", recipe.high_bits, "in no pair")
+        for producer, consumers in pairs(layers, report):
+            low, high = ((producer,), consumers) if recipe.low_position != "second" else (consumers, (producer,))
+            for name in low:
+                roles[name] = ("low", recipe.low_bits, f"paired with {', '.join(high)}")
+            for name in high:
+                roles[name] = ("high", recipe.high_bits, f"paired with {', '.join(low)}")
+    for layer in layers:
+        if layer.edge:
+            roles[layer.name] = ("edge", recipe.first_last_bits, f"the {layer.edge} layer")
+    return roles
+
+
+def _layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, rule: tuple[str, int] | None) -> LayerPlan:
+    if rule is not None:
+        reason, bits = f"set by {rule[0]!r}", rule[1]
+    paper = recipe.method == "paper"
+    grid: Grid = "asymmetric"
+    if paper:
+        grid = "ternary" if bits == 2 else "symmetric"
+    rounding: Rounding = recipe.rounding or ("nearest" if paper else "covariance")
+    return LayerPlan(layer.name, bits, role, grid, rounding, not paper, reason)

@@ -1,0 +1,156 @@
+"""The closed forms: what repairs a layer whose weights W became Wq (pure NumPy, arrays in and arrays out).
+
+The layer computes y_j = a_j (W_j . x - mu_j) + beta_j with a_j = gamma_j / sigma_j, its input x has mean m and covariance S, and
+<u, v> = u' S v is the covariance of two responses to it. All arrays are per output channel j; rows W_j have shape (g, r, n).
+
+Statistics of the quantized layer, re-estimated without data:
+
+    muq_j    = mu_j + (Wq_j - W_j) . m
+    sigmaq_j = sigma_j sqrt( <Wq_j, Wq_j> / <W_j, W_j> )
+
+The paper's coefficient (DF-MPC, arXiv 2307.00498), c_j >= 0, minimises
+
+    L(c) = sum_j || a_j W_j - c_j aq_j Wq_j ||^2 + lambda1 (b_j - c_j bq_j)^2 + lambda2 c_j^2
+    a_j  = gamma_j / sigma_j     b_j  = beta_j - a_j mu_j
+    aq_j = gamma_j / sigmaq_j    bq_j = beta_j - aq_j muq_j
+    c_j  = ( a_j aq_j (W_j . Wq_j) + lambda1 b_j bq_j ) / ( aq_j^2 ||Wq_j||^2 + lambda1 bq_j^2 + lambda2 )
+
+with the plain inner product of the weights. L is separable and convex, so the clipped minimiser is the minimiser over c >= 0.
+
+The gain of the default method keeps the signal: c_j = <W_j, W_j> / <W_j, Wq_j> makes the regression of the quantized response on the float
+one 1. The least-squares gain <W_j, Wq_j> / <Wq_j, Wq_j> is smaller by rho_j^2, and a deep network that shrinks a little at every layer
+fades away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_dfmpc.spec import Array, BatchNorm
+
+MAX_GAIN = 4.0
+"""Bound of a gain and of its inverse: beyond it a channel is mostly rounding noise, and a gain would only amplify that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """Second moments of the float and the quantized response, per output channel, shape (o,).
+
+    ``own`` is <W, W>, ``across`` <W, Wq>, ``quantized`` <Wq, Wq>; ``shift`` is (Wq - W) . m.
+    """
+
+    own: Array
+    across: Array
+    quantized: Array
+    shift: Array
+
+    @property
+    def noise(self) -> Array:
+        """Variance of the difference of the responses."""
+        return np.maximum(self.own - 2 * self.across + self.quantized, 0)
+
+    def scaled(self, c: Array) -> Response:
+        """Responses when Wq becomes c Wq; ``shift`` has to be asked for again."""
+        return Response(self.own, c * self.across, c * c * self.quantized, self.shift)
+
+
+def respond(rows: Array, quantized: Array, mean: Array, covariance: Array) -> Response:
+    """Moments of the responses of rows W and Wq to an input.
+
+    Parameters
+    ----------
+    rows, quantized : float arrays, shape (g, r, n)
+    mean : float array, shape (g, n)
+    covariance : float array, shape (g, n, n)
+
+    Returns
+    -------
+    Response
+        Arrays of shape (g * r,), float64.
+    """
+    through, through_q = rows @ covariance, quantized @ covariance
+    own = np.einsum("grn,grn->gr", through, rows, dtype=np.float64)
+    across = np.einsum("grn,grn->gr", through, quantized, dtype=np.float64)
+    norm = np.einsum("grn,grn->gr", through_q, quantized, dtype=np.float64)
+    return Response(own.ravel(), across.ravel(), norm.ravel(), mean_shift(rows, quantized, mean))
+
+
+def mean_shift(rows: Array, quantized: Array, mean: Array) -> Array:
+    """(Wq - W) . m, shape (g * r,): how far the mean of each output moves."""
+    shift: Array = np.einsum("grn,gn->gr", quantized.astype(np.float64) - rows, mean).ravel()
+    return shift
+
+
+def signal_gain(response: Response) -> Array:
+    """Gain c = <W, W> / <W, Wq> that keeps the signal, shape (o,); 1 where there is no response to keep.
+
+    Examples
+    --------
+    >>> signal_gain(Response(np.array([4.0]), np.array([2.0]), np.array([1.0]), np.zeros(1)))
+    array([2.])
+    """
+    alive = (response.own > 0) & (response.across > 0)
+    gain = np.where(alive, response.own / np.where(alive, response.across, 1), 1)
+    return np.clip(gain, 1 / MAX_GAIN, MAX_GAIN)
+
+
+def reestimate(norm: BatchNorm, response: Response, *, mean: bool = True) -> BatchNorm:
+    """Batch norm with the statistics (muq, sigmaq) of the quantized layer.
+
+    Parameters
+    ----------
+    norm : BatchNorm
+    response : Response
+        Of W and Wq.
+    mean : bool
+        Whether the mean is re-estimated too (bias correction).
+    """
+    alive = (response.own > 0) & (response.quantized > 0)
+    ratio = np.where(alive, response.quantized / np.where(alive, response.own, 1), 1)
+    shift = response.shift if mean else np.zeros_like(response.shift)
+    # epsilon is part of sigma: sigmaq^2 = sigma^2 ratio, so that the var to store is that less epsilon.
+    var = norm.sigma**2 * ratio - norm.epsilon
+    return BatchNorm(norm.node, norm.output, norm.gamma, norm.beta, norm.mean + shift, np.maximum(var, 0), norm.epsilon)
+
+
+def coefficients(rows: Array, quantized: Array, norm: BatchNorm, norm_q: BatchNorm, lambda1: float, lambda2: float) -> Array:
+    """The paper's c_j, clipped at 0.
+
+    Parameters
+    ----------
+    rows, quantized : float arrays, shape (g, r, n)
+    norm, norm_q : BatchNorm
+        Of the float and the quantized layer (see `reestimate`), parameters of shape (g * r,).
+    lambda1, lambda2 : float
+        Weights of the bias term and of the size of c.
+
+    Returns
+    -------
+    float64 array, shape (g * r,)
+        1 where L does not depend on c_j.
+    """
+    a, b, aq, bq = *affine(norm), *affine(norm_q)
+    inner = np.einsum("grn,grn->gr", rows, quantized, dtype=np.float64).ravel()
+    norm2 = np.einsum("grn,grn->gr", quantized, quantized, dtype=np.float64).ravel()
+    numerator = a * aq * inner + lambda1 * b * bq
+    denominator = aq**2 * norm2 + lambda1 * bq**2 + lambda2
+    solvable = denominator > 0
+    return np.where(solvable, np.maximum(numerator / np.where(solvable, denominator, 1), 0), 1)
+
+
+def objective(c: Array, rows: Array, quantized: Array, norm: BatchNorm, norm_q: BatchNorm, lambda1: float, lambda2: float) -> Array:
+    """L(c) per output channel, shape (g * r,); arguments as in `coefficients`."""
+    a, b, aq, bq = *affine(norm), *affine(norm_q)
+    n = rows.shape[2]
+    difference = a[:, None] * rows.reshape(-1, n) - (c * aq)[:, None] * quantized.reshape(-1, n)
+    loss: Array = (difference.astype(np.float64) ** 2).sum(axis=1) + lambda1 * (b - c * bq) ** 2 + lambda2 * c**2
+    return loss
+
+
+def affine(norm: BatchNorm) -> tuple[Array, Array]:
+    """Batch norm as y = a x + b: a = gamma / sigma, b = beta - a mu."""
+    a: Array = norm.gamma / norm.sigma
+    b: Array = norm.beta - a * norm.mean
+    return a, b

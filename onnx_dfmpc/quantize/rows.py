@@ -1,0 +1,108 @@
+"""Rows -> codes by one of the rounding methods: the search over scales around the rounding itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_dfmpc.quantize.covariance import correlation, descend, feedback, inverse_factor, products
+from onnx_dfmpc.quantize.grids import Codes, dequantize, limits, min_max, nearest, ternary
+from onnx_dfmpc.quantize.squant import squant
+from onnx_dfmpc.spec import Array, Grid, Rounding
+
+RATIOS = {2: (0.55, 0.65, 0.75, 0.85, 0.95), 3: (0.6, 0.7, 0.8, 0.9, 1.0), 4: (0.75, 0.85, 0.95, 1.0)}
+"""Shares of the range that the search tries: the fewer levels, the more it pays to clip. Above 4 bits it does not."""
+
+SWEEPS = 4
+EXACT_BITS = 8
+"""From here on the error of nearest rounding is far below what any search could gain."""
+
+
+def quantize_rows(
+    rows: Array,
+    bits: int,
+    *,
+    grid: Grid,
+    rounding: Rounding,
+    per_channel: bool,
+    taps: int = 1,
+    covariance: Array | None = None,
+) -> Codes:
+    """Quantize the rows of a weight.
+
+    Parameters
+    ----------
+    rows : float array, shape (g, r, n)
+    bits : int
+        2 to 8.
+    grid : {"ternary", "symmetric", "asymmetric"}
+        Ternary places its own thresholds and ignores ``rounding``.
+    rounding : {"nearest", "squant", "covariance"}
+    per_channel : bool
+        One grid per row, or one for all.
+    taps : int
+        Kernel taps per input channel, for ``squant``.
+    covariance : float array, shape (g, n, n), optional
+        Of the inputs, for ``covariance``.
+
+    Returns
+    -------
+    Codes
+
+    Raises
+    ------
+    ValueError
+        If ``rounding`` is "covariance" and there is none.
+    """
+    if grid == "ternary":
+        return ternary(rows, per_channel=per_channel)
+    low, high = limits(bits, grid)
+    if rounding == "covariance" and bits < EXACT_BITS:
+        if covariance is None:
+            raise ValueError("rounding by covariance needs the covariance of the inputs")
+        return _search(rows, covariance, bits, grid, per_channel=per_channel)
+    scale, zero_point = min_max(rows, bits, grid, per_channel=per_channel)
+    if rounding == "squant":
+        codes = squant(rows, scale, zero_point, low, high, taps)
+    else:
+        codes = nearest(rows, scale, zero_point, low, high)
+    return Codes(codes, scale, zero_point, low, high)
+
+
+def _search(rows: Array, covariance: Array, bits: int, grid: Grid, *, per_channel: bool) -> Codes:
+    """Try several scales with error feedback, keep each row's best by correlation, then polish it by coordinate descent."""
+    dtype = np.float32
+    rows, covariance = rows.astype(dtype), covariance.astype(dtype)
+    factor = inverse_factor(covariance)
+    low, high = limits(bits, grid)
+    best: Codes | None = None
+    best_score = np.full(rows.shape[:2], -1.0, dtype)
+    for ratio in RATIOS.get(bits, (1.0,)):
+        scale, zero_point = min_max(rows, bits, grid, per_channel=per_channel, ratio=ratio)
+        tried = Codes(feedback(rows, factor, scale, zero_point, low, high), scale, zero_point, low, high)
+        score = correlation(rows, covariance, dequantize(tried))
+        if not per_channel:
+            score = np.broadcast_to(score.mean(), score.shape)
+        better = score > best_score
+        best_score = np.where(better, score, best_score)
+        best = tried if best is None else _merge(better, tried, best)
+    assert best is not None
+    refit = _refit(rows, covariance, best) if per_channel else best
+    codes = descend(rows, covariance, refit.codes, refit.scale, refit.zero_point, low, high, sweeps=SWEEPS)
+    return Codes(codes, refit.scale, refit.zero_point, low, high)
+
+
+def _merge(choose: Array, new: Codes, old: Codes) -> Codes:
+    return Codes(
+        np.where(choose[..., None], new.codes, old.codes),
+        np.where(choose, new.scale, old.scale),
+        np.where(choose, new.zero_point, old.zero_point),
+        new.low,
+        new.high,
+    )
+
+
+def _refit(rows: Array, covariance: Array, codes: Codes) -> Codes:
+    """The same codes with the scale per row that minimises e' H e."""
+    across, own, _ = products(rows, covariance, dequantize(codes))
+    factor = np.where((across > 0) & (own > 0), across / np.where(own > 0, own, 1), 1)
+    return Codes(codes.codes, codes.scale * factor, codes.zero_point, codes.low, codes.high)

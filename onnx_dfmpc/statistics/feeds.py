@@ -1,0 +1,50 @@
+"""What to run a float model on: its inputs as the file declares them, and batches of real data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.inputs import DataSource, InputSpec, from_data
+
+MAX_CALIBRATION = 512
+
+
+def model_inputs(proto: ModelProto) -> list[InputSpec]:
+    """Inputs that a caller has to feed, initializers left out.
+
+    Raises
+    ------
+    UnsupportedError
+        If an input is not a tensor of numbers.
+    """
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    specs = []
+    for value in proto.graph.input:
+        if value.name in initializers:
+            continue
+        tensor = value.type.tensor_type
+        if tensor.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
+            raise UnsupportedError(f"input {value.name!r} is not a tensor of numbers", hint="statistics need inputs that can be drawn")
+        sizes = (dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or "?" for dim in tensor.shape.dim)
+        specs.append(InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(sizes)))
+    return specs
+
+
+def real_feeds(proto: ModelProto, data: DataSource, *, seed: int = 0) -> list[dict[str, NDArray[Any]]]:
+    """Batches of the user's inputs, at most 512 samples.
+
+    Raises
+    ------
+    RecipeError
+        Data that does not fit the model.
+    """
+    specs = model_inputs(proto)
+    found = from_data(specs, data, samples=None, seed=seed)
+    if found.count > MAX_CALIBRATION:
+        found = from_data(specs, data, samples=MAX_CALIBRATION, seed=seed)
+    return [feeds for _, _, feeds in found.batches()]

@@ -1,0 +1,139 @@
+"""Mean and covariance of the patches that a layer sees, from samples of its input tensor (NumPy)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.layout import taps
+from onnx_dfmpc.spec import Array, InputStatistics, Layer
+
+MAX_PATCHES = 1 << 14
+MAX_ELEMENTS = 1 << 24
+"""Bounds of the sample of patches: so many, and so many numbers in it."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the taps of a convolution lie: one entry per spatial axis, pads before and after."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def window(node: NodeProto, layer: Layer, spatial: Sequence[int]) -> Window:
+    """Window of a Conv node on an input of a given spatial shape, ``auto_pad`` resolved."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    kernel = layer.shape[2:]
+    rank = len(kernel)
+    strides = tuple(attributes.get("strides", (1,) * rank))
+    dilations = tuple(attributes.get("dilations", (1,) * rank))
+    pads = tuple(attributes.get("pads", (0,) * 2 * rank))
+    before, after = pads[:rank], pads[rank:]
+    auto = attributes.get("auto_pad", b"NOTSET")
+    if auto in (b"SAME_UPPER", b"SAME_LOWER"):
+        reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+        total = [max((-(-size // s) - 1) * s + r - size, 0) for size, s, r in zip(spatial, strides, reach, strict=True)]
+        small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+        before, after = (small, large) if auto == b"SAME_UPPER" else (large, small)
+    return Window(kernel, strides, dilations, before, after)
+
+
+def measure(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, seed: int, provider: str) -> InputStatistics:
+    """Statistics of a layer's input, from a random sample of its patches.
+
+    Parameters
+    ----------
+    layer : Layer
+    node : NodeProto
+        The layer's node.
+    batches : sequence of arrays
+        Values of the layer's input: (N, c, *spatial) for convolutions, (..., i) for Gemm and MatMul.
+    seed : int
+        Of the choice of patches.
+    provider : str
+
+    Returns
+    -------
+    InputStatistics
+    """
+    rng = np.random.default_rng(seed)
+    if layer.op_type == "ConvTranspose":
+        return _transposed(layer, node, batches, rng, provider)
+    patches = _patches(layer, node, batches, rng)  # (P, i, k)
+    count, channels, k = patches.shape
+    g = layer.group
+    grouped = patches.reshape(count, g, channels // g * k).transpose(1, 0, 2)  # (g, P, n)
+    mean = grouped.mean(axis=1, dtype=np.float64)
+    centred = np.ascontiguousarray(grouped - mean[:, None].astype(np.float32))
+    covariance = centred.transpose(0, 2, 1) @ centred / np.float32(count)
+    return InputStatistics(mean, covariance, count, provider)
+
+
+def _patches(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator) -> Array:
+    """Sample of patches, shape (P, input channels, taps), float32."""
+    if layer.op_type in ("Gemm", "MatMul"):
+        vectors = [batch.reshape(-1, batch.shape[-1]) for batch in batches]
+        share = _share(sum(map(len, vectors)), vectors[0].shape[1])
+        chosen = [vector[np.sort(rng.permutation(len(vector))[: max(1, round(share * len(vector)))])] for vector in vectors]
+        return np.concatenate(chosen).astype(np.float32)[..., None]
+    images = sum(map(len, batches))
+    pieces = []
+    for batch in batches:
+        at = window(node, layer, batch.shape[2:])
+        pads = [(0, 0), (0, 0), *zip(at.before, at.after, strict=True)]
+        padded = np.pad(batch, pads) if any(map(sum, pads)) else batch
+        reach = [d * (k - 1) + 1 for d, k in zip(at.dilations, at.kernel, strict=True)]
+        places = [(size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, at.strides, strict=True)]
+        total = int(np.prod(places))
+        if total <= 0:
+            raise UnsupportedError(f"node {layer.name!r}: its kernel is larger than its input of shape {batch.shape}")
+        keep = max(1, round(_share(images * total, batch.shape[1] * taps(layer)) * total))
+        chosen = np.stack([rng.permutation(total)[:keep] for _ in range(len(batch))]) if keep < total else np.arange(total)[None]
+        corners = [index * s for index, s in zip(np.unravel_index(chosen, places), at.strides, strict=True)]
+        rows = np.arange(len(batch))[:, None]
+        gathered = np.empty((len(batch), chosen.shape[1], batch.shape[1], taps(layer)), np.float32)
+        for tap, offset in enumerate(product(*map(range, at.kernel))):
+            where = tuple(c + o * d for c, o, d in zip(corners, offset, at.dilations, strict=True))
+            gathered[..., tap] = padded[(rows, slice(None), *where)]
+        pieces.append(gathered.reshape(-1, batch.shape[1], taps(layer)))
+    return np.concatenate(pieces)
+
+
+def _share(available: int, elements: int) -> float:
+    """Share of the available patches to keep."""
+    return min(1.0, min(MAX_PATCHES, MAX_ELEMENTS / elements) / available)
+
+
+def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator, provider: str) -> InputStatistics:
+    """Statistics for ConvTranspose: an output place meets one tap in every ``stride`` along each axis.
+
+    Taps of the same phase see inputs that are whole steps apart; they are taken as equal, which is exact for constant inputs. The phases take
+    turns, so mean and covariance are those of an average phase.
+    """
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    kernel = layer.shape[2:]
+    strides = attributes.get("strides", (1,) * len(kernel))
+    g = layer.group
+    vectors = [np.moveaxis(batch, 1, -1).reshape(-1, batch.shape[1]) for batch in batches]
+    share = _share(sum(map(len, vectors)), layer.shape[0])
+    sample = np.concatenate([v[np.sort(rng.permutation(len(v))[: max(1, round(share * len(v)))])] for v in vectors]).astype(np.float32)
+    grouped = sample.reshape(len(sample), g, -1).transpose(1, 0, 2)
+    mean = grouped.mean(axis=1, dtype=np.float64)
+    centred = grouped - mean[:, None].astype(np.float32)
+    channels = centred.transpose(0, 2, 1) @ centred / np.float32(len(sample))
+    offsets = np.array(list(product(*map(range, kernel)))) % np.array(strides)
+    same = (offsets[:, None] == offsets[None]).all(axis=-1) / float(np.prod(strides))
+    k = len(offsets)
+    covariance = np.stack([np.kron(c, same) for c in channels]).astype(np.float32)
+    return InputStatistics(np.repeat(mean, k, axis=1) / float(np.prod(strides)), covariance, len(sample), provider)

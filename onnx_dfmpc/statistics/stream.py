@@ -1,0 +1,144 @@
+"""Run a model piece by piece under ONNX Runtime, holding only the tensors that are still needed."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.graph import ConstantTable
+from onnx_dfmpc.graph.constants import outer_names
+from onnx_dfmpc.graph.protobuf import subgraphs
+
+Value = NDArray[Any]
+SILENT = 4
+
+
+class Stream:
+    """A float model and a few batches of inputs; any tensor can be asked for, in the order of the graph.
+
+    A tensor is forgotten when the last node that reads it has run. Every batch runs on one thread, so that the result does not depend on the
+    number of threads; batches run side by side.
+
+    Parameters
+    ----------
+    proto : ModelProto
+    table : ConstantTable
+        Of the same model.
+    feeds : sequence of mapping
+        Input arrays by name, one mapping per batch.
+
+    Raises
+    ------
+    ModelError
+        If ONNX Runtime cannot run a part of the model.
+    """
+
+    def __init__(self, proto: ModelProto, table: ConstantTable, feeds: Sequence[Mapping[str, Value]]) -> None:
+        self._proto = proto
+        self._table = table
+        self._nodes = [node for node in proto.graph.node if not all(name in table for name in node.output if name)]
+        self._producer = {name: index for index, node in enumerate(self._nodes) for name in node.output if name}
+        self._reads = [sorted(set(_inputs(node))) for node in self._nodes]
+        self._waiting = Counter(name for names in self._reads for name in names)
+        self._done: set[int] = set()
+        self._batches = len(feeds)
+        self._live: dict[str, list[Value]] = {name: [feed[name] for feed in feeds] for name in feeds[0]}
+
+    def value(self, name: str) -> list[Value]:
+        """Value of a tensor for each batch."""
+        if name not in self._live:
+            self._run(self._ancestors(name), name)
+        return self._live[name]
+
+    def put(self, name: str, values: list[Value]) -> None:
+        """Let the nodes that have not run yet see other values of a tensor."""
+        self._live[name] = values
+
+    def _ancestors(self, name: str) -> list[int]:
+        """Nodes that have to run for a tensor, in an order in which they can."""
+        order: list[int] = []
+        seen: set[int] = set()
+        stack = [(name, False)]
+        while stack:
+            tensor, expanded = stack.pop()
+            index = self._producer.get(tensor)
+            if index is None or tensor in self._live:
+                continue
+            if expanded:
+                if index not in seen:
+                    seen.add(index)
+                    order.append(index)
+            elif index not in seen:
+                stack.append((tensor, True))
+                stack.extend((read, False) for read in self._reads[index])
+        return order
+
+    def _run(self, indices: list[int], wanted: str) -> None:
+        nodes = [self._nodes[index] for index in indices]
+        made = {name for node in nodes for name in node.output if name}
+        read = {name for index in indices for name in self._reads[index]}
+        self._done.update(indices)
+        for index in indices:
+            self._waiting.subtract(self._reads[index])
+        keep = sorted(name for name in made if self._waiting[name] > 0 or name == wanted)
+        feeds = sorted(name for name in read - made if name not in self._table)
+        session = self._session(nodes, feeds, keep, read)
+
+        def run(batch: int) -> list[Value]:
+            return list(session.run(keep, {name: self._live[name][batch] for name in feeds}))
+
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                results = list(pool.map(run, range(self._batches)))
+        except Exception as error:  # ONNX Runtime has no common base for its errors
+            raise ModelError(f"cannot run the float model up to {wanted!r}: {_first_line(error)}") from error
+        for position, name in enumerate(keep):
+            self._live[name] = [result[position] for result in results]
+        for name in read:
+            if self._waiting[name] <= 0 and name != wanted:
+                self._live.pop(name, None)
+
+    def _session(self, nodes: list[NodeProto], feeds: list[str], keep: list[str], read: set[str]) -> ort.InferenceSession:
+        constants = sorted(name for name in read if name in self._table)
+        graph = helper.make_graph(
+            nodes,
+            "segment",
+            [_value_info(name, self._live[name][0]) for name in feeds],
+            [helper.make_empty_tensor_value_info(name) for name in keep],
+            [numpy_helper.from_array(np.asarray(self._table[name]), name) for name in constants],
+        )
+        model = helper.make_model(
+            graph, opset_imports=self._proto.opset_import, functions=self._proto.functions, ir_version=max(self._proto.ir_version, 8)
+        )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = SILENT
+        try:
+            return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise ModelError(f"ONNX Runtime cannot load the float model around {keep[0]!r}: {_first_line(error)}") from error
+
+
+def _inputs(node: NodeProto) -> Iterator[str]:
+    """Names that a node reads, those that its bodies capture included."""
+    yield from (name for name in node.input if name)
+    for body in subgraphs(node):
+        yield from outer_names(body)
+
+
+def _value_info(name: str, array: Value) -> Any:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,133 @@
+"""Inputs that nobody had to collect: pictures of nothing with the statistics of photographs (NumPy).
+
+Images are dead leaves (Lee, Mumford & Huang, IJCV 2001): shapes of all sizes, radii by a power law, that cover one another, with a gentle
+shading and a texture of 1/f noise. They have the edges, the scale invariance and the colour correlation of natural images, which is what
+fixes the correlations between the responses of convolutions. Signals of any other shape are smooth noise along their axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_dfmpc.inputs import DYNAMIC_LENGTH, DYNAMIC_PIXELS, InputSpec, natural_spectrum
+from onnx_dfmpc.spec import Array
+
+MAX_SAMPLES, MIN_SAMPLES = 256, 32
+POSITIONS = 1 << 18
+"""Samples are as many as give about so many input positions, within the bounds above."""
+
+BATCH_ELEMENTS = 1 << 20
+
+
+def dead_leaves(channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
+    """One image, shape (channels, height, width), of mean about 0 and variance about 1."""
+    size = max(height, width)
+    colour = rng.standard_normal() + 0.5 * rng.standard_normal(channels)
+    image = np.empty((channels, height, width))
+    image[:] = colour[:, None, None]
+    count = int(rng.integers(10, 80))
+    smallest, largest = size / 16, size / 1.5
+    share = rng.random(count)
+    radii = 1 / np.sqrt(share / smallest**2 + (1 - share) / largest**2)  # density ~ r^-3
+    for radius in radii:
+        _leaf(image, radius, size, rng)
+    texture = natural_spectrum((channels, height, width), rng)
+    return image + 0.3 * rng.uniform(0, 2) * texture
+
+
+def _leaf(image: Array, radius: float, size: int, rng: np.random.Generator) -> None:
+    """Paint one shape, an ellipse or a rectangle, over the image."""
+    channels, height, width = image.shape
+    x, y = rng.random(2) * (width, height)
+    angle = rng.random() * np.pi
+    other = radius * rng.uniform(0.3, 1)
+    reach = np.hypot(radius, other)
+    top, bottom = max(int(y - reach), 0), min(int(y + reach) + 2, height)
+    left, right = max(int(x - reach), 0), min(int(x + reach) + 2, width)
+    dy, dx = np.mgrid[top:bottom, left:right] - np.array([y, x])[:, None, None]
+    u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+    if rng.random() < 0.5:
+        inside = (u / radius) ** 2 + (v / other) ** 2 < 1
+    else:
+        inside = (np.abs(u) < radius) & (np.abs(v) < other)
+    colour = np.sqrt(0.85) * rng.standard_normal() + np.sqrt(0.15) * rng.standard_normal(channels)
+    shade = u / size * rng.standard_normal() * 0.7
+    region = image[:, top:bottom, left:right]
+    region[:] = np.where(inside, colour[:, None, None] + shade, region)
+
+
+def smooth_noise(shape: Sequence[int], rng: np.random.Generator) -> Array:
+    """Noise of variance 1 with a 1/f spectrum along every axis but the first (the channels)."""
+    white = rng.standard_normal(shape)
+    axes = tuple(range(1, len(shape)))
+    if not axes:
+        return white
+    squares: Any = sum(np.square(np.fft.fftfreq(shape[a]).reshape([-1 if b == a else 1 for b in range(len(shape))])) for a in axes)
+    amplitude = 1 / np.sqrt(np.maximum(squares, 1 / max(shape[1:]) ** 2))
+    amplitude /= np.sqrt(np.mean(amplitude**2))
+    smooth: Array = np.fft.ifftn(np.fft.fftn(white, axes=axes) * amplitude, axes=axes).real
+    return smooth
+
+
+def synthetic_feeds(
+    specs: Sequence[InputSpec], *, seed: int = 0, input_range: tuple[float, float] | None = None
+) -> list[dict[str, NDArray[Any]]]:
+    """Batches of synthetic inputs for a model.
+
+    Parameters
+    ----------
+    specs : sequence of InputSpec
+    seed : int
+    input_range : (float, float), optional
+        Range of the values; by default floats have mean 0 and variance 1.
+
+    Returns
+    -------
+    list of dict
+        Arrays by input name, one dict per batch. A fixed batch dimension is respected.
+    """
+    shapes = [_concrete(spec) for spec in specs]
+    fixed = next((spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)), None)
+    positions = max((int(np.prod(shape[2:])) for shape in shapes), default=1)
+    samples = int(np.clip(POSITIONS // max(positions, 1), MIN_SAMPLES, MAX_SAMPLES))
+    elements = max((int(np.prod(shape[1:])) for shape in shapes), default=1)
+    batch = fixed or max(1, min(samples // 4, BATCH_ELEMENTS // max(elements, 1)))
+    feeds = []
+    for index in range(-(-samples // batch)):
+        feed = {}
+        for position, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
+            rng = np.random.default_rng((seed, index, position))
+            rows = batch if shape else 0
+            feed[spec.name] = _fit(np.stack([_draw(shape[1:], rng) for _ in range(rows)]) if rows else np.ones(()), spec, input_range)
+        feeds.append(feed)
+    return feeds
+
+
+def _concrete(spec: InputSpec) -> tuple[int, ...]:
+    length = DYNAMIC_PIXELS if len(spec.shape) == 4 else DYNAMIC_LENGTH
+    return tuple(size if isinstance(size, int) else length for size in spec.shape)
+
+
+def _draw(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """One sample. Channels come first in an image, or last where that is the axis with 1 or 3 entries."""
+    if len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 3:
+        return dead_leaves(*shape, rng)
+    if len(shape) == 3 and shape[2] in (1, 3) and min(shape[:2]) > 3:
+        return np.moveaxis(dead_leaves(shape[2], shape[0], shape[1], rng), 0, 2) if shape[2] == 3 else smooth_noise(shape, rng)
+    return smooth_noise(shape, rng)
+
+
+def _fit(values: Array, spec: InputSpec, input_range: tuple[float, float] | None) -> NDArray[Any]:
+    """Values of variance 1 -> the input's dtype and range."""
+    if spec.dtype.kind == "b":
+        return values > 0
+    if spec.dtype.kind in "iu" and input_range is None:
+        input_range = (0, min(255, int(np.iinfo(spec.dtype).max)))
+    if input_range is not None:
+        low, high = input_range
+        values = np.clip((low + high) / 2 + values * (high - low) / 4, low, high)
+    return (np.rint(values) if spec.dtype.kind in "iu" else values).astype(spec.dtype)
