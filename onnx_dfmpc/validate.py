@@ -7,7 +7,7 @@ One batch runs with default session options too, because that is what a user who
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.inputs import DataSource, InputSpec, LabelSource, Samples
 from onnx_dfmpc.metrics import Comparison, DefaultRun, Gate, OutputMetrics, Tally, ValidationReport, check_gates, is_finite
 
-__all__ = ["DefaultRun", "Gate", "OutputMetrics", "ValidationReport", "input_specs", "layer_sqnr", "session_options", "validate"]
+__all__ = ["DefaultRun", "Gate", "OutputMetrics", "ValidationReport", "layer_sqnr", "session_options", "validate"]
 
 Model = str | os.PathLike[str] | onnx.ModelProto
 Progress = Callable[[str, int, int], None]
@@ -157,46 +157,11 @@ def _run_default(
     return DefaultRun(samples, pair.max_abs, pair.sqnr_db) if pair.elements else DefaultRun(samples, None, None)
 
 
-def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
-    """Inputs that a model has to be fed, initializers among the graph's inputs left out.
-
-    Raises
-    ------
-    UnsupportedError
-        An input that is not a tensor of numbers.
-
-    Examples
-    --------
-    >>> from onnx import parser
-    >>> model = parser.parse_model('''
-    ...     <ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x, float[3] b) => (float[N, 3] y) <float[3] b = {1, 2, 3}> {
-    ...         y = Add(x, b) }''')
-    >>> [str(spec) for spec in input_specs(model)]
-    ['x: float32 (N, 3)']
-    """
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    specs = []
-    for value in proto.graph.input:
-        if value.name in constants:
-            continue
-        tensor = value.type.tensor_type
-        dtype = np.dtype(np.void) if tensor.elem_type == 0 else onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        if dtype.kind not in "biuf":
-            raise UnsupportedError(f"input {value.name!r} is not a tensor of numbers, so that nothing can be fed to it")
-        shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
-        specs.append(InputSpec(value.name, dtype, shape))
-    return specs
-
-
 def layer_sqnr(
     float_model: Model,
     quantized_model: Model,
     names: Mapping[str, tuple[str, str]],
-    data: DataSource | None = None,
-    *,
-    samples: int | None = None,
-    seed: int = 0,
-    input_range: tuple[float, float] | None = None,
+    feeds: Samples | Iterable[Mapping[str, Output]],
 ) -> dict[str, float | None]:
     """Signal-to-quantization-noise ratio of tensors inside the two graphs.
 
@@ -206,8 +171,8 @@ def layer_sqnr(
         Neither is changed.
     names : mapping of str to (str, str)
         Layer name -> name of its tensor in the float graph and in the quantized graph.
-    data, samples, seed, input_range
-        As in `validate`. One batch is in memory at a time.
+    feeds : Samples, or iterable of mappings
+        Inputs by name, one mapping per run; one batch is in memory at a time.
 
     Returns
     -------
@@ -223,11 +188,10 @@ def layer_sqnr(
     for model, title, side in ((float_model, "float model", 0), (quantized_model, "quantized model", 1)):
         tensors = [pair[side] for pair in names.values()]
         sides.append((_Session(_with_outputs(model, tensors, title), title, disable_qdq=bool(side) and _is_weight_only(model)), tensors))
-    float_session = sides[0][0]
-    feeds = _samples(float_session.specs(), data, None, samples=samples, seed=seed, input_range=input_range)
     comparisons = {name: Comparison() for name in names}
     broken: set[str] = set()
-    for _, _, batch in _runnable(float_session, feeds).batches():
+    batches = (batch for _, _, batch in feeds.batches()) if isinstance(feeds, Samples) else feeds
+    for batch in batches:
         expected, actual = (dict(zip(tensors, session.run(batch, tensors), strict=True)) for session, tensors in sides)
         for name, (float_tensor, quantized_tensor) in names.items():
             a, b = expected[float_tensor], actual[quantized_tensor]
