@@ -23,11 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from onnx_dfmpc import document, graph, pipeline, report
 from onnx_dfmpc.arguments import PROGRAM, parse, recipe_of
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
-from onnx_dfmpc.validate import ValidationReport, validate
+from onnx_dfmpc.validate import ValidationReport, check_data, validate
 
 __all__ = ["main"]
 
 INTERNAL, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
+
+WIDE = 120
+"""Columns from which the reasons have room beside the numbers."""
 
 Callback = Callable[[str, int, int], None]
 
@@ -116,11 +119,14 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
         raise RecipeError("no output file", hint=f"{PROGRAM} quantize {args.model} -o OUT.onnx, or --dry-run")
     if args.output is not None:
         _require_target(Path(args.output), [args.model], overwrite=args.overwrite)
+    if recipe.data or recipe.labels or recipe.gates:
+        check_data(graph.load(args.model).proto, recipe.data, recipe.labels, gates=recipe.gates)
     result = pipeline.quantize(args.model, recipe=recipe, progress=callback)
     failure = None if result.validation is None else _failure(result.validation, "nothing was written; more bits may help, or other gates")
     if failure is None and not args.dry_run:
         result = result.save(args.output, external_data=args.save_as_external_data, overwrite=args.overwrite)
-    return _Outcome(report.quantize_view(result, verbose=args.verbose), document.quantize_document(result), failure)
+    verbose = args.verbose or Console().width >= WIDE
+    return _Outcome(report.quantize_view(result, verbose=verbose), document.quantize_document(result), failure)
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:

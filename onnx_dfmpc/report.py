@@ -135,7 +135,7 @@ def _chain(chain: Chain) -> RenderableType:
 
 
 def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
-    """What was done to every layer, what it cost, how far the outputs moved."""
+    """What was done to every layer, what it cost, how far the outputs moved; with `verbose` also why, and the seconds of each stage."""
     columns = ["layer", "role", "bits", "stored", "bytes", "SQNR\ndB", "gain", *(["why"] if verbose else [])]
     table = _table("Layers", *columns, right=("bits", "bytes", "SQNR\ndB", "gain"))
     for layer in result.layers:
@@ -146,8 +146,6 @@ def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
     parts: list[RenderableType] = [Text(f"{_name(result.source)} -> {target}")]
     if result.layers:
         parts.append(_section(table))
-    if not verbose:
-        parts += _reasons(result.layers)
     parts += _skipped_table(result.skipped)
     parts += _notes([*result.notes, *(f"{layer.name}: {note}" for layer in result.layers for note in layer.notes)])
     parts.append(_section(*_totals(result, verbose=verbose)))
@@ -159,18 +157,6 @@ def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
 def _gain(layer: LayerReport) -> str:
     low, high = f"{layer.gain_min:.2f}", f"{layer.gain_max:.2f}"
     return low if low == high else f"{low}-{high}"
-
-
-def _reasons(layers: Sequence[LayerReport]) -> list[RenderableType]:
-    """Each reason once, with its layers: one line per layer would not fit beside the numbers."""
-    by_reason: dict[str, list[str]] = {}
-    for layer in layers:
-        if layer.reason:
-            by_reason.setdefault(f"{layer.bits} bits, {layer.reason}", []).append(layer.name)
-    if not by_reason:
-        return []
-    lines = [f"{reason}: {', '.join(names) if len(names) <= 2 else _count(len(names), 'layer')}" for reason, names in by_reason.items()]
-    return [_section(*map(Text, lines))]
 
 
 def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:

@@ -22,7 +22,7 @@ from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.inputs import DataSource, InputSpec, LabelSource, Samples
 from onnx_dfmpc.metrics import Comparison, DefaultRun, Gate, OutputMetrics, Tally, ValidationReport, check_gates, is_finite
 
-__all__ = ["DefaultRun", "Gate", "OutputMetrics", "ValidationReport", "layer_sqnr", "session_options", "validate"]
+__all__ = ["DefaultRun", "Gate", "OutputMetrics", "ValidationReport", "check_data", "layer_sqnr", "session_options", "validate"]
 
 Model = str | os.PathLike[str] | onnx.ModelProto
 Progress = Callable[[str, int, int], None]
@@ -155,6 +155,20 @@ def _run_default(
         if is_finite(a):
             pair.add(a, b)
     return DefaultRun(samples, pair.max_abs, pair.sqnr_db) if pair.elements else DefaultRun(samples, None, None)
+
+
+def check_data(
+    float_model: Model, data: DataSource | None, labels: LabelSource | None = None, *, gates: Mapping[str, float] | None = None
+) -> None:
+    """Raise now, before a model is quantized, what `validate` would say to data and gates afterwards.
+
+    Raises
+    ------
+    RecipeError
+        Data that does not fit the model, or a gate that cannot be evaluated without labels.
+    """
+    feeds = _samples(_Session(float_model, "float model").specs(), data, labels, samples=None, seed=0, input_range=None)
+    check_gates(gates, labelled=feeds.labels is not None)
 
 
 def layer_sqnr(

@@ -45,6 +45,9 @@ def _directory(target: Path) -> None:
     target.parent.mkdir()
 
 
+FAST = ("--samples", 8, "--rounding", "nearest")
+
+
 def assert_one_line(err: str) -> None:
     lines = err.splitlines()
     assert len(lines) in (1, 2), err
@@ -85,7 +88,7 @@ def test_quantize_then_validate(run: Run, digits_bn: Path, digits_data: Path, ta
 
 def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: Path, tmp_path: Path) -> None:
     document = tmp_path / "run.json"
-    code, out, err = run("quantize", digits_bn, "-o", target, "--low-bits", 2, "--min-sqnr-db", 90, "--samples", 8, "--json", document)
+    code, out, err = run("quantize", digits_bn, "-o", target, "--low-bits", 2, "--min-sqnr-db", 90, *FAST, "--json", document)
     assert code == 1
     assert "FAILED min_sqnr_db" in out
     assert "min_sqnr_db = 90 missed" in err
@@ -97,21 +100,21 @@ def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: P
 
 
 def test_dry_run_writes_nothing(run: Run, digits_bn: Path, target: Path) -> None:
-    code, out, _ = run("quantize", digits_bn, "-o", target, "--dry-run", "--samples", 8)
+    code, out, _ = run("quantize", digits_bn, "-o", target, "--dry-run", *FAST)
     assert code == 0
     assert "not written" in out
     assert not list(target.parent.iterdir())
 
 
 def test_external_data_and_overwrite(run: Run, digits_bn: Path, target: Path) -> None:
-    assert run("quantize", digits_bn, "-o", target, "--save-as-external-data", "--samples", 8)[0] == 0
+    assert run("quantize", digits_bn, "-o", target, "--save-as-external-data", *FAST)[0] == 0
     assert {file.name for file in target.parent.iterdir()} == {"small.onnx", "small.onnx.data"}
     before = target.read_bytes()
-    code, out, err = run("quantize", digits_bn, "-o", target, "--save-as-external-data", "--samples", 8)
+    code, out, err = run("quantize", digits_bn, "-o", target, "--save-as-external-data", *FAST)
     assert (code, out) == (2, "")
     assert "--overwrite" in err
     assert target.read_bytes() == before
-    assert run("quantize", digits_bn, "-o", target, "--save-as-external-data", "--overwrite", "--samples", 8, "-q") == (0, "", "")
+    assert run("quantize", digits_bn, "-o", target, "--save-as-external-data", "--overwrite", *FAST, "-q") == (0, "", "")
     assert run("validate", digits_bn, target, "--samples", 8)[0] == 0
 
 
@@ -121,7 +124,7 @@ def test_flags_reach_the_layers(run: Run, digits_bn: Path, target: Path, tmp_pat
     layers = json.loads(run("inspect", digits_bn, "--json", "-")[1])["layers"]
     first, second, last = layers[1]["name"], layers[2]["name"], layers[-1]["name"]
     argv = ["--bits", 4, "--set", f"{first}=3", "--nodes-to-exclude", second, "--set", f"{last}=7", "-c", recipe]
-    code, out, _ = run("quantize", digits_bn, "-o", target, "--samples", 8, "--json", "-", *argv)
+    code, out, _ = run("quantize", digits_bn, "-o", target, *FAST, "--json", "-", *argv)
     plain = json.loads(out)
     bits = {layer["name"]: layer["bits"] for layer in plain["layers"]}
     assert code == 0
@@ -222,7 +225,7 @@ def test_bad_usage_is_one_line_and_a_hint(run: Run, digits_bn: Path, target: Pat
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_that_cannot_be_written(run: Run, digits_bn: Path, target: Path) -> None:
     target.parent.chmod(0o500)
-    code, _, err = run("quantize", digits_bn, "-o", target, "--samples", 8)
+    code, _, err = run("quantize", digits_bn, "-o", target, *FAST)
     assert code == 2
     assert_one_line(err)
 
@@ -232,7 +235,7 @@ def test_a_disk_that_refuses(run: Run, digits_bn: Path, target: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", refuse)
-    code, _, err = run("quantize", digits_bn, "-o", target, "--samples", 8)
+    code, _, err = run("quantize", digits_bn, "-o", target, *FAST)
     assert code == 2
     assert "No space left" in err
     assert_one_line(err)
@@ -240,6 +243,14 @@ def test_a_disk_that_refuses(run: Run, digits_bn: Path, target: Path, monkeypatc
 
 
 # --------------------------------------------------------------------------------------------------------- what should not happen
+
+
+@pytest.mark.parametrize("flags", [["--data", "no.npz"], ["--max-top1-drop", "0.1"], ["--labels", "no.txt"]])
+def test_bad_data_is_found_before_the_work_is_done(
+    run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr(cli.pipeline, "quantize", lambda *_, **__: pytest.fail("too late"))
+    assert run("quantize", digits_bn, "-o", target, *flags)[0] == 2
 
 
 def test_an_internal_error_is_one_line(run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"min_top1_agreement": 98}, ["min_top1_agreement = 98", "fraction"]),
         ({"data": ""}, ["data = ''", "path"]),
         ({"statistics": "calibration"}, ["calibration_data"]),
-        ({"statistics": "analytic", "calibration_data": "x.npz"}, ["calibration_data", "analytic"]),
+        ({"statistics": "probe", "calibration_data": "x.npz"}, ["calibration_data", "probe"]),
     ],
 )
 def test_a_bad_value_names_key_value_and_what_is_allowed(values: dict[str, Any], words: list[str]) -> None:
