@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -268,7 +267,7 @@ def _solve_layers(
     factors: dict[str, NDArray[np.floating]] = {}
     solved = []
     for layer, known in _statistics(source, layers, recipe):
-        weight, bias = np.asarray(table[layer.weight]), table[layer.bias] if layer.bias else None
+        weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]) if layer.bias else None
         if layer.name in factors:
             weight = weight * _along_inputs(factors[layer.name], layer)
         done = solve(layer, plans[layer.name], recipe, weight, bias, known, to_consumers=layer.name in carriers)
@@ -301,6 +300,10 @@ def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str,
         and planned[chain.producer].role == "low"
         and all(consumer in planned for consumer in chain.consumers)
     }
+
+
+def _floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
+    return array.astype(np.float32, copy=False)
 
 
 def _along_inputs(factor: NDArray[np.floating], layer: Layer) -> NDArray[np.floating]:

@@ -108,7 +108,7 @@ def _paper(
         mean=estimated.mean if recipe.bias_correction else norm.mean,
         var=estimated.var if recipe.compensate else norm.var,
     )
-    c = np.ones(layer.channels)
+    c: Array = np.ones(layer.channels)
     if recipe.compensate and plan.role == "low":
         c = coefficients(rows, wq, norm, norm_q, recipe.lambda1, recipe.lambda2)
     gain = c * norm.sigma / norm_q.sigma
@@ -145,13 +145,15 @@ def _with_gain(codes: Codes, gain: Array) -> Codes:
 def _weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
     """Codes in the layout of the file, per tensor where all channels share one grid."""
     signed = codes.low < 0
-    scale, zero_point = codes.scale.astype(np.float32), codes.zero_point
-    single = shares_grid(layer) or (not plan.per_channel and bool((scale == scale.flat[0]).all()))
+    single = shares_grid(layer) or (not plan.per_channel and bool((codes.scale == codes.scale[0, 0]).all()))
+    shape = () if single else (-1,)
+    take = (0, 0) if single else ...
+    scale, zero_point = (array[take].reshape(shape) for array in (codes.scale.astype(np.float32), codes.zero_point))
     stored = from_rows(codes.codes, layer).astype(np.int8 if signed else np.uint8)
     return QuantizedWeight(
         codes=stored,
-        scale=scale.flat[0] if single else scale.ravel(),
-        zero_point=(zero_point.flat[0] if single else zero_point.ravel()).astype(stored.dtype) if zero_point.any() else None,
+        scale=scale,
+        zero_point=zero_point.astype(stored.dtype) if zero_point.any() else None,
         bits=plan.bits,
         signed=signed,
         axis=None if single else layer.axis,

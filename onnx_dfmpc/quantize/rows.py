@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_dfmpc.quantize.covariance import correlation, descend, feedback, inverse_factor, products
 from onnx_dfmpc.quantize.grids import Codes, dequantize, limits, min_max, nearest, ternary
@@ -91,7 +92,7 @@ def _search(rows: Array, covariance: Array, bits: int, grid: Grid, *, per_channe
     return Codes(codes, refit.scale, refit.zero_point, low, high)
 
 
-def _merge(choose: Array, new: Codes, old: Codes) -> Codes:
+def _merge(choose: NDArray[np.bool_], new: Codes, old: Codes) -> Codes:
     return Codes(
         np.where(choose[..., None], new.codes, old.codes),
         np.where(choose, new.scale, old.scale),

@@ -36,7 +36,7 @@ def squant(rows: Array, scale: Array, zero_point: Array, low: int, high: int, ta
     target = rows / scale[..., None] + zero_point[..., None]
     codes = nearest(rows, scale, zero_point, low, high)
     # A clipped weight is far from its level on purpose; its excess must not be made up for by its neighbours.
-    error = np.clip(codes - target, -0.5, 0.5)
+    error: Array = np.clip(codes - target, -0.5, 0.5)
     shape = rows.shape
     kernels = (-1, taps)
     codes, error = _balance(codes.reshape(kernels), error.reshape(kernels), low, high)
@@ -55,7 +55,8 @@ def squant(rows: Array, scale: Array, zero_point: Array, low: int, high: int, ta
     chosen &= np.isfinite(willing)
     flip = np.zeros(per_kernel, codes.dtype)
     np.put_along_axis(flip, offer, chosen[..., None].astype(codes.dtype), 3)
-    return (codes - flip * surplus).reshape(shape)
+    balanced: Array = (codes - flip * surplus).reshape(shape)
+    return balanced
 
 
 def _balance(codes: Array, error: Array, low: int, high: int) -> tuple[Array, Array]:

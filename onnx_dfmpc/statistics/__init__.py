@@ -1,7 +1,7 @@
 """Second-order statistics of every layer's input, from the model alone or from real inputs.
 
-A provider walks the network once, in the order of its layers, and yields each layer with the `InputStatistics` of its input. Nothing is kept:
-memory holds the activations of one place in the network at a time.
+A provider walks the network once, in the order of its layers, and yields each layer with the `InputStatistics` of its input. Nothing is
+kept: memory holds the activations of one place in the network at a time.
 
     probe         the float model runs on synthetic inputs; wherever there is a batch norm, what it expects replaces what was measured
     calibration   the same on inputs that the user has, without replacing anything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -76,7 +77,8 @@ def measure(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, s
     grouped = patches.reshape(count, g, channels // g * k).transpose(1, 0, 2)  # (g, P, n)
     mean = grouped.mean(axis=1, dtype=np.float64)
     centred = np.ascontiguousarray(grouped - mean[:, None].astype(np.float32))
-    covariance = centred.transpose(0, 2, 1) @ centred / np.float32(count)
+    # One product per group: NumPy sees that both factors are the same array and computes half of it.
+    covariance = np.stack([group.T @ group for group in centred]) / np.float32(count)
     return InputStatistics(mean, covariance, count, provider)
 
 
@@ -88,26 +90,28 @@ def _patches(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng
         chosen = [vector[np.sort(rng.permutation(len(vector))[: max(1, round(share * len(vector)))])] for vector in vectors]
         return np.concatenate(chosen).astype(np.float32)[..., None]
     images = sum(map(len, batches))
-    pieces = []
-    for batch in batches:
-        at = window(node, layer, batch.shape[2:])
-        pads = [(0, 0), (0, 0), *zip(at.before, at.after, strict=True)]
-        padded = np.pad(batch, pads) if any(map(sum, pads)) else batch
-        reach = [d * (k - 1) + 1 for d, k in zip(at.dilations, at.kernel, strict=True)]
-        places = [(size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, at.strides, strict=True)]
-        total = int(np.prod(places))
-        if total <= 0:
-            raise UnsupportedError(f"node {layer.name!r}: its kernel is larger than its input of shape {batch.shape}")
-        keep = max(1, round(_share(images * total, batch.shape[1] * taps(layer)) * total))
-        chosen = np.stack([rng.permutation(total)[:keep] for _ in range(len(batch))]) if keep < total else np.arange(total)[None]
-        corners = [index * s for index, s in zip(np.unravel_index(chosen, places), at.strides, strict=True)]
-        rows = np.arange(len(batch))[:, None]
-        gathered = np.empty((len(batch), chosen.shape[1], batch.shape[1], taps(layer)), np.float32)
-        for tap, offset in enumerate(product(*map(range, at.kernel))):
-            where = tuple(c + o * d for c, o, d in zip(corners, offset, at.dilations, strict=True))
-            gathered[..., tap] = padded[(rows, slice(None), *where)]
-        pieces.append(gathered.reshape(-1, batch.shape[1], taps(layer)))
-    return np.concatenate(pieces)
+    return np.concatenate([_gather(layer, node, batch, images, rng) for batch in batches])
+
+
+def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng: np.random.Generator) -> Array:
+    """Patches of one batch out of so many images in all."""
+    at = window(node, layer, batch.shape[2:])
+    pads = [(0, 0), (0, 0), *zip(at.before, at.after, strict=True)]
+    padded = np.pad(batch, pads) if any(map(sum, pads)) else batch
+    reach = [d * (k - 1) + 1 for d, k in zip(at.dilations, at.kernel, strict=True)]
+    places = [(size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, at.strides, strict=True)]
+    total = math.prod(places)
+    if min(places) <= 0:
+        raise UnsupportedError(f"node {layer.name!r}: its kernel is larger than its input of shape {batch.shape}")
+    keep = max(1, round(_share(images * total, batch.shape[1] * taps(layer)) * total))
+    chosen = np.stack([rng.permutation(total)[:keep] for _ in range(len(batch))])
+    corners = [index * s for index, s in zip(np.unravel_index(chosen, places), at.strides, strict=True)]
+    rows = np.arange(len(batch))[:, None]
+    gathered = np.empty((len(batch), keep, batch.shape[1], taps(layer)), np.float32)
+    for tap, offset in enumerate(product(*map(range, at.kernel))):
+        where: tuple[Any, ...] = tuple(c + o * d for c, o, d in zip(corners, offset, at.dilations, strict=True))
+        gathered[..., tap] = padded[(rows, slice(None), *where)]
+    return gathered.reshape(-1, batch.shape[1], taps(layer))
 
 
 def _share(available: int, elements: int) -> float:
@@ -118,8 +122,8 @@ def _share(available: int, elements: int) -> float:
 def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator, provider: str) -> InputStatistics:
     """Statistics for ConvTranspose: an output place meets one tap in every ``stride`` along each axis.
 
-    Taps of the same phase see inputs that are whole steps apart; they are taken as equal, which is exact for constant inputs. The phases take
-    turns, so mean and covariance are those of an average phase.
+    Taps of the same phase see inputs that are whole steps apart; they are taken as equal, which is exact for constant inputs. The phases
+    take turns, so mean and covariance are those of an average phase.
     """
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     kernel = layer.shape[2:]
@@ -132,8 +136,8 @@ def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], 
     mean = grouped.mean(axis=1, dtype=np.float64)
     centred = grouped - mean[:, None].astype(np.float32)
     channels = centred.transpose(0, 2, 1) @ centred / np.float32(len(sample))
-    offsets = np.array(list(product(*map(range, kernel)))) % np.array(strides)
-    same = (offsets[:, None] == offsets[None]).all(axis=-1) / float(np.prod(strides))
-    k = len(offsets)
+    phases = np.array(list(product(*map(range, kernel)))) % np.array(strides)
+    same = (phases[:, None] == phases[None]).all(axis=-1) / float(np.prod(strides))
+    k = len(phases)
     covariance = np.stack([np.kron(c, same) for c in channels]).astype(np.float32)
     return InputStatistics(np.repeat(mean, k, axis=1) / float(np.prod(strides)), covariance, len(sample), provider)

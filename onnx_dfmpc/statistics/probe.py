@@ -5,8 +5,8 @@ variance sigma^2 of each channel. So behind every layer with a batch norm the me
 
     y <- sigma (y - mean(y)) / std(y) + mu,
 
-and what flows on has the right mean and variance per channel; only correlations are left to the synthetic inputs. Real inputs are measured as
-they are.
+and what flows on has the right mean and variance per channel; only correlations are left to the synthetic inputs. Real inputs are measured
+as they are.
 """
 
 from __future__ import annotations

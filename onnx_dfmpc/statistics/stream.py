@@ -25,8 +25,8 @@ SILENT = 4
 class Stream:
     """A float model and a few batches of inputs; any tensor can be asked for, in the order of the graph.
 
-    A tensor is forgotten when the last node that reads it has run. Every batch runs on one thread, so that the result does not depend on the
-    number of threads; batches run side by side.
+    A tensor is forgotten when the last node that reads it has run. Every batch runs on one thread, so that the result does not depend on
+    the number of threads; batches run side by side.
 
     Parameters
     ----------
