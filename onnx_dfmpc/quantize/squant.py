@@ -46,7 +46,8 @@ def squant(rows: Array, scale: Array, zero_point: Array, low: int, high: int, ta
     codes, error = codes.reshape(per_kernel), error.reshape(per_kernel)
     surplus = np.sign(error.sum(axis=(2, 3)))[..., None, None]
     flippable = _flippable(codes, surplus, low, high)
-    gain = np.where(flippable, error * surplus, -np.inf)
+    # Never against its own error: a kernel at its limits would move a weight by more than a level.
+    gain = np.where(flippable & (error * surplus > 0), error * surplus, -np.inf)
     offer = gain.argmax(axis=3)[..., None]
     # What a kernel's sum is after its one flip says how willing it is: the largest surplus first.
     willing = np.where(np.isfinite(np.take_along_axis(gain, offer, 3)[..., 0]), error.sum(axis=3) * surplus[..., 0], -np.inf)

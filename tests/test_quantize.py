@@ -1,0 +1,417 @@
+"""Grids and the three ways to round: what each promises, against loops and exhaustive search."""
+
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_dfmpc.quantize import covariance as rounding
+from onnx_dfmpc.quantize import dequantize, min_max, nearest, quantize_rows, regularize, ternary
+from onnx_dfmpc.quantize.covariance import descend, feedback, inverse_factor
+from onnx_dfmpc.quantize.grids import Codes, limits
+from onnx_dfmpc.quantize.squant import squant
+from tests.arrays import covariance, seeds
+
+bits = st.integers(2, 8)
+uniform_grids = st.sampled_from(["asymmetric", "symmetric"])
+kernels = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 3, 9]))
+
+
+def rows_of(shape: tuple[int, int, int], seed: int, offset: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(shape) * np.exp(rng.standard_normal((*shape[:2], 1))) + offset).astype(np.float32)
+
+
+def output_error(rows: np.ndarray, codes: Codes | np.ndarray, second: np.ndarray, *grid: np.ndarray) -> np.ndarray:
+    """e' H e per row, in float64."""
+    levels = dequantize(codes) if isinstance(codes, Codes) else (codes - grid[1][..., None]) * grid[0][..., None]
+    e = levels.astype(np.float64) - rows
+    return np.einsum("grn,gnm,grm->gr", e, second.astype(np.float64), e)
+
+
+# Grids
+
+
+@given(kernels, seeds, bits, uniform_grids, st.booleans(), st.sampled_from([-2.0, 0.0, 2.0]))
+def test_round_trip_is_within_half_a_level(kernel, seed, b, grid, per_channel, offset):
+    g, r, i, k = kernel
+    rows = rows_of((g, r, i * k), seed, offset)
+    found = quantize_rows(rows, b, grid=grid, rounding="nearest", per_channel=per_channel)
+    low, high = limits(b, grid)
+    assert (found.low, found.high) == (low, high)
+    assert found.codes.shape == rows.shape
+    assert found.scale.shape == found.zero_point.shape == (g, r)
+    assert (found.scale > 0).all()
+    assert (found.codes == np.rint(found.codes)).all()
+    assert found.codes.min() >= low
+    assert found.codes.max() <= high
+    assert (np.abs(dequantize(found) - rows) <= found.scale[..., None] * (0.5 + 1e-4)).all()
+    if not per_channel:
+        assert len(np.unique(found.scale)) == len(np.unique(found.zero_point)) == 1
+
+
+@given(kernels, seeds, bits, st.sampled_from([-2.0, 0.0, 2.0]))
+def test_zero_is_a_level_and_only_asymmetric_grids_have_a_zero_point(kernel, seed, b, offset):
+    g, r, i, k = kernel
+    rows = rows_of((g, r, i * k), seed, offset)
+    for grid in ("asymmetric", "symmetric"):
+        scale, zero_point = min_max(rows, b, grid, per_channel=True)
+        low, high = limits(b, grid)
+        assert (zero_point == np.rint(zero_point)).all()
+        assert ((low <= zero_point) & (zero_point <= high)).all()
+        zeros = Codes(nearest(np.zeros_like(rows), scale, zero_point, low, high), scale, zero_point, low, high)
+        assert not dequantize(zeros).any()
+        assert grid == "asymmetric" or not zero_point.any()
+
+
+def test_grids_by_hand():
+    rows = np.array([[[-1.0, 0.0, 2.0], [3.0, 6.0, 0.5]]], np.float32)
+    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    np.testing.assert_allclose(scale, [[1, 2]])
+    np.testing.assert_array_equal(zero_point, [[1, 0]])
+    scale, _ = min_max(rows, 3, "symmetric", per_channel=True)
+    np.testing.assert_allclose(scale, [[2 / 3, 2]])
+    scale, _ = min_max(rows, 3, "symmetric", per_channel=False)
+    np.testing.assert_allclose(scale, [[2, 2]])
+    scale, _ = min_max(rows, 2, "asymmetric", per_channel=False, ratio=0.6)
+    np.testing.assert_allclose(scale, 0.6 * 7 / 3)
+
+
+@pytest.mark.parametrize("grid", ["asymmetric", "symmetric", "ternary"])
+@pytest.mark.parametrize("method", ["nearest", "squant", "covariance"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_rows_of_zeros_stay_zero(grid, method, per_channel):
+    rows = np.zeros((2, 3, 8), np.float32)
+    found = quantize_rows(
+        rows,
+        2,
+        grid=grid,
+        rounding=method,
+        per_channel=per_channel,
+        taps=4,
+        covariance=np.broadcast_to(np.eye(8, dtype=np.float32), (2, 8, 8)),
+    )
+    assert not dequantize(found).any()
+    assert np.isfinite(found.scale).all()
+    assert (found.scale > 0).all()
+
+
+@given(kernels, seeds, st.booleans())
+def test_ternary_equals_the_naive_loop(kernel, seed, per_channel):
+    g, r, i, k = kernel
+    rows = rows_of((g, r, i * k), seed)
+    found = ternary(rows, per_channel=per_channel)
+    assert not found.zero_point.any()
+    for where in [(a, b) for a in range(g) for b in range(r)] if per_channel else [slice(None)]:
+        values = rows[where].astype(np.float64).ravel()
+        threshold = 0.7 * sum(abs(w) for w in values) / len(values)
+        kept = [abs(w) for w in values if abs(w) > threshold]
+        expected = [0 if abs(w) <= threshold else (1 if w > 0 else -1) for w in values]
+        np.testing.assert_array_equal(found.codes[where].ravel(), expected)
+        np.testing.assert_allclose(found.scale[where], sum(kept) / len(kept), rtol=1e-5)
+
+
+def test_ternary_ignores_the_rounding_and_covariance_needs_one():
+    rows = rows_of((1, 2, 6), 0)
+    plain = quantize_rows(rows, 2, grid="ternary", rounding="nearest", per_channel=True)
+    other = quantize_rows(rows, 2, grid="ternary", rounding="covariance", per_channel=True)
+    np.testing.assert_array_equal(dequantize(plain), dequantize(other))
+    with pytest.raises(ValueError, match="covariance"):
+        quantize_rows(rows, 2, grid="symmetric", rounding="covariance", per_channel=True)
+
+
+# SQuant
+
+
+@given(kernels, seeds, st.booleans())
+def test_squant_keeps_sums_and_moves_no_weight_further_than_a_level(kernel, seed, crowded):
+    g, r, i, k = kernel
+    rows = rows_of((g, r, i * k), seed)
+    low, high = (0, 3) if crowded else (-10_000, 10_000)
+    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    codes = squant(rows, scale, zero_point, low, high, k)
+    assert (codes == np.rint(codes)).all()
+    assert low <= codes.min() <= codes.max() <= high
+    error = (codes - (rows / scale[..., None] + zero_point[..., None])).astype(np.float64)
+    assert (np.abs(error) <= 1 + 1e-4).all()
+    if not crowded:
+        # A kernel may have given one flip of its own to its channel, which leaves it between 1/2 and 1.
+        assert (np.abs(error.reshape(g, r, i, k).sum(axis=3)) <= 1 + 1e-3).all()
+        assert (np.abs(error.sum(axis=2)) <= 0.5 + 1e-3).all()
+
+
+@pytest.mark.parametrize("taps", [1, 3, 9])
+def test_squant_stays_within_a_level_where_most_codes_are_at_their_limits(taps):
+    rows = np.clip(rows_of((40, 4, 5 * taps), 0), -1, 1)
+    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    codes = squant(rows, scale, zero_point, 0, 3, taps)
+    assert (np.abs(codes - (rows / scale[..., None] + zero_point[..., None])) <= 1 + 1e-4).all()
+
+
+@given(kernels, seeds)
+def test_squant_equals_the_naive_loop(kernel, seed):
+    g, r, i, k = kernel
+    rows = rows_of((g, r, i * k), seed).astype(np.float64)
+    scale, zero_point = min_max(rows, 3, "asymmetric", per_channel=True)
+    codes = squant(rows, scale, zero_point, -10_000, 10_000, k)
+    for where in np.ndindex(g, r):
+        np.testing.assert_array_equal(codes[where], naive_squant(rows[where] / scale[where] + zero_point[where], k))
+
+
+def naive_squant(target: np.ndarray, taps: int) -> np.ndarray:
+    """One output channel, flip by flip, no limits."""
+    codes = [round(t) for t in target]
+    error = [c - t for c, t in zip(codes, target, strict=True)]
+    spans = [range(start, start + taps) for start in range(0, len(codes), taps)]
+
+    def flip(at: int, direction: int) -> None:
+        codes[at] -= direction
+        error[at] -= direction
+
+    for span in spans:
+        total = sum(error[at] for at in span)
+        direction = 1 if total > 0 else -1
+        for _ in range(round(abs(total))):
+            flip(max(span, key=lambda at: error[at] * direction), direction)
+    total = sum(error)
+    direction = 1 if total > 0 else -1
+    ready = sorted(spans, key=lambda span: -direction * sum(error[at] for at in span))
+    for span in ready[: round(abs(total))]:
+        flip(max(span, key=lambda at: error[at] * direction), direction)
+    return np.array(codes)
+
+
+# Covariance
+
+
+@given(kernels, seeds, st.integers(2, 4), st.integers(1, 4))
+def test_each_sweep_of_descent_lowers_the_output_error_or_leaves_it(kernel, seed, b, sweeps):
+    g, r, i, k = kernel
+    n = i * k
+    rng = np.random.default_rng(seed)
+    rows, second = rows_of((g, r, n), seed).astype(np.float64), covariance(g, n, rng)
+    scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
+    start = nearest(rows, scale, zero_point, 0, 2**b - 1)
+    kept = start.copy()
+    steps = [descend(rows, second, start, scale, zero_point, 0, 2**b - 1, sweeps=s) for s in range(sweeps + 1)]
+    np.testing.assert_array_equal(start, kept)
+    np.testing.assert_array_equal(steps[0], start)
+    errors = [output_error(rows, codes, second, scale, zero_point) for codes in steps]
+    for before, after in pairwise(errors):
+        assert (after <= before * (1 + 1e-9) + 1e-12).all()
+    assert all(codes.min() >= 0 and codes.max() <= 2**b - 1 for codes in steps)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_descent_ends_where_no_single_move_helps(seed):
+    rng = np.random.default_rng(seed)
+    rows, second = rows_of((1, 2, 6), seed).astype(np.float64), covariance(1, 6, rng)
+    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    found = descend(rows, second, nearest(rows, scale, zero_point, 0, 3), scale, zero_point, 0, 3, sweeps=100)
+    best = output_error(rows, found, second, scale, zero_point)
+    for j, level in product(range(6), range(4)):
+        moved = found.copy()
+        moved[..., j] = level
+        assert (output_error(rows, moved, second, scale, zero_point) >= best * (1 - 1e-9)).all()
+    every = np.array(list(product(range(4), repeat=6)), float)  # the optimum, by looking at all 4096
+    for row in range(2):
+        e = (every - zero_point[0, row]) * scale[0, row] - rows[0, row]
+        assert np.einsum("sn,nm,sm->s", e, second[0], e).min() <= best[0, row] * (1 + 1e-9)
+
+
+@given(kernels, seeds, bits)
+def test_white_inputs_leave_nothing_to_descend(kernel, seed, b):
+    g, r, i, k = kernel
+    rows = rows_of((g, r, i * k), seed).astype(np.float64)
+    scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
+    start = nearest(rows, scale, zero_point, 0, 2**b - 1)
+    white = np.broadcast_to(np.eye(i * k) * 3.0, (g, i * k, i * k))
+    np.testing.assert_array_equal(descend(rows, white, start, scale, zero_point, 0, 2**b - 1, sweeps=2), start)
+
+
+@given(kernels, seeds, bits)
+def test_uncorrelated_inputs_pass_no_error_on(kernel, seed, b):
+    g, r, i, k = kernel
+    rng = np.random.default_rng(seed)
+    rows = rows_of((g, r, i * k), seed).astype(np.float64)
+    scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
+    factor = inverse_factor(np.stack([np.diag(rng.uniform(0.1, 5, i * k)) for _ in range(g)]))
+    found = feedback(rows, factor, scale, zero_point, 0, 2**b - 1)
+    np.testing.assert_array_equal(found, nearest(rows, scale, zero_point, 0, 2**b - 1))
+
+
+@given(kernels, seeds)
+def test_inverse_factor_is_one(kernel, seed):
+    g, _, i, k = kernel
+    second = covariance(g, i * k, np.random.default_rng(seed))
+    factor = inverse_factor(second)
+    np.testing.assert_array_equal(factor, np.triu(factor))
+    assert (np.einsum("gnn->gn", factor) > 0).all()
+    damping = rounding.DAMPING * np.einsum("gnn->g", second) / (i * k)
+    damped = second + damping[:, None, None] * np.eye(i * k)
+    product_ = factor.transpose(0, 2, 1) @ factor @ damped
+    np.testing.assert_allclose(product_, np.broadcast_to(np.eye(i * k), product_.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_feedback_equals_the_loop_that_solves_each_step(seed):
+    """Round one weight, then move those behind it to where they are best given its error: least squares, by definition."""
+    rng = np.random.default_rng(seed)
+    n = 12
+    rows, second = rows_of((1, 3, n), seed).astype(np.float64), covariance(1, n, rng)
+    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    found = feedback(rows, inverse_factor(second), scale, zero_point, 0, 3)
+    damped = second[0] + rounding.DAMPING * np.trace(second[0]) / n * np.eye(n)
+    for row in range(3):
+        w, s, z = rows[0, row].copy(), scale[0, row], zero_point[0, row]
+        for j in range(n):
+            code = min(max(round(w[j] / s + z), 0), 3)
+            assert found[0, row, j] == code
+            error = (code - z) * s - w[j]
+            if j + 1 < n:
+                w[j + 1 :] -= np.linalg.solve(damped[j + 1 :, j + 1 :], damped[j + 1 :, j] * error)
+
+
+@pytest.mark.parametrize("block", [1, 5, 7, 1000])
+def test_size_of_the_blocks_does_not_matter(monkeypatch, block):
+    rng = np.random.default_rng(0)
+    rows, second = rows_of((2, 5, 30), 0).astype(np.float64), covariance(2, 30, rng)
+    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    grid = (scale, zero_point, 0, 3)
+    factor, start = inverse_factor(second), nearest(rows, *grid)
+    monkeypatch.setattr(rounding, "BLOCK", 30)
+    expected = feedback(rows, factor, *grid), descend(rows, second, start, *grid, sweeps=3)
+    monkeypatch.setattr(rounding, "BLOCK", block)
+    np.testing.assert_array_equal(feedback(rows, factor, *grid), expected[0])
+    np.testing.assert_array_equal(descend(rows, second, start, *grid, sweeps=3), expected[1])
+    assert (expected[0] != start).any()
+    assert (expected[1] != start).any()
+
+
+@given(kernels, seeds, st.integers(2, 5))
+def test_groups_and_rows_are_rounded_independently(kernel, seed, b):
+    g, r, i, k = kernel
+    rng = np.random.default_rng(seed)
+    rows, second = rows_of((g, r, i * k), seed).astype(np.float64), covariance(g, i * k, rng)
+    # Scales of no special value: on a min-max grid weights lie half way between levels, where the last digit decides.
+    scale, zero_point = rng.uniform(0.2, 0.6, (g, r)), rng.integers(0, 2**b, (g, r)).astype(float)
+    limits_ = 0, 2**b - 1
+    factor, start = inverse_factor(second), nearest(rows, scale, zero_point, *limits_)
+    fed = feedback(rows, factor, scale, zero_point, *limits_)
+    descended = descend(rows, second, start, scale, zero_point, *limits_, sweeps=3)
+    for a, row in product(range(g), range(r)):
+        one = np.s_[a : a + 1, row : row + 1]
+        grid = scale[one], zero_point[one], *limits_
+        np.testing.assert_array_equal(feedback(rows[one], factor[a : a + 1], *grid), fed[one])
+        np.testing.assert_array_equal(descend(rows[one], second[a : a + 1], start[one], *grid, sweeps=3), descended[one])
+
+
+@given(st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 3)), seeds)
+def test_rounding_does_not_change_its_arguments(shape, seed):
+    rng = np.random.default_rng(seed)
+    rows, second = rows_of(shape, seed).astype(np.float64), covariance(shape[0], shape[2], rng)
+    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    arguments = rows, inverse_factor(second), scale, zero_point
+    kept = [argument.copy() for argument in arguments]
+    feedback(*arguments, 0, 3)
+    descend(rows, second, nearest(rows, scale, zero_point, 0, 3), scale, zero_point, 0, 3, sweeps=1)
+    squant(rows, scale, zero_point, 0, 3, 1)
+    for argument, before in zip(arguments, kept, strict=True):
+        np.testing.assert_array_equal(argument, before)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_layer_of_many_groups_is_as_good_as_many_layers(seed):
+    rows, second = rows_of((6, 4, 18), seed), covariance(6, 18, np.random.default_rng(seed)).astype(np.float32)
+    settings = {"grid": "asymmetric", "rounding": "covariance", "per_channel": True}
+    together = output_error(rows, quantize_rows(rows, 3, covariance=second, **settings), second)
+    alone = [
+        output_error(rows[a : a + 1], quantize_rows(rows[a : a + 1], 3, covariance=second[a : a + 1], **settings), second[a : a + 1])[0]
+        for a in range(6)
+    ]
+    # Products of another shape round differently, which may tip one of two equal choices.
+    np.testing.assert_allclose(np.mean(alone), np.mean(together), rtol=0.05)
+
+
+@pytest.mark.parametrize("b", [2, 3, 4])
+@pytest.mark.parametrize("grid", ["asymmetric", "symmetric"])
+def test_rounding_by_covariance_beats_rounding_without(b, grid):
+    rng = np.random.default_rng(b)
+    rows, second = rows_of((2, 16, 45), b), covariance(2, 45, rng).astype(np.float32)
+    settings = {"grid": grid, "per_channel": True, "taps": 9}
+    errors = {
+        method: output_error(rows, quantize_rows(rows, b, rounding=method, covariance=second, **settings), second).mean()
+        for method in ("nearest", "squant", "covariance")
+    }
+    assert errors["covariance"] < 0.5 * min(errors["nearest"], errors["squant"])
+
+
+@given(kernels, seeds, st.integers(2, 8), st.booleans())
+def test_rounding_by_covariance_stays_on_its_grid(kernel, seed, b, per_channel):
+    g, r, i, k = kernel
+    rows, second = rows_of((g, r, i * k), seed), covariance(g, i * k, np.random.default_rng(seed)).astype(np.float32)
+    kept = rows.copy(), second.copy()
+    found = quantize_rows(rows, b, grid="asymmetric", rounding="covariance", per_channel=per_channel, covariance=second)
+    np.testing.assert_array_equal(rows, kept[0])
+    np.testing.assert_array_equal(second, kept[1])
+    assert (found.codes == np.rint(found.codes)).all()
+    assert 0 <= found.codes.min() <= found.codes.max() <= 2**b - 1
+    assert (found.scale > 0).all()
+    if not per_channel:
+        assert len(np.unique(found.scale)) == 1
+
+
+# Regularisation
+
+
+@given(kernels, seeds, st.sampled_from([0, 10, 1000, 10**6]), st.booleans())
+def test_regularized_covariance_is_symmetric_and_positive_definite(kernel, seed, samples, dead):
+    g, _, i, k = kernel
+    rng = np.random.default_rng(seed)
+    patches = rng.standard_normal((g, 5, i * k))  # rank at most 5
+    if dead:
+        patches[:, :, : i * k // 2] = 0
+    second = patches.transpose(0, 2, 1) @ patches / 5
+    found = regularize(second, k, samples)
+    np.testing.assert_allclose(found, found.transpose(0, 2, 1), atol=1e-12)
+    assert (np.linalg.eigvalsh(found) > 0).all()
+    assert (np.einsum("gnn->gn", found) > 0).all()
+    factor = inverse_factor(found)
+    assert np.isfinite(factor).all()
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.sampled_from([1, 4, 9]), seeds, st.sampled_from([0, 10, 10**6]))
+def test_a_pattern_keeps_its_variances_and_loses_a_tenth_of_its_correlations(g, i, k, seed, samples):
+    rng = np.random.default_rng(seed)
+    deviation = np.sqrt(np.einsum("gnn->gn", spatial := covariance(g, k, rng)))
+    second = np.stack(
+        [np.kron(c, s) for c, s in zip(covariance(g, i, rng), spatial / deviation[:, :, None] / deviation[:, None], strict=True)]
+    )
+    found = regularize(second, k, samples)
+    np.testing.assert_allclose(np.einsum("gnn->gn", found), np.einsum("gnn->gn", second), rtol=1e-4)
+    off = ~np.eye(i * k, dtype=bool)
+    np.testing.assert_allclose(found[:, off], (1 - rounding.SHRINKAGE) * second[:, off], rtol=1e-4, atol=1e-6)
+
+
+@given(kernels, seeds, st.sampled_from([0, 10, 10**6]))
+def test_every_channel_keeps_its_power(kernel, seed, samples):
+    g, _, i, k = kernel
+    second = covariance(g, i * k, np.random.default_rng(seed))
+    power = np.einsum("gnn->gn", second).reshape(g, i, k).sum(axis=2)
+    kept = np.einsum("gnn->gn", regularize(second, k, samples)).reshape(g, i, k).sum(axis=2)
+    np.testing.assert_allclose(kept, power, rtol=1e-4)
+
+
+def test_inputs_without_variance_get_one():
+    assert (np.einsum("gnn->gn", regularize(np.zeros((2, 8, 8)), 4, 100)) > 0).all()
+    assert (np.einsum("gnn->gn", regularize(np.zeros((2, 8, 8)), 1, 100)) > 0).all()
+
+
+def test_more_samples_are_trusted_more():
+    rng = np.random.default_rng(0)
+    second = covariance(1, 36, rng)
+    distance = [np.abs(regularize(second, 9, samples) - second).max() for samples in (10, 300, 3000)]
+    assert distance == sorted(distance, reverse=True)
+    assert distance[0] > distance[-1]
