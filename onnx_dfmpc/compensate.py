@@ -96,6 +96,25 @@ def signal_gain(response: Response) -> Array:
     return np.clip(gain, 1 / MAX_GAIN, MAX_GAIN)
 
 
+def balanced_gain(signal: Array, variance: Array, quantized_variance: Array) -> Array:
+    """Gain between keeping the signal and keeping the variance: their geometric mean, shape (o,).
+
+    The signal gain makes up for this layer's noise only; the variance gain sigma / sigmaq, with the quantized network's own sigmaq, counts
+    the noise of all layers before it too. With the first alone noise inflates a deep network, with the second alone it displaces the
+    signal.
+
+    Parameters
+    ----------
+    signal : float array, shape (o,)
+        Of `signal_gain`.
+    variance, quantized_variance : float arrays, shape (o,)
+        Of the layer's output in the float and in the quantized network, before any gain.
+    """
+    alive = (variance > 0) & (quantized_variance > 0)
+    ratio = np.where(alive, variance / np.where(alive, quantized_variance, 1), signal**2)
+    return np.clip(np.sqrt(signal * np.sqrt(ratio)), 1 / MAX_GAIN, MAX_GAIN)
+
+
 def reestimate(norm: BatchNorm, response: Response, *, mean: bool = True) -> BatchNorm:
     """Batch norm with the statistics (muq, sigmaq) of the quantized layer.
 

@@ -22,8 +22,8 @@ from onnx_dfmpc.allocate import allocate
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rewrite import Rewritten, rewrite
-from onnx_dfmpc.solve import solve
-from onnx_dfmpc.spec import Chain, InputStatistics, Layer, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped
+from onnx_dfmpc.solve import correct, finish, finish_paper, round_layer
+from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped
 from onnx_dfmpc.validate import ValidationReport, layer_sqnr, validate
 
 Model = str | os.PathLike[str] | ModelProto
@@ -266,25 +266,34 @@ def _solve_layers(
     carriers = _carriers(report, plan, recipe)
     factors: dict[str, NDArray[np.floating]] = {}
     solved = []
-    for layer, known in _statistics(source, layers, recipe):
+    probe = _probe(source, recipe)
+    for layer in layers:
         weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]) if layer.bias else None
         if layer.name in factors:
             weight = weight * _along_inputs(factors[layer.name], layer)
-        done = solve(layer, plans[layer.name], recipe, weight, bias, known, to_consumers=layer.name in carriers)
-        if done.for_consumers is not None:
-            factors |= dict.fromkeys(carriers[layer.name], done.for_consumers)
-        solved.append(done.layer)
+        rounded = round_layer(layer, plans[layer.name], weight, probe.measure(layer))
+        if recipe.method == "paper":
+            done, taken_over = finish_paper(rounded, recipe, bias, to_consumers=layer.name in carriers)
+            if taken_over is not None:
+                factors |= dict.fromkeys(carriers[layer.name], taken_over)
+            probe.skip(layer)
+        else:
+            correction = correct(rounded, recipe, probe.respond(layer, rounded.weight()))
+            probe.commit(layer, correction.gain, correction.shift)
+            done = finish(rounded, correction, recipe, bias)
+        solved.append(done)
         if progress is not None:
             progress("quantize", len(solved), len(layers))
     return solved
 
 
-def _statistics(source: graph.LoadedModel, layers: Sequence[Layer], recipe: Recipe) -> Iterator[tuple[Layer, InputStatistics]]:
+def _probe(source: graph.LoadedModel, recipe: Recipe) -> statistics.Probe:
     if recipe.calibration_data is not None:
-        feeds = statistics.real_feeds(source.proto, recipe.calibration_data, seed=recipe.seed)
-        return statistics.calibrate(source.proto, layers, feeds, seed=recipe.seed)
-    feeds = statistics.synthetic_feeds(statistics.model_inputs(source.proto), seed=recipe.seed, input_range=recipe.input_range)
-    return statistics.probe(source.proto, layers, feeds, seed=recipe.seed)
+        real = statistics.real_feeds(source.proto, recipe.calibration_data, seed=recipe.seed)
+        return statistics.Probe(source.proto, real, provider="calibration", seed=recipe.seed)
+    specs = statistics.model_inputs(source.proto)
+    synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=recipe.input_range)
+    return statistics.Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
 
 
 def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:

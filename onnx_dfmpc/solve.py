@@ -1,4 +1,8 @@
-"""One layer: its weight, what is known about its input, and its plan -> the numbers to store. No graph, no files: arrays only."""
+"""One layer: its weight, what is known about its input, and its plan -> the numbers to store. No graph, no files: arrays only.
+
+Two steps, so that between them the layer can be run: `round_layer` chooses the codes, then `correct` and `finish` (or `finish_paper`)
+repair what the rounding did.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.compensate import Response, affine, coefficients, mean_shift, reestimate, respond, signal_gain
+from onnx_dfmpc.compensate import Response, affine, balanced_gain, coefficients, mean_shift, reestimate, respond, signal_gain
 from onnx_dfmpc.layout import from_rows, shares_grid, taps, to_rows
 from onnx_dfmpc.quantize import Codes, dequantize, quantize_rows, regularize
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer, LayerPlan, QuantizedLayer, QuantizedWeight
+from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer, LayerPlan, Outputs, QuantizedLayer, QuantizedWeight
 
 Bias = NDArray[np.floating] | None
 
@@ -20,43 +24,50 @@ NOISE_FLOOR = 1e-15
 
 
 @dataclass(frozen=True, eq=False)
-class Solved:
-    """A layer's numbers, and the factors that the input channels of its consumers have to take over (consumer-side absorption)."""
+class Rounded:
+    """A layer whose codes are chosen and whose repair is still to come.
 
-    layer: QuantizedLayer
-    for_consumers: Array | None = None
+    Attributes
+    ----------
+    rows : float array, shape (g, r, n)
+        Float weight.
+    codes : Codes
+    response : Response
+        Of the float and the quantized rows to the input of the float network.
+    """
+
+    layer: Layer
+    plan: LayerPlan
+    rows: Array
+    codes: Codes
+    response: Response
+    statistics: InputStatistics
+
+    def weight(self) -> NDArray[np.float32]:
+        """Quantized weight in the layout of the file, before any repair."""
+        return from_rows(dequantize(self.codes).astype(np.float32), self.layer)
 
 
-def solve(
-    layer: Layer,
-    plan: LayerPlan,
-    recipe: Recipe,
-    weight: NDArray[np.floating],
-    bias: Bias,
-    statistics: InputStatistics,
-    *,
-    to_consumers: bool = False,
-) -> Solved:
-    """Quantize and repair one layer.
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What is done to the output of a quantized layer: ``gain * W_q x + bias - shift``, arrays of shape (channels,)."""
+
+    gain: Array
+    shift: Array
+
+
+def round_layer(layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], statistics: InputStatistics) -> Rounded:
+    """Choose the codes of one layer.
 
     Parameters
     ----------
     layer : Layer
     plan : LayerPlan
-    recipe : Recipe
-        The method, its lambdas and its switches.
     weight : float array, shape ``layer.shape``
-    bias : float array, shape (channels,), or None
     statistics : InputStatistics
-    to_consumers : bool
-        Leave the paper's coefficients to the input channels of the consumers instead of absorbing them here.
-
-    Returns
-    -------
-    Solved
     """
     rows = to_rows(weight.astype(np.float32), layer)
-    quantized = quantize_rows(
+    codes = quantize_rows(
         rows,
         plan.bits,
         grid=plan.grid,
@@ -65,43 +76,69 @@ def solve(
         taps=taps(layer),
         covariance=regularize(statistics.covariance, taps(layer), statistics.samples) if plan.rounding == "covariance" else None,
     )
-    if recipe.method == "paper":
-        return _paper(layer, plan, recipe, rows, quantized, bias, statistics, to_consumers=to_consumers)
-    return Solved(_keep_signal(layer, plan, recipe, rows, quantized, bias, statistics))
+    response = respond(rows, dequantize(codes), statistics.mean, statistics.covariance)
+    return Rounded(layer, plan, rows, codes, response, statistics)
 
 
-def _keep_signal(
-    layer: Layer, plan: LayerPlan, recipe: Recipe, rows: Array, quantized: Codes, bias: Bias, statistics: InputStatistics
-) -> QuantizedLayer:
-    """The default: a gain per channel in the scale, and the shift of the mean taken back."""
-    response = respond(rows, dequantize(quantized), statistics.mean, statistics.covariance)
-    gain = signal_gain(response) if recipe.compensate and not shares_grid(layer) else np.ones(layer.channels)
-    stored = _with_gain(quantized, gain)
-    shift = mean_shift(rows, dequantize(stored), statistics.mean) if recipe.bias_correction else None
+def correct(rounded: Rounded, recipe: Recipe, outputs: Outputs | None) -> Correction:
+    """Gain and shift of the default method.
+
+    Parameters
+    ----------
+    rounded : Rounded
+    recipe : Recipe
+        Its switches.
+    outputs : Outputs or None
+        Of the layer in both networks, where they were measured. They include what the layers before it did, which the statistics of its
+        float input do not.
+    """
+    gain: Array = np.ones(rounded.layer.channels)
+    if recipe.compensate and not shares_grid(rounded.layer):
+        gain = signal_gain(rounded.response)
+        if outputs is not None:
+            gain = balanced_gain(gain, outputs.variance, outputs.quantized_variance)
+    if not recipe.bias_correction:
+        return Correction(gain, np.zeros_like(gain))
+    if outputs is not None:
+        return Correction(gain, gain * outputs.quantized_mean - outputs.mean)
+    stored = dequantize(_with_gain(rounded.codes, gain))
+    return Correction(gain, mean_shift(rounded.rows, stored, rounded.statistics.mean))
+
+
+def finish(rounded: Rounded, correction: Correction, recipe: Recipe, bias: Bias) -> QuantizedLayer:
+    """Numbers to store: the gain in the scale, the shift in the batch norm's mean or in the bias."""
+    layer = rounded.layer
     norm, new_bias = None, None
-    if shift is not None and layer.batch_norm is not None:
-        norm = replace(layer.batch_norm, mean=layer.batch_norm.mean + shift)
-    elif shift is not None:
-        new_bias = (_floats(bias, layer) - shift).astype(np.float32)
-    sqnr = _sqnr_db(response.scaled(gain), layer)
-    return QuantizedLayer(layer.name, _weight(layer, plan, stored), new_bias, norm, gain, sqnr, statistics.provider)
+    if recipe.bias_correction and layer.batch_norm is not None:
+        norm = replace(layer.batch_norm, mean=layer.batch_norm.mean + correction.shift)
+    elif recipe.bias_correction:
+        new_bias = (_floats(bias, layer) - correction.shift).astype(np.float32)
+    weight = _weight(layer, rounded.plan, _with_gain(rounded.codes, correction.gain))
+    sqnr = _sqnr_db(rounded.response.scaled(correction.gain), layer)
+    return QuantizedLayer(layer.name, weight, new_bias, norm, correction.gain, sqnr, rounded.statistics.provider)
 
 
-def _paper(
-    layer: Layer,
-    plan: LayerPlan,
-    recipe: Recipe,
-    rows: Array,
-    quantized: Codes,
-    bias: Bias,
-    statistics: InputStatistics,
-    *,
-    to_consumers: bool,
-) -> Solved:
-    """The method as published: batch norm re-estimated, then c for the low layers, here or at the consumers."""
+def finish_paper(rounded: Rounded, recipe: Recipe, bias: Bias, *, to_consumers: bool = False) -> tuple[QuantizedLayer, Array | None]:
+    """The method as published: batch norm re-estimated, then c for the low layers, here or at the consumers.
+
+    Parameters
+    ----------
+    rounded : Rounded
+    recipe : Recipe
+        The lambdas and the switches.
+    bias : float array, shape (channels,), or None
+    to_consumers : bool
+        Leave the coefficients to the input channels of the consumers instead of absorbing them here.
+
+    Returns
+    -------
+    QuantizedLayer
+    array of shape (channels,), or None
+        The factors that the consumers' input channels have to take over.
+    """
+    layer, plan, rows, quantized, response = rounded.layer, rounded.plan, rounded.rows, rounded.codes, rounded.response
     wq = dequantize(quantized)
-    response = respond(rows, wq, statistics.mean, statistics.covariance)
-    norm = layer.batch_norm or _identity_norm(rows, _floats(bias, layer), statistics, response)
+    norm = layer.batch_norm or _identity_norm(rows, _floats(bias, layer), rounded.statistics, response)
     estimated = reestimate(norm, response)
     norm_q = replace(
         norm,
@@ -122,8 +159,8 @@ def _paper(
     else:
         a, b = affine(norm_q)
         stored, new_bias = _with_gain(quantized, here * a), (here * b).astype(np.float32)
-    numbers = QuantizedLayer(layer.name, _weight(layer, plan, stored), new_bias, new_norm, gain, sqnr, statistics.provider)
-    return Solved(numbers, c if to_consumers else None)
+    numbers = QuantizedLayer(layer.name, _weight(layer, plan, stored), new_bias, new_norm, gain, sqnr, rounded.statistics.provider)
+    return numbers, c if to_consumers else None
 
 
 def _identity_norm(rows: Array, bias: Array, statistics: InputStatistics, response: Response) -> BatchNorm:

@@ -159,6 +159,19 @@ class InputStatistics:
     provider: str
 
 
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Mean and variance of a layer's output (without its bias) in the float network, and in the network quantized up to and including it.
+
+    Arrays of shape (o,), float64, for the same inputs of the network and before any correction of this layer.
+    """
+
+    mean: Array
+    variance: Array
+    quantized_mean: Array
+    quantized_variance: Array
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """How one layer is to be stored. ``reason`` says in words why it got its bits."""

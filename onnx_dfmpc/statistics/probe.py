@@ -11,13 +11,13 @@ as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.graph import ConstantTable
-from onnx_dfmpc.spec import InputStatistics, Layer
+from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer, Outputs
 from onnx_dfmpc.statistics.moments import measure
 from onnx_dfmpc.statistics.stream import Stream, Value
 
@@ -27,54 +27,106 @@ FLOOR = 1e-3
 Feeds = Sequence[Mapping[str, Value]]
 
 
-def probe(proto: ModelProto, layers: Sequence[Layer], feeds: Feeds, *, seed: int = 0) -> Iterator[tuple[Layer, InputStatistics]]:
-    """Statistics from synthetic inputs, re-anchored to batch norm.
+class Probe:
+    """Statistics measured while a model runs on inputs, layer by layer, and beside it the same model with its layers quantized so far.
+
+    Ask for the layers in topological order: `measure` one, `respond` with its quantized weight, `commit` how its output is corrected, go on
+    to the next.
 
     Parameters
     ----------
     proto : ModelProto
         The float model.
-    layers : sequence of Layer
-        In topological order.
     feeds : sequence of mapping
         Input arrays by name, one mapping per batch.
+    provider : str
+        "probe" for synthetic inputs, which are re-anchored to batch norm, or "calibration" for real ones, which are not.
     seed : int
         Of the choice of patches.
-
-    Yields
-    ------
-    layer : Layer
-    statistics : InputStatistics
     """
-    return _walk(proto, layers, feeds, seed, "probe", anchored=True)
+
+    def __init__(self, proto: ModelProto, feeds: Feeds, *, provider: str, seed: int = 0) -> None:
+        table = ConstantTable(proto)
+        self._float = Stream(proto, table, feeds)
+        self._quantized = Stream(proto, table, feeds)
+        self._nodes = {node.output[0]: node for node in proto.graph.node if node.output}
+        self._table = table
+        self._provider = provider
+        self._seed = seed
+
+    def measure(self, layer: Layer) -> InputStatistics:
+        """Statistics of a layer's input in the float network."""
+        return measure(layer, self._nodes[layer.output], self._float.value(layer.input), seed=self._seed, provider=self._provider)
+
+    def respond(self, layer: Layer, weight: Value) -> Outputs:
+        """Run a layer in the float network, and with a quantized weight in the network quantized so far.
+
+        Parameters
+        ----------
+        layer : Layer
+        weight : array, shape ``layer.shape``
+        """
+        output = self._float.value(layer.output)
+        self._quantized.replace(layer.output, 1, weight.astype(output[0].dtype))
+        bias = self._bias(layer)
+        mean, variance = _moments(output, layer)
+        quantized_mean, quantized_variance = _moments(self._quantized.value(layer.output), layer)
+        return Outputs(mean - bias, variance, quantized_mean - bias, quantized_variance)
+
+    def skip(self, layer: Layer) -> None:
+        """Go on from a layer without correcting it: only the float network matters."""
+        if self._provider == "probe" and layer.batch_norm is not None:
+            self._reanchor(layer, layer.batch_norm)
+
+    def commit(self, layer: Layer, gain: Array, shift: Array) -> None:
+        """Go on from a layer that became ``gain * (quantized output - bias) + bias - shift``, all arrays of shape (channels,).
+
+        Synthetic outputs are re-anchored, the quantized ones by what the float ones need.
+        """
+        bias = self._bias(layer)
+        scale, offset = gain, bias - gain * bias - shift
+        if self._provider == "probe" and layer.batch_norm is not None:
+            anchor, term = self._reanchor(layer, layer.batch_norm)
+            scale, offset = anchor * scale, anchor * offset + term
+        self._quantized.put(layer.output, _affine(self._quantized.value(layer.output), scale, offset, layer))
+
+    def _reanchor(self, layer: Layer, norm: BatchNorm) -> tuple[Array, Array]:
+        """Give the float output the moments that its batch norm expects, and return the scale and offset that it took."""
+        output = self._float.value(layer.output)
+        mean, variance = _moments(output, layer)
+        scale = norm.sigma / np.sqrt(variance + FLOOR * norm.sigma**2)
+        offset = norm.mean - scale * mean
+        self._float.put(layer.output, _affine(output, scale, offset, layer))
+        return scale, offset
+
+    def _bias(self, layer: Layer) -> Array:
+        """What the layer's own node adds to its output."""
+        if layer.bias is None or layer.bias_node != layer.name:
+            return np.zeros(layer.channels)
+        return self._table[layer.bias].astype(np.float64)
 
 
-def calibrate(proto: ModelProto, layers: Sequence[Layer], feeds: Feeds, *, seed: int = 0) -> Iterator[tuple[Layer, InputStatistics]]:
-    """Statistics from real inputs; see `probe`."""
-    return _walk(proto, layers, feeds, seed, "calibration", anchored=False)
+def _moments(batches: Sequence[Value], layer: Layer) -> tuple[Array, Array]:
+    """Mean and variance per channel, float64."""
+    axis = _channel_axis(batches[0], layer)
+    axes = tuple(a for a in range(batches[0].ndim) if a != axis)
+    count = sum(batch.size // batch.shape[axis] for batch in batches)
+    mean = np.sum([batch.sum(axis=axes, dtype=np.float64) for batch in batches], axis=0) / count
+    centre = _per_channel(mean, batches[0], layer)
+    variance = np.sum([np.square(batch - centre).sum(axis=axes, dtype=np.float64) for batch in batches], axis=0) / count
+    return mean, variance
 
 
-def _walk(
-    proto: ModelProto, layers: Sequence[Layer], feeds: Feeds, seed: int, provider: str, *, anchored: bool
-) -> Iterator[tuple[Layer, InputStatistics]]:
-    stream = Stream(proto, ConstantTable(proto), feeds)
-    nodes = {node.output[0]: node for node in proto.graph.node if node.output}
-    for index, layer in enumerate(layers):
-        batches = stream.value(layer.input)
-        yield layer, measure(layer, nodes[layer.output], batches, seed=seed + index, provider=provider)
-        if anchored and layer.batch_norm is not None:
-            stream.put(layer.output, _anchor(stream.value(layer.output), layer))
-
-
-def _anchor(batches: list[Value], layer: Layer) -> list[Value]:
-    norm = layer.batch_norm
-    assert norm is not None
-    axes = (0, *range(2, batches[0].ndim))
-    count = sum(batch[:, 0].size for batch in batches)
-    mean = sum(batch.sum(axis=axes, dtype=np.float64) for batch in batches) / count
-    shape = (1, -1) + (1,) * (batches[0].ndim - 2)
-    variance = sum(((batch - mean.reshape(shape)) ** 2).sum(axis=axes) for batch in batches) / count
-    scale = norm.sigma / np.sqrt(variance + FLOOR * norm.sigma**2)
-    offset = norm.mean - scale * mean
-    factor, term = (array.reshape(shape).astype(batches[0].dtype) for array in (scale, offset))
+def _affine(batches: Sequence[Value], scale: Array, offset: Array, layer: Layer) -> list[Value]:
+    factor, term = (_per_channel(array, batches[0], layer) for array in (scale, offset))
     return [batch * factor + term for batch in batches]
+
+
+def _channel_axis(batch: Value, layer: Layer) -> int:
+    return 1 if layer.op_type in ("Conv", "ConvTranspose") else batch.ndim - 1
+
+
+def _per_channel(array: Array, batch: Value, layer: Layer) -> Value:
+    """Array of shape (channels,) that broadcasts along the channels of an output, in its dtype."""
+    axis = _channel_axis(batch, layer)
+    return array.astype(batch.dtype).reshape([-1 if a == axis else 1 for a in range(batch.ndim)])

@@ -46,6 +46,7 @@ class Stream:
         self._proto = proto
         self._table = table
         self._nodes = [node for node in proto.graph.node if not all(name in table for name in node.output if name)]
+        self._replaced: dict[str, Value] = {}
         self._producer = {name: index for index, node in enumerate(self._nodes) for name in node.output if name}
         self._reads = [sorted(set(_inputs(node))) for node in self._nodes]
         self._waiting = Counter(name for names in self._reads for name in names)
@@ -62,6 +63,24 @@ class Stream:
     def put(self, name: str, values: list[Value]) -> None:
         """Let the nodes that have not run yet see other values of a tensor."""
         self._live[name] = values
+
+    def replace(self, output: str, position: int, array: Value) -> None:
+        """Give the node that makes ``output``, before it has run, another constant as its input at ``position``."""
+        index = self._producer[output]
+        node = NodeProto()
+        node.CopyFrom(self._nodes[index])
+        name = f"{node.input[position]}::{output}"
+        node.input[position] = name
+        self._nodes[index] = node
+        self._waiting.subtract(self._reads[index])
+        self._reads[index] = sorted(set(_inputs(node)))
+        self._waiting.update(self._reads[index])
+        self._replaced[name] = array
+
+    def _constant(self, name: str) -> Value | None:
+        if name in self._replaced:
+            return self._replaced[name]
+        return self._table.get(name)
 
     def _ancestors(self, name: str) -> list[int]:
         """Nodes that have to run for a tensor, in an order in which they can."""
@@ -90,7 +109,7 @@ class Stream:
         for index in indices:
             self._waiting.subtract(self._reads[index])
         keep = sorted(name for name in made if self._waiting[name] > 0 or name == wanted)
-        feeds = sorted(name for name in read - made if name not in self._table)
+        feeds = sorted(name for name in read - made if self._constant(name) is None)
         session = self._session(nodes, feeds, keep, read)
 
         def run(batch: int) -> list[Value]:
@@ -108,13 +127,13 @@ class Stream:
                 self._live.pop(name, None)
 
     def _session(self, nodes: list[NodeProto], feeds: list[str], keep: list[str], read: set[str]) -> ort.InferenceSession:
-        constants = sorted(name for name in read if name in self._table)
+        constants = {name: array for name in sorted(read) if (array := self._constant(name)) is not None}
         graph = helper.make_graph(
             nodes,
             "segment",
             [_value_info(name, self._live[name][0]) for name in feeds],
             [helper.make_empty_tensor_value_info(name) for name in keep],
-            [numpy_helper.from_array(np.asarray(self._table[name]), name) for name in constants],
+            [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
         )
         model = helper.make_model(
             graph, opset_imports=self._proto.opset_import, functions=self._proto.functions, ir_version=max(self._proto.ir_version, 8)

@@ -1,0 +1,312 @@
+"""Random fields: mean and covariance of a tensor's channels at every displacement, and how linear operators act on them (NumPy).
+
+A tensor of shape (N, c, *size) is taken as stationary: ``mean[i]`` is the mean of channel i and ``lags[l, i, j]`` the covariance of channel i
+at a place p with channel j at p + l. Displacements live on a torus, at most as large as the tensor and as large as `ELEMENTS` allows; what lies
+beyond decays geometrically. On a torus convolution is multiplication: with S(f) the Fourier transform of the lags, S -> W(f) S(f) W(f)^H.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_dfmpc.spec import Array
+from onnx_dfmpc.statistics.moments import Window
+
+ELEMENTS = 1 << 22
+"""Bound on the number of covariances of a field."""
+
+Sizes = tuple[int, ...]
+Lags = NDArray[Any]
+TINY = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """Statistics of one tensor.
+
+    Attributes
+    ----------
+    mean : float64 array, shape (c,)
+    lags : float32 array, shape (*torus, c, c)
+    size : tuple of int
+        Number of places along each spatial axis.
+    step : tuple of float
+        Distance of two neighbours along each spatial axis, in places of the network's input.
+    birth : int
+        Place in the order in which fields came about.
+    origin : Origin or None
+        How it came about, as far as that is still needed; None where it began.
+    """
+
+    mean: Array
+    lags: Lags
+    size: Sizes
+    step: tuple[float, ...]
+    birth: int
+    origin: Origin | None = None
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.mean)
+
+    @property
+    def torus(self) -> Sizes:
+        """Number of displacements along each axis."""
+        return self.lags.shape[:-2]
+
+    @property
+    def covariance(self) -> Lags:
+        """Channel covariance at one place, shape (c, c)."""
+        return self.lags[(0,) * len(self.size)]
+
+    @property
+    def variance(self) -> Array:
+        """Variance of each channel, shape (c,)."""
+        return np.maximum(np.diagonal(self.covariance).astype(np.float64), 0)
+
+    def at(self, displacement: Sequence[int]) -> Lags:
+        """Covariance at a displacement, shape (c, c), extrapolated beyond the torus."""
+        index, factor = [], 1.0
+        for axis, (lag, torus) in enumerate(zip(displacement, self.torus, strict=True)):
+            where, beyond = _clip(np.array([lag]), torus)
+            index.append(int(where[0]) % torus)
+            factor *= decay(self.lags, axis) ** int(beyond[0])
+        found: Lags = self.lags[tuple(index)]
+        return found if factor == 1.0 else found * np.float32(factor)
+
+
+class Origin:
+    """How a field came about: see `kinship`."""
+
+
+def torus_of(channels: int, size: Sizes) -> Sizes:
+    """Number of displacements to keep for so many channels.
+
+    Examples
+    --------
+    >>> torus_of(64, (8, 8)), torus_of(512, (14, 14))
+    ((8, 8), (4, 4))
+    """
+    if not size:
+        return ()
+    side = max(2, int((ELEMENTS / channels**2) ** (1 / len(size)) + 1e-9))
+    return tuple(min(side, n) for n in size)
+
+
+def signed(torus: int) -> NDArray[np.int64]:
+    """Displacement of each entry of a torus: 0, 1, ..., -1."""
+    return (np.arange(torus) + torus // 2) % torus - torus // 2
+
+
+def _clip(lags: NDArray[np.int64], torus: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Displacements moved into the torus, and by how much."""
+    reach = torus // 2
+    inside = np.clip(lags, -reach, reach)
+    return inside, np.abs(lags - inside)
+
+
+def decay(lags: Lags, axis: int) -> float:
+    """Ratio by which the variance-weighted correlation falls from one displacement to the next, at the far end of the torus."""
+    torus = lags.shape[axis]
+    reach = torus // 2
+    if reach == 0:
+        return 1.0
+    zero = [0] * (lags.ndim - 2)
+    far, near = list(zero), list(zero)
+    far[axis], near[axis] = reach, reach - 1
+    return float(np.clip(np.trace(lags[tuple(far)]) / max(float(np.trace(lags[tuple(near)])), TINY), 0, 1))
+
+
+def resample(lags: Lags, torus: Sizes, stride: Sequence[int] | None = None) -> Lags:
+    """Covariances on another torus, at every ``stride``-th displacement."""
+    for axis, (new, step) in enumerate(zip(torus, stride or (1,) * len(torus), strict=True)):
+        old = lags.shape[axis]
+        if new == old and step == 1:
+            continue
+        inside, beyond = _clip(signed(new) * step, old)
+        factors = (decay(lags, axis) ** beyond).astype(lags.dtype)
+        lags = np.take(lags, inside % old, axis=axis)
+        if beyond.any():
+            lags = lags * factors.reshape([-1 if a == axis else 1 for a in range(lags.ndim)])
+    return lags
+
+
+def transposed(lags: Lags) -> Lags:
+    """Cov(B(p), A(p + l)) from Cov(A(p), B(p + l))."""
+    for axis in range(lags.ndim - 2):
+        lags = np.roll(np.flip(lags, axis), 1, axis)
+    return lags.swapaxes(-1, -2)
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A convolution: ``y(p) = sum_a weight[:, :, a] x(p stride + offsets[a])``.
+
+    Attributes
+    ----------
+    weight : float array, shape (o, c / group, taps)
+    offsets : int array, shape (taps, spatial axes)
+    strides : tuple of int
+    group : int
+    """
+
+    weight: Array
+    offsets: NDArray[np.int64]
+    strides: Sizes
+    group: int = 1
+
+    def spectrum(self, torus: Sizes, dilation: Sequence[int] | None = None) -> NDArray[Any]:
+        """Fourier transform on a torus: shape (*frequencies, o, c), or (*frequencies, o) where every output sees one channel."""
+        offsets = self.offsets * np.array(dilation or (1,) * len(torus))
+        frequencies = [np.fft.fftfreq(n) for n in torus[:-1]] + ([np.fft.rfftfreq(torus[-1])] if torus else [])
+        angle = np.zeros((*map(len, frequencies), len(offsets)))
+        for axis, frequency in enumerate(frequencies):
+            angle = angle + frequency.reshape([-1 if a == axis else 1 for a in range(len(torus) + 1)]) * offsets[:, axis]
+        phases = np.exp(-2j * np.pi * angle).astype(np.complex64)
+        o, i, k = self.weight.shape
+        result = (phases @ self.weight.reshape(-1, k).T.astype(np.complex64)).reshape(*phases.shape[:-1], o, i)
+        if i == 1:
+            return result[..., 0]
+        if self.group == 1:
+            return result
+        dense = np.zeros((*phases.shape[:-1], o, i * self.group), np.complex64)
+        rows = o // self.group
+        for g in range(self.group):
+            dense[..., g * rows : (g + 1) * rows, g * i : (g + 1) * i] = result[..., g * rows : (g + 1) * rows, :]
+        return dense
+
+    @property
+    def sources(self) -> NDArray[np.int64]:
+        """Input channel of every output, where it sees only one."""
+        o = len(self.weight)
+        return np.arange(o) // (o // self.group)
+
+
+def transform(lags: Lags) -> NDArray[Any]:
+    """Fourier transform over the displacements."""
+    axes = tuple(range(lags.ndim - 2))
+    return np.fft.rfftn(lags, axes=axes).astype(np.complex64) if axes else lags.astype(np.complex64)
+
+
+def back(spectrum: NDArray[Any], torus: Sizes) -> Lags:
+    """The inverse of `transform`."""
+    axes = tuple(range(len(torus)))
+    return np.fft.irfftn(spectrum, s=torus, axes=axes).astype(np.float32) if axes else spectrum.real.astype(np.float32)
+
+
+def apply_left(kernel: Kernel, spectrum: NDArray[Any], response: NDArray[Any]) -> NDArray[Any]:
+    """Spectrum of (K x, z) from that of (x, z)."""
+    if kernel.weight.shape[1] == 1:
+        return response[..., :, None] * spectrum[..., kernel.sources, :]
+    product_: NDArray[Any] = response @ spectrum
+    return product_
+
+
+def apply_right(kernel: Kernel, spectrum: NDArray[Any], response: NDArray[Any]) -> NDArray[Any]:
+    """Spectrum of (z, K x) from that of (z, x)."""
+    if kernel.weight.shape[1] == 1:
+        return spectrum[..., kernel.sources] * response.conj()[..., None, :]
+    product_: NDArray[Any] = spectrum @ response.conj().swapaxes(-1, -2)
+    return product_
+
+
+def filtered(lags: Lags, kernel: Kernel, size: Sizes, size_out: Sizes) -> Lags:
+    """Covariances of the output of a convolution."""
+    o = len(kernel.weight)
+    torus = torus_of(max(lags.shape[-1], o), size)
+    response = kernel.spectrum(torus)
+    spectrum = apply_right(kernel, apply_left(kernel, transform(resample(lags, torus)), response), response)
+    return resample(back(spectrum, torus), torus_of(o, size_out), kernel.strides)
+
+
+def rescaled(lags: Lags, variance: Array) -> Lags:
+    """The same correlations, other variances; channels without variance get theirs as if independent."""
+    zero = (0,) * (lags.ndim - 2)
+    old = np.maximum(np.diagonal(lags[zero]).astype(np.float64), 0)
+    factor = np.sqrt(variance / np.maximum(old, TINY * max(float(old.max()), TINY)))
+    lags = lags * np.outer(factor, factor).astype(np.float32)
+    np.fill_diagonal(lags[zero], variance)
+    return lags
+
+
+def offsets_of(at: Window) -> NDArray[np.int64]:
+    """Where the taps of a window lie, seen from ``p stride``; shape (taps, axes)."""
+    grid = np.array(list(product(*map(range, at.kernel))), np.int64).reshape(math.prod(at.kernel), len(at.kernel))
+    return grid * np.array(at.dilations, np.int64) - np.array(at.before, np.int64)
+
+
+def places(at: Window, size: Sizes) -> Sizes:
+    """Spatial shape of a convolution's output."""
+    return tuple(
+        (n + b + a - d * (k - 1) - 1) // s + 1
+        for n, b, a, d, k, s in zip(size, at.before, at.after, at.dilations, at.kernel, at.strides, strict=True)
+    )
+
+
+def coverage(at: Window, size: Sizes) -> Array:
+    """Share of the output's places at which two taps both lie inside the input; shape (taps, taps), the single taps on the diagonal."""
+    joint = np.ones((1, 1))
+    for axis, count in enumerate(places(at, size)):
+        where = np.arange(count)[:, None] * at.strides[axis] - at.before[axis] + np.arange(at.kernel[axis]) * at.dilations[axis]
+        inside = ((where >= 0) & (where < size[axis])).astype(np.float64)
+        joint = np.kron(joint, inside.T @ inside / count)
+    return joint
+
+
+def patches(source: Field, at: Window, group: int) -> tuple[Array, Lags]:
+    """Mean and covariance of what a convolution sees; zeros of the padding count.
+
+    Parameters
+    ----------
+    source : Field
+    at : Window
+    group : int
+
+    Returns
+    -------
+    mean : float64 array, shape (g, n)
+    covariance : float32 array, shape (g, n, n)
+    """
+    c = source.channels
+    i = c // group
+    both = coverage(at, source.size)
+    single = np.diagonal(both)
+    offsets = offsets_of(at)
+    k = len(offsets)
+    mean = source.mean.reshape(group, i, 1)
+    outer = (mean @ mean.transpose(0, 2, 1)).astype(np.float32)
+    blocks: dict[tuple[int, ...], Lags] = {}
+    result = np.empty((group, i, k, i, k), np.float32)
+    for a, b in product(range(k), repeat=2):
+        lag = tuple(int(d) for d in offsets[b] - offsets[a])
+        if lag not in blocks:
+            blocks[lag] = _diagonal_blocks(source.at(lag), group)
+        excess = both[a, b] - single[a] * single[b]
+        result[:, :, a, :, b] = blocks[lag] * np.float32(both[a, b]) + outer * np.float32(excess)
+    return (mean * single).reshape(group, i * k), result.reshape(group, i * k, i * k)
+
+
+def _diagonal_blocks(matrix: Lags, group: int) -> Lags:
+    i = len(matrix) // group
+    if i == 1:
+        return np.diagonal(matrix).reshape(group, 1, 1)
+    return np.stack([matrix[g * i : (g + 1) * i, g * i : (g + 1) * i] for g in range(group)])
+
+
+def averaged(lags: Lags, size: Sizes) -> Lags:
+    """Covariance of the mean over all places, shape (c, c)."""
+    for count in size:
+        lag = np.arange(1 - count, count)
+        inside, beyond = _clip(lag, lags.shape[0])
+        weights = (count - np.abs(lag)) / count**2 * decay(lags, 0) ** beyond
+        folded = np.bincount(inside % lags.shape[0], weights, minlength=lags.shape[0])
+        lags = np.tensordot(folded.astype(np.float32), lags, axes=(0, 0))
+    return lags

@@ -1,0 +1,152 @@
+"""What single operators make of random fields: fields in, field out (NumPy)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_dfmpc.spec import Array
+from onnx_dfmpc.statistics import rectified
+from onnx_dfmpc.statistics.field import (
+    TINY,
+    Field,
+    Kernel,
+    Lags,
+    averaged,
+    coverage,
+    filtered,
+    offsets_of,
+    patches,
+    places,
+    rescaled,
+    resample,
+    torus_of,
+    transposed,
+)
+from onnx_dfmpc.statistics.kinship import Activated, Filtered, Joined, Scaled, Summed, cross_covariance
+from onnx_dfmpc.statistics.moments import Window
+from onnx_dfmpc.statistics.rectified import Activation
+
+
+def convolve(source: Field, weight: Array, bias: Array | float, at: Window, group: int, patch: tuple[Array, Lags], birth: int) -> Field:
+    """Output of a convolution; ``patch`` is what `patches` gives, or a correction of it."""
+    o = len(weight)
+    rows = weight.reshape(group, o // group, -1)
+    mean = (rows @ patch[0][..., None]).reshape(o) + bias
+    narrow = rows.astype(np.float32)
+    variance = np.einsum("grn,grn->gr", narrow @ patch[1], narrow).reshape(o).astype(np.float64)
+    kernel = Kernel(weight.reshape(o, weight.shape[1], -1), offsets_of(at), at.strides, group)
+    size = places(at, source.size)
+    lags = rescaled(filtered(source.lags, kernel, source.size, size), np.maximum(variance, 0))
+    step = tuple(s * d for s, d in zip(source.step, at.strides, strict=True))
+    return Field(mean, lags, size, step, birth, Filtered(source, kernel))
+
+
+def scale(source: Field, factor: Array | float, offset: Array | float, birth: int) -> Field:
+    """``factor x + offset``, per channel."""
+    gain = np.broadcast_to(factor, source.mean.shape)
+    lags = source.lags * np.outer(gain, gain).astype(np.float32)
+    return replace(source, mean=gain * source.mean + offset, lags=lags, birth=birth, origin=Scaled(source, gain))
+
+
+def anchor(source: Field, mean: Array, variance: Array) -> Field:
+    """The same correlations, with mean and variance that are known."""
+    return replace(source, mean=mean, lags=rescaled(source.lags, variance))
+
+
+def activate(source: Field, activation: Activation, birth: int) -> Field:
+    """Output of an elementwise function."""
+    variance = source.variance
+    expansion = rectified.expand(activation, source.mean, variance)
+    deviation = np.sqrt(np.maximum(variance, TINY)).astype(np.float32)
+    correlation = np.clip(source.lags / np.outer(deviation, deviation), -1, 1)
+    lags = rectified.covariance(expansion, expansion, correlation)
+    return replace(source, mean=expansion.mean, lags=lags, birth=birth, origin=Activated(source, expansion, activation))
+
+
+def add(a: Field, b: Field, sign: float, birth: int) -> Field:
+    """``a + sign b``, with the covariance of the two."""
+    torus = torus_of(a.channels, a.size)
+    lags = resample(a.lags, torus) + resample(b.lags, torus)
+    cross = cross_covariance(a, b)
+    if cross is not None:
+        cross = np.float32(sign) * resample(cross, torus)
+        lags = lags + cross + transposed(cross)
+    return Field(a.mean + sign * b.mean, lags, a.size, a.step, birth, Summed((a, b), (1.0, sign)))
+
+
+def join(parts: list[Field], birth: int) -> Field:
+    """Channels of several fields, one after the other, with the covariances between them."""
+    first = parts[0]
+    ends = np.cumsum([part.channels for part in parts])
+    torus = torus_of(int(ends[-1]), first.size)
+    lags = np.zeros((*torus, ends[-1], ends[-1]), np.float32)
+    blocks = [slice(end - part.channels, end) for end, part in zip(ends, parts, strict=True)]
+    for i, (block, part) in enumerate(zip(blocks, parts, strict=True)):
+        lags[..., block, block] = resample(part.lags, torus)
+        for other, before in zip(blocks[:i], parts[:i], strict=True):
+            cross = cross_covariance(before, part)
+            if cross is not None:
+                cross = resample(cross, torus)
+                lags[..., other, block] = cross
+                lags[..., block, other] = transposed(cross)
+    mean = np.concatenate([part.mean for part in parts])
+    return Field(mean, lags, first.size, first.step, birth, Joined(tuple(parts)))
+
+
+def multiply(a: Field, b: Field, birth: int) -> Field:
+    """Product of a field and an independent one (a gate), which may be constant in space."""
+    torus = a.torus
+    gate = np.broadcast_to(b.lags[(0,) * len(b.size)], a.lags.shape) if b.size != a.size else resample(b.lags, torus)
+    mean_a, mean_b = (np.outer(x.mean, x.mean).astype(np.float32) for x in (a, b))
+    lags = a.lags * mean_b + gate * mean_a + a.lags * gate
+    return replace(a, mean=a.mean * b.mean, lags=lags, birth=birth, origin=Scaled(a, b.mean))
+
+
+def average_pool(source: Field, at: Window, birth: int, *, count_pads: bool) -> Field:
+    """Output of AveragePool."""
+    c, k = source.channels, int(np.prod(at.kernel))
+    share = float(np.diagonal(coverage(at, source.size)).mean())
+    weight = np.full((c, 1, *at.kernel), 1 / k if count_pads else 1 / (k * share))
+    return convolve(source, weight, 0.0, at, c, patches(source, at, c), birth)
+
+
+def max_pool(source: Field, at: Window, birth: int) -> Field:
+    """Output of MaxPool: the largest of equally correlated normals.
+
+    With the average correlation r in a window, max x = mu + sigma (sqrt(r) z + sqrt(1 - r) max z_a). An activation that grows commutes with the
+    maximum, so that it is the normal variable before it that is pooled.
+    """
+    origin = source.origin
+    if isinstance(origin, Activated) and isinstance(origin.activation, rectified.PiecewiseLinear):
+        return activate(max_pool(origin.parent, at, birth), origin.activation, birth)
+    k = int(np.prod(at.kernel))
+    pooled = average_pool(source, at, birth, count_pads=False)
+    variance = source.variance
+    unpadded = replace(at, before=(0,) * len(at.kernel), after=(0,) * len(at.kernel), strides=(1,) * len(at.kernel))
+    _, inside = patches(source, unpadded, source.channels)
+    total = inside.sum(axis=(1, 2)).astype(np.float64)
+    r = np.clip((total / np.maximum(variance, TINY) / k - 1) / max(k - 1, 1), 0, 1)
+    top, spread = rectified.largest_of(k)
+    mean = source.mean + np.sqrt(variance * (1 - r)) * top
+    return anchor(pooled, mean, variance * (r + (1 - r) * spread))
+
+
+def global_average(source: Field, birth: int, *, keep: bool) -> Field:
+    """Mean over all places, with the spatial axes kept at size 1 or dropped."""
+    matrix = averaged(source.lags, source.size)
+    ones = (1,) * len(source.size) if keep else ()
+    return Field(source.mean, matrix.reshape(*ones, *matrix.shape), ones, source.step if keep else (), birth)
+
+
+def enlarge(source: Field, size: tuple[int, ...], birth: int) -> Field:
+    """Nearest-neighbour Resize."""
+    factor = [new / old for new, old in zip(size, source.size, strict=True)]
+    lags = source.lags
+    torus = torus_of(source.channels, size)
+    for axis, (f, new, old) in enumerate(zip(factor, torus, source.torus, strict=True)):
+        lag = np.rint(np.fft.fftfreq(new, 1 / new) / f).astype(np.int64)
+        lags = np.take(lags, np.clip(lag, -(old // 2), old // 2) % old, axis=axis)
+    step = tuple(s / f for s, f in zip(source.step, factor, strict=True))
+    return Field(source.mean, lags, size, step, birth, Scaled(source, np.ones(source.channels)))
