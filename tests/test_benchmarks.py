@@ -1,0 +1,237 @@
+"""The benchmark scripts run on the shipped network, and what they compare is what they say it is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, numpy_helper, parser
+
+from benchmarks import accuracy, methods, networks, package, speed
+from benchmarks.baselines import Unavailable, dfq
+from benchmarks.baselines.peers import PEERS
+from benchmarks.evaluate import reference
+from benchmarks.measure import STEPS, measure
+from benchmarks.methods import Task
+from onnx_dfmpc import Recipe, inputs, match, statistics, validate
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.graph import ConstantTable
+from onnx_dfmpc.layout import taps, to_rows
+
+PAIR = methods.settings("2/6", ["first"])[0]
+
+
+def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def same_function(model: onnx.ModelProto, other: onnx.ModelProto) -> bool:
+    """Equal on synthetic inputs; scores behind a sigmoid lie between 0 and 1, so that tiny ones are compared as they are."""
+    found = inputs.synthetic(statistics.model_inputs(model), samples=2, seed=0)
+    _, _, feeds = next(found.batches())
+    pairs = zip(outputs(model, feeds), outputs(other, feeds), strict=True)
+    return all(np.allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(a).max()))) for a, b in pairs)
+
+
+def storage(model: onnx.ModelProto) -> list[int]:
+    """Element types of the codes behind every DequantizeLinear."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return [types[node.input[0]] for node in model.graph.node if node.op_type == "DequantizeLinear"]
+
+
+class TestEqualization:
+    def test_keeps_the_function_of_the_shipped_networks(self, digits_bn, digits_folded):
+        for path in (digits_bn, digits_folded):
+            model = onnx.load(path)
+            before = model.SerializeToString()
+            assert same_function(model, dfq.equalize(model))
+            assert model.SerializeToString() == before
+
+    def test_keeps_the_function_of_every_shared_network(self, shared_model):
+        model = onnx.load(shared_model)
+        assert same_function(model, dfq.equalize(model))
+
+    def test_balances_both_sides_of_every_chain(self, digits_folded):
+        model = onnx.load(digits_folded)
+        chains = [chain for chain in match(model).chains if chain.homogeneous]
+        assert chains
+        assert max(imbalance(model)) > 1.5
+        assert max(imbalance(dfq.equalize(model))) < 1.01
+
+    def test_moves_the_scale_of_batch_norm_into_the_weights(self, digits_bn):
+        for layer in match(dfq.equalize(onnx.load(digits_bn))).layers:
+            if layer.batch_norm is not None:
+                np.testing.assert_allclose(layer.batch_norm.gamma, layer.batch_norm.sigma, rtol=1e-4)
+
+    def test_takes_negative_and_vanishing_gammas(self):
+        model = parser.parse_model("""
+            <ir_version: 8, opset_import: ["" : 17]>
+            g (float[N, 2, 5, 5] x) => (float[N, 1, 5, 5] y)
+            <float[3, 2, 1, 1] w = {1, -2, 0.5, 4, 3, 1}, float[3] b = {1, -1, 2},
+             float[3] gamma = {-2, 0, 0.5}, float[3] beta = {3, 0.5, -0.1}, float[3] mean = {0.1, 0.2, -3}, float[3] var = {2, 1, 0.3},
+             float[1, 3, 1, 1] v = {0.1, 7, -2}>
+            { a = Conv(x, w, b)  n = BatchNormalization(a, gamma, beta, mean, var)  r = Relu(n)  y = Conv(r, v) }""")
+        equalized = dfq.equalize(model)
+        assert same_function(model, equalized)
+        assert not {"w", "v", "gamma"} & {tensor.name for tensor in equalized.graph.initializer}
+
+
+def imbalance(model: onnx.ModelProto) -> list[float]:
+    """Largest ratio between the range of a channel at its producer and at its consumers, either way, for every chain."""
+    report, table = match(model), ConstantTable(model)
+    layers = {layer.name: layer for layer in report.layers}
+    rows = {name: np.abs(to_rows(np.asarray(table[layer.weight]), layer)) for name, layer in layers.items()}
+    found = []
+    for chain in report.chains:
+        if chain.homogeneous:
+            mine = rows[chain.producer].max(axis=2).ravel()
+            sides = [rows[name].reshape(*rows[name].shape[:2], -1, taps(layers[name])).max(axis=(1, 3)).ravel() for name in chain.consumers]
+            theirs = np.max(sides, axis=0)
+            alive = (mine > 0) & (theirs > 0)
+            found.append(float(np.exp(np.abs(np.log(mine[alive] / theirs[alive])).max())))
+    return found
+
+
+class TestMethods:
+    def test_settings(self):
+        found = methods.settings("2/6, 3", ["first", "second"])
+        assert [setting.label for setting in found] == ["2/6 low first", "2/6 low second", "3"]
+        assert found[1].recipe().low_position == "second"
+        assert found[2].recipe(rounding="squant").bits == 3
+
+    @pytest.mark.parametrize("text", ["", "2/", "2/4/6", "two", "6/2", "1"])
+    def test_settings_that_are_none(self, text):
+        with pytest.raises(RecipeError):
+            methods.settings(text, ["first"])
+
+    def test_groups_and_names(self):
+        assert {method.name for method in methods.methods("paper:,paper,squant")} == {
+            *(method.name for method in methods.GROUPS["paper"]),
+            "squant",
+        }
+        with pytest.raises(RecipeError, match="no method is named 'squawk'"):
+            methods.methods("squawk")
+
+    def test_ablation_changes_one_ingredient_at_a_time(self):
+        names = [method.name for method in methods.ablation()]
+        assert len(names) == len(set(names)) == 2 + 2 * len(methods.INGREDIENTS)
+
+    @pytest.mark.parametrize("name", ["nearest", "squant", "squant-bias", "dfq-channel", "dfmpc"])
+    def test_per_channel_files(self, name, digits_bn):
+        model = methods.METHODS[name].run(Task(digits_bn, PAIR)).model
+        layers = match(onnx.load(digits_bn)).layers
+        kinds = storage(model)
+        assert len(kinds) == len(layers)
+        assert {TensorProto.UINT2, TensorProto.UINT8} == set(kinds)
+        assert all(size > 1 for size in scale_sizes(model))
+
+    def test_dfq_as_published_has_one_scale_per_tensor(self, digits_bn):
+        model = methods.METHODS["dfq"].run(Task(digits_bn, PAIR)).model
+        assert set(scale_sizes(model)) == {1}
+
+    def test_unknown_provider_is_not_passed_off_as_another(self, digits_bn):
+        with pytest.raises(Unavailable, match="no real calibration inputs"):
+            methods.METHODS["statistics-calibration"].run(Task(digits_bn, PAIR))
+
+    def test_calibration_inputs_are_used(self, digits_bn, digits_data, tmp_path):
+        with np.load(digits_data) as arrays:
+            np.savez(tmp_path / "some.npz", input=arrays["input"][:32])
+        outcome = methods.METHODS["statistics-calibration"].run(Task(digits_bn, PAIR, tmp_path / "some.npz"))
+        assert outcome.providers == ("calibration",)
+
+    def test_validation_is_left_out(self, digits_bn):
+        result = package.quantize(digits_bn, Recipe(bits=8, rounding="nearest"))
+        assert result.validation is not None
+        assert result.validation.samples == 0
+
+
+def scale_sizes(model: onnx.ModelProto) -> list[int]:
+    sizes = {tensor.name: numpy_helper.to_array(tensor).size for tensor in model.graph.initializer}
+    return [sizes[node.input[1]] for node in model.graph.node if node.op_type == "DequantizeLinear"]
+
+
+class TestPeers:
+    def test_onnxruntime_keeps_weights_only(self, digits_bn):
+        model = PEERS["onnxruntime"](digits_bn, Recipe(bits=4))
+        assert not [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        assert {TensorProto.INT4, TensorProto.INT8} <= set(storage(model))
+        score = reference(networks.network("digits_resnet_bn"), "digits_test").score(model)
+        assert score.sqnr_db is not None
+        assert score.sqnr_db > 0, "more noise than signal: an activation went missing with its quantizer"
+
+    @pytest.mark.parametrize("name", sorted(PEERS))
+    def test_what_a_peer_cannot_do_it_says(self, name, digits_bn):
+        with pytest.raises(Unavailable, match=r"not installed|stores 4 and 8 bits|4 bits everywhere"):
+            PEERS[name](digits_bn, Recipe(low_bits=2, high_bits=6))
+
+
+class TestAccuracy:
+    def test_scores_agree_with_validate(self, digits_bn, digits_data):
+        model = methods.METHODS["nearest"].run(Task(digits_bn, methods.settings("2", [])[0])).model
+        score = reference(networks.network("digits_resnet_bn"), "digits_test").score(model)
+        report = validate(digits_bn, model, digits_data)
+        assert (score.n, score.top1, score.agreement) == (report.samples, report.top1_quantized, report.top1_agreement)
+        assert score.sqnr_db == pytest.approx(report.sqnr_db, abs=1e-3)
+
+    def test_command(self, tmp_path, capsys):
+        output = tmp_path / "out.json"
+        arguments = ["--networks", "digits_resnet_bn", "--settings", "2", "--methods", "nearest,squant,quantization-rs"]
+        assert accuracy.main([*arguments, "--json", str(output)]) == 0
+        shown = capsys.readouterr().out
+        assert "squant" in shown
+        assert "n = 597" in shown
+        assert "without quantization-rs:" in shown
+        plain = json.loads(output.read_text())
+        (result,) = plain["results"]
+        assert result["float_scores"]["digits_test"]["agreement"] == 1
+        nearest, squant, missing = result["rows"]
+        assert nearest["bytes"] == squant["bytes"] < result["float_bytes"]
+        assert squant["scores"]["digits_test"]["sqnr_db"] > nearest["scores"]["digits_test"]["sqnr_db"]
+        assert missing["unavailable"]
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--methods", "squawk"],
+            ["--settings", "x"],
+            ["--networks", "digits_resnet_bn", "--data", "elsewhere"],
+            ["--networks", "resnet_21"],
+        ],
+    )
+    def test_wrong_usage(self, arguments, capsys):
+        assert accuracy.main(arguments) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+class TestSpeed:
+    @pytest.mark.parametrize("step", ["load+save", "nearest"])
+    def test_measure(self, step, digits_bn):
+        found = measure(step, digits_bn, PAIR)
+        assert found["cpu"] > 0
+        assert found["wall"] > 0
+        assert found["peak"] >= 0
+
+    def test_command(self, tmp_path, capsys):
+        output = tmp_path / "out.json"
+        assert (
+            speed.main(["--networks", "digits_resnet_bn", "--steps", "load+save", "nearest", "--repeats", "2", "--json", str(output)]) == 0
+        )
+        assert "x load+save" in capsys.readouterr().out
+        (result,) = json.loads(output.read_text())["results"]
+        assert {step: len(cost["cpu"]) for step, cost in result["costs"].items()} == {"load+save": 2, "nearest": 2}
+
+    def test_targets_read_every_step_they_need(self, digits_bn):
+        cost = speed.Cost((1.0,), (1.0,), (0.0,))
+        network = networks.Network(networks.RESNET50, Path(digits_bn), ())
+        assert all(held for _, held in speed.verdicts(network, dict.fromkeys(STEPS, cost)))
+        assert not speed.verdicts(network, {"nearest": cost})
+
+    def test_large_network(self):
+        model = networks.resnet50(np.random.default_rng(0))
+        onnx.checker.check_model(model, full_check=True)
+        assert sum(np.prod(tensor.dims) for tensor in model.graph.initializer) == pytest.approx(25.6e6, rel=0.01)
+        assert len(match(model).layers) == 54
