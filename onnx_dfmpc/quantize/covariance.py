@@ -117,7 +117,20 @@ def inverse_factor(covariance: Array) -> Array:
     lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
     # H = K K' with K = reversed lower, upper triangular; inv(H) = inv(K)' inv(K), and inv(K) is upper triangular too.
     upper = np.ascontiguousarray(lower[:, ::-1, ::-1])
-    return np.linalg.inv(upper).astype(covariance.dtype)
+    return _inverse(upper).astype(covariance.dtype)
+
+
+def _inverse(upper: Array) -> Array:
+    """Inverse of upper triangular matrices (g, n, n) by halves, so that the work is in matrix products."""
+    n = upper.shape[1]
+    if n <= BLOCK:
+        return np.linalg.inv(upper)
+    h = n // 2
+    inverse = np.zeros_like(upper)
+    inverse[:, :h, :h] = _inverse(upper[:, :h, :h])
+    inverse[:, h:, h:] = _inverse(upper[:, h:, h:])
+    inverse[:, :h, h:] = -inverse[:, :h, :h] @ upper[:, :h, h:] @ inverse[:, h:, h:]
+    return inverse
 
 
 def descend(rows: Array, covariance: Array, codes: Array, scale: Array, zero_point: Array, low: int, high: int, *, sweeps: int) -> Array:

@@ -16,7 +16,7 @@ from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.layout import taps
 from onnx_dfmpc.spec import Array, InputStatistics, Layer
 
-MAX_PATCHES = 1 << 14
+MAX_PATCHES = 1 << 13
 MAX_ELEMENTS = 1 << 24
 """Bounds of the sample of patches: so many, and so many numbers in it."""
 
@@ -71,30 +71,37 @@ def measure(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, s
     rng = np.random.default_rng(seed)
     if layer.op_type == "ConvTranspose":
         return _transposed(layer, node, batches, rng, provider)
-    patches = _patches(layer, node, batches, rng)  # (P, i, k)
-    count, channels, k = patches.shape
-    g = layer.group
-    grouped = patches.reshape(count, g, channels // g * k).transpose(1, 0, 2)  # (g, P, n)
-    mean = grouped.mean(axis=1, dtype=np.float64)
-    centred = np.ascontiguousarray(grouped - mean[:, None].astype(np.float32))
+    patches = _patches(layer, node, batches, rng)
+    return _summary(patches.reshape(layer.group, -1, patches.shape[2]), provider)
+
+
+def _summary(patches: Array, provider: str) -> InputStatistics:
+    """Statistics of patches of shape (g, n, P)."""
+    count = patches.shape[2]
+    mean = patches.mean(axis=2, dtype=np.float64)
+    centred = patches - mean[..., None].astype(np.float32)
     # One product per group: NumPy sees that both factors are the same array and computes half of it.
-    covariance = np.stack([group.T @ group for group in centred]) / np.float32(count)
+    covariance = np.stack([group @ group.T for group in centred]) / np.float32(count)
     return InputStatistics(mean, covariance, count, provider)
 
 
 def _patches(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator) -> Array:
-    """Sample of patches, shape (P, input channels, taps), float32."""
+    """Sample of patches, shape (input channels, taps, P), float32."""
     if layer.op_type in ("Gemm", "MatMul"):
-        vectors = [batch.reshape(-1, batch.shape[-1]) for batch in batches]
-        share = _share(sum(map(len, vectors)), vectors[0].shape[1])
-        chosen = [vector[np.sort(rng.permutation(len(vector))[: max(1, round(share * len(vector)))])] for vector in vectors]
-        return np.concatenate(chosen).astype(np.float32)[..., None]
+        return _vectors([batch.reshape(-1, batch.shape[-1]) for batch in batches], rng)[:, None]
     images = sum(map(len, batches))
-    return np.concatenate([_gather(layer, node, batch, images, rng) for batch in batches])
+    return np.concatenate([_gather(layer, node, batch, images, rng) for batch in batches], axis=2)
+
+
+def _vectors(batches: Sequence[NDArray[Any]], rng: np.random.Generator) -> Array:
+    """Sample of vectors out of batches of shape (N, i), shape (i, P), float32."""
+    share = _share(sum(map(len, batches)), batches[0].shape[1])
+    chosen = [batch[np.sort(rng.permutation(len(batch))[: max(1, round(share * len(batch)))])] for batch in batches]
+    return np.ascontiguousarray(np.concatenate(chosen).T, dtype=np.float32)
 
 
 def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng: np.random.Generator) -> Array:
-    """Patches of one batch out of so many images in all."""
+    """Patches of one batch out of so many images in all, at the same random places in each image."""
     at = window(node, layer, batch.shape[2:])
     pads = [(0, 0), (0, 0), *zip(at.before, at.after, strict=True)]
     padded = np.pad(batch, pads) if any(map(sum, pads)) else batch
@@ -104,14 +111,15 @@ def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng
     if min(places) <= 0:
         raise UnsupportedError(f"node {layer.name!r}: its kernel is larger than its input of shape {batch.shape}")
     keep = max(1, round(_share(images * total, batch.shape[1] * taps(layer)) * total))
-    chosen = np.stack([rng.permutation(total)[:keep] for _ in range(len(batch))])
+    chosen = np.sort(rng.permutation(total)[:keep])
     corners = [index * s for index, s in zip(np.unravel_index(chosen, places), at.strides, strict=True)]
-    rows = np.arange(len(batch))[:, None]
-    gathered = np.empty((len(batch), keep, batch.shape[1], taps(layer)), np.float32)
+    count, channels = batch.shape[:2]
+    flat = padded.reshape(count, channels, -1)
+    gathered = np.empty((channels, taps(layer), count, keep), np.float32)
     for tap, offset in enumerate(product(*map(range, at.kernel))):
-        where: tuple[Any, ...] = tuple(c + o * d for c, o, d in zip(corners, offset, at.dilations, strict=True))
-        gathered[..., tap] = padded[(rows, slice(None), *where)]
-    return gathered.reshape(-1, batch.shape[1], taps(layer))
+        where = [c + o * d for c, o, d in zip(corners, offset, at.dilations, strict=True)]
+        gathered[:, tap] = flat.take(np.ravel_multi_index(where, padded.shape[2:]), axis=2).transpose(1, 0, 2)
+    return gathered.reshape(channels, taps(layer), -1)
 
 
 def _share(available: int, elements: int) -> float:
@@ -128,16 +136,9 @@ def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], 
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     kernel = layer.shape[2:]
     strides = attributes.get("strides", (1,) * len(kernel))
-    g = layer.group
-    vectors = [np.moveaxis(batch, 1, -1).reshape(-1, batch.shape[1]) for batch in batches]
-    share = _share(sum(map(len, vectors)), layer.shape[0])
-    sample = np.concatenate([v[np.sort(rng.permutation(len(v))[: max(1, round(share * len(v)))])] for v in vectors]).astype(np.float32)
-    grouped = sample.reshape(len(sample), g, -1).transpose(1, 0, 2)
-    mean = grouped.mean(axis=1, dtype=np.float64)
-    centred = grouped - mean[:, None].astype(np.float32)
-    channels = centred.transpose(0, 2, 1) @ centred / np.float32(len(sample))
+    vectors = _vectors([np.moveaxis(batch, 1, -1).reshape(-1, batch.shape[1]) for batch in batches], rng)
+    channels = _summary(vectors.reshape(layer.group, -1, vectors.shape[1]), provider)
     phases = np.array(list(product(*map(range, kernel)))) % np.array(strides)
-    same = (phases[:, None] == phases[None]).all(axis=-1) / float(np.prod(strides))
-    k = len(phases)
-    covariance = np.stack([np.kron(c, same) for c in channels]).astype(np.float32)
-    return InputStatistics(np.repeat(mean, k, axis=1) / float(np.prod(strides)), covariance, len(sample), provider)
+    same = (phases[:, None] == phases[None]).all(axis=-1) / math.prod(strides)
+    covariance = np.stack([np.kron(c, same) for c in channels.covariance]).astype(np.float32)
+    return InputStatistics(np.repeat(channels.mean, len(phases), axis=1) / math.prod(strides), covariance, channels.samples, provider)

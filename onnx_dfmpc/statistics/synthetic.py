@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx_dfmpc.inputs import DYNAMIC_LENGTH, DYNAMIC_PIXELS, InputSpec, natural_spectrum
 from onnx_dfmpc.spec import Array
 
-MAX_SAMPLES, MIN_SAMPLES = 256, 32
-POSITIONS = 1 << 18
+MAX_SAMPLES, MIN_SAMPLES = 128, 32
+POSITIONS = 1 << 17
 """Samples are as many as give about so many input positions, within the bounds above."""
 
 BATCH_ELEMENTS = 1 << 20
