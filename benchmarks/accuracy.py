@@ -120,8 +120,13 @@ def document(results: Sequence[Result]) -> dict[str, Any]:
         "schema": SCHEMA,
         "command": ["python", "-m", "benchmarks.accuracy", *sys.argv[1:]],
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
-        "results": [asdict(result) for result in results],
+        "results": [asdict(result, dict_factory=_finite) for result in results],
     }
+
+
+def _finite(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON has no infinity, the SQNR of two outputs that are equal."""
+    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in items}
 
 
 def _calibration(network: Network, directory: Path) -> Path | None:
@@ -161,7 +166,7 @@ def run(
                 results.append(Result(name, setting.label, source.size, float_scores, tuple(rows)))
                 console.print(table(results[-1]))
                 if output is not None:
-                    output.write_text(json.dumps(document(results), indent=1) + "\n", encoding="utf-8")
+                    output.write_text(json.dumps(document(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return results
 
 
