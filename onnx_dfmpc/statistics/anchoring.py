@@ -20,10 +20,17 @@ from numpy.typing import NDArray
 from onnx_dfmpc.spec import Array
 
 DISBELIEF = 0.1
+import os
+DISBELIEF = float(os.environ.get("DB","0.1"))
+JITTER = 1e-6
+SHRINK = -0.9
 SMALLEST = 1e-6
 """An output whose expected variance is below this share of the largest is dead: it tells nothing."""
 
-def assimilate(weight: Array, mean: Array, covariance: NDArray[Any], observed_mean: Array, observed_variance: Array) -> tuple[Array, NDArray[Any]]:
+
+def assimilate(
+    weight: Array, mean: Array, covariance: NDArray[Any], observed_mean: Array, observed_variance: Array
+) -> tuple[Array, NDArray[Any]]:
     """Bring the statistics of one group's input in line with its batch norm.
 
     Parameters
@@ -48,5 +55,10 @@ def assimilate(weight: Array, mean: Array, covariance: NDArray[Any], observed_me
     projected, expected, size, weight = projected[:, alive], expected[np.ix_(alive, alive)], size[alive], weight[alive]
     shift = np.linalg.solve(expected + DISBELIEF * np.diag(size), observed_mean[alive] - weight @ mean)
     alpha = np.linalg.solve(expected**2 + DISBELIEF * np.diag(size**2), observed_variance[alive] - size)
-    narrow = projected.astype(np.float32)
-    return mean + projected @ shift, covariance + (narrow * alpha.astype(np.float32)) @ narrow.T
+    strength, directions = np.linalg.eigh(expected)
+    root = directions * np.sqrt(np.maximum(strength, JITTER * size.max()))
+    values, vectors = np.linalg.eigh(root.T @ (alpha[:, None] * root))
+    basis = np.linalg.solve(root.T, vectors)  # columns: the combinations of outputs that change
+    narrow = (projected @ basis).astype(np.float32)
+    change = np.maximum(values, SHRINK).astype(np.float32)
+    return mean + projected @ shift, covariance + (narrow * change) @ narrow.T

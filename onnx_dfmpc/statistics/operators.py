@@ -19,7 +19,6 @@ from onnx_dfmpc.statistics.field import (
     offsets_of,
     patches,
     places,
-    rescaled,
     resample,
     torus_of,
     transposed,
@@ -38,9 +37,9 @@ def convolve(source: Field, weight: Array, bias: Array | float, at: Window, grou
     variance = np.einsum("grn,grn->gr", narrow @ patch[1], narrow).reshape(o).astype(np.float64)
     kernel = Kernel(weight.reshape(o, weight.shape[1], -1), offsets_of(at), at.strides, group)
     size = places(at, source.size)
-    lags = rescaled(filtered(source.lags, kernel, source.size, size), np.maximum(variance, 0))
+    lags = filtered(source.lags, kernel, source.size, size)
     step = tuple(s * d for s, d in zip(source.step, at.strides, strict=True))
-    return Field(mean, lags, size, step, birth, Filtered(source, kernel))
+    return anchor(Field(mean, lags, size, step, birth, Filtered(source, kernel)), mean, np.maximum(variance, 0), birth)
 
 
 def scale(source: Field, factor: Array | float, offset: Array | float, birth: int) -> Field:
@@ -50,9 +49,12 @@ def scale(source: Field, factor: Array | float, offset: Array | float, birth: in
     return replace(source, mean=gain * source.mean + offset, lags=lags, birth=birth, origin=Scaled(source, gain))
 
 
-def anchor(source: Field, mean: Array, variance: Array) -> Field:
+def anchor(source: Field, mean: Array, variance: Array, birth: int) -> Field:
     """The same correlations, with mean and variance that are known."""
-    return replace(source, mean=mean, lags=rescaled(source.lags, variance))
+    old = source.variance
+    gain = np.sqrt(variance / np.maximum(old, TINY * max(float(old.max()), TINY)))
+    lags = source.lags * np.outer(gain, gain).astype(np.float32)
+    return replace(source, mean=mean, lags=lags, birth=birth, origin=Scaled(source, gain))
 
 
 def activate(source: Field, activation: Activation, birth: int) -> Field:
@@ -130,7 +132,7 @@ def max_pool(source: Field, at: Window, birth: int) -> Field:
     r = np.clip((total / np.maximum(variance, TINY) / k - 1) / max(k - 1, 1), 0, 1)
     top, spread = rectified.largest_of(k)
     mean = source.mean + np.sqrt(variance * (1 - r)) * top
-    return anchor(pooled, mean, variance * (r + (1 - r) * spread))
+    return anchor(pooled, mean, variance * (r + (1 - r) * spread), birth)
 
 
 def global_average(source: Field, birth: int, *, keep: bool) -> Field:

@@ -67,7 +67,9 @@ class PiecewiseLinear:
 
     def __call__(self, x: Array) -> Array:
         """Value at x, shape (..., c)."""
-        return self.offset + self.slope * x + sum((b * np.maximum(x - t, 0) for t, b in zip(self.knots, self.bends, strict=True)), start=0.0)
+        return (
+            self.offset + self.slope * x + sum((b * np.maximum(x - t, 0) for t, b in zip(self.knots, self.bends, strict=True)), start=0.0)
+        )
 
 
 Activation = PiecewiseLinear | Callable[[Array], Array]
