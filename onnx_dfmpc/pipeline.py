@@ -23,7 +23,7 @@ from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rewrite import Rewritten, rewrite
 from onnx_dfmpc.solve import correct, finish, finish_paper, round_layer
-from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped
+from onnx_dfmpc.spec import Chain, InputStatistics, Layer, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped
 from onnx_dfmpc.validate import ValidationReport, layer_sqnr, validate
 
 Model = str | os.PathLike[str] | ModelProto
@@ -224,13 +224,16 @@ def _run(
         reasons = "; ".join(sorted({skipped.reason for skipped in plan.skipped})) or "it has no Conv, ConvTranspose, Gemm or MatMul"
         raise UnsupportedError(f"{source.label}: nothing to quantize: {reasons}", hint="onnx-dfmpc inspect shows what was found")
     with clock("quantize"):
-        solved = _solve_layers(source, report, plan, recipe, progress)
+        specs = statistics.model_inputs(source.proto)
+        inferred = None if recipe.input_range else statistics.infer_range(source.proto, report.layers, specs, seed=recipe.seed)
+        input_range = recipe.input_range or inferred
+        solved = _solve_layers(source, report, plan, recipe, _probe(source, recipe, input_range), progress)
     with clock("rewrite"):
         rewritten = rewrite(source.proto, report, solved, metadata=_metadata(source, recipe, plan))
     with clock("check"):
         graph.verify(rewritten.proto, "the quantized model")
     with clock("validate"):
-        measured = layer_sqnr(source.proto, rewritten.proto, _tensors(report, solved), _few_samples(source, recipe))
+        measured = layer_sqnr(source.proto, rewritten.proto, _tensors(report, solved), _few_samples(source, recipe, input_range))
         validation = validate(
             source.proto,
             rewritten.proto,
@@ -239,7 +242,7 @@ def _run(
             gates=recipe.gates,
             samples=recipe.samples,
             seed=recipe.seed,
-            input_range=recipe.input_range,
+            input_range=input_range,
             progress=progress,
         )
     return QuantizeResult(
@@ -251,14 +254,14 @@ def _run(
         chains=report.chains,
         skipped=plan.skipped,
         size=rewritten.proto.ByteSize(),
-        notes=rewritten.notes,
+        notes=(*rewritten.notes, *_range_note(inferred)),
         seconds=clock.seconds,
         validation=validation,
     )
 
 
 def _solve_layers(
-    source: graph.LoadedModel, report: MatchReport, plan: QuantPlan, recipe: Recipe, progress: Progress | None
+    source: graph.LoadedModel, report: MatchReport, plan: QuantPlan, recipe: Recipe, probe: statistics.Probe, progress: Progress | None
 ) -> list[QuantizedLayer]:
     table = graph.ConstantTable(source.proto)
     plans = {layer.name: layer for layer in plan.layers}
@@ -266,12 +269,13 @@ def _solve_layers(
     carriers = _carriers(report, plan, recipe)
     factors: dict[str, NDArray[np.floating]] = {}
     solved = []
-    probe = _probe(source, recipe)
     for layer in layers:
         weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]) if layer.bias else None
+        known = probe.measure(layer)
         if layer.name in factors:
             weight = weight * _along_inputs(factors[layer.name], layer)
-        rounded = round_layer(layer, plans[layer.name], weight, probe.measure(layer))
+            known = _divided(known, factors[layer.name], layer)
+        rounded = round_layer(layer, plans[layer.name], weight, known)
         if recipe.method == "paper":
             done, taken_over = finish_paper(rounded, recipe, bias, to_consumers=layer.name in carriers)
             if taken_over is not None:
@@ -287,12 +291,19 @@ def _solve_layers(
     return solved
 
 
-def _probe(source: graph.LoadedModel, recipe: Recipe) -> statistics.Probe:
+def _range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
+    if inferred is None:
+        return ()
+    low, high = inferred
+    return (f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",)
+
+
+def _probe(source: graph.LoadedModel, recipe: Recipe, input_range: tuple[float, float] | None) -> statistics.Probe:
     if recipe.calibration_data is not None:
         real = statistics.real_feeds(source.proto, recipe.calibration_data, seed=recipe.seed)
         return statistics.Probe(source.proto, real, provider="calibration", seed=recipe.seed)
     specs = statistics.model_inputs(source.proto)
-    synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=recipe.input_range)
+    synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=input_range)
     return statistics.Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
 
 
@@ -326,13 +337,21 @@ def _along_inputs(factor: NDArray[np.floating], layer: Layer) -> NDArray[np.floa
     return factor[None, :] if layer.axis == 0 else factor[:, None]
 
 
-def _few_samples(source: graph.LoadedModel, recipe: Recipe) -> inputs.Samples:
+def _divided(known: InputStatistics, factor: NDArray[np.floating], layer: Layer) -> InputStatistics:
+    """Statistics of inputs that come without the factors that the weight took over; a factor of 0 silences its channel."""
+    inverse = np.where(factor > 0, 1 / np.where(factor > 0, factor, 1), 0)
+    each = np.repeat(inverse.reshape(layer.group, -1), known.mean.shape[1] * layer.group // factor.size, axis=1)  # (g, n)
+    covariance = known.covariance * (each[:, :, None] * each[:, None, :]).astype(np.float32)
+    return replace(known, mean=known.mean * each, covariance=covariance)
+
+
+def _few_samples(source: graph.LoadedModel, recipe: Recipe, input_range: tuple[float, float] | None) -> inputs.Samples:
     """Inputs for comparing every layer, one at a time, since all the activations of a run are in memory at once."""
     specs = statistics.model_inputs(source.proto)
     if recipe.data is not None:
         found = inputs.from_data(specs, recipe.data, recipe.labels, samples=LAYER_SAMPLES, seed=recipe.seed)
     else:
-        found = inputs.synthetic(specs, samples=LAYER_SAMPLES, seed=recipe.seed, input_range=recipe.input_range)
+        found = inputs.synthetic(specs, samples=LAYER_SAMPLES, seed=recipe.seed, input_range=input_range)
     return found if inputs.fixed_batch(specs) else replace(found, batch=1)
 
 

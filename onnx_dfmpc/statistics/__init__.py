@@ -8,6 +8,7 @@ A `Probe` walks the network once, in the order of its layers, and holds the acti
 
 from onnx_dfmpc.statistics.feeds import model_inputs, real_feeds
 from onnx_dfmpc.statistics.probe import Probe
+from onnx_dfmpc.statistics.ranges import infer_range
 from onnx_dfmpc.statistics.synthetic import synthetic_feeds
 
-__all__ = ["Probe", "model_inputs", "real_feeds", "synthetic_feeds"]
+__all__ = ["Probe", "infer_range", "model_inputs", "real_feeds", "synthetic_feeds"]

@@ -74,7 +74,7 @@ def smooth_noise(shape: Sequence[int], rng: np.random.Generator) -> Array:
 
 
 def synthetic_feeds(
-    specs: Sequence[InputSpec], *, seed: int = 0, input_range: tuple[float, float] | None = None
+    specs: Sequence[InputSpec], *, seed: int = 0, input_range: tuple[float, float] | None = None, samples: int | None = None
 ) -> list[dict[str, NDArray[Any]]]:
     """Batches of synthetic inputs for a model.
 
@@ -84,6 +84,8 @@ def synthetic_feeds(
     seed : int
     input_range : (float, float), optional
         Range of the values; by default floats have mean 0 and variance 1.
+    samples : int, optional
+        How many; by default as many as give enough positions.
 
     Returns
     -------
@@ -93,7 +95,7 @@ def synthetic_feeds(
     shapes = [_concrete(spec) for spec in specs]
     fixed = next((spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)), None)
     positions = max((int(np.prod(shape[2:])) for shape in shapes), default=1)
-    samples = int(np.clip(POSITIONS // max(positions, 1), MIN_SAMPLES, MAX_SAMPLES))
+    samples = samples or int(np.clip(POSITIONS // max(positions, 1), MIN_SAMPLES, MAX_SAMPLES))
     elements = max((int(np.prod(shape[1:])) for shape in shapes), default=1)
     batch = fixed or max(1, min(samples // 4, BATCH_ELEMENTS // max(elements, 1)))
     feeds = []
@@ -107,18 +109,27 @@ def synthetic_feeds(
     return feeds
 
 
+def is_image(shape: Sequence[int | str]) -> bool:
+    """Whether a sample of this shape is an image: one or three channels first, or three last, and more rows and columns than that."""
+    if len(shape) != 3:
+        return False
+    sides = shape[1:] if shape[0] in (1, 3) else shape[:2] if shape[2] == 3 else ()
+    return bool(sides) and all(not isinstance(side, int) or side > 3 for side in sides)
+
+
 def _concrete(spec: InputSpec) -> tuple[int, ...]:
     length = DYNAMIC_PIXELS if len(spec.shape) == 4 else DYNAMIC_LENGTH
     return tuple(size if isinstance(size, int) else length for size in spec.shape)
 
 
 def _draw(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """One sample. Channels come first in an image, or last where that is the axis with 1 or 3 entries."""
-    if len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 3:
-        return dead_leaves(*shape, rng)
-    if len(shape) == 3 and shape[2] in (1, 3) and min(shape[:2]) > 3:
-        return np.moveaxis(dead_leaves(shape[2], shape[0], shape[1], rng), 0, 2) if shape[2] == 3 else smooth_noise(shape, rng)
-    return smooth_noise(shape, rng)
+    """One sample."""
+    if not is_image(shape):
+        return smooth_noise(shape, rng)
+    if shape[0] in (1, 3):
+        return dead_leaves(shape[0], shape[1], shape[2], rng)
+    height, width, channels = shape
+    return np.moveaxis(dead_leaves(channels, height, width, rng), 0, 2)
 
 
 def _fit(values: Array, spec: InputSpec, input_range: tuple[float, float] | None) -> NDArray[Any]:
