@@ -137,6 +137,8 @@ def finish_paper(rounded: Rounded, recipe: Recipe, bias: Bias, *, to_consumers: 
         The factors that the consumers' input channels have to take over.
     """
     layer, plan, rows, quantized, response = rounded.layer, rounded.plan, rounded.rows, rounded.codes, rounded.response
+    if layer.batch_norm is None and shares_grid(layer):
+        recipe = replace(recipe, compensate=False)  # one scale for all groups has no room for a factor per channel
     wq = dequantize(quantized)
     norm = layer.batch_norm or _identity_norm(rows, _floats(bias, layer), rounded.statistics, response)
     estimated = reestimate(norm, response)
