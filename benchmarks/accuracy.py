@@ -124,6 +124,11 @@ def document(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
+def write(results: Sequence[Result], path: Path) -> None:
+    """Write `document` as JSON."""
+    path.write_text(json.dumps(document(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def _finite(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """JSON has no infinity, the SQNR of two outputs that are equal."""
     return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in items}
@@ -166,7 +171,7 @@ def run(
                 results.append(Result(name, setting.label, source.size, float_scores, tuple(rows)))
                 console.print(table(results[-1]))
                 if output is not None:
-                    output.write_text(json.dumps(document(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+                    write(results, output)
     return results
 
 

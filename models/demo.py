@@ -19,6 +19,8 @@ MODEL = HERE / "digits_resnet_bn.onnx"
 DATA = HERE / "digits_test.npz"
 OUT = HERE.parent / "out"
 
+Runs = dict[str, tuple[QuantizeResult, ValidationReport]]
+
 RECIPES = {
     "uncompensated": Recipe(low_bits=2, high_bits=6, method="paper", compensate=False, bias_correction=False),
     "paper": Recipe(low_bits=2, high_bits=6, method="paper"),
@@ -40,27 +42,43 @@ def percent(part: float | None) -> str:
     return "-" if part is None else f"{100 * part:.2f} %"
 
 
-def comparison(runs: dict[str, tuple[QuantizeResult, ValidationReport]]) -> Table:
-    """One row for the float model and one for every run."""
-    result, report = next(iter(runs.values()))
-    table = Table(title=f"{MODEL.name} at 2/6 bits, {report.labelled} held-out images", title_justify="left")
-    for header in ("model", "top-1", "bytes", "bits per weight"):
-        table.add_column(header, justify="left" if header == "model" else "right", no_wrap=True)
-    table.add_column("worst layer (SQNR)", overflow="fold")
-    table.add_row("float", percent(report.top1_float), f"{result.source.size:,}", "32.00", "")
-    for name, (result, report) in runs.items():
-        table.add_row(name, percent(report.top1_quantized), f"{result.size:,}", f"{nominal_bits(result.layers):.2f}", worst_layer(result))
-    return table
+HEADER = ("model", "top-1", "bytes", "bits per weight", "worst layer (SQNR)")
 
 
-def main() -> None:
+def run() -> Runs:
+    """Quantize by every recipe, and compare with the float model on the test images."""
     OUT.mkdir(exist_ok=True)
     runs = {}
     for name, recipe in track(RECIPES.items(), "quantizing", console=Console(stderr=True), transient=True):
         result = quantize(MODEL, OUT / f"digits_{name}.onnx", recipe, overwrite=True)
         runs[name] = result, validate(MODEL, result.model, DATA)
+    return runs
+
+
+def rows(runs: Runs) -> list[tuple[str, ...]]:
+    """One row for the float model and one for every run."""
+    result, report = next(iter(runs.values()))
+    table: list[tuple[str, ...]] = [("float", percent(report.top1_float), f"{result.source.size:,}", "32.00", "")]
+    for name, (result, report) in runs.items():
+        bits = f"{nominal_bits(result.layers):.2f}"
+        table.append((name, percent(report.top1_quantized), f"{result.size:,}", bits, worst_layer(result)))
+    return table
+
+
+def comparison(runs: Runs) -> Table:
+    """The rows for the terminal."""
+    report = next(iter(runs.values()))[1]
+    table = Table(title=f"{MODEL.name} at 2/6 bits, {report.labelled} held-out images", title_justify="left")
+    for header in HEADER:
+        table.add_column(header, justify="left" if header in (HEADER[0], HEADER[-1]) else "right", overflow="fold")
+    for row in rows(runs):
+        table.add_row(*row)
+    return table
+
+
+def main() -> None:
     console = Console()
-    console.print(comparison(runs))
+    console.print(comparison(run()))
     console.print(f"The quantized models are in {OUT}.", soft_wrap=True)
 
 
