@@ -64,7 +64,7 @@ def digest(model: ModelProto) -> str:
 
 
 X = np.random.default_rng(9).standard_normal((16, 3, 8, 8)).astype(np.float32)
-FAST = {"samples": 4}
+FAST = {"samples": 4, "input_range": (-2.0, 2.0)}  # what the chain was made for
 
 
 # Promises

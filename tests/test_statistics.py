@@ -231,6 +231,7 @@ def test_moments_of_vectors(op, shape, axis):
 def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
     batches = [noise(8, 3, 30, 30, seed=s) + np.arange(3, dtype=np.float32).reshape(3, 1, 1) for s in range(2)]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
+    monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 1 << 20)
     every = measure(at, node, batches, seed=0, provider="test")
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 4000)
     some = measure(at, node, batches, seed=0, provider="test")
@@ -245,8 +246,9 @@ def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
 
 
 @pytest.mark.parametrize(("shape", "group", "strides"), [((3, 4, 3, 3), 1, (1, 1)), ((3, 4, 4, 4), 1, (2, 2)), ((4, 3, 5), 2, (2,))])
-def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(shape, group, strides):
+def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(monkeypatch, shape, group, strides):
     """On inputs that are constant in space, which is what the closed form stands on: it predicts mean and variance of the output."""
+    monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 1 << 20)  # all of them
     rng = np.random.default_rng(0)
     rank = len(shape) - 2
     colours = rng.standard_normal((200, shape[0])) @ rng.standard_normal((shape[0], shape[0])) + rng.standard_normal(shape[0])
