@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_dfmpc.products import product
 from onnx_dfmpc.spec import Array, BatchNorm
 
 MAX_GAIN = 4.0
@@ -70,7 +71,7 @@ def respond(rows: Array, quantized: Array, mean: Array, covariance: Array) -> Re
     Response
         Arrays of shape (g * r,), float64.
     """
-    through, through_q = rows @ covariance, quantized @ covariance
+    through, through_q = product(rows, covariance), product(quantized, covariance)
     own = np.einsum("grn,grn->gr", through, rows, dtype=np.float64)
     across = np.einsum("grn,grn->gr", through, quantized, dtype=np.float64)
     norm = np.einsum("grn,grn->gr", through_q, quantized, dtype=np.float64)

@@ -75,8 +75,8 @@ def test_grids_by_hand():
     np.testing.assert_allclose(scale, [[2 / 3, 2]])
     scale, _ = min_max(rows, 3, "symmetric", per_channel=False)
     np.testing.assert_allclose(scale, [[2, 2]])
-    scale, _ = min_max(rows, 2, "asymmetric", per_channel=False, ratio=0.6)
-    np.testing.assert_allclose(scale, 0.6 * 7 / 3)
+    scale, _ = min_max(rows, 2, "asymmetric", per_channel=False)
+    np.testing.assert_allclose(scale, 7 / 3)
 
 
 @pytest.mark.parametrize("grid", ["asymmetric", "symmetric", "ternary"])

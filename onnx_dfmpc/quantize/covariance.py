@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnx_dfmpc.products import cholesky, inverse_lower, product
 from onnx_dfmpc.spec import Array
 
 BLOCK = 64
@@ -54,8 +55,10 @@ def regularize(covariance: Array, taps: int, samples: int) -> Array:
     if i > 1 and taps > 1:
         blocks = covariance.reshape(g, i, taps, i, taps)
         channels = np.einsum("giaja->gij", blocks) / taps
-        power = np.maximum(np.einsum("gii->gi", channels), np.finfo(np.float32).tiny)
-        spatial = np.einsum("giaib,gi->gab", blocks, 1 / power) / i
+        tiny = np.finfo(np.float32).tiny
+        power = np.maximum(np.einsum("gii->gi", channels), tiny)
+        live = np.maximum((power > tiny).sum(axis=1), 1)
+        spatial = np.einsum("giaib,gi->gab", blocks, 1 / power) / live[:, None, None]
         trust = 0.5 if samples == 0 else max(0.5, n / (n + samples / SAMPLES_PER_INPUT))
         blended *= 1 - trust
         into = blended.reshape(g, i, taps, i, taps)
@@ -85,7 +88,7 @@ def feedback(rows: Array, factor: Array, scale: Array, zero_point: Array, low: i
         Codes.
     """
     n = rows.shape[2]
-    left = np.ascontiguousarray(np.moveaxis(rows, 2, 0))  # (n, g, r): an input at a time is contiguous
+    left = np.moveaxis(rows, 2, 0).copy()  # (n, g, r): an input at a time is contiguous
     codes = np.empty_like(left)
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
@@ -100,7 +103,7 @@ def feedback(rows: Array, factor: Array, scale: Array, zero_point: Array, low: i
             left[start + j + 1 : stop] -= within[j, j + 1 :, :, None] * error
         if stop < n:
             # (g, m, b) @ (g, b, r): what the block's errors ask of the inputs behind it
-            moved = factor[:, start:stop, stop:].transpose(0, 2, 1) @ np.moveaxis(errors, 0, 1)
+            moved = product(factor[:, start:stop, stop:].transpose(0, 2, 1), np.moveaxis(errors, 0, 1))
             left[stop:] -= np.moveaxis(moved, 1, 0)
     return np.moveaxis(codes, 0, 2)
 
@@ -114,23 +117,8 @@ def inverse_factor(covariance: Array) -> Array:
     damped = covariance.astype(np.float64)
     diagonal = damped[:, np.arange(n), np.arange(n)]
     damped[:, np.arange(n), np.arange(n)] += DAMPING * diagonal.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
-    lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
-    # H = K K' with K = reversed lower, upper triangular; inv(H) = inv(K)' inv(K), and inv(K) is upper triangular too.
-    upper = np.ascontiguousarray(lower[:, ::-1, ::-1])
-    return _inverse(upper).astype(covariance.dtype)
-
-
-def _inverse(upper: Array) -> Array:
-    """Inverse of upper triangular matrices (g, n, n) by halves, so that the work is in matrix products."""
-    n = upper.shape[1]
-    if n <= BLOCK:
-        return np.linalg.inv(upper)
-    h = n // 2
-    inverse = np.zeros_like(upper)
-    inverse[:, :h, :h] = _inverse(upper[:, :h, :h])
-    inverse[:, h:, h:] = _inverse(upper[:, h:, h:])
-    inverse[:, :h, h:] = -inverse[:, :h, :h] @ upper[:, :h, h:] @ inverse[:, h:, h:]
-    return inverse
+    # H reversed = L L', so H = K K' with K = L reversed, upper triangular; inv(H) = inv(K)' inv(K), and inv(K) = inv(L) reversed.
+    return inverse_lower(cholesky(damped[:, ::-1, ::-1]))[:, ::-1, ::-1]
 
 
 def descend(rows: Array, covariance: Array, codes: Array, scale: Array, zero_point: Array, low: int, high: int, *, sweeps: int) -> Array:
@@ -156,7 +144,8 @@ def descend(rows: Array, covariance: Array, codes: Array, scale: Array, zero_poi
     """
     n = rows.shape[2]
     step = np.diagonal(covariance, axis1=1, axis2=2).T[..., None] * scale  # (n, g, r)
-    gradient = np.moveaxis(((codes - zero_point[..., None]) * scale[..., None] - rows) @ covariance, 2, 0).copy()
+    error = (codes - zero_point[..., None]) * scale[..., None] - rows
+    gradient = np.moveaxis(product(error, covariance), 2, 0).copy()
     codes = np.moveaxis(codes, 2, 0).copy()
     for _ in range(sweeps):
         moved = False
@@ -173,7 +162,7 @@ def descend(rows: Array, covariance: Array, codes: Array, scale: Array, zero_poi
             change = np.moveaxis((codes[start:stop] - before) * scale, 0, 2)  # (g, r, b)
             if change.any():
                 moved = True
-                gradient += np.moveaxis(change @ covariance[:, start:stop], 2, 0)
+                gradient += np.moveaxis(product(change, covariance[:, start:stop]), 2, 0)
         if not moved:
             break
     return np.moveaxis(codes, 0, 2)
@@ -188,8 +177,8 @@ def correlation(rows: Array, covariance: Array, quantized: Array) -> Array:
 
 def products(rows: Array, covariance: Array, quantized: Array) -> tuple[Array, Array, Array]:
     """<W,Wq>, <Wq,Wq> and <W,W> under H, each of shape (g, r)."""
-    through = rows @ covariance
+    through = product(rows, covariance)
     across = np.einsum("grn,grn->gr", through, quantized)
     norm = np.einsum("grn,grn->gr", through, rows)
-    own = np.einsum("grn,grn->gr", quantized @ covariance, quantized)
+    own = np.einsum("grn,grn->gr", product(quantized, covariance), quantized)
     return across, own, norm

@@ -14,6 +14,7 @@ from onnx import NodeProto, helper
 
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.layout import taps
+from onnx_dfmpc.products import gram
 from onnx_dfmpc.spec import Array, InputStatistics, Layer
 
 MAX_PATCHES = 1 << 13
@@ -80,8 +81,7 @@ def _summary(patches: Array, provider: str) -> InputStatistics:
     count = patches.shape[2]
     mean = patches.mean(axis=2, dtype=np.float64)
     centred = patches - mean[..., None].astype(np.float32)
-    # One product per group: NumPy sees that both factors are the same array and computes half of it.
-    covariance = np.stack([group @ group.T for group in centred]) / np.float32(count)
+    covariance = np.stack([(gram(group) / count).astype(np.float32) for group in centred])
     return InputStatistics(mean, covariance, count, provider)
 
 

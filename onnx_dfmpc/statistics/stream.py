@@ -50,7 +50,6 @@ class Stream:
         self._producer = {name: index for index, node in enumerate(self._nodes) for name in node.output if name}
         self._reads = [sorted(set(_inputs(node))) for node in self._nodes]
         self._waiting = Counter(name for names in self._reads for name in names)
-        self._done: set[int] = set()
         self._batches = len(feeds)
         self._live: dict[str, list[Value]] = {name: [feed[name] for feed in feeds] for name in feeds[0]}
 
@@ -105,7 +104,6 @@ class Stream:
         nodes = [self._nodes[index] for index in indices]
         made = {name for node in nodes for name in node.output if name}
         read = {name for index in indices for name in self._reads[index]}
-        self._done.update(indices)
         for index in indices:
             self._waiting.subtract(self._reads[index])
         keep = sorted(name for name in made if self._waiting[name] > 0 or name == wanted)
