@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.spec import Array
-from onnx_dfmpc.statistics.rectified import Activation, PiecewiseLinear
+from onnx_dfmpc.statistics.rectified import Activation, PiecewiseLinear, normal_cdf
 
 
 def _sigmoid(x: Array) -> Array:
@@ -69,7 +69,7 @@ def activation(op_type: str, attributes: Mapping[str, Any], constants: Sequence[
             a = attributes.get("alpha", 1.0)
             return lambda x: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0)))
         case "Gelu":
-            return lambda x: x * _normal_cdf(x)
+            return lambda x: x * normal_cdf(x)
         case "Swish":
             a = attributes.get("alpha", 1.0)
             return lambda x: x * _sigmoid(a * x)
@@ -81,9 +81,3 @@ def _clip(low: float, high: float) -> PiecewiseLinear:
     knots = ((low,) if finite_low else ()) + ((high,) if finite_high else ())
     bends = ((1.0,) if finite_low else ()) + ((-1.0,) if finite_high else ())
     return PiecewiseLinear(low if finite_low else 0.0, 0.0 if finite_low else 1.0, knots, bends)
-
-
-def _normal_cdf(x: Array) -> Array:
-    from onnx_dfmpc.statistics.rectified import normal_cdf
-
-    return normal_cdf(x)

@@ -1,30 +1,55 @@
-"""Analytic statistics: closed form from the initializers, nothing is run."""
+"""Analytic statistics: what every layer sees, in closed form from the initializers. Nothing is run.
+
+The network's input is taken for a stationary random field with the correlations of photographs or signals; its scale, mean and reach are
+those that the batch norm behind the first convolution expects, where there is one (`prior`). Every operator acts on mean and covariance:
+linear ones exactly, activations by their Hermite series as if their input were normal (`rectified`), residual sums with the covariance of
+their branches (`kinship`). Every batch norm sets mean and variance of its channels right, and corrects the estimate of what its layer sees
+(`anchoring`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto
 
-from onnx_dfmpc.inputs import DYNAMIC_LENGTH, DYNAMIC_PIXELS
+from onnx_dfmpc.inputs import DYNAMIC_LENGTH, DYNAMIC_PIXELS, InputSpec
 from onnx_dfmpc.layout import taps, to_rows
-from onnx_dfmpc.spec import Array, InputStatistics, Layer
-from onnx_dfmpc.statistics import operators, views
+from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer
 from onnx_dfmpc.statistics.anchoring import assimilate
 from onnx_dfmpc.statistics.feeds import model_inputs
-from onnx_dfmpc.statistics.field import Field, Lags, patches, torus_of
-from onnx_dfmpc.statistics.propagate import NotCovered, Propagation, Signal, Unknown, conv_window, features
+from onnx_dfmpc.statistics.field import Field, patches
+from onnx_dfmpc.statistics.prior import Reading, prior
+from onnx_dfmpc.statistics.propagate import NotCovered, Propagation, Signal, Unknown, attributes
+from onnx_dfmpc.statistics.rules import RULES, conv_window, features
 
 PROVIDER = "analytic"
-import os
-
-FEEDBACK = os.environ.get("FB", "1") != "0"
-ASSIM = os.environ.get("AS", "1") == "1"
+SOUND = 1e-3
+"""Share of the diagonal that the smallest eigenvalue of a correlation matrix may lack to zero."""
 
 
 def analytic(proto: ModelProto, layers: Sequence[Layer], *, input_std: float = 1.0) -> Iterator[tuple[Layer, InputStatistics]]:
+    """Statistics of every layer that known operators lead to; the others are left out, see `analytic_layers`.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        The float model.
+    layers : sequence of Layer
+        In topological order.
+    input_std : float
+        Standard deviation of inputs that no batch norm knows.
+
+    Yields
+    ------
+    layer : Layer
+    statistics : InputStatistics
+    """
     for layer, found in analytic_layers(proto, layers, input_std=input_std):
         if isinstance(found, InputStatistics):
             yield layer, found
@@ -33,7 +58,16 @@ def analytic(proto: ModelProto, layers: Sequence[Layer], *, input_std: float = 1
 def analytic_layers(
     proto: ModelProto, layers: Sequence[Layer], *, input_std: float = 1.0
 ) -> Iterator[tuple[Layer, InputStatistics | Unknown]]:
-    walk = Propagation(proto, {spec.name: prior(spec.shape, input_std, -n) for n, spec in enumerate(model_inputs(proto))})
+    """Statistics of every layer, or the reason why there are none; parameters as for `analytic`.
+
+    Raises
+    ------
+    UnsupportedError
+        If an input is not a tensor of numbers.
+    """
+    walk = Propagation(proto, RULES)
+    for spec in model_inputs(proto):
+        walk.start(spec.name, _input(walk, layers, spec, input_std))
     wanted = {layer.output: layer for layer in layers}
     for node in proto.graph.node:
         layer = wanted.get(node.output[0]) if node.output else None
@@ -42,72 +76,86 @@ def analytic_layers(
         walk.run(node)
 
 
-def prior(shape, deviation: float, birth: int) -> Field:
-    length = DYNAMIC_PIXELS if len(shape) == 4 else DYNAMIC_LENGTH
-    sizes = tuple(n if isinstance(n, int) else length for n in shape)
-    c, size = sizes[1], sizes[2:]
-    torus = torus_of(c, size)
-    colour = 0.9 if c == 3 else 0.0
-    channels = deviation**2 * (colour + (1 - colour) * np.eye(c))
-    distance = np.zeros(torus)
-    for axis, n in enumerate(torus):
-        lag = np.fft.fftfreq(n, 1 / n) / (0.5 * max(size))
-        distance = distance + (lag**2).reshape([-1 if a == axis else 1 for a in range(len(torus))])
-    r = np.exp(-np.sqrt(distance))
-    return Field(np.zeros(c), (r[..., None, None] * channels).astype(np.float32), size, (1.0,) * len(size), birth)
+def _input(walk: Propagation, layers: Sequence[Layer], spec: InputSpec, deviation: float) -> Field | Unknown:
+    if len(spec.shape) < 2:
+        return Unknown(f"input {spec.name!r} has no axis of channels")
+    length = DYNAMIC_PIXELS if len(spec.shape) == 4 else DYNAMIC_LENGTH
+    channels, *size = (n if isinstance(n, int) else length for n in spec.shape[1:])
+    nodes = {node.output[0]: node for node in walk.proto.graph.node if node.output}
+    readings = []
+    for layer in layers:
+        if layer.input == spec.name and layer.op_type == "Conv" and layer.batch_norm is not None:
+            weight = walk.table[layer.weight].astype(np.float64)
+            at = conv_window(nodes[layer.output], weight, tuple(size))
+            mean, variance = _expected(walk, layer, layer.batch_norm)
+            readings.append(Reading(weight, at, layer.group, mean, variance))
+    return prior(channels, tuple(size), readings, deviation, walk.birth())
 
 
-def _statistics(walk, layer, node):
+def _expected(walk: Propagation, layer: Layer, norm: BatchNorm) -> tuple[Array, Array]:
+    """Mean, without bias, and variance of a layer's output, as its batch norm knows them."""
+    bias = walk.table[layer.bias].astype(np.float64) if layer.bias is not None else 0.0
+    return norm.mean - bias, norm.var
+
+
+def _statistics(walk: Propagation, layer: Layer, node: NodeProto) -> InputStatistics | Unknown:
     try:
-        weight = walk.constant(node.input[1]).astype(np.float64)
-        if layer.op_type in ("Gemm", "MatMul"):
-            source = features(walk, layer.input)[0]
-            mean, cov = source.mean[None], source.covariance[None]
-        elif layer.op_type == "ConvTranspose":
-            raise NotCovered("TODO")
-        else:
-            source = walk.field(layer.input)
-            at = conv_window(node, weight, source.size)
-            mean, cov = patches(source, at, layer.group)
-    except NotCovered as e:
-        return Unknown(str(e))
-    if layer.batch_norm is not None and ASSIM:
-        bn = layer.batch_norm
-        rows = to_rows(weight, layer)
-        g, r, n = rows.shape
-        bias = walk.constant(layer.bias).astype(float) if layer.bias else np.zeros(layer.channels)
-        mu, var = (bn.mean - bias).reshape(g, r), bn.var.reshape(g, r)
-        new = [assimilate(rows[k], mean[k], cov[k], mu[k], var[k]) for k in range(g)]
-        m2, c2 = np.stack([a for a, _ in new]), np.stack([b for _, b in new])
-        if FEEDBACK and layer.op_type == "Conv":
-            k = taps(layer)
-            walk.values[layer.input] = Signal(feed_back(source, (m2 - mean).reshape(-1, k).mean(1), cov, c2, at, k))
-        mean, cov = m2, c2
-    return InputStatistics(mean, cov.astype(np.float32), 0, PROVIDER)
+        mean, covariance = _seen(walk, layer, node)
+    except NotCovered as error:
+        return Unknown(str(error))
+    if layer.batch_norm is not None and layer.op_type != "ConvTranspose":
+        shape = (layer.group, layer.channels // layer.group)
+        known_mean, known_variance = (array.reshape(shape) for array in _expected(walk, layer, layer.batch_norm))
+        before = mean, covariance
+        mean, covariance = assimilate(to_rows(walk.table[layer.weight], layer), mean, covariance, known_mean, known_variance)
+        _feed_back(walk, layer, before, (mean, covariance))
+    return InputStatistics(mean, _sound(covariance), 0, PROVIDER)
 
 
-def feed_back(source: Field, shift, old, new, at, k) -> Field:
-    from onnx_dfmpc.statistics.field import offsets_of, rescaled
+def _seen(walk: Propagation, layer: Layer, node: NodeProto) -> tuple[Array, NDArray[Any]]:
+    """Mean (g, n) and covariance (g, n, n) of a layer's input."""
+    if layer.op_type in ("Gemm", "MatMul"):
+        source, _ = features(walk, layer.input)
+        return source.mean[None], source.covariance[None]
+    source = walk.field(layer.input)
+    if layer.op_type == "ConvTranspose":
+        return _seen_transposed(source, layer, attributes(node).get("strides", (1,) * len(source.size)))
+    return patches(source, conv_window(node, walk.table[layer.weight], source.size), layer.group)
 
-    g, n, _ = old.shape
-    i = n // k
-    if g > 1 or os.environ.get("FB")=="2":
-        v0 = np.diagonal(old, axis1=1, axis2=2).reshape(-1, k).mean(1).astype(float)
-        v1 = np.diagonal(new, axis1=1, axis2=2).reshape(-1, k).mean(1).astype(float)
-        return replace(
-            source,
-            mean=source.mean + shift,
-            lags=rescaled(source.lags, source.variance * np.clip(v1, 1e-9, None) / np.clip(v0, 1e-9, None)),
-        )
-    delta = (new - old)[0].reshape(i, k, i, k)
-    offs = offsets_of(at)
-    acc = {}
-    for a in range(k):
-        for b in range(k):
-            lag = tuple(offs[b] - offs[a])
-            if all(abs(l) <= t // 2 for l, t in zip(lag, source.torus)):
-                acc.setdefault(tuple(l % t for l, t in zip(lag, source.torus)), []).append(delta[:, a, :, b])
-    lags = source.lags.copy()
-    for key, ms in acc.items():
-        lags[key] += np.mean(ms, axis=0)
-    return replace(source, mean=source.mean + shift, lags=lags)
+
+def _seen_transposed(source: Field, layer: Layer, strides: Sequence[int]) -> tuple[Array, NDArray[Any]]:
+    """What a place of the output sees: one tap in every ``stride``, the others meet zeros; taps of one phase are taken as equal."""
+    g, phases = layer.group, float(np.prod(strides))
+    offsets = np.array(list(product(*map(range, layer.shape[2:])))) % np.array(strides)
+    same = (offsets[:, None] == offsets[None]).all(axis=-1) / phases
+    i = source.channels // g
+    blocks = [source.covariance[k * i : (k + 1) * i, k * i : (k + 1) * i] for k in range(g)]
+    mean = np.repeat(source.mean.reshape(g, i), len(offsets), axis=1) / phases
+    return mean, np.stack([np.kron(block, same) for block in blocks]).astype(np.float32)
+
+
+def _feed_back(walk: Propagation, layer: Layer, before: tuple[Array, NDArray[Any]], after: tuple[Array, NDArray[Any]]) -> None:
+    """Let the other readers of a layer's input know what its batch norm said about its means and variances."""
+    value = walk.value(layer.input)
+    if layer.op_type != "Conv" or not isinstance(value, Signal):
+        return
+    k = taps(layer)
+    shift = (after[0] - before[0]).reshape(-1, k).mean(axis=1)
+    old, new = (np.einsum("gnn->gn", covariance).reshape(-1, k).mean(axis=1, dtype=np.float64) for _, covariance in (before, after))
+    gain = np.sqrt(np.where(old > 0, new / np.where(old > 0, old, 1), 1)).astype(np.float32)
+    source = value.field
+    walk.values[layer.input] = replace(value, field=replace(source, mean=source.mean + shift, lags=source.lags * np.outer(gain, gain)))
+
+
+def _sound(covariance: NDArray[Any]) -> NDArray[Any]:
+    """The same variances, and correlations without negative eigenvalues, which extrapolation beyond a field's torus can leave."""
+    deviation = np.sqrt(np.maximum(np.einsum("gnn->gn", covariance), np.finfo(np.float32).tiny))
+    correlation = covariance / deviation[:, :, None] / deviation[:, None]
+    try:
+        np.linalg.cholesky(correlation + SOUND * np.eye(covariance.shape[-1], dtype=np.float32))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(correlation)
+        positive = (vectors * np.maximum(values, 0)[:, None]) @ vectors.swapaxes(1, 2)
+        factor = deviation / np.sqrt(np.maximum(np.einsum("gnn->gn", positive), SOUND))
+        covariance = positive * factor[:, :, None] * factor[:, None]
+    return covariance.astype(np.float32)

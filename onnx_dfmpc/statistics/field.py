@@ -1,8 +1,9 @@
 """Random fields: mean and covariance of a tensor's channels at every displacement, and how linear operators act on them (NumPy).
 
-A tensor of shape (N, c, *size) is taken as stationary: ``mean[i]`` is the mean of channel i and ``lags[l, i, j]`` the covariance of channel i
-at a place p with channel j at p + l. Displacements live on a torus, at most as large as the tensor and as large as `ELEMENTS` allows; what lies
-beyond decays geometrically. On a torus convolution is multiplication: with S(f) the Fourier transform of the lags, S -> W(f) S(f) W(f)^H.
+A tensor of shape (N, c, *size) is taken as stationary: ``mean[i]`` is the mean of channel i and ``lags[l, i, j]`` the covariance of
+channel i at a place p with channel j at p + l. Displacements live on a torus, at most as large as the tensor and as large as `ELEMENTS`
+allows; what lies beyond decays geometrically. On a torus convolution is multiplication: with S(f) the Fourier transform of the lags, S ->
+W(f) S(f) W(f)^H.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from onnx_dfmpc.spec import Array
 from onnx_dfmpc.statistics.moments import Window
 
-ELEMENTS = 1 << 22
-"""Bound on the number of covariances of a field."""
+ELEMENTS = 1 << 20
+"""Bound on the number of covariances of a field; up to 512 channels have four displacements per axis all the same."""
 
 Sizes = tuple[int, ...]
-Lags = NDArray[Any]
+Lags = NDArray[np.float32]
+Spectrum = NDArray[np.complex64]
 TINY = 1e-12
 
 
@@ -65,12 +66,14 @@ class Field:
     @property
     def covariance(self) -> Lags:
         """Channel covariance at one place, shape (c, c)."""
-        return self.lags[(0,) * len(self.size)]
+        covariance: Lags = self.lags[(0,) * len(self.size)]
+        return covariance
 
     @property
     def variance(self) -> Array:
         """Variance of each channel, shape (c,)."""
-        return np.maximum(np.diagonal(self.covariance).astype(np.float64), 0)
+        variance: Array = np.maximum(np.diagonal(self.covariance).astype(np.float64), 0)
+        return variance
 
     def at(self, displacement: Sequence[int]) -> Lags:
         """Covariance at a displacement, shape (c, c), extrapolated beyond the torus."""
@@ -97,7 +100,7 @@ def torus_of(channels: int, size: Sizes) -> Sizes:
     """
     if not size:
         return ()
-    side = max(2, int((ELEMENTS / channels**2) ** (1 / len(size)) + 1e-9))
+    side = max(4 if channels <= 512 else 2, int((ELEMENTS / channels**2) ** (1 / len(size)) + 1e-9))
     return tuple(min(side, n) for n in size)
 
 
@@ -163,7 +166,7 @@ class Kernel:
     strides: Sizes
     group: int = 1
 
-    def spectrum(self, torus: Sizes, dilation: Sequence[int] | None = None) -> NDArray[Any]:
+    def spectrum(self, torus: Sizes, dilation: Sequence[int] | None = None) -> Spectrum:
         """Fourier transform on a torus: shape (*frequencies, o, c), or (*frequencies, o) where every output sees one channel."""
         offsets = self.offsets * np.array(dilation or (1,) * len(torus))
         frequencies = [np.fft.fftfreq(n) for n in torus[:-1]] + ([np.fft.rfftfreq(torus[-1])] if torus else [])
@@ -172,9 +175,9 @@ class Kernel:
             angle = angle + frequency.reshape([-1 if a == axis else 1 for a in range(len(torus) + 1)]) * offsets[:, axis]
         phases = np.exp(-2j * np.pi * angle).astype(np.complex64)
         o, i, k = self.weight.shape
-        result = (phases @ self.weight.reshape(-1, k).T.astype(np.complex64)).reshape(*phases.shape[:-1], o, i)
+        result: Spectrum = (phases @ self.weight.reshape(-1, k).T.astype(np.complex64)).reshape(*phases.shape[:-1], o, i)
         if i == 1:
-            return result[..., 0]
+            return result.reshape(*phases.shape[:-1], o)
         if self.group == 1:
             return result
         dense = np.zeros((*phases.shape[:-1], o, i * self.group), np.complex64)
@@ -190,32 +193,51 @@ class Kernel:
         return np.arange(o) // (o // self.group)
 
 
-def transform(lags: Lags) -> NDArray[Any]:
-    """Fourier transform over the displacements."""
-    axes = tuple(range(lags.ndim - 2))
-    return np.fft.rfftn(lags, axes=axes).astype(np.complex64) if axes else lags.astype(np.complex64)
+def transform(lags: Lags) -> Spectrum:
+    """Fourier transform over the displacements, the last axis of them halved.
+
+    Products with small matrices beat an FFT along strided axes.
+    """
+    torus = lags.shape[:-2]
+    spectrum = lags.astype(np.complex64)
+    for axis, n in enumerate(torus):
+        frequencies = np.fft.rfftfreq(n) if axis == len(torus) - 1 else np.fft.fftfreq(n)
+        spectrum = _along(axis, np.exp(-2j * np.pi * np.outer(frequencies, np.arange(n))), spectrum)
+    return spectrum
 
 
-def back(spectrum: NDArray[Any], torus: Sizes) -> Lags:
+def back(spectrum: Spectrum, torus: Sizes) -> Lags:
     """The inverse of `transform`."""
-    axes = tuple(range(len(torus)))
-    return np.fft.irfftn(spectrum, s=torus, axes=axes).astype(np.float32) if axes else spectrum.real.astype(np.float32)
+    for axis, n in enumerate(torus):
+        half = axis == len(torus) - 1
+        frequencies = np.fft.rfftfreq(n) if half else np.fft.fftfreq(n)
+        twice = 1.0 + (half & (frequencies > 0) & (frequencies < 0.5))  # their mirror images are left out
+        spectrum = _along(axis, np.exp(2j * np.pi * np.outer(np.arange(n), frequencies)) * twice / n, spectrum)
+    return np.ascontiguousarray(spectrum.real)
 
 
-def apply_left(kernel: Kernel, spectrum: NDArray[Any], response: NDArray[Any]) -> NDArray[Any]:
+def _along(axis: int, matrix: NDArray[np.complex128], array: Spectrum) -> Spectrum:
+    """A matrix times an array, along one axis."""
+    shape = array.shape
+    folded = array.reshape(*shape[:axis], shape[axis], -1)
+    result: Spectrum = matrix.astype(np.complex64) @ folded
+    return result.reshape(*shape[:axis], len(matrix), *shape[axis + 1 :])
+
+
+def apply_left(kernel: Kernel, spectrum: Spectrum, response: Spectrum) -> Spectrum:
     """Spectrum of (K x, z) from that of (x, z)."""
     if kernel.weight.shape[1] == 1:
         return response[..., :, None] * spectrum[..., kernel.sources, :]
-    product_: NDArray[Any] = response @ spectrum
-    return product_
+    left: Spectrum = response @ spectrum
+    return left
 
 
-def apply_right(kernel: Kernel, spectrum: NDArray[Any], response: NDArray[Any]) -> NDArray[Any]:
+def apply_right(kernel: Kernel, spectrum: Spectrum, response: Spectrum) -> Spectrum:
     """Spectrum of (z, K x) from that of (z, x)."""
     if kernel.weight.shape[1] == 1:
         return spectrum[..., kernel.sources] * response.conj()[..., None, :]
-    product_: NDArray[Any] = spectrum @ response.conj().swapaxes(-1, -2)
-    return product_
+    right: Spectrum = spectrum @ response.conj().swapaxes(-1, -2)
+    return right
 
 
 def filtered(lags: Lags, kernel: Kernel, size: Sizes, size_out: Sizes) -> Lags:
@@ -225,16 +247,6 @@ def filtered(lags: Lags, kernel: Kernel, size: Sizes, size_out: Sizes) -> Lags:
     response = kernel.spectrum(torus)
     spectrum = apply_right(kernel, apply_left(kernel, transform(resample(lags, torus)), response), response)
     return resample(back(spectrum, torus), torus_of(o, size_out), kernel.strides)
-
-
-def rescaled(lags: Lags, variance: Array) -> Lags:
-    """The same correlations, other variances; channels without variance get theirs as if independent."""
-    zero = (0,) * (lags.ndim - 2)
-    old = np.maximum(np.diagonal(lags[zero]).astype(np.float64), 0)
-    factor = np.sqrt(variance / np.maximum(old, TINY * max(float(old.max()), TINY)))
-    lags = lags * np.outer(factor, factor).astype(np.float32)
-    np.fill_diagonal(lags[zero], variance)
-    return lags
 
 
 def offsets_of(at: Window) -> NDArray[np.int64]:
@@ -253,7 +265,7 @@ def places(at: Window, size: Sizes) -> Sizes:
 
 def coverage(at: Window, size: Sizes) -> Array:
     """Share of the output's places at which two taps both lie inside the input; shape (taps, taps), the single taps on the diagonal."""
-    joint = np.ones((1, 1))
+    joint: Array = np.ones((1, 1))
     for axis, count in enumerate(places(at, size)):
         where = np.arange(count)[:, None] * at.strides[axis] - at.before[axis] + np.arange(at.kernel[axis]) * at.dilations[axis]
         inside = ((where >= 0) & (where < size[axis])).astype(np.float64)
@@ -308,5 +320,6 @@ def averaged(lags: Lags, size: Sizes) -> Lags:
         inside, beyond = _clip(lag, lags.shape[0])
         weights = (count - np.abs(lag)) / count**2 * decay(lags, 0) ** beyond
         folded = np.bincount(inside % lags.shape[0], weights, minlength=lags.shape[0])
+        folded = np.fft.ifft(np.maximum(np.fft.fft(folded).real, 0)).real  # or else a variance may turn out negative
         lags = np.tensordot(folded.astype(np.float32), lags, axes=(0, 0))
     return lags

@@ -79,6 +79,9 @@ class Relation:
     step: tuple[float, ...]
 
 
+Known = dict[tuple[int, int], Relation | None]
+
+
 def cross_covariance(a: Field, b: Field) -> Lags | None:
     """Covariance of two fields of the same shape, or None where they have no common ancestor.
 
@@ -91,33 +94,45 @@ def cross_covariance(a: Field, b: Field) -> Lags | None:
     float32 array, shape (*torus, c_a, c_b), or None
         On the torus of a field with as many channels as both together.
     """
-    relation = relate(a, b)
+    relation = _relate(a, b, {})
     if relation is None:
         return None
     return resample(relation.lags, torus_of(a.channels + b.channels, a.size), _ratio(a.step, relation.step))
 
 
-def relate(a: Field, b: Field) -> Relation | None:
+def _relate(a: Field, b: Field, known: Known) -> Relation | None:
     """Walk back from the younger field; None where there is no common ancestor."""
     if a.birth == b.birth:
         return Relation(a.lags, a.step)
-    if isinstance(a.origin, Activated) and isinstance(b.origin, Activated):
-        return _both_activated(a.origin, b.origin)
-    if a.birth > b.birth:
-        mirrored = relate(b, a)
+    if a.birth > b.birth and not _activated(a, b):
+        mirrored = _relate(b, a, known)
         return mirrored and Relation(transposed(mirrored.lags), mirrored.step)
+    key = (a.birth, b.birth)
+    if key not in known:
+        known[key] = _walk(a, b, known)
+    return known[key]
+
+
+def _activated(a: Field, b: Field) -> bool:
+    return isinstance(a.origin, Activated) and isinstance(b.origin, Activated)
+
+
+def _walk(a: Field, b: Field, known: Known) -> Relation | None:
+    if isinstance(a.origin, Activated) and isinstance(b.origin, Activated):
+        return _both_activated(a.origin, b.origin, _relate(a.origin.parent, b.origin.parent, known))
     match b.origin:
         case Joined(parts):
-            return _joined(a, parts)
+            return _joined(parts, [_relate(a, part, known) for part in parts])
         case Summed(parts, factors):
-            return _summed(a, parts, factors)
+            return _summed(factors, [_relate(a, part, known) for part in parts])
         case Filtered(parent) | Scaled(parent) | Activated(parent) | Selected(parent):
-            relation = relate(a, parent)
+            relation = _relate(a, parent, known)
             return relation and _forth(relation, b.origin)
     return None
 
 
 def _forth(relation: Relation, origin: Origin) -> Relation:
+    """Follow one operator with one parent."""
     lags = relation.lags
     match origin:
         case Filtered(parent, kernel):
@@ -131,8 +146,7 @@ def _forth(relation: Relation, origin: Origin) -> Relation:
     return Relation(lags, relation.step)
 
 
-def _both_activated(a: Activated, b: Activated) -> Relation | None:
-    relation = relate(a.parent, b.parent)
+def _both_activated(a: Activated, b: Activated, relation: Relation | None) -> Relation | None:
     if relation is None:
         return None
     deviations = [np.sqrt(np.maximum(origin.parent.variance, TINY)).astype(np.float32) for origin in (a, b)]
@@ -140,8 +154,8 @@ def _both_activated(a: Activated, b: Activated) -> Relation | None:
     return Relation(rectified.covariance(a.expansion, b.expansion, correlation), relation.step)
 
 
-def _joined(a: Field, parts: tuple[Field, ...]) -> Relation | None:
-    relations = _on_one_grid([relate(a, part) for part in parts])
+def _joined(parts: tuple[Field, ...], relations: list[Relation | None]) -> Relation | None:
+    relations = _on_one_grid(relations)
     known = next((relation for relation in relations if relation is not None), None)
     if known is None:
         return None
@@ -152,11 +166,11 @@ def _joined(a: Field, parts: tuple[Field, ...]) -> Relation | None:
     return Relation(np.concatenate(blocks, axis=-1), known.step)
 
 
-def _summed(a: Field, parts: tuple[Field, ...], factors: tuple[float, ...]) -> Relation | None:
-    relations = _on_one_grid([relate(a, part) for part in parts])
-    terms = [relation.lags * np.float32(f) for relation, f in zip(relations, factors, strict=True) if relation is not None]
-    steps = [relation.step for relation in relations if relation is not None]
-    return Relation(np.sum(terms, axis=0), steps[0]) if terms else None
+def _summed(factors: tuple[float, ...], relations: list[Relation | None]) -> Relation | None:
+    terms = [(relation, factor) for relation, factor in zip(_on_one_grid(relations), factors, strict=True) if relation is not None]
+    if not terms:
+        return None
+    return Relation(np.sum([relation.lags * np.float32(factor) for relation, factor in terms], axis=0), terms[0][0].step)
 
 
 def _on_one_grid(relations: list[Relation | None]) -> list[Relation | None]:
@@ -167,7 +181,7 @@ def _on_one_grid(relations: list[Relation | None]) -> list[Relation | None]:
     step = tuple(max(steps) for steps in zip(*(relation.step for relation in known), strict=True))
     tori = [[max(1, round(t * s / c)) for t, s, c in zip(r.lags.shape[:-2], r.step, step, strict=True)] for r in known]
     torus = tuple(min(sides) for sides in zip(*tori, strict=True))
-    return [r and Relation(resample(r.lags, torus, _ratio(step, r.step)), step) for r in relations]
+    return [relation and Relation(resample(relation.lags, torus, _ratio(step, relation.step)), step) for relation in relations]
 
 
 def _ratio(step: tuple[float, ...], unit: tuple[float, ...]) -> tuple[int, ...]:

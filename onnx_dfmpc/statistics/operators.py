@@ -13,6 +13,7 @@ from onnx_dfmpc.statistics.field import (
     Field,
     Kernel,
     Lags,
+    Sizes,
     averaged,
     coverage,
     filtered,
@@ -40,6 +41,20 @@ def convolve(source: Field, weight: Array, bias: Array | float, at: Window, grou
     lags = filtered(source.lags, kernel, source.size, size)
     step = tuple(s * d for s, d in zip(source.step, at.strides, strict=True))
     return anchor(Field(mean, lags, size, step, birth, Filtered(source, kernel)), mean, np.maximum(variance, 0), birth)
+
+
+def spread(source: Field, kernel: Kernel, bias: Array | float, size: Sizes, birth: int) -> Field:
+    """Convolution without padding or stride that gives a tensor of a certain size."""
+    sums = kernel.weight.sum(axis=-1).reshape(kernel.group, -1, kernel.weight.shape[1])
+    mean = (sums @ source.mean.reshape(kernel.group, -1, 1)).reshape(-1) + bias
+    lags = filtered(source.lags, kernel, source.size, size)
+    return Field(mean, lags, size, source.step, birth, Filtered(source, kernel))
+
+
+def linear(source: Field, weight: Array, offset: Array | float, birth: int) -> Field:
+    """A matrix of shape (o, i) times the channels at every place."""
+    axes = len(source.size)
+    return spread(source, Kernel(weight[..., None], np.zeros((1, axes), np.int64), (1,) * axes), offset, source.size, birth)
 
 
 def scale(source: Field, factor: Array | float, offset: Array | float, birth: int) -> Field:
@@ -117,8 +132,8 @@ def average_pool(source: Field, at: Window, birth: int, *, count_pads: bool) -> 
 def max_pool(source: Field, at: Window, birth: int) -> Field:
     """Output of MaxPool: the largest of equally correlated normals.
 
-    With the average correlation r in a window, max x = mu + sigma (sqrt(r) z + sqrt(1 - r) max z_a). An activation that grows commutes with the
-    maximum, so that it is the normal variable before it that is pooled.
+    With the average correlation r in a window, max x = mu + sigma (sqrt(r) z + sqrt(1 - r) max z_a). An activation that grows commutes
+    with the maximum, so that it is the normal variable before it that is pooled.
     """
     origin = source.origin
     if isinstance(origin, Activated) and isinstance(origin.activation, rectified.PiecewiseLinear):

@@ -5,8 +5,8 @@ For x = mu + sigma z with z standard normal, an activation f has the expansion
     f(x) = sum_k h_k He_k(z) / sqrt(k!),     h_k = E[f(x) He_k(z)] / sqrt(k!),
 
 so its mean is h_0 and, for two such variables with correlation rho (Mehler's formula), Cov(f(x), g(y)) = sum_{k>0} h_k(f) h_k(g) rho^k.
-For piecewise linear functions (Relu, LeakyRelu, PRelu, Clip, HardSigmoid) the coefficients are known exactly; the series of Relu sums to the
-arc-cosine kernel (Cho & Saul, NeurIPS 2009). Smooth functions take Gauss-Hermite quadrature.
+For piecewise linear functions (Relu, LeakyRelu, PRelu, Clip, HardSigmoid) the coefficients are known exactly; the series of Relu sums to
+the arc-cosine kernel (Cho & Saul, NeurIPS 2009). Smooth functions take Gauss-Hermite quadrature.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ def _exact(f: PiecewiseLinear, mean: Array, sigma: Array) -> tuple[Array, Array]
 
 
 def _ramp(mean: Array, sigma: Array) -> Array:
-    """Coefficients of max(x, 0): by Stein's lemma h_k sqrt(k!) = sigma E[1(x > 0) He_(k-1)(z)] = sigma phi(a) He_(k-2)(-a), a = mean / sigma."""
+    """Coefficients of max(x, 0).
+
+    By Stein's lemma h_k sqrt(k!) = sigma E[1(x > 0) He_(k-1)(z)] = sigma phi(a) He_(k-2)(-a), with a = mean / sigma.
+    """
     a = mean / sigma
     below, density = normal_cdf(a), np.exp(-(a**2) / 2) / math.sqrt(2 * math.pi)
     rows = [mean * below + sigma * density, sigma * below]

@@ -1,8 +1,8 @@
 """Operators that only move data: Reshape, Transpose, Slice, Split, Gather, Pad ... (NumPy and onnx.reference).
 
-Such an operator is run on a tensor of labels, which element of the source each element is, and the result is read back: which channel of the
-source each channel is, and at which distance its places lie. That covers channel shuffles, strided slices, padded channels, flattening and
-changes of layout alike. The same evaluation folds the arithmetic on shapes.
+Such an operator is run on a tensor of labels, which element of the source each element is, and the result is read back: which channel of
+the source each channel is, and at which distance its places lie. That covers channel shuffles, strided slices, padded channels, flattening
+and changes of layout alike. The same evaluation folds the arithmetic on shapes.
 """
 
 from __future__ import annotations
