@@ -33,7 +33,9 @@ SOUND = 1e-3
 """Share of the diagonal that the smallest eigenvalue of a correlation matrix may lack to zero."""
 
 
-def analytic(proto: ModelProto, layers: Sequence[Layer], *, input_std: float = 1.0) -> Iterator[tuple[Layer, InputStatistics]]:
+def analytic(
+    proto: ModelProto, layers: Sequence[Layer], *, input_mean: float = 0.0, input_std: float = 1.0
+) -> Iterator[tuple[Layer, InputStatistics]]:
     """Statistics of every layer that known operators lead to; the others are left out, see `analytic_layers`.
 
     Parameters
@@ -42,21 +44,21 @@ def analytic(proto: ModelProto, layers: Sequence[Layer], *, input_std: float = 1
         The float model.
     layers : sequence of Layer
         In topological order.
-    input_std : float
-        Standard deviation of inputs that no batch norm knows.
+    input_mean, input_std : float
+        Of inputs that no batch norm knows.
 
     Yields
     ------
     layer : Layer
     statistics : InputStatistics
     """
-    for layer, found in analytic_layers(proto, layers, input_std=input_std):
+    for layer, found in analytic_layers(proto, layers, input_mean=input_mean, input_std=input_std):
         if isinstance(found, InputStatistics):
             yield layer, found
 
 
 def analytic_layers(
-    proto: ModelProto, layers: Sequence[Layer], *, input_std: float = 1.0
+    proto: ModelProto, layers: Sequence[Layer], *, input_mean: float = 0.0, input_std: float = 1.0
 ) -> Iterator[tuple[Layer, InputStatistics | Unknown]]:
     """Statistics of every layer, or the reason why there are none; parameters as for `analytic`.
 
@@ -67,7 +69,7 @@ def analytic_layers(
     """
     walk = Propagation(proto, RULES)
     for spec in model_inputs(proto):
-        walk.start(spec.name, _input(walk, layers, spec, input_std))
+        walk.start(spec.name, _input(walk, layers, spec, (input_mean, input_std)))
     wanted = {layer.output: layer for layer in layers}
     for node in proto.graph.node:
         layer = wanted.get(node.output[0]) if node.output else None
@@ -76,7 +78,7 @@ def analytic_layers(
         walk.run(node)
 
 
-def _input(walk: Propagation, layers: Sequence[Layer], spec: InputSpec, deviation: float) -> Field | Unknown:
+def _input(walk: Propagation, layers: Sequence[Layer], spec: InputSpec, guess: tuple[float, float]) -> Field | Unknown:
     if len(spec.shape) < 2:
         return Unknown(f"input {spec.name!r} has no axis of channels")
     length = DYNAMIC_PIXELS if len(spec.shape) == 4 else DYNAMIC_LENGTH
@@ -89,7 +91,7 @@ def _input(walk: Propagation, layers: Sequence[Layer], spec: InputSpec, deviatio
             at = conv_window(nodes[layer.output], weight, tuple(size))
             mean, variance = _expected(walk, layer, layer.batch_norm)
             readings.append(Reading(weight, at, layer.group, mean, variance))
-    return prior(channels, tuple(size), readings, deviation, walk.birth())
+    return prior(channels, tuple(size), readings, guess, walk.birth())
 
 
 def _expected(walk: Propagation, layer: Layer, norm: BatchNorm) -> tuple[Array, Array]:

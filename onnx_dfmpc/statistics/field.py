@@ -319,7 +319,7 @@ def averaged(lags: Lags, size: Sizes) -> Lags:
         lag = np.arange(1 - count, count)
         inside, beyond = _clip(lag, lags.shape[0])
         weights = (count - np.abs(lag)) / count**2 * decay(lags, 0) ** beyond
-        folded = np.bincount(inside % lags.shape[0], weights, minlength=lags.shape[0])
-        folded = np.fft.ifft(np.maximum(np.fft.fft(folded).real, 0)).real  # or else a variance may turn out negative
+        spectrum = np.fft.fft(np.bincount(inside % lags.shape[0], weights, minlength=lags.shape[0])).real
+        folded = np.fft.ifft(np.maximum(spectrum, 0)).real  # or else a variance may turn out negative
         lags = np.tensordot(folded.astype(np.float32), lags, axes=(0, 0))
     return lags

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class Reading(NamedTuple):
     variance: Array
 
 
-def prior(channels: int, size: Sizes, readings: Sequence[Reading], deviation: float, birth: int) -> Field:
+def prior(channels: int, size: Sizes, readings: Sequence[Reading], guess: tuple[float, float], birth: int) -> Field:
     """Field of an input.
 
     Parameters
@@ -43,8 +44,9 @@ def prior(channels: int, size: Sizes, readings: Sequence[Reading], deviation: fl
     channels : int
     size : tuple of int
     readings : sequence of Reading
-        May be empty: then mean 0 and the given standard deviation are taken.
-    deviation : float
+        May be empty: then the guess is taken.
+    guess : (float, float)
+        Mean and standard deviation.
     birth : int
 
     Returns
@@ -52,7 +54,8 @@ def prior(channels: int, size: Sizes, readings: Sequence[Reading], deviation: fl
     Field
     """
     if not readings or not size:
-        return _field(channels, size, PIXELS, COLOURS if channels == 3 else 0.0, deviation, birth)
+        mean, deviation = guess
+        return replace(_field(channels, size, PIXELS, COLOURS if channels == 3 else 0.0, deviation, birth), mean=np.full(channels, mean))
     pairs = product(REACHES, SHARES if channels > 1 else (0.0,))
     candidates = [(*pair, *_misfit(_field(channels, size, *pair, 1.0, birth), readings)) for pair in pairs]
     reach, share, _, scale = min(candidates, key=lambda candidate: candidate[2])
@@ -95,4 +98,4 @@ def _with_mean(field: Field, readings: Sequence[Reading]) -> Field:
     a, b = np.concatenate(rows), np.concatenate(targets)
     ridge = 0.1 / field.variance.mean()
     mean = np.linalg.solve(a.T @ a + ridge * np.eye(field.channels), a.T @ b)
-    return Field(mean, field.lags, field.size, field.step, field.birth)
+    return replace(field, mean=mean)
