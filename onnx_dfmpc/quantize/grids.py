@@ -45,28 +45,6 @@ def limits(bits: int, grid: Grid) -> tuple[int, int]:
     return -high, high
 
 
-def span(rows: Array, *, per_channel: bool) -> tuple[Array, Array]:
-    """Smallest and largest weight of each row, or of all, zero always included; each of shape (g, r)."""
-    axes = 2 if per_channel else (0, 1, 2)
-    least = np.minimum(rows.min(axis=axes, keepdims=True), 0)[..., 0]
-    most = np.maximum(rows.max(axis=axes, keepdims=True), 0)[..., 0]
-    return np.broadcast_to(least, rows.shape[:2]), np.broadcast_to(most, rows.shape[:2])
-
-
-def place(least: Array, most: Array, bits: int, grid: Grid) -> tuple[Array, Array]:
-    """Scale and zero point of a grid that covers ``least`` (<= 0) to ``most`` (>= 0), shapes as these; scales are positive."""
-    low, high = limits(bits, grid)
-    if grid == "asymmetric":
-        width = most - least
-        zero_point = np.rint(-least * high / np.where(width > 0, width, 1))
-    else:
-        width = 2 * np.maximum(most, -least)
-        zero_point = np.zeros_like(width)
-    scale = width / (high - low)
-    scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(least.dtype)
-    return scale, zero_point.astype(least.dtype)
-
-
 def min_max(rows: Array, bits: int, grid: Grid, *, per_channel: bool) -> tuple[Array, Array]:
     """Scale and zero point that cover the range of the weights.
 
@@ -83,7 +61,20 @@ def min_max(rows: Array, bits: int, grid: Grid, *, per_channel: bool) -> tuple[A
     scale, zero_point : float arrays, shape (g, r)
         Scales are positive, also where a row is zero everywhere.
     """
-    return place(*span(rows, per_channel=per_channel), bits, grid)
+    axes = 2 if per_channel else (0, 1, 2)
+    least = np.minimum(rows.min(axis=axes, keepdims=True), 0)[..., 0]
+    most = np.maximum(rows.max(axis=axes, keepdims=True), 0)[..., 0]
+    low, high = limits(bits, grid)
+    if grid == "asymmetric":
+        span = most - least
+        zero_point = np.rint(-least * high / np.where(span > 0, span, 1))
+    else:
+        span = 2 * np.maximum(most, -least)
+        zero_point = np.zeros_like(span)
+    scale = span / (high - low)
+    scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0)
+    shape = rows.shape[:2]
+    return np.broadcast_to(scale, shape).astype(rows.dtype), np.broadcast_to(zero_point, shape).astype(rows.dtype)
 
 
 def nearest(rows: Array, scale: Array, zero_point: Array, low: int, high: int) -> Array:
