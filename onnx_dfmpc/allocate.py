@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import Grid, Layer, LayerPlan, MatchReport, QuantPlan, Role, Rounding, Skipped
 
+Noise = Callable[[Layer, int], float]
 
-def allocate(report: MatchReport, recipe: Recipe, model_sha256: str) -> QuantPlan:
+RESIDUAL_SHARE = 0.5
+"""Noise that enters a residual stream counts against the stream's variance, of which the branch is about half."""
+
+
+def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Noise) -> QuantPlan:
     """Decide for every matched layer how many bits it gets, and why.
 
     Parameters
@@ -20,6 +25,8 @@ def allocate(report: MatchReport, recipe: Recipe, model_sha256: str) -> QuantPla
     recipe : Recipe
     model_sha256 : str
         Of the model that the plan is for.
+    noise : callable
+        ``noise(layer, bits)`` predicts a layer's noise relative to its output.
 
     Returns
     -------
@@ -34,7 +41,7 @@ def allocate(report: MatchReport, recipe: Recipe, model_sha256: str) -> QuantPla
     names = [layer.name for layer in report.layers]
     wanted = _wanted(names, [skipped.name for skipped in report.skipped], recipe)
     layers = [layer for layer in report.layers if layer.name in wanted]
-    roles = _roles(layers, report, recipe)
+    roles = _roles(layers, report, recipe, noise)
     ruled = _ruled(names, recipe.set)
     plans = tuple(_layer_plan(layer, *roles[layer.name], recipe, ruled.get(layer.name)) for layer in layers)
     left_out = tuple(Skipped(layer.name, layer.op_type, "left out by the recipe") for layer in report.layers if layer.name not in wanted)
@@ -86,7 +93,7 @@ def _suggest(name: str, names: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else "inspect lists the layers"
 
 
-def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe) -> dict[str, tuple[Role, int, str]]:
+def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise) -> dict[str, tuple[Role, int, str]]:
     """Role, bits and reason of each layer."""
     roles: dict[str, tuple[Role, int, str]] = {}
     if recipe.bits is not None:
@@ -94,10 +101,14 @@ def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe) -> dict
     else:
         assert recipe.low_bits is not None
         assert recipe.high_bits is not None
+        by_name = {layer.name: layer for layer in layers}
         for layer in layers:
             roles[layer.name] = ("high", recipe.high_bits, "in no pair")
         for producer, consumers in pairs(layers, report):
-            low, high = ((producer,), consumers) if recipe.low_position != "second" else (consumers, (producer,))
+            first = recipe.low_position == "first"
+            if recipe.low_position == "auto":
+                first = _quieter_first(by_name[producer], [by_name[name] for name in consumers], report, recipe, noise)
+            low, high = ((producer,), consumers) if first else (consumers, (producer,))
             for name in low:
                 roles[name] = ("low", recipe.low_bits, f"paired with {', '.join(high)}")
             for name in high:
@@ -106,6 +117,21 @@ def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe) -> dict
         if layer.edge:
             roles[layer.name] = ("edge", recipe.first_last_bits, f"the {layer.edge} layer")
     return roles
+
+
+def _quieter_first(producer: Layer, consumers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise) -> bool:
+    """Whether the pair makes less noise with the low bits on the producer than on the consumers."""
+    low, high = recipe.low_bits, recipe.high_bits
+    assert low is not None
+    assert high is not None
+    summed = {chain.producer for chain in report.chains if "Add" in chain.path}
+
+    def heard(layer: Layer, bits: int) -> float:
+        return noise(layer, bits) * (RESIDUAL_SHARE if layer.name in summed else 1.0)
+
+    first = heard(producer, low) + max(heard(layer, high) for layer in consumers)
+    second = heard(producer, high) + max(heard(layer, low) for layer in consumers)
+    return first < second
 
 
 def _layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, rule: tuple[str, int] | None) -> LayerPlan:

@@ -135,7 +135,7 @@ def _add_method(parser: _Parser) -> None:
     _knob(group, "--rounding", "how weights are rounded (the method's own)", choices=("nearest", "squant", "covariance"))
     _knob(group, "--no-compensate", "without the coefficients", action="store_false", dest="compensate")
     _knob(group, "--no-bias-correction", "without the re-estimated mean", action="store_false", dest="bias_correction")
-    statistics = ("auto", "probe", "calibration")
+    statistics = ("auto", "analytic", "probe", "calibration")
     _knob(group, "--statistics", "where the moments of the layers' inputs come from (auto)", choices=statistics)
     _knob(group, "--calibration-data", "real inputs for the statistics", metavar="FILE.npz")
 

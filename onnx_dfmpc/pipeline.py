@@ -13,17 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc import graph, inputs, statistics
 from onnx_dfmpc import match as matching
 from onnx_dfmpc.allocate import allocate
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.layerwise import solve_layers, weight_noise
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rewrite import Rewritten, rewrite
-from onnx_dfmpc.solve import correct, finish, finish_paper, round_layer
-from onnx_dfmpc.spec import Chain, InputStatistics, Layer, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped
+from onnx_dfmpc.spec import Chain, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped
 from onnx_dfmpc.validate import ValidationReport, layer_sqnr, validate
 
 Model = str | os.PathLike[str] | ModelProto
@@ -124,7 +123,7 @@ def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
     QuantPlan
     """
     source = graph.load(model)
-    return allocate(matching.match(source.proto), recipe or Recipe(), source.sha256)
+    return allocate(matching.match(source.proto), recipe or Recipe(), source.sha256, weight_noise(source))
 
 
 def apply(model: Model, plan: QuantPlan, recipe: Recipe | None = None, *, progress: Progress | None = None) -> QuantizeResult:
@@ -211,7 +210,7 @@ def quantize(
         source = graph.load(model_input)
     with clock("match"):
         report = matching.match(source.proto)
-    result = _run(source, report, allocate(report, recipe, source.sha256), recipe, progress, clock)
+    result = _run(source, report, allocate(report, recipe, source.sha256, weight_noise(source)), recipe, progress, clock)
     if model_output is None or not result.validation:
         return result
     return result.save(model_output, external_data=use_external_data_format, overwrite=overwrite)
@@ -227,7 +226,7 @@ def _run(
         specs = statistics.model_inputs(source.proto)
         inferred = None if recipe.input_range else statistics.infer_range(source.proto, report.layers, specs, seed=recipe.seed)
         input_range = recipe.input_range or inferred
-        solved = _solve_layers(source, report, plan, recipe, _probe(source, recipe, input_range), progress)
+        solved = solve_layers(source, report, plan, recipe, input_range=input_range, progress=progress)
     with clock("rewrite"):
         rewritten = rewrite(source.proto, report, solved, metadata=_metadata(source, recipe, plan))
     with clock("check"):
@@ -260,89 +259,11 @@ def _run(
     )
 
 
-def _solve_layers(
-    source: graph.LoadedModel, report: MatchReport, plan: QuantPlan, recipe: Recipe, probe: statistics.Probe, progress: Progress | None
-) -> list[QuantizedLayer]:
-    table = graph.ConstantTable(source.proto)
-    plans = {layer.name: layer for layer in plan.layers}
-    layers = [layer for layer in report.layers if layer.name in plans]
-    carriers = _carriers(report, plan, recipe)
-    factors: dict[str, NDArray[np.floating]] = {}
-    solved = []
-    for layer in layers:
-        weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]) if layer.bias else None
-        known = probe.measure(layer)
-        if layer.name in factors:
-            weight = weight * _along_inputs(factors[layer.name], layer)
-            known = _divided(known, factors[layer.name], layer)
-        rounded = round_layer(layer, plans[layer.name], weight, known)
-        if recipe.method == "paper":
-            done, taken_over = finish_paper(rounded, recipe, bias, to_consumers=layer.name in carriers)
-            if taken_over is not None:
-                factors |= dict.fromkeys(carriers[layer.name], taken_over)
-            probe.skip(layer)
-        else:
-            correction = correct(rounded, recipe, probe.respond(layer, rounded.weight()))
-            probe.commit(layer, correction.gain, correction.shift)
-            done = finish(rounded, correction, recipe, bias)
-        solved.append(done)
-        if progress is not None:
-            progress("quantize", len(solved), len(layers))
-    return solved
-
-
 def _range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
     if inferred is None:
         return ()
     low, high = inferred
     return (f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",)
-
-
-def _probe(source: graph.LoadedModel, recipe: Recipe, input_range: tuple[float, float] | None) -> statistics.Probe:
-    if recipe.calibration_data is not None:
-        real = statistics.real_feeds(source.proto, recipe.calibration_data, seed=recipe.seed)
-        return statistics.Probe(source.proto, real, provider="calibration", seed=recipe.seed)
-    specs = statistics.model_inputs(source.proto)
-    synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=input_range)
-    return statistics.Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
-
-
-def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    """Consumers of every low layer whose coefficients they can take over."""
-    if recipe.absorb != "consumer" or recipe.method != "paper":
-        return {}
-    planned = {layer.name: layer for layer in plan.layers}
-    return {
-        chain.producer: chain.consumers
-        for chain in report.chains
-        if chain.homogeneous
-        and chain.producer in planned
-        and planned[chain.producer].role == "low"
-        and all(consumer in planned for consumer in chain.consumers)
-    }
-
-
-def _floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
-    return array.astype(np.float32, copy=False)
-
-
-def _along_inputs(factor: NDArray[np.floating], layer: Layer) -> NDArray[np.floating]:
-    """Factors of the input channels, shaped to multiply the stored weight."""
-    if layer.op_type == "Conv":
-        per_group = factor.reshape(layer.group, -1)
-        spread = np.repeat(per_group, layer.channels // layer.group, axis=0)  # (o, i/g)
-        return spread.reshape(*spread.shape, *(1,) * (len(layer.shape) - 2))
-    if layer.op_type == "ConvTranspose":
-        return factor.reshape(-1, *(1,) * (len(layer.shape) - 1))
-    return factor[None, :] if layer.axis == 0 else factor[:, None]
-
-
-def _divided(known: InputStatistics, factor: NDArray[np.floating], layer: Layer) -> InputStatistics:
-    """Statistics of inputs that come without the factors that the weight took over; a factor of 0 silences its channel."""
-    inverse = np.where(factor > 0, 1 / np.where(factor > 0, factor, 1), 0)
-    each = np.repeat(inverse.reshape(layer.group, -1), known.mean.shape[1] * layer.group // factor.size, axis=1)  # (g, n)
-    covariance = known.covariance * (each[:, :, None] * each[:, None, :]).astype(np.float32)
-    return replace(known, mean=known.mean * each, covariance=covariance)
 
 
 def _few_samples(source: graph.LoadedModel, recipe: Recipe, input_range: tuple[float, float] | None) -> inputs.Samples:

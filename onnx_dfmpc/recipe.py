@@ -161,7 +161,7 @@ class Recipe:
         How weights are rounded; None is the method's own.
     compensate, bias_correction : bool
         Switches for the coefficients c and for the re-estimated batch-norm mean.
-    statistics : {"auto", "probe", "calibration"}
+    statistics : {"auto", "analytic", "probe", "calibration"}
         Where the mean and covariance of a layer's input come from.
     calibration_data : str or None
         Path of an .npz with real inputs for ``statistics="calibration"``.
@@ -203,7 +203,7 @@ class Recipe:
     rounding: Literal["nearest", "squant", "covariance"] | None = _choice_knob(None, "nearest", "squant", "covariance")
     compensate: bool = _flag_knob(True)
     bias_correction: bool = _flag_knob(True)
-    statistics: Literal["auto", "probe", "calibration"] = _choice_knob("auto", "auto", "probe", "calibration")
+    statistics: Literal["auto", "analytic", "probe", "calibration"] = _choice_knob("auto", "auto", "analytic", "probe", "calibration")
     calibration_data: str | None = _path_knob()
     data: str | None = _path_knob()
     labels: str | None = _path_knob()

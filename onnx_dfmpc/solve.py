@@ -48,6 +48,20 @@ class Rounded:
         return from_rows(dequantize(self.codes).astype(np.float32), self.layer)
 
 
+def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
+    """Noise of a layer at some bits relative to its output, predicted for plain rounding and white inputs.
+
+    Channels weigh as the batch norm behind them scales them, so that this compares layers whose weights have different scales.
+    """
+    rows = to_rows(weight.astype(np.float32), layer)
+    rounded = quantize_rows(rows, bits, grid="asymmetric", rounding="nearest", per_channel=True)
+    norm = layer.batch_norm
+    power = np.ones(layer.channels) if norm is None else (norm.gamma / norm.sigma) ** 2
+    error, signal = (np.square(array, dtype=np.float64).sum(axis=2).ravel() for array in (dequantize(rounded) - rows, rows))
+    total = float(power @ signal)
+    return float(power @ error) / total if total > 0 else 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Correction:
     """What is done to the output of a quantized layer: ``gain * W_q x + bias - shift``, arrays of shape (channels,)."""

@@ -53,7 +53,7 @@ def with_weights(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> Model
 
 
 def plan(report: MatchReport, **knobs: Any) -> QuantPlan:
-    return allocate(report, Recipe(**knobs), "sha")
+    return allocate(report, Recipe(**{"low_position": "first"} | knobs), "sha", lambda layer, bits: 4.0**-bits)
 
 
 def bits(plan: QuantPlan) -> dict[str, int]:
@@ -211,3 +211,23 @@ def test_every_layer_is_planned_or_skipped_once_and_in_order(network, uniform, p
         assert done.reason
         allowed = {"low": 2, "high": 6, "inner": 4, "edge": 8}
         assert done.bits == allowed[done.role]
+
+
+def test_auto_takes_the_position_that_makes_less_noise(resnet):
+    (producer, (consumer,)), *_ = pairs(resnet.layers, resnet)
+    for loud, low in ((producer, consumer), (consumer, producer)):
+        found = allocate(
+            resnet, Recipe(low_bits=2, high_bits=6), "sha", lambda layer, bits, loud=loud: (9 if layer.name == loud else 1) / bits
+        )
+        assert bits(found)[low] == 2
+        assert bits(found)[loud] == 6
+
+
+def test_noise_that_enters_a_residual_stream_counts_half(resnet):
+    summed = {chain.producer for chain in resnet.chains if "Add" in chain.path}
+    found = bits(plan(resnet, low_bits=2, high_bits=6, low_position="auto"))
+    in_pairs = [pair for pair in pairs(resnet.layers, resnet) if pair[0] not in summed and summed >= set(pair[1])]
+    assert in_pairs
+    for producer, consumers in in_pairs:
+        assert found[producer] == 6
+        assert {found[name] for name in consumers} == {2}

@@ -1,0 +1,127 @@
+"""The loop over the layers: statistics of its input, codes, what the codes do to its output, and the repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_dfmpc import graph, statistics
+from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.solve import correct, finish, finish_paper, relative_noise, round_layer
+from onnx_dfmpc.spec import InputStatistics, Layer, MatchReport, QuantizedLayer, QuantPlan
+
+Progress = Callable[[str, int, int], None]
+
+
+def solve_layers(
+    source: graph.LoadedModel,
+    report: MatchReport,
+    plan: QuantPlan,
+    recipe: Recipe,
+    *,
+    input_range: tuple[float, float] | None,
+    progress: Progress | None,
+) -> list[QuantizedLayer]:
+    """Quantize and repair the planned layers, in topological order.
+
+    Parameters
+    ----------
+    source : LoadedModel
+    report : MatchReport
+    plan : QuantPlan
+    recipe : Recipe
+    input_range : (float, float) or None
+        Of synthetic inputs.
+    progress : callable or None
+        Called with ``("quantize", layers done, layers)``.
+    """
+    table = graph.ConstantTable(source.proto)
+    plans = {layer.name: layer for layer in plan.layers}
+    layers = [layer for layer in report.layers if layer.name in plans]
+    carriers = _carriers(report, plan, recipe)
+    factors: dict[str, NDArray[np.floating]] = {}
+    solved = []
+    provider = _provider(source, report, plan, recipe, input_range)
+    for layer in layers:
+        weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]) if layer.bias else None
+        known = provider.measure(layer)
+        if layer.name in factors:
+            weight = weight * _along_inputs(factors[layer.name], layer)
+            known = _divided(known, factors[layer.name], layer)
+        rounded = round_layer(layer, plans[layer.name], weight, known)
+        if recipe.method == "paper":
+            done, taken_over = finish_paper(rounded, recipe, bias, to_consumers=layer.name in carriers)
+            if taken_over is not None:
+                factors |= dict.fromkeys(carriers[layer.name], taken_over)
+            provider.skip(layer)
+        else:
+            correction = correct(rounded, recipe, provider.respond(layer, rounded.weight()))
+            provider.commit(layer, correction.gain, correction.shift)
+            done = finish(rounded, correction, recipe, bias)
+        solved.append(done)
+        if progress is not None:
+            progress("quantize", len(solved), len(layers))
+    return solved
+
+
+def weight_noise(source: graph.LoadedModel) -> Callable[[Layer, int], float]:
+    """Predicted noise of a layer at some bits, relative to its output, for choosing between the layers of a pair (see `relative_noise`)."""
+    table = graph.ConstantTable(source.proto)
+    return lambda layer, bits: relative_noise(layer, _floats(table[layer.weight]), bits)
+
+
+def _provider(
+    source: graph.LoadedModel, report: MatchReport, plan: QuantPlan, recipe: Recipe, input_range: tuple[float, float] | None
+) -> statistics.Provider:
+    needed = recipe.compensate or recipe.bias_correction or any(layer.rounding == "covariance" for layer in plan.layers)
+    if not needed:
+        return statistics.White()
+    if recipe.calibration_data is not None:
+        real = statistics.real_feeds(source.proto, recipe.calibration_data, seed=recipe.seed)
+        return statistics.Probe(source.proto, real, provider="calibration", seed=recipe.seed)
+    specs = statistics.model_inputs(source.proto)
+    synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=input_range)
+    if recipe.statistics == "analytic":
+        return statistics.Analytic(source.proto, report.layers, synthetic, input_range=input_range, seed=recipe.seed)
+    return statistics.Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
+
+
+def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """Consumers of every low layer whose coefficients they can take over."""
+    if recipe.absorb != "consumer" or recipe.method != "paper":
+        return {}
+    planned = {layer.name: layer for layer in plan.layers}
+    return {
+        chain.producer: chain.consumers
+        for chain in report.chains
+        if chain.homogeneous
+        and chain.producer in planned
+        and planned[chain.producer].role == "low"
+        and all(consumer in planned for consumer in chain.consumers)
+    }
+
+
+def _floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
+    return array.astype(np.float32, copy=False)
+
+
+def _along_inputs(factor: NDArray[np.floating], layer: Layer) -> NDArray[np.floating]:
+    """Factors of the input channels, shaped to multiply the stored weight."""
+    if layer.op_type == "Conv":
+        per_group = factor.reshape(layer.group, -1)
+        spread = np.repeat(per_group, layer.channels // layer.group, axis=0)  # (o, i/g)
+        return spread.reshape(*spread.shape, *(1,) * (len(layer.shape) - 2))
+    if layer.op_type == "ConvTranspose":
+        return factor.reshape(-1, *(1,) * (len(layer.shape) - 1))
+    return factor[None, :] if layer.axis == 0 else factor[:, None]
+
+
+def _divided(known: InputStatistics, factor: NDArray[np.floating], layer: Layer) -> InputStatistics:
+    """Statistics of inputs that come without the factors that the weight took over; a factor of 0 silences its channel."""
+    inverse = np.where(factor > 0, 1 / np.where(factor > 0, factor, 1), 0)
+    each = np.repeat(inverse.reshape(layer.group, -1), known.mean.shape[1] * layer.group // factor.size, axis=1)  # (g, n)
+    covariance = known.covariance * (each[:, :, None] * each[:, None, :]).astype(np.float32)
+    return replace(known, mean=known.mean * each, covariance=covariance)
