@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from onnx_dfmpc.layout import taps, to_rows
 from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer
 from onnx_dfmpc.statistics.anchoring import assimilate
 from onnx_dfmpc.statistics.feeds import model_inputs
-from onnx_dfmpc.statistics.field import Field, patches
+from onnx_dfmpc.statistics.field import Field, patches, patches_transposed
 from onnx_dfmpc.statistics.prior import Reading, prior
-from onnx_dfmpc.statistics.propagate import NotCovered, Propagation, Signal, Unknown, attributes
+from onnx_dfmpc.statistics.propagate import Propagation, Signal, Unknown
 from onnx_dfmpc.statistics.rules import RULES, conv_window, features
+from onnx_dfmpc.statistics.views import NotCovered
 
 PROVIDER = "analytic"
 SOUND = 1e-3
@@ -120,20 +120,8 @@ def _seen(walk: Propagation, layer: Layer, node: NodeProto) -> tuple[Array, NDAr
         source, _ = features(walk, layer.input)
         return source.mean[None], source.covariance[None]
     source = walk.field(layer.input)
-    if layer.op_type == "ConvTranspose":
-        return _seen_transposed(source, layer, attributes(node).get("strides", (1,) * len(source.size)))
-    return patches(source, conv_window(node, walk.table[layer.weight], source.size), layer.group)
-
-
-def _seen_transposed(source: Field, layer: Layer, strides: Sequence[int]) -> tuple[Array, NDArray[Any]]:
-    """What a place of the output sees: one tap in every ``stride``, the others meet zeros; taps of one phase are taken as equal."""
-    g, phases = layer.group, float(np.prod(strides))
-    offsets = np.array(list(product(*map(range, layer.shape[2:])))) % np.array(strides)
-    same = (offsets[:, None] == offsets[None]).all(axis=-1) / phases
-    i = source.channels // g
-    blocks = [source.covariance[k * i : (k + 1) * i, k * i : (k + 1) * i] for k in range(g)]
-    mean = np.repeat(source.mean.reshape(g, i), len(offsets), axis=1) / phases
-    return mean, np.stack([np.kron(block, same) for block in blocks]).astype(np.float32)
+    at = conv_window(node, walk.table[layer.weight], source.size)
+    return (patches_transposed if layer.op_type == "ConvTranspose" else patches)(source, at, layer.group)
 
 
 def _feed_back(walk: Propagation, layer: Layer, before: tuple[Array, NDArray[Any]], after: tuple[Array, NDArray[Any]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -304,6 +304,19 @@ def patches(source: Field, at: Window, group: int) -> tuple[Array, Lags]:
         excess = both[a, b] - single[a] * single[b]
         result[:, :, a, :, b] = blocks[lag] * np.float32(both[a, b]) + outer * np.float32(excess)
     return (mean * single).reshape(group, i * k), result.reshape(group, i * k, i * k)
+
+
+def patches_transposed(source: Field, at: Window, group: int) -> tuple[Array, Lags]:
+    """What a place of a transposed convolution's output sees; shapes as for `patches`.
+
+    It meets one tap in every stride, the others meet zeros. Taps of one phase see inputs whole steps apart, which are taken as equal; the
+    phases take turns, so that mean and covariance are those of an average phase.
+    """
+    phases = float(np.prod(at.strides))
+    phase = offsets_of(replace(at, before=(0,) * len(at.kernel))) % np.array(at.strides)
+    same = ((phase[:, None] == phase[None]).all(axis=-1) / phases).astype(np.float32)
+    mean = np.repeat(source.mean.reshape(group, -1), len(phase), axis=1) / phases
+    return mean, np.stack([np.kron(block, same) for block in _diagonal_blocks(source.covariance, group)])
 
 
 def _diagonal_blocks(matrix: Lags, group: int) -> Lags:

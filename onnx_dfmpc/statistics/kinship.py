@@ -50,10 +50,11 @@ class Activated(Origin):
 
 @dataclass(frozen=True, eq=False)
 class Selected(Origin):
-    """Channels of the parent, -1 for zeros."""
+    """Channels of the parent, -1 for zeros, and at which of its places the first place lies."""
 
     parent: Field
     channels: NDArray[np.int64]
+    start: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +142,9 @@ def _forth(relation: Relation, origin: Origin) -> Relation:
             lags = back(apply_right(kernel, transform(resample(lags, torus)), response), torus)
         case Scaled(gain=gain) | Activated(gain=gain):
             lags = lags * gain.astype(np.float32)
-        case Selected(channels=channels):
-            lags = lags[..., channels] * (channels >= 0).astype(np.float32)
+        case Selected(parent, channels, start):
+            shift = [-first * ratio for first, ratio in zip(start, _ratio(parent.step, relation.step), strict=True)]
+            lags = np.roll(lags[..., channels], shift, tuple(range(len(shift)))) * (channels >= 0).astype(np.float32)
     return Relation(lags, relation.step)
 
 

@@ -19,6 +19,7 @@ from onnx_dfmpc.statistics.field import (
     filtered,
     offsets_of,
     patches,
+    patches_transposed,
     places,
     resample,
     torus_of,
@@ -43,18 +44,33 @@ def convolve(source: Field, weight: Array, bias: Array | float, at: Window, grou
     return anchor(Field(mean, lags, size, step, birth, Filtered(source, kernel)), mean, np.maximum(variance, 0), birth)
 
 
-def spread(source: Field, kernel: Kernel, bias: Array | float, size: Sizes, birth: int) -> Field:
-    """Convolution without padding or stride that gives a tensor of a certain size."""
-    sums = kernel.weight.sum(axis=-1).reshape(kernel.group, -1, kernel.weight.shape[1])
-    mean = (sums @ source.mean.reshape(kernel.group, -1, 1)).reshape(-1) + bias
-    lags = filtered(source.lags, kernel, source.size, size)
-    return Field(mean, lags, size, source.step, birth, Filtered(source, kernel))
+def convolve_transposed(source: Field, weight: Array, bias: Array | float, at: Window, group: int, size: Sizes, birth: int) -> Field:
+    """Output of a transposed convolution of a certain size; weight of shape (i, o / group, *kernel).
+
+    Channels are related as at an average place, places as in the enlarged input. Every place meets one tap in every stride, so that
+    what the output shares with other tensors comes through a kernel of that share.
+    """
+    i, r = weight.shape[:2]
+    rows = weight.reshape(group, i // group, r, -1).swapaxes(1, 2)
+    mean, seen = patches_transposed(source, at, group)
+    flat = rows.reshape(group, r, -1)
+    channels = np.zeros((group * r, group * r), np.float32)
+    for g, block in enumerate(flat @ seen @ flat.swapaxes(1, 2)):
+        channels[g * r : (g + 1) * r, g * r : (g + 1) * r] = block
+    wide = enlarge(source, tuple(n * s for n, s in zip(source.size, at.strides, strict=True)), birth)
+    spatial = np.einsum("...ii->...", resample(wide.lags, torus_of(group * r, size))) / max(float(source.variance.sum()), TINY)
+    offsets = np.array(at.before) - np.array(list(np.ndindex(*at.kernel))) * np.array(at.dilations)
+    kernel = Kernel(rows.reshape(group * r, i // group, -1) / np.prod(at.strides), offsets, (1,) * len(size), group)
+    lags = spatial[..., None, None].astype(np.float32) * channels
+    return Field((flat @ mean[..., None]).reshape(-1) + bias, lags, size, wide.step, birth, Filtered(wide, kernel))
 
 
 def linear(source: Field, weight: Array, offset: Array | float, birth: int) -> Field:
     """A matrix of shape (o, i) times the channels at every place."""
     axes = len(source.size)
-    return spread(source, Kernel(weight[..., None], np.zeros((1, axes), np.int64), (1,) * axes), offset, source.size, birth)
+    kernel = Kernel(weight[..., None], np.zeros((1, axes), np.int64), (1,) * axes)
+    lags = filtered(source.lags, kernel, source.size, source.size)
+    return Field(weight @ source.mean + offset, lags, source.size, source.step, birth, Filtered(source, kernel))
 
 
 def scale(source: Field, factor: Array | float, offset: Array | float, birth: int) -> Field:
@@ -80,6 +96,11 @@ def activate(source: Field, activation: Activation, birth: int) -> Field:
     correlation = np.clip(source.lags / np.outer(deviation, deviation), -1, 1)
     lags = rectified.covariance(expansion, expansion, correlation)
     return replace(source, mean=expansion.mean, lags=lags, birth=birth, origin=Activated(source, expansion, activation))
+
+
+def gate(source: Field, activation: Activation, birth: int) -> Field:
+    """A field times a function of itself, as SiLU is."""
+    return activate(source, lambda x: x * activation(x), birth)
 
 
 def add(a: Field, b: Field, sign: float, birth: int) -> Field:
@@ -113,12 +134,22 @@ def join(parts: list[Field], birth: int) -> Field:
 
 
 def multiply(a: Field, b: Field, birth: int) -> Field:
-    """Product of a field and an independent one (a gate), which may be constant in space."""
-    torus = a.torus
-    gate = np.broadcast_to(b.lags[(0,) * len(b.size)], a.lags.shape) if b.size != a.size else resample(b.lags, torus)
-    mean_a, mean_b = (np.outer(x.mean, x.mean).astype(np.float32) for x in (a, b))
-    lags = a.lags * mean_b + gate * mean_a + a.lags * gate
-    return replace(a, mean=a.mean * b.mean, lags=lags, birth=birth, origin=Scaled(a, b.mean))
+    """Product of a field and a gate, which may be constant in space; as for normal variables (Isserlis' theorem)."""
+    if b.size != a.size:
+        other = np.broadcast_to(b.lags[(0,) * len(b.size)], a.lags.shape)
+        cross = None
+    else:
+        other = resample(b.lags, a.torus)
+        cross = cross_covariance(a, b)
+    mean_a, mean_b = (x.mean.astype(np.float32) for x in (a, b))
+    lags = a.lags * np.outer(mean_b, mean_b) + other * np.outer(mean_a, mean_a) + a.lags * other
+    mean = a.mean * b.mean
+    if cross is not None:
+        cross = resample(cross, a.torus)
+        mirrored = transposed(cross)
+        lags = lags + cross * np.outer(mean_b, mean_a) + mirrored * np.outer(mean_a, mean_b) + cross * mirrored
+        mean = mean + np.diagonal(cross[(0,) * len(a.size)])
+    return replace(a, mean=mean, lags=lags, birth=birth, origin=Scaled(a, b.mean))
 
 
 def average_pool(source: Field, at: Window, birth: int, *, count_pads: bool) -> Field:

@@ -21,6 +21,7 @@ from onnx_dfmpc.graph.protobuf import subgraphs
 from onnx_dfmpc.statistics import views
 from onnx_dfmpc.statistics.field import Field
 from onnx_dfmpc.statistics.kinship import Activated
+from onnx_dfmpc.statistics.views import NotCovered
 
 Constant = NDArray[Any]
 
@@ -54,10 +55,6 @@ Value = Constant | Signal | Unknown
 
 
 Rule = Callable[["Propagation", NodeProto], Value]
-
-
-class NotCovered(Exception):
-    """An operator, or a use of it, that has no rule; the text says which."""
 
 
 class Propagation:

@@ -8,10 +8,11 @@ from onnx import NodeProto
 from onnx_dfmpc.spec import Array
 from onnx_dfmpc.statistics import operators, views
 from onnx_dfmpc.statistics.activations import ACTIVATIONS, activation
-from onnx_dfmpc.statistics.field import Field, Kernel, patches
+from onnx_dfmpc.statistics.field import Field, patches
 from onnx_dfmpc.statistics.kinship import Activated
 from onnx_dfmpc.statistics.moments import Window
-from onnx_dfmpc.statistics.propagate import Constant, NotCovered, Propagation, Rule, Signal, Value, attributes
+from onnx_dfmpc.statistics.propagate import Constant, Propagation, Rule, Signal, Value, attributes
+from onnx_dfmpc.statistics.views import NotCovered
 from onnx_dfmpc.statistics.windows import window_of
 
 
@@ -92,53 +93,59 @@ def _activation(walk: Propagation, node: NodeProto) -> Value:
     return Signal(operators.activate(value.field, function, walk.birth()), value.labels)
 
 
-def _per_channel(walk: Propagation, name: str, shape: tuple[int, ...]) -> Array:
-    """A constant as it meets each channel, averaged over places."""
-    constant = np.broadcast_to(walk.constant(name).astype(np.float64), shape)
-    average: Array = constant.mean(axis=(0, *range(2, len(shape))))
+def _per_channel(walk: Propagation, name: str, signal: Signal) -> Array:
+    """A constant as it meets each channel of a signal's field, averaged over places."""
+    try:
+        constant = np.broadcast_to(walk.constant(name).astype(np.float64), signal.shape)
+    except ValueError:
+        raise NotCovered(f"{name!r} broadcasts the shape {list(signal.shape)}") from None
+    channel = (signal.moved - 1) // int(np.prod(signal.field.size))
+    met = channel >= 0
+    count, total = (np.bincount(channel[met], weights, minlength=signal.field.channels) for weights in (None, constant[met]))
+    average: Array = total / np.maximum(count, 1)
     return average
 
 
-def _operands(walk: Propagation, node: NodeProto) -> tuple[str, str, bool]:
-    """The signal, the other operand, and whether they change places."""
-    first, second = node.input
-    swapped = not isinstance(walk.value(first), Signal)
-    return (second, first, True) if swapped else (first, second, False)
+def _constant_operand(walk: Propagation, node: NodeProto) -> tuple[Signal, str, bool] | None:
+    """The signal, the constant, and whether that comes first; None where both are signals."""
+    for name, other, first in ((node.input[0], node.input[1], False), (node.input[1], node.input[0], True)):
+        value = walk.value(name)
+        if isinstance(value, Signal) and not isinstance(walk.value(other), Signal):
+            return value, other, first
+    return None
 
 
 def _add(walk: Propagation, node: NodeProto) -> Value:
     sign = -1.0 if node.op_type == "Sub" else 1.0
-    name, other, swapped = _operands(walk, node)
-    a = walk.field(name)
-    shape = (1, a.channels, *a.size)
-    if not isinstance(walk.value(other), Signal):
-        offset = _per_channel(walk, other, shape)
-        return Signal(operators.scale(a, sign if swapped else 1.0, offset if swapped else sign * offset, walk.birth()))
-    b = walk.field(other)
+    found = _constant_operand(walk, node)
+    if found is not None:
+        signal, name, first = found
+        offset = _per_channel(walk, name, signal)
+        field = operators.scale(signal.field, sign if first else 1.0, offset if first else sign * offset, walk.birth())
+        return Signal(field, signal.labels)
+    a, b = (walk.field(name) for name in node.input)
     if (b.channels, b.size) != (a.channels, a.size):
         raise NotCovered(f"{node.op_type} of node {node.name or node.output[0]!r} broadcasts")
     return Signal(operators.add(a, b, sign, walk.birth()))
 
 
 def _multiply(walk: Propagation, node: NodeProto) -> Value:
-    name, other, swapped = _operands(walk, node)
-    a = walk.field(name)
-    shape = (1, a.channels, *a.size)
-    if not isinstance(walk.value(other), Signal):
-        factor = _per_channel(walk, other, shape)
-        if node.op_type == "Div" and swapped:
-            raise NotCovered(f"Div of node {node.name or node.output[0]!r} by a variable")
-        return Signal(operators.scale(a, 1 / factor if node.op_type == "Div" else factor, 0.0, walk.birth()))
-    if node.op_type == "Div":
+    found = _constant_operand(walk, node)
+    if node.op_type == "Div" and (found is None or found[2]):
         raise NotCovered(f"Div of node {node.name or node.output[0]!r} by a variable")
-    b = walk.field(other)
+    if found is not None:
+        signal, name, _ = found
+        factor = _per_channel(walk, name, signal)
+        if node.op_type == "Div":
+            factor = np.divide(1, factor, out=np.zeros_like(factor), where=factor != 0)
+        return Signal(operators.scale(signal.field, factor, 0.0, walk.birth()), signal.labels)
+    a, b = (walk.field(name) for name in node.input)
     for x, y in ((a, b), (b, a)):
         if isinstance(y.origin, Activated) and y.origin.parent.birth == x.birth:  # x times a function of x: SiLU, HardSwish in two nodes
-            gate = y.origin.activation
-            return Signal(operators.activate(x, lambda values, gate=gate: values * gate(values), walk.birth()))  # type: ignore[misc]
+            return Signal(operators.gate(x, y.origin.activation, walk.birth()))
     if a.channels != b.channels:
         raise NotCovered(f"Mul of node {node.name or node.output[0]!r} broadcasts over channels")
-    if int(np.prod(a.size)) < int(np.prod(b.size)):
+    if np.prod(a.size) < np.prod(b.size):
         a, b = b, a
     return Signal(operators.multiply(a, b, walk.birth()))
 
@@ -187,23 +194,20 @@ def _resize(walk: Propagation, node: NodeProto) -> Value:
 
 
 def _conv_transpose(walk: Propagation, node: NodeProto) -> Value:
-    """A convolution of the enlarged input; every output place meets one tap in every stride, so that the kernel counts for that share."""
     source = spatial(walk.field(node.input[0]), node.input[0])
     given = attributes(node)
     if given.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in given:
         raise NotCovered(f"ConvTranspose of node {node.name or node.output[0]!r} with auto_pad or output_shape")
     weight = walk.constant(node.input[1]).astype(np.float64)
     bias = optional(walk, node, 2)
-    axes, group = len(source.size), given.get("group", 1)
-    strides, dilations = (np.array(given.get(name, (1,) * axes)) for name in ("strides", "dilations"))
-    pads, extra = np.array(given.get("pads", (0,) * 2 * axes)), np.array(given.get("output_padding", (0,) * axes))
-    kernel = np.array(weight.shape[2:])
-    size = tuple((strides * (np.array(source.size) - 1) + extra + dilations * (kernel - 1) + 1 - pads[:axes] - pads[axes:]).tolist())
-    i, r = weight.shape[:2]
-    rows = weight.reshape(group, i // group, r, -1).swapaxes(1, 2).reshape(group * r, i // group, -1) / np.prod(strides)
-    offsets = pads[:axes] - np.array(list(np.ndindex(*kernel))) * dilations
-    wide = operators.enlarge(source, tuple((np.array(source.size) * strides).tolist()), walk.birth())
-    return Signal(operators.spread(wide, Kernel(rows, offsets, (1,) * axes, group), 0.0 if bias is None else bias, size, walk.birth()))
+    at = conv_window(node, weight, source.size)
+    extra = given.get("output_padding", (0,) * len(source.size))
+    size = tuple(
+        s * (n - 1) + x + d * (k - 1) + 1 - b - a
+        for n, s, x, d, k, b, a in zip(source.size, at.strides, extra, at.dilations, at.kernel, at.before, at.after, strict=True)
+    )
+    offset = 0.0 if bias is None else bias
+    return Signal(operators.convolve_transposed(source, weight, offset, at, given.get("group", 1), size, walk.birth()))
 
 
 RULES: dict[str, Rule] = {

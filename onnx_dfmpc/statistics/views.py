@@ -8,6 +8,7 @@ and changes of layout alike. The same evaluation folds the arithmetic on shapes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_dfmpc.statistics.field import Field, resample, torus_of
+from onnx_dfmpc.statistics.field import Field, Lags, Sizes, resample, torus_of
 from onnx_dfmpc.statistics.kinship import Selected
 
 MOVING = frozenset(
@@ -36,17 +37,32 @@ MOVING = frozenset(
         "Unsqueeze",
     }
 )
+
+
+class NotCovered(Exception):
+    """An operator, or a use of it, that has no rule; the text says which."""
+
+
 Labels = NDArray[np.int64]
 """1 + index of an element in the source, flattened; 0 for padding."""
 
 
 def evaluate(node: NodeProto, values: Mapping[str, NDArray[Any]], proto: ModelProto) -> list[NDArray[Any]]:
-    """Outputs of one node on concrete values, by the reference implementation."""
+    """Outputs of one node on concrete values, by the reference implementation.
+
+    Raises
+    ------
+    NotCovered
+        If that cannot run it.
+    """
     untyped = helper.make_empty_tensor_value_info
     names = [name for name in dict.fromkeys(node.input) if name]
     graph = helper.make_graph([node], "one", [untyped(name) for name in names], [untyped(name) for name in node.output if name])
     model = helper.make_model(graph, opset_imports=proto.opset_import)
-    results = ReferenceEvaluator(model).run(None, {name: values[name] for name in names})
+    try:
+        results = ReferenceEvaluator(model).run(None, {name: values[name] for name in names})
+    except Exception as error:  # NumPy's, or the reference implementation's own
+        raise NotCovered(f"{node.op_type} of node {node.name or node.output[0]!r}: {error}") from error
     return [np.asarray(result) for result in results]
 
 
@@ -77,31 +93,54 @@ def read(source: Field, moved: Labels, birth: int) -> Field | None:
     first = channel.max(axis=1)
     if np.any((channel != first[:, None]) & real):
         return None
-    share = real[first >= 0].mean() if (first >= 0).any() else 1.0
+    share = float(real[first >= 0].mean()) if (first >= 0).any() else 1.0
     size = moved.shape[2:]
     mean = np.where(first >= 0, source.mean[first], 0.0)
     lags = source.lags[..., first[:, None], first]
     lags = lags * np.outer(first >= 0, first >= 0).astype(np.float32)
-    stride = _stride(source, moved, size)
-    step = tuple(s * d for s, d in zip(source.step, stride, strict=True)) if size else ()
-    lags = resample(lags, torus_of(len(first), size), stride) if size else lags[(0,) * len(source.size)]
-    if share < 1:  # a border of zeros
-        lags = lags * np.float32(share) + np.float32(share * (1 - share)) * np.outer(mean, mean).astype(np.float32)
-        mean = mean * share
-    return Field(mean, lags, size, step, birth, Selected(source, first) if size else None)
+    if len(size) == len(source.size):
+        start, stride = _grid(moved, source.size)
+        step = tuple(s * d for s, d in zip(source.step, stride, strict=True))
+        selected = Field(mean, resample(lags, torus_of(len(first), size), stride), size, step, birth, Selected(source, first, start))
+    else:
+        folded = _folded(lags, source.size, size)
+        if folded is None:
+            return None
+        selected = Field(mean, resample(folded, torus_of(len(first), size)), size, (1.0,) * len(size), birth)
+    return selected if share == 1 else _with_zeros(selected, share)
 
 
-def _stride(source: Field, moved: Labels, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Distance in the source of neighbours along every axis."""
-    if len(size) != len(source.size):
-        return (1,) * len(size)
+def _with_zeros(field: Field, share: float) -> Field:
+    """A field of which only a share of the places is left, the others are zeros."""
+    spread = np.float32(share * (1 - share)) * np.outer(field.mean, field.mean).astype(np.float32)
+    return replace(field, mean=field.mean * share, lags=field.lags * np.float32(share) + spread)
+
+
+def _grid(moved: Labels, size: Sizes) -> tuple[Sizes, Sizes]:
+    """At which place of the source, which has this size, the first place lies, and the distance of neighbours, along every axis."""
     places = moved[0].max(axis=0)
-    coordinates = np.unravel_index(np.maximum(places - 1, 0) % int(np.prod(source.size)), source.size)
-    strides = []
+    coordinates = np.unravel_index(np.maximum(places - 1, 0) % int(np.prod(size)), size)
+    starts, strides = [], []
     for axis, coordinate in enumerate(coordinates):
-        known = np.diff(coordinate, axis=axis)[np.diff((places > 0).astype(int), axis=axis) == 0]
-        strides.append(max(1, int(np.median(known))) if known.size else 1)
-    return tuple(strides)
+        others = tuple(a for a in range(len(size)) if a != axis)
+        real = (places > 0).any(axis=others)
+        along = coordinate.max(axis=others)[real]
+        distances = np.diff(along)
+        strides.append(max(1, int(np.median(distances))) if distances.size else 1)
+        starts.append(int(along[0]) - int(np.argmax(real)) * strides[-1] if along.size else 0)
+    return tuple(starts), tuple(strides)
+
+
+def _folded(lags: Lags, old: Sizes, new: Sizes) -> Lags | None:
+    """Covariances after a change of the number of spatial axes, None where there is no telling."""
+    long = [axis for axis, n in enumerate(old) if n > 1]
+    wanted = sum(n > 1 for n in new)
+    if wanted not in (len(long), 1, 0):
+        return None
+    kept = long[len(long) - wanted :]  # places in one row: their neighbours are those along the last axis
+    squeezed: Lags = lags[tuple(slice(None) if axis in kept else 0 for axis in range(len(old)))]
+    shape = iter(squeezed.shape)
+    return squeezed.reshape(*(next(shape) if n > 1 else 1 for n in new), *squeezed.shape[-2:])
 
 
 def _flattened(source: Field, flat: Labels, birth: int) -> Field:
