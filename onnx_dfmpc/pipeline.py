@@ -222,10 +222,11 @@ def _run(
     if not plan.layers:
         reasons = "; ".join(sorted({skipped.reason for skipped in plan.skipped})) or "it has no Conv, ConvTranspose, Gemm or MatMul"
         raise UnsupportedError(f"{source.label}: nothing to quantize: {reasons}", hint="onnx-dfmpc inspect shows what was found")
-    with clock("quantize"):
+    with clock("inputs"):
         specs = statistics.model_inputs(source.proto)
         inferred = None if recipe.input_range else statistics.infer_range(source.proto, report.layers, specs, seed=recipe.seed)
         input_range = recipe.input_range or inferred
+    with clock("quantize"):
         solved = solve_layers(source, report, plan, recipe, input_range=input_range, progress=progress)
     with clock("rewrite"):
         rewritten = rewrite(source.proto, report, solved, metadata=_metadata(source, recipe, plan))

@@ -26,7 +26,7 @@ from onnx_dfmpc.statistics.probe import Probe
 from onnx_dfmpc.statistics.synthetic import is_image, synthetic_feeds
 
 RANGES = ((-2.0, 2.0), (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-128.0, 127.0))
-NEGLIGIBLE = 0.3
+NEGLIGIBLE = 0.5
 SAMPLES = 8
 
 
