@@ -335,5 +335,4 @@ def averaged(lags: Lags, size: Sizes) -> Lags:
         spectrum = np.fft.fft(np.bincount(inside % lags.shape[0], weights, minlength=lags.shape[0])).real
         folded = np.fft.ifft(np.maximum(spectrum, 0)).real  # or else a variance may turn out negative
         lags = np.asarray(np.tensordot(folded.astype(np.float32), lags, axes=(0, 0)), np.float32)
-    symmetric: Lags = (lags + lags.swapaxes(-1, -2)) / 2
-    return symmetric
+    return np.asarray((lags + lags.swapaxes(-1, -2)) / 2, np.float32)
