@@ -108,9 +108,9 @@ def _statistics(walk: Propagation, layer: Layer, node: NodeProto) -> InputStatis
     if layer.batch_norm is not None and layer.op_type != "ConvTranspose":
         shape = (layer.group, layer.channels // layer.group)
         known_mean, known_variance = (array.reshape(shape) for array in _expected(walk, layer, layer.batch_norm))
-        before = mean, covariance
+        before = mean, _variance(covariance)
         mean, covariance = assimilate(to_rows(walk.table[layer.weight], layer), mean, covariance, known_mean, known_variance)
-        _feed_back(walk, layer, before, (mean, covariance))
+        _feed_back(walk, layer, before, (mean, _variance(covariance)))
     return InputStatistics(mean, _sound(covariance), 0, PROVIDER)
 
 
@@ -124,28 +124,37 @@ def _seen(walk: Propagation, layer: Layer, node: NodeProto) -> tuple[Array, NDAr
     return (patches_transposed if layer.op_type == "ConvTranspose" else patches)(source, at, layer.group)
 
 
-def _feed_back(walk: Propagation, layer: Layer, before: tuple[Array, NDArray[Any]], after: tuple[Array, NDArray[Any]]) -> None:
+def _variance(covariance: NDArray[Any]) -> Array:
+    """Variance of every input, shape (g, n)."""
+    variance: Array = np.einsum("gnn->gn", covariance).astype(np.float64)
+    return variance
+
+
+def _feed_back(walk: Propagation, layer: Layer, before: tuple[Array, Array], after: tuple[Array, Array]) -> None:
     """Let the other readers of a layer's input know what its batch norm said about its means and variances."""
     value = walk.value(layer.input)
     if layer.op_type != "Conv" or not isinstance(value, Signal):
         return
     k = taps(layer)
     shift = (after[0] - before[0]).reshape(-1, k).mean(axis=1)
-    old, new = (np.einsum("gnn->gn", covariance).reshape(-1, k).mean(axis=1, dtype=np.float64) for _, covariance in (before, after))
+    old, new = (variance.reshape(-1, k).mean(axis=1) for _, variance in (before, after))
     gain = np.sqrt(np.where(old > 0, new / np.where(old > 0, old, 1), 1)).astype(np.float32)
     source = value.field
     walk.values[layer.input] = replace(value, field=replace(source, mean=source.mean + shift, lags=source.lags * np.outer(gain, gain)))
 
 
-def _sound(covariance: NDArray[Any]) -> NDArray[Any]:
+def _sound(covariance: NDArray[np.float32]) -> NDArray[np.float32]:
     """The same variances, and correlations without negative eigenvalues, which extrapolation beyond a field's torus can leave."""
+    n = covariance.shape[-1]
     deviation = np.sqrt(np.maximum(np.einsum("gnn->gn", covariance), np.finfo(np.float32).tiny))
-    correlation = covariance / deviation[:, :, None] / deviation[:, None]
+    correlation = covariance / deviation[:, :, None]
+    correlation /= deviation[:, None]
+    correlation[:, np.arange(n), np.arange(n)] += SOUND
     try:
-        np.linalg.cholesky(correlation + SOUND * np.eye(covariance.shape[-1], dtype=np.float32))
+        np.linalg.cholesky(correlation)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(correlation)
-        positive = (vectors * np.maximum(values, 0)[:, None]) @ vectors.swapaxes(1, 2)
+        positive = (vectors * np.maximum(values, SOUND)[:, None]) @ vectors.swapaxes(1, 2)
         factor = deviation / np.sqrt(np.maximum(np.einsum("gnn->gn", positive), SOUND))
-        covariance = positive * factor[:, :, None] * factor[:, None]
-    return covariance.astype(np.float32)
+        return np.asarray(positive * factor[:, :, None] * factor[:, None], np.float32)
+    return covariance

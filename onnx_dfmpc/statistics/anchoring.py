@@ -26,6 +26,9 @@ DISBELIEF = 0.3
 LARGEST_LOSS = 0.9
 """Share of the variance that a step may take away from any combination of outputs."""
 
+MOST = 256
+"""Outputs that are taken into account, spread over all; more would cost their cube."""
+
 DEAD = 1e-6
 """An output whose expected variance is below this share of the largest tells nothing."""
 
@@ -48,6 +51,8 @@ def assimilate(
     mean : float64 array, shape (g, n)
     covariance : float32 array, shape (g, n, n)
     """
+    chosen = np.linspace(0, weight.shape[1] - 1, min(MOST, weight.shape[1])).astype(np.int64)
+    weight, observed_mean, observed_variance = weight[:, chosen], observed_mean[:, chosen], observed_variance[:, chosen]
     rows = weight.astype(np.float64)
     projected = (covariance @ weight.astype(np.float32).swapaxes(1, 2)).astype(np.float64)  # S W'
     gram = rows @ projected
@@ -65,7 +70,9 @@ def assimilate(
     change, turned = np.linalg.eigh(root.swapaxes(1, 2) @ (alpha[..., None] * root))
     basis = (projected @ (directions / scale[:, None]) @ turned).astype(np.float32)
     bounded = np.maximum(change, -LARGEST_LOSS).astype(np.float32)
-    return mean + (projected @ shift[..., None])[..., 0], covariance + (basis * bounded[:, None]) @ basis.swapaxes(1, 2)
+    corrected = (basis * bounded[:, None]) @ basis.swapaxes(1, 2)
+    corrected += covariance
+    return mean + (projected @ shift[..., None])[..., 0], corrected
 
 
 def _solve(matrix: Array, right: Array) -> Array:

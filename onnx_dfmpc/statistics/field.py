@@ -187,6 +187,16 @@ class Kernel:
         return dense
 
     @property
+    def pointwise(self) -> bool:
+        """Whether it is one matrix at every place."""
+        return self.group == 1 and len(self.offsets) == 1 and not self.offsets.any()
+
+    @property
+    def matrix(self) -> Lags:
+        """The matrix of a pointwise kernel, shape (o, c)."""
+        return self.weight[..., 0].astype(np.float32)
+
+    @property
     def sources(self) -> NDArray[np.int64]:
         """Input channel of every output, where it sees only one."""
         o = len(self.weight)
@@ -243,10 +253,13 @@ def apply_right(kernel: Kernel, spectrum: Spectrum, response: Spectrum) -> Spect
 def filtered(lags: Lags, kernel: Kernel, size: Sizes, size_out: Sizes) -> Lags:
     """Covariances of the output of a convolution."""
     o = len(kernel.weight)
-    torus = torus_of(max(lags.shape[-1], o), size)
+    torus, torus_out = torus_of(max(lags.shape[-1], o), size), torus_of(o, size_out)
+    if kernel.pointwise:
+        mapped = kernel.matrix @ resample(lags, torus_of(lags.shape[-1], size_out), kernel.strides) @ kernel.matrix.T
+        return resample(np.asarray(mapped, np.float32), torus_out)
     response = kernel.spectrum(torus)
     spectrum = apply_right(kernel, apply_left(kernel, transform(resample(lags, torus)), response), response)
-    return resample(back(spectrum, torus), torus_of(o, size_out), kernel.strides)
+    return resample(back(spectrum, torus), torus_out, kernel.strides)
 
 
 def offsets_of(at: Window) -> NDArray[np.int64]:

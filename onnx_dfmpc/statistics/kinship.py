@@ -136,6 +136,8 @@ def _forth(relation: Relation, origin: Origin) -> Relation:
     """Follow one operator with one parent."""
     lags = relation.lags
     match origin:
+        case Filtered(kernel=kernel) if kernel.pointwise:
+            lags = lags @ kernel.matrix.T
         case Filtered(parent, kernel):
             torus = torus_of(max(*lags.shape[-2:], len(kernel.weight)), lags.shape[:-2])
             response = kernel.spectrum(torus, _ratio(parent.step, relation.step))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_dfmpc.spec import Array
 from onnx_dfmpc.statistics import rectified
@@ -39,9 +40,11 @@ def convolve(source: Field, weight: Array, bias: Array | float, at: Window, grou
     variance = np.einsum("grn,grn->gr", narrow @ patch[1], narrow).reshape(o).astype(np.float64)
     kernel = Kernel(weight.reshape(o, weight.shape[1], -1), offsets_of(at), at.strides, group)
     size = places(at, source.size)
-    lags = filtered(source.lags, kernel, source.size, size)
     step = tuple(s * d for s, d in zip(source.step, at.strides, strict=True))
-    return anchor(Field(mean, lags, size, step, birth, Filtered(source, kernel)), mean, np.maximum(variance, 0), birth)
+    lags = filtered(source.lags, kernel, source.size, size)
+    gain = _gain(np.diagonal(lags[(0,) * len(size)]), np.maximum(variance, 0))
+    lags *= np.outer(gain, gain).astype(np.float32)
+    return Field(mean, lags, size, step, birth, Filtered(source, replace(kernel, weight=kernel.weight * gain[:, None, None])))
 
 
 def convolve_transposed(source: Field, weight: Array, bias: Array | float, at: Window, group: int, size: Sizes, birth: int) -> Field:
@@ -80,12 +83,17 @@ def scale(source: Field, factor: Array | float, offset: Array | float, birth: in
     return replace(source, mean=gain * source.mean + offset, lags=lags, birth=birth, origin=Scaled(source, gain))
 
 
-def anchor(source: Field, mean: Array, variance: Array, birth: int) -> Field:
-    """The same correlations, with mean and variance that are known."""
-    old = source.variance
-    gain = np.sqrt(variance / np.maximum(old, TINY * max(float(old.max()), TINY)))
+def normalize(source: Field, known_mean: Array, known_variance: Array, factor: Array, offset: Array, birth: int) -> Field:
+    """``factor x + offset`` of a field with the same correlations, whose mean and variance are known."""
+    gain = factor * _gain(source.variance, known_variance)
     lags = source.lags * np.outer(gain, gain).astype(np.float32)
-    return replace(source, mean=mean, lags=lags, birth=birth, origin=Scaled(source, gain))
+    return replace(source, mean=factor * known_mean + offset, lags=lags, birth=birth, origin=Scaled(source, gain))
+
+
+def _gain(variance: NDArray[np.floating], wanted: Array) -> Array:
+    """Factors that turn variances into others; a channel that has next to none stays as it is."""
+    gain: Array = np.sqrt(wanted / np.maximum(variance, TINY * max(float(variance.max()), TINY)))
+    return gain
 
 
 def activate(source: Field, activation: Activation, birth: int) -> Field:
@@ -178,7 +186,8 @@ def max_pool(source: Field, at: Window, birth: int) -> Field:
     r = np.clip((total / np.maximum(variance, TINY) / k - 1) / max(k - 1, 1), 0, 1)
     top, spread = rectified.largest_of(k)
     mean = source.mean + np.sqrt(variance * (1 - r)) * top
-    return anchor(pooled, mean, variance * (r + (1 - r) * spread), birth)
+    one = np.ones(len(mean))
+    return normalize(pooled, mean, variance * (r + (1 - r) * spread), one, 0 * one, birth)
 
 
 def global_average(source: Field, birth: int, *, keep: bool) -> Field:

@@ -79,8 +79,7 @@ def _batch_norm(walk: Propagation, node: NodeProto) -> Value:
     source = walk.field(node.input[0])
     gamma, beta, mean, var = (walk.constant(name).astype(np.float64) for name in node.input[1:5])
     factor = gamma / np.sqrt(var + attributes(node).get("epsilon", 1e-5))
-    known = operators.anchor(source, mean, var, walk.birth())
-    return Signal(operators.scale(known, factor, beta - factor * mean, walk.birth()))
+    return Signal(operators.normalize(source, mean, var, factor, beta - factor * mean, walk.birth()))
 
 
 def _activation(walk: Propagation, node: NodeProto) -> Value:
