@@ -16,6 +16,8 @@ Both work on blocks of inputs, so that all but the moves inside a block are matr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from onnx_dfmpc.products import cholesky, inverse_lower, product
@@ -168,17 +170,42 @@ def descend(rows: Array, covariance: Array, codes: Array, scale: Array, zero_poi
     return np.moveaxis(codes, 0, 2)
 
 
-def correlation(rows: Array, covariance: Array, quantized: Array) -> Array:
-    """Squared correlation between float and quantized output, <W,Wq>^2 / (<W,W> <Wq,Wq>) under H, shape (g, r); 0 where it is negative."""
-    across, own, norm = products(rows, covariance, quantized)
-    squared: Array = np.where(across > 0, across, 0) ** 2 / np.maximum(own * norm, np.finfo(np.float32).tiny)
-    return squared
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The responses of float rows W, which quantized rows should reproduce.
 
+    Attributes
+    ----------
+    covariance : float array, shape (g, n, n)
+        H; <u, v> = u' H v.
+    through : float array, shape (g, r, n)
+        W H.
+    norm : float array, shape (g, r)
+        <W, W>.
+    """
 
-def products(rows: Array, covariance: Array, quantized: Array) -> tuple[Array, Array, Array]:
-    """<W,Wq>, <Wq,Wq> and <W,W> under H, each of shape (g, r)."""
-    through = product(rows, covariance)
-    across = np.einsum("grn,grn->gr", through, quantized)
-    norm = np.einsum("grn,grn->gr", through, rows)
-    own = np.einsum("grn,grn->gr", product(quantized, covariance), quantized)
-    return across, own, norm
+    covariance: Array
+    through: Array
+    norm: Array
+
+    @classmethod
+    def of(cls, rows: Array, covariance: Array) -> Target:
+        """Target for rows (g, r, n)."""
+        through = product(rows, covariance)
+        return cls(covariance, through, np.einsum("grn,grn->gr", through, rows))
+
+    def products(self, quantized: Array) -> tuple[Array, Array]:
+        """<W, Wq> and <Wq, Wq>, each of shape (g, r)."""
+        across = np.einsum("grn,grn->gr", self.through, quantized)
+        return across, np.einsum("grn,grn->gr", product(quantized, self.covariance), quantized)
+
+    def correlation(self, quantized: Array) -> Array:
+        """Squared correlation of the responses, shape (g, r); 0 where they oppose each other."""
+        across, own = self.products(quantized)
+        squared: Array = np.where(across > 0, across, 0) ** 2 / np.maximum(own * self.norm, np.finfo(np.float32).tiny)
+        return squared
+
+    def best_scale(self, quantized: Array) -> Array:
+        """Factor per row that minimises the error of the response, shape (g, r); 1 where no factor helps."""
+        across, own = self.products(quantized)
+        return np.where((across > 0) & (own > 0), across / np.where(own > 0, own, 1), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.quantize.covariance import correlation, descend, feedback, inverse_factor, products
+from onnx_dfmpc.quantize.covariance import Target, descend, feedback, inverse_factor
 from onnx_dfmpc.quantize.grids import Codes, dequantize, limits, min_max, nearest, ternary
 from onnx_dfmpc.quantize.squant import squant
 from onnx_dfmpc.spec import Array, Grid, Rounding
@@ -76,7 +76,7 @@ def quantize_rows(
 def _search(rows: Array, covariance: Array, bits: int, grid: Grid, *, per_channel: bool) -> Codes:
     """Try several scales with error feedback, keep each row's best by correlation, then polish it by coordinate descent."""
     rows, covariance = rows.astype(np.float64), covariance.astype(np.float64)
-    factor = inverse_factor(covariance)
+    factor, target = inverse_factor(covariance), Target.of(rows, covariance)
     low, high = limits(bits, grid)
     widest, zero_point = min_max(rows, bits, grid, per_channel=per_channel)
     best: Codes | None = None
@@ -84,16 +84,16 @@ def _search(rows: Array, covariance: Array, bits: int, grid: Grid, *, per_channe
     for ratio in RATIOS.get(bits, (1.0,)):
         scale = ratio * widest
         tried = Codes(feedback(rows, factor, scale, zero_point, low, high), scale, zero_point, low, high)
-        score = correlation(rows, covariance, dequantize(tried))
+        score = target.correlation(dequantize(tried))
         if not per_channel:
             score = np.broadcast_to(score.mean(), score.shape)
         better = score > best_score
         best_score = np.where(better, score, best_score)
         best = tried if best is None else _merge(better, tried, best)
     assert best is not None
-    refit = _refit(rows, covariance, best) if per_channel else best
-    codes = descend(rows, covariance, refit.codes, refit.scale, refit.zero_point, low, high, sweeps=SWEEPS)
-    return Codes(codes, refit.scale, refit.zero_point, low, high)
+    scale = best.scale * target.best_scale(dequantize(best)) if per_channel else best.scale
+    codes = descend(rows, covariance, best.codes, scale, best.zero_point, low, high, sweeps=SWEEPS)
+    return Codes(codes, scale, best.zero_point, low, high)
 
 
 def _merge(choose: NDArray[np.bool_], new: Codes, old: Codes) -> Codes:
@@ -104,10 +104,3 @@ def _merge(choose: NDArray[np.bool_], new: Codes, old: Codes) -> Codes:
         new.low,
         new.high,
     )
-
-
-def _refit(rows: Array, covariance: Array, codes: Codes) -> Codes:
-    """The same codes with the scale per row that minimises e' H e."""
-    across, own, _ = products(rows, covariance, dequantize(codes))
-    factor = np.where((across > 0) & (own > 0), across / np.where(own > 0, own, 1), 1)
-    return Codes(codes.codes, codes.scale * factor, codes.zero_point, codes.low, codes.high)
