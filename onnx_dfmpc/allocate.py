@@ -105,9 +105,7 @@ def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: 
         for layer in layers:
             roles[layer.name] = ("high", recipe.high_bits, "in no pair")
         for producer, consumers in pairs(layers, report):
-            first = recipe.low_position == "first"
-            if recipe.low_position == "auto":
-                first = _quieter_first(by_name[producer], [by_name[name] for name in consumers], report, recipe, noise)
+            first = _low_comes_first(by_name[producer], [by_name[name] for name in consumers], report, recipe, noise)
             low, high = ((producer,), consumers) if first else (consumers, (producer,))
             for name in low:
                 roles[name] = ("low", recipe.low_bits, f"paired with {', '.join(high)}")
@@ -119,8 +117,12 @@ def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: 
     return roles
 
 
-def _quieter_first(producer: Layer, consumers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise) -> bool:
-    """Whether the pair makes less noise with the low bits on the producer than on the consumers."""
+def _low_comes_first(producer: Layer, consumers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise) -> bool:
+    """Whether the producer of a pair takes the low bits: as the recipe says, as published, or where that makes less noise."""
+    if recipe.low_position != "auto":
+        return recipe.low_position == "first"
+    if recipe.method == "paper":
+        return True
     low, high = recipe.low_bits, recipe.high_bits
     assert low is not None
     assert high is not None

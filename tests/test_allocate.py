@@ -223,6 +223,13 @@ def test_auto_takes_the_position_that_makes_less_noise(resnet):
         assert bits(found)[loud] == 6
 
 
+def test_the_paper_puts_the_low_layer_first(resnet):
+    recipe = Recipe(low_bits=2, high_bits=6, method="paper")
+    found = bits(allocate(resnet, recipe, "sha", lambda layer, bits: 4.0**-bits))
+    for producer, consumers in pairs(resnet.layers, resnet):
+        assert (found[producer], {found[name] for name in consumers}) == (2, {6})
+
+
 def test_noise_that_enters_a_residual_stream_counts_half(resnet):
     summed = {chain.producer for chain in resnet.chains if "Add" in chain.path}
     found = bits(plan(resnet, low_bits=2, high_bits=6, low_position="auto"))
