@@ -32,12 +32,11 @@ from onnx_dfmpc.statistics.field import (
     transform,
     transposed,
 )
-from onnx_dfmpc.statistics.moments import Window
 from onnx_dfmpc.statistics.prior import Reading, prior
 from onnx_dfmpc.statistics.propagate import Propagation, Signal, Unknown
 from onnx_dfmpc.statistics.rectified import PiecewiseLinear, covariance, expand, largest_of
 from onnx_dfmpc.statistics.rules import RULES
-from onnx_dfmpc.statistics.windows import window_of
+from onnx_dfmpc.statistics.windows import Window, window_of
 
 RELU = PiecewiseLinear(0.0, 0.0, (0.0,), (1.0,))
 FORMS = [

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.spec import Array
-from onnx_dfmpc.statistics.moments import Window
+from onnx_dfmpc.statistics.windows import Window
 
 ELEMENTS = 1 << 20
 """Bound on the number of covariances of a field; up to 512 channels have four displacements per axis all the same."""

@@ -4,51 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.layout import taps
 from onnx_dfmpc.products import gram
 from onnx_dfmpc.spec import Array, InputStatistics, Layer
+from onnx_dfmpc.statistics.windows import attributes, window_of
 
 MAX_PATCHES = 1 << 13
 MAX_ELEMENTS = 1 << 24
 """Bounds of the sample of patches: so many, and so many numbers in it."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Where the taps of a convolution lie: one entry per spatial axis, pads before and after."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-
-def window(node: NodeProto, layer: Layer, spatial: Sequence[int]) -> Window:
-    """Window of a Conv node on an input of a given spatial shape, ``auto_pad`` resolved."""
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    kernel = layer.shape[2:]
-    rank = len(kernel)
-    strides = tuple(attributes.get("strides", (1,) * rank))
-    dilations = tuple(attributes.get("dilations", (1,) * rank))
-    pads = tuple(attributes.get("pads", (0,) * 2 * rank))
-    before, after = pads[:rank], pads[rank:]
-    auto = attributes.get("auto_pad", b"NOTSET")
-    if auto in (b"SAME_UPPER", b"SAME_LOWER"):
-        reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-        total = [max((-(-size // s) - 1) * s + r - size, 0) for size, s, r in zip(spatial, strides, reach, strict=True)]
-        small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-        before, after = (small, large) if auto == b"SAME_UPPER" else (large, small)
-    return Window(kernel, strides, dilations, before, after)
 
 
 def measure(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, seed: int, provider: str) -> InputStatistics:
@@ -102,7 +73,7 @@ def _vectors(batches: Sequence[NDArray[Any]], rng: np.random.Generator) -> Array
 
 def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng: np.random.Generator) -> Array:
     """Patches of one batch out of so many images in all, at the same random places in each image."""
-    at = window(node, layer, batch.shape[2:])
+    at = window_of(attributes(node), layer.shape[2:], batch.shape[2:])
     pads = [(0, 0), (0, 0), *zip(at.before, at.after, strict=True)]
     padded = np.pad(batch, pads) if any(map(sum, pads)) else batch
     reach = [d * (k - 1) + 1 for d, k in zip(at.dilations, at.kernel, strict=True)]
@@ -133,9 +104,8 @@ def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], 
     Taps of the same phase see inputs that are whole steps apart; they are taken as equal, which is exact for constant inputs. The phases
     take turns, so mean and covariance are those of an average phase.
     """
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     kernel = layer.shape[2:]
-    strides = attributes.get("strides", (1,) * len(kernel))
+    strides = attributes(node).get("strides", (1,) * len(kernel))
     vectors = _vectors([np.moveaxis(batch, 1, -1).reshape(-1, batch.shape[1]) for batch in batches], rng)
     channels = _summary(vectors.reshape(layer.group, -1, vectors.shape[1]), provider)
     phases = np.array(list(product(*map(range, kernel)))) % np.array(strides)

@@ -27,8 +27,8 @@ from onnx_dfmpc.statistics.field import (
     transposed,
 )
 from onnx_dfmpc.statistics.kinship import Activated, Filtered, Joined, Scaled, Summed, cross_covariance
-from onnx_dfmpc.statistics.moments import Window
 from onnx_dfmpc.statistics.rectified import Activation
+from onnx_dfmpc.statistics.windows import Window
 
 
 def convolve(source: Field, weight: Array, bias: Array | float, at: Window, group: int, patch: tuple[Array, Lags], birth: int) -> Field:

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnx_dfmpc.spec import Array
 from onnx_dfmpc.statistics.field import Field, Sizes, patches, torus_of
-from onnx_dfmpc.statistics.moments import Window
+from onnx_dfmpc.statistics.windows import Window
 
 PIXELS = 16.0
 """Reach in images when nothing is known; the colours then have `COLOURS` in common."""

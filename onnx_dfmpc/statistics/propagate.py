@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.graph.constants import outer_names
@@ -22,6 +22,7 @@ from onnx_dfmpc.statistics import views
 from onnx_dfmpc.statistics.field import Field
 from onnx_dfmpc.statistics.kinship import Activated
 from onnx_dfmpc.statistics.views import NotCovered
+from onnx_dfmpc.statistics.windows import attributes
 
 Constant = NDArray[Any]
 
@@ -181,11 +182,6 @@ class Propagation:
             raise NotCovered(f"Pad of node {node.name or node.output[0]!r} with other than zeros")
         moved = views.evaluate(node, {**feeds, signals[0]: source.moved}, self.proto)
         return [Signal(source.field, labels.astype(np.int64)) for labels in moved]
-
-
-def attributes(node: NodeProto) -> dict[str, Any]:
-    """Attributes of a node by name."""
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _reads(node: NodeProto) -> list[str]:

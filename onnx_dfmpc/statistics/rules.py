@@ -10,10 +10,9 @@ from onnx_dfmpc.statistics import operators, views
 from onnx_dfmpc.statistics.activations import ACTIVATIONS, activation
 from onnx_dfmpc.statistics.field import Field, patches
 from onnx_dfmpc.statistics.kinship import Activated
-from onnx_dfmpc.statistics.moments import Window
-from onnx_dfmpc.statistics.propagate import Constant, Propagation, Rule, Signal, Value, attributes
+from onnx_dfmpc.statistics.propagate import Constant, Propagation, Rule, Signal, Value
 from onnx_dfmpc.statistics.views import NotCovered
-from onnx_dfmpc.statistics.windows import window_of
+from onnx_dfmpc.statistics.windows import Window, attributes, window_of
 
 
 def optional(walk: Propagation, node: NodeProto, position: int) -> Constant | None:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from onnx_dfmpc.statistics.moments import Window
+from onnx import NodeProto, helper
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the taps of a convolution lie: one entry per spatial axis, pads before and after."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Attributes of a node by name."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def window_of(attributes: Mapping[str, Any], kernel: Sequence[int], size: Sequence[int]) -> Window:
