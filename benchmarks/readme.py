@@ -66,7 +66,9 @@ def networks_table(console: Console) -> str:
         (data, score), *_ = result.float_scores.items()
         tops = [_percent(row.scores[data]) for row in result.rows]
         size = next(row.bytes for row in result.rows if row.method == "dfmpc")
-        rows.append((result.network, f"{score.n:,}", f"{result.float_bytes:,}", _percent(score), result.setting, f"{size:,}", *tops))
+        rows.append(
+            (result.network, f"{score.n:,}", f"{result.float_bytes:,}", _percent(score), result.setting.split()[0], f"{size:,}", *tops)
+        )
     return markdown(("network", "n", "float bytes", "float top-1", "bits", "bytes", "rounded", "SQuant", "this tool"), rows)
 
 
