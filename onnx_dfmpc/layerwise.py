@@ -40,13 +40,15 @@ def solve_layers(
     """
     table = graph.ConstantTable(source.proto)
     plans = {layer.name: layer for layer in plan.layers}
-    layers = [layer for layer in report.layers if layer.name in plans]
     carriers = _carriers(report, plan, recipe)
     factors: dict[str, NDArray[np.floating]] = {}
     solved = []
     provider = _provider(source, report, plan, recipe, input_range)
-    for layer in layers:
-        weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]) if layer.bias else None
+    for layer in report.layers:
+        if layer.name not in plans:
+            provider.skip(layer)
+            continue
+        weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]).ravel() if layer.bias else None
         known = provider.measure(layer)
         if layer.name in factors:
             weight = weight * _along_inputs(factors[layer.name], layer)
@@ -63,7 +65,7 @@ def solve_layers(
             done = finish(rounded, correction, recipe, bias)
         solved.append(done)
         if progress is not None:
-            progress("quantize", len(solved), len(layers))
+            progress("quantize", len(solved), len(plans))
     return solved
 
 

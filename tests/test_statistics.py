@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper, parser
 
+from onnx_dfmpc import graph
 from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.inputs import InputSpec
 from onnx_dfmpc.layout import to_rows
 from onnx_dfmpc.match import match
-from onnx_dfmpc.statistics import model_inputs, real_feeds, synthetic, synthetic_feeds
+from onnx_dfmpc.statistics import Probe, model_inputs, real_feeds, synthetic, synthetic_feeds
 from onnx_dfmpc.statistics.moments import measure
+from onnx_dfmpc.statistics.probe import _moments
 from onnx_dfmpc.statistics.stream import Stream
 from tests.arrays import layer, seeds
 
@@ -366,3 +368,31 @@ def test_matched_layers_can_be_measured_one_after_the_other():
     for found in match(model).layers:
         known = measure(found, model.graph.node[found.index], tested.value(found.input), seed=0, provider="test")
         assert known.covariance.shape[1] == found.size // found.channels
+
+
+def test_a_skipped_layer_is_the_same_in_both_networks(digits_bn):
+    proto = graph.load(digits_bn).proto
+    layers = match(proto).layers
+    table = ConstantTable(proto)
+    probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=8), provider="probe")
+    for one in layers[:3]:
+        found = probe.respond(one, np.asarray(table[one.weight]))
+        np.testing.assert_allclose(found.quantized_mean, found.mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.quantized_variance, found.variance, rtol=1e-4, atol=1e-5)
+        probe.skip(one)
+
+
+def test_behind_a_layer_both_networks_have_what_its_batch_norm_expects(digits_bn):
+    proto = graph.load(digits_bn).proto
+    first = match(proto).layers[0]
+    probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=32), provider="probe")
+    weight = np.sign(np.asarray(ConstantTable(proto)[first.weight])) * np.float32(0.1)
+    found = probe.respond(first, weight)
+    gain = np.sqrt(found.variance / found.quantized_variance)
+    probe.commit(first, gain, gain * found.quantized_mean - found.mean)
+    mean, variance = _moments(probe._quantized.value(first.output), first)
+    assert first.batch_norm is not None
+    alive = found.variance > 0.1 * first.batch_norm.sigma**2  # a channel that is nearly dead on synthetic inputs is not blown up
+    assert alive.any()
+    np.testing.assert_allclose(mean, first.batch_norm.mean, atol=0.02 * float(first.batch_norm.sigma.max()))
+    np.testing.assert_allclose(variance[alive], first.batch_norm.sigma[alive] ** 2, rtol=0.02)

@@ -74,9 +74,8 @@ class Probe:
         return Outputs(mean - bias, variance, quantized_mean - bias, quantized_variance)
 
     def skip(self, layer: Layer) -> None:
-        """Go on from a layer without correcting it: only the float network matters."""
-        if self._provider == "probe" and layer.batch_norm is not None:
-            self._reanchor(layer, layer.batch_norm)
+        """Go on from a layer that stays as it is in both networks."""
+        self.commit(layer, np.ones(layer.channels), np.zeros(layer.channels))
 
     def commit(self, layer: Layer, gain: Array, shift: Array) -> None:
         """Go on from a layer that became ``gain * (quantized output - bias) + bias - shift``, all arrays of shape (channels,).
@@ -103,7 +102,7 @@ class Probe:
         """What the layer's own node adds to its output."""
         if layer.bias is None or layer.bias_node != layer.name:
             return np.zeros(layer.channels)
-        return self._table[layer.bias].astype(np.float64)
+        return self._table[layer.bias].astype(np.float64).ravel()
 
 
 def _moments(batches: Sequence[Value], layer: Layer) -> tuple[Array, Array]:

@@ -27,7 +27,7 @@ class Provider(Protocol):
         """Go on from a layer whose quantized output is corrected by ``gain`` and ``shift``."""
 
     def skip(self, layer: Layer) -> None:
-        """Go on from a layer in the float network alone."""
+        """Go on from a layer that stays as it is in both networks."""
 
 
 class White:
