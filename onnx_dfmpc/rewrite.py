@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,6 +171,7 @@ class _Editor:
         self.before.setdefault(index, []).extend(weight.nodes)
         node.input[1] = weight.output
         self.released.append(name)
+        self._freeze_shape(name)
         if quantized.bias is not None:
             self._set_bias(layer, index, quantized.bias)
         if quantized.batch_norm is not None:
@@ -182,6 +184,16 @@ class _Editor:
         del self.graph.node[:]
         self.graph.node.extend(nodes)
         self._remove_unused()
+
+    def _freeze_shape(self, weight: str) -> None:
+        """Turn nodes that only ask for the shape of a weight into constants, so that they do not keep its float values in the file."""
+        shape = self.table[weight].shape
+        for index, node in enumerate(self.nodes):
+            if node.op_type in ("Shape", "Size") and self._same_constant(node.input[0], weight):
+                cut = {attribute.name: attribute.i for attribute in node.attribute}
+                asked = math.prod(shape) if node.op_type == "Size" else shape[cut.get("start", 0) : cut.get("end", len(shape))]
+                value = numpy_helper.from_array(np.array(asked, np.int64))
+                self.nodes[index] = helper.make_node("Constant", [], node.output, node.name, value=value)
 
     def _node_of(self, layer: Layer) -> int:
         index = self.producer.get(layer.output)

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, checker, helper, numpy_helper, parser
 
+from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError, UnsupportedError
 from onnx_dfmpc.graph import ConstantTable, load, opset_of, raise_opset, save
 from onnx_dfmpc.match import match
@@ -433,3 +434,20 @@ def test_shared_networks(shared_model, bits, tmp_path):
     reloaded = load(tmp_path / "small.onnx")
     assert size == reloaded.size < shared_model.stat().st_size
     np.testing.assert_allclose(run(reloaded.proto, **inputs), oracle, rtol=1e-4, atol=1e-5 * np.abs(oracle).max())
+
+
+def test_who_asks_for_the_shape_of_a_weight_does_not_keep_it():
+    model = parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 2, 4, 4] x) => (float[1, 3, 4, 4] y, int64[2] s, int64 n)
+        <float[3, 2, 1, 1] w = {1, 2, 3, 4, 5, 6}> {
+            s = Shape<start = 1, end = 3>(w)
+            n = Size(w)
+            y = Conv(x, w)
+        }""")
+    result = quantize(model, recipe=Recipe(first_last_bits=8, samples=1))
+    assert "w" not in {tensor.name for tensor in result.model.graph.initializer}
+    session = onnxruntime.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    _, shape, size = session.run(None, {"x": np.zeros((1, 2, 4, 4), np.float32)})
+    assert shape.tolist() == [2, 1]
+    assert size == 6
