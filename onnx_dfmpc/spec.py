@@ -200,6 +200,44 @@ class QuantPlan:
         raise KeyError(name)
 
 
+@dataclass(frozen=True)
+class Form:
+    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, and in front of which nodes."""
+
+    storage: Literal["native", "portable", "compact"] = "native"
+    unpack: Literal["none", "int8", "float"] = "none"
+    weight_format: Literal["dq", "qdq"] = "dq"
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """What every layer costs at every width, in predicted noise and in bytes.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        Names, in topological order.
+    widths : tuple of int
+        Bits, ascending.
+    noise : float64 array, shape (layers, widths)
+        Predicted noise power at the network's output, relative to the signal there, when this layer alone has that width.
+        Noise of several layers adds up.
+    sizes : int64 array, shape (layers, widths)
+        Bytes on disk of the layer's weight: codes, scales, zero points, nodes.
+    base : int
+        Bytes of everything else in the file.
+    provider : str
+        Where the noise comes from: "bn", "probe" or "measured".
+    """
+
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+    noise: Array
+    sizes: NDArray[np.int64]
+    base: int
+    provider: str
+
+
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """Integer codes and their grid, in the layout of the stored weight.
