@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Sequence
 
-from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import Limits, Recipe, limits
 from onnx_dfmpc.spec import Grid, Layer, LayerPlan, MatchReport, QuantPlan, Role, Rounding, Skipped
 
 Noise = Callable[[Layer, int], float]
@@ -38,13 +35,11 @@ def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Nois
     RecipeError
         If the recipe names a layer that is not there.
     """
-    names = [layer.name for layer in report.layers]
-    wanted = _wanted(names, [skipped.name for skipped in report.skipped], recipe)
-    layers = [layer for layer in report.layers if layer.name in wanted]
+    found = limits(report, recipe)
+    layers = [layer for layer in report.layers if not found[layer.name].excluded]
     roles = _roles(layers, report, recipe, noise)
-    ruled = _ruled(names, recipe.set)
-    plans = tuple(_layer_plan(layer, *roles[layer.name], recipe, ruled.get(layer.name)) for layer in layers)
-    left_out = tuple(Skipped(layer.name, layer.op_type, "left out by the recipe") for layer in report.layers if layer.name not in wanted)
+    plans = tuple(_layer_plan(layer, *roles[layer.name], recipe, found[layer.name]) for layer in layers)
+    left_out = tuple(Skipped(layer.name, layer.op_type, found[layer.name].reason) for layer in report.layers if found[layer.name].excluded)
     return QuantPlan(model_sha256, plans, report.skipped + left_out)
 
 
@@ -69,30 +64,6 @@ def pairs(layers: Sequence[Layer], report: MatchReport) -> list[tuple[str, tuple
     return found
 
 
-def _wanted(names: Sequence[str], skipped: Sequence[str], recipe: Recipe) -> set[str]:
-    for name in (*recipe.nodes_to_exclude, *recipe.nodes_to_quantize):
-        if name not in names and name not in skipped:
-            raise RecipeError(f"no layer is named {name!r}", hint=_suggest(name, names))
-    chosen = set(recipe.nodes_to_quantize) or set(names)
-    return (chosen & set(names)) - set(recipe.nodes_to_exclude)
-
-
-def _ruled(names: Sequence[str], rules: Sequence[tuple[str, int]]) -> dict[str, tuple[str, int]]:
-    """The last rule that matches each layer."""
-    ruled = {}
-    for pattern, bits in rules:
-        matching = [name for name in names if re.search(pattern, name)]
-        if not matching:
-            raise RecipeError(f"set: {pattern!r} matches no layer", hint=_suggest(pattern, names))
-        ruled.update(dict.fromkeys(matching, (pattern, bits)))
-    return ruled
-
-
-def _suggest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    return f"did you mean {close[0]}?" if close else "inspect lists the layers"
-
-
 def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise) -> dict[str, tuple[Role, int, str]]:
     """Role, bits and reason of each layer."""
     roles: dict[str, tuple[Role, int, str]] = {}
@@ -113,7 +84,7 @@ def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: 
                 roles[name] = ("high", recipe.high_bits, f"paired with {', '.join(low)}")
     for layer in layers:
         if layer.edge:
-            roles[layer.name] = ("edge", recipe.first_last_bits, f"the {layer.edge} layer")
+            roles[layer.name] = ("edge", recipe.first_last_bits, "")
     return roles
 
 
@@ -136,9 +107,10 @@ def _low_comes_first(producer: Layer, consumers: Sequence[Layer], report: MatchR
     return first < second
 
 
-def _layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, rule: tuple[str, int] | None) -> LayerPlan:
-    if rule is not None:
-        reason, bits = f"set by {rule[0]!r}", rule[1]
+def _layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, allowed: Limits) -> LayerPlan:
+    within = min(max(bits, allowed.low), allowed.high)
+    if within != bits or allowed.bits is not None:
+        reason, bits = allowed.reason, within
     paper = recipe.method == "paper"
     grid: Grid = "asymmetric"
     if paper:

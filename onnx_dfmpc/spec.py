@@ -6,8 +6,9 @@ Data flows one way: ``Layer`` and ``Chain`` come from matching, ``LayerPlan`` sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,8 +174,27 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class Form:
+    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, and in front of which nodes."""
+
+    storage: Literal["native", "portable", "compact"] = "native"
+    unpack: Literal["none", "int8", "float"] = "none"
+    weight_format: Literal["dq", "qdq"] = "dq"
+
+
+@dataclass(frozen=True)
 class LayerPlan:
-    """How one layer is to be stored. ``reason`` says in words why it got its bits."""
+    """How one layer is to be stored.
+
+    Attributes
+    ----------
+    reason : str
+        Why it got its bits, in words.
+    noise : float or None
+        Predicted noise power at the network's output, relative to the signal there, when this layer alone is quantized.
+    bytes : int or None
+        Predicted bytes on disk of its weight: codes, scales, zero points, nodes.
+    """
 
     name: str
     bits: int
@@ -183,30 +203,48 @@ class LayerPlan:
     rounding: Rounding
     per_channel: bool
     reason: str = ""
+    noise: float | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Bits per layer for one model: plain data, JSON in and out (see ``recipe``)."""
+    """Bits per layer for one model: plain data, JSON in and out (see ``plans``).
+
+    Attributes
+    ----------
+    model_sha256 : str
+        Of the model that the plan is for.
+    layers : tuple of LayerPlan
+        In topological order.
+    skipped : tuple of Skipped
+        Every weighted node that stays float, and why.
+    model_name : str
+        Name of the model's file, for the reader.
+    form : Form
+        How codes are put into the file.
+    recipe : mapping
+        Plain data of the recipe that it was made with.
+    predicted_bytes : int or None
+        Bytes of the whole file.
+    predicted_sqnr_db : float or None
+        Of the network's output.
+    """
 
     model_sha256: str
     layers: tuple[LayerPlan, ...]
     skipped: tuple[Skipped, ...] = ()
+    model_name: str = ""
+    form: Form = Form()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    predicted_bytes: int | None = None
+    predicted_sqnr_db: float | None = None
 
     def __getitem__(self, name: str) -> LayerPlan:
         for layer in self.layers:
             if layer.name == name:
                 return layer
         raise KeyError(name)
-
-
-@dataclass(frozen=True)
-class Form:
-    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, and in front of which nodes."""
-
-    storage: Literal["native", "portable", "compact"] = "native"
-    unpack: Literal["none", "int8", "float"] = "none"
-    weight_format: Literal["dq", "qdq"] = "dq"
 
 
 @dataclass(frozen=True, eq=False)
