@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from onnx_dfmpc.recipe import Limits, Recipe, limits
 from onnx_dfmpc.spec import Grid, Layer, LayerPlan, MatchReport, QuantPlan, Role, Rounding, Skipped
@@ -38,9 +38,13 @@ def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Nois
     found = limits(report, recipe)
     layers = [layer for layer in report.layers if not found[layer.name].excluded]
     roles = _roles(layers, report, recipe, noise)
-    plans = tuple(_layer_plan(layer, *roles[layer.name], recipe, found[layer.name]) for layer in layers)
-    left_out = tuple(Skipped(layer.name, layer.op_type, found[layer.name].reason) for layer in report.layers if found[layer.name].excluded)
-    return QuantPlan(model_sha256, plans, report.skipped + left_out)
+    plans = tuple(_within(layer, *roles[layer.name], recipe, found[layer.name]) for layer in layers)
+    return QuantPlan(model_sha256, plans, report.skipped + left_out(report, found))
+
+
+def left_out(report: MatchReport, found: Mapping[str, Limits]) -> tuple[Skipped, ...]:
+    """The matched layers that the recipe excludes, with its reason."""
+    return tuple(Skipped(layer.name, layer.op_type, found[layer.name].reason) for layer in report.layers if found[layer.name].excluded)
 
 
 def pairs(layers: Sequence[Layer], report: MatchReport) -> list[tuple[str, tuple[str, ...]]]:
@@ -107,13 +111,19 @@ def _low_comes_first(producer: Layer, consumers: Sequence[Layer], report: MatchR
     return first < second
 
 
-def _layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, allowed: Limits) -> LayerPlan:
-    within = min(max(bits, allowed.low), allowed.high)
-    if within != bits or allowed.bits is not None:
-        reason, bits = allowed.reason, within
+def layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe) -> LayerPlan:
+    """Plan of one layer at some bits: grid and rounding are the method's."""
     paper = recipe.method == "paper"
     grid: Grid = "asymmetric"
     if paper:
         grid = "ternary" if bits == 2 else "symmetric"
     rounding: Rounding = recipe.rounding or ("nearest" if paper else "covariance")
     return LayerPlan(layer.name, bits, role, grid, rounding, not paper, reason)
+
+
+def _within(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, allowed: Limits) -> LayerPlan:
+    """Plan within what the recipe allows."""
+    within = min(max(bits, allowed.low), allowed.high)
+    if within != bits or allowed.bits is not None:
+        reason, bits = allowed.reason, within
+    return layer_plan(layer, role, bits, reason, recipe)

@@ -1,0 +1,12 @@
+"""Bits per layer: as the recipe gives them, or as a cost table makes them worth their bytes (NumPy alone).
+
+fixed      the same bits everywhere, or pairs of a low and a high layer along the chains
+knapsack   the least noise for every number of bytes
+budget     a target or a preset to a plan, with reasons
+"""
+
+from onnx_dfmpc.allocate.budget import mean_bits, spend, sweep
+from onnx_dfmpc.allocate.fixed import allocate, layer_plan, pairs
+from onnx_dfmpc.allocate.knapsack import Frontier, choose, frontier
+
+__all__ = ["Frontier", "allocate", "choose", "frontier", "layer_plan", "mean_bits", "pairs", "spend", "sweep"]

@@ -1,0 +1,182 @@
+"""A target or a preset to a plan: the widths that a cost table makes worth their bytes, and why, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_dfmpc.allocate.fixed import layer_plan, left_out
+from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
+from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.recipe import Limits, Recipe, limits
+from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan
+
+
+def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable) -> QuantPlan:
+    """Plan with the least noise that meets the recipe's target: bytes, mean bits, or predicted output SQNR.
+
+    Parameters
+    ----------
+    report : MatchReport
+    recipe : Recipe
+        With a target or a preset.
+    model_sha256 : str
+        Of the model that the plan is for.
+    table : CostTable
+        Of every layer that the recipe does not exclude.
+
+    Returns
+    -------
+    QuantPlan
+
+    Raises
+    ------
+    UnsupportedError
+        If the target cannot be met; the message says what can.
+    """
+    found = limits(report, recipe)
+    allowed = _allowed(table, found)
+    if recipe.target_size is not None:
+        chosen = frontier(table, allowed, recipe.target_size - table.base).within(recipe.target_size - table.base)
+    elif recipe.target_bits is not None:
+        chosen = _within_mean_bits(report, recipe.target_bits, table, allowed)
+    else:
+        assert recipe.wanted_sqnr_db is not None
+        chosen = frontier(table, allowed).below(_noise_of(recipe.wanted_sqnr_db))
+    if chosen is None:
+        raise _refusal(report, recipe, table, allowed)
+    return _plan(report, recipe, model_sha256, table, found, allowed, chosen)
+
+
+def sweep(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable, budgets: Sequence[int]) -> list[QuantPlan | None]:
+    """Plans for several budgets in bytes, for little more than the price of one; None for a budget that cannot be met.
+
+    Parameters
+    ----------
+    report : MatchReport
+    recipe : Recipe
+        Its target is not asked, only what it leaves open for the layers.
+    model_sha256 : str
+    table : CostTable
+    budgets : sequence of int
+        Bytes of the whole file.
+    """
+    found = limits(report, recipe)
+    allowed = _allowed(table, found)
+    shared = frontier(table, allowed, max(budgets, default=0) - table.base)
+    choices = [shared.within(budget - table.base) for budget in budgets]
+    return [None if chosen is None else _plan(report, recipe, model_sha256, table, found, allowed, chosen) for chosen in choices]
+
+
+def mean_bits(plan: QuantPlan, report: MatchReport) -> float:
+    """Mean nominal bits over all quantized weights."""
+    sizes = {layer.name: layer.size for layer in report.layers}
+    return sum(layer.bits * sizes[layer.name] for layer in plan.layers) / sum(sizes[layer.name] for layer in plan.layers)
+
+
+def _allowed(table: CostTable, found: Mapping[str, Limits]) -> Mask:
+    """Widths within the limits, without those that a wider one replaces at no more bytes."""
+    widths = np.array(table.widths)
+    allowed = np.stack([(widths >= found[name].low) & (widths <= found[name].high) for name in table.layers])
+    cheapest_wider = np.minimum.accumulate(np.where(allowed, table.sizes, np.iinfo(np.int64).max)[:, ::-1], axis=1)[:, ::-1]
+    allowed[:, :-1] &= table.sizes[:, :-1] < cheapest_wider[:, 1:]
+    return allowed
+
+
+def _within_mean_bits(report: MatchReport, target: float, table: CostTable, allowed: Mask) -> Choice | None:
+    weights = _weights(report, table)
+    nominal = replace(table, sizes=weights[:, None] * np.array(table.widths), base=0)
+    budget = math.floor(target * int(weights.sum()))
+    return frontier(nominal, allowed, budget).within(budget)
+
+
+def _weights(report: MatchReport, table: CostTable) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Number of weights of each layer, shape (layers,)."""
+    sizes = {layer.name: layer.size for layer in report.layers}
+    return np.array([sizes[name] for name in table.layers], np.int64)
+
+
+def _noise_of(sqnr_db: float) -> float:
+    return float(10 ** (-sqnr_db / 10))
+
+
+def _sqnr_db(noise: float) -> float | None:
+    return -10 * math.log10(noise) if noise > 0 else None
+
+
+def _refusal(report: MatchReport, recipe: Recipe, table: CostTable, allowed: Mask) -> UnsupportedError:
+    """What to say when even the fewest bits are too many, or the most are too few."""
+    if recipe.target_size is not None:
+        least = table.base + int(np.where(allowed, table.sizes, np.iinfo(np.int64).max).min(axis=1).sum())
+        return UnsupportedError(
+            f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are allowed the file has {least:,} bytes",
+            hint=f"ask for {least} bytes or more" + _what_holds(recipe),
+        )
+    weights, widths = _weights(report, table), np.array(table.widths)
+    if recipe.target_bits is not None:
+        fewest = math.ceil(1000 * float(weights @ widths[allowed.argmax(axis=1)] / weights.sum())) / 1000
+        return UnsupportedError(
+            f"target_bits = {recipe.target_bits:g} cannot be met: the fewest bits that are allowed are {fewest:g} on average",
+            hint="ask for more bits" + _what_holds(recipe),
+        )
+    best = _sqnr_db(float(np.where(allowed, table.noise, np.inf).min(axis=1).sum()))
+    asked = f"preset = {recipe.preset!r} ({recipe.wanted_sqnr_db:g} dB)" if recipe.preset else f"target_sqnr_db = {recipe.wanted_sqnr_db:g}"
+    return UnsupportedError(
+        f"{asked} cannot be met: with the most bits that are allowed the predicted output SQNR is {best or math.inf:.1f} dB",
+        hint="ask for less, allow more bits, or leave layers float with nodes_to_exclude",
+    )
+
+
+def _what_holds(recipe: Recipe) -> str:
+    """What the recipe does to keep the bits up."""
+    bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > 2 else []
+    bounds += ["the rules"] if recipe.ordered_rules else []
+    return f", or relax {' and '.join(bounds)}" if bounds else ""
+
+
+def _plan(
+    report: MatchReport,
+    recipe: Recipe,
+    model_sha256: str,
+    table: CostTable,
+    found: Mapping[str, Limits],
+    allowed: Mask,
+    chosen: Choice,
+) -> QuantPlan:
+    rows = np.arange(len(chosen))
+    noise, sizes = table.noise[rows, chosen], table.sizes[rows, chosen]
+    layers = {layer.name: layer for layer in report.layers}
+    plans: list[LayerPlan] = []
+    for row, name in enumerate(table.layers):
+        layer, width = layers[name], int(chosen[row])
+        reason = _reason(table, allowed[row], row, width, float(noise.sum()), found[name])
+        planned = layer_plan(layer, "edge" if layer.edge else "inner", table.widths[width], reason, recipe)
+        plans.append(replace(planned, noise=float(noise[row]), bytes=int(sizes[row])))
+    return QuantPlan(
+        model_sha256,
+        tuple(plans),
+        report.skipped + left_out(report, found),
+        predicted_bytes=table.base + int(sizes.sum()),
+        predicted_sqnr_db=_sqnr_db(float(noise.sum())),
+    )
+
+
+def _reason(table: CostTable, allowed: Mask, row: int, width: int, total: float, limit: Limits) -> str:
+    """Why a layer got its bits, in words: what the next wider code would have cost and brought."""
+    if limit.bits is not None:
+        return limit.reason
+    wider = np.flatnonzero(allowed[width + 1 :]) + width + 1
+    if not wider.size:
+        return "the most that is allowed" + (f": {limit.reason}" if limit.reason else "")
+    following = int(wider[0])
+    cost = int(table.sizes[row, following] - table.sizes[row, width])
+    left = total - float(table.noise[row, width] - table.noise[row, following])
+    gain = 10 * math.log10(total / left) if 0 < left < total else 0.0
+    return f"{table.widths[following]} bits would cost {_bytes(cost)} more and gain {gain:.2g} dB"
+
+
+def _bytes(count: int) -> str:
+    return f"{count} bytes" if count < 1000 else f"{count / 1000:.1f} kB"
