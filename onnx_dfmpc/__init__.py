@@ -9,6 +9,7 @@ Examples
 
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.pipeline import QuantizeResult, apply, match, plan, quantize
+from onnx_dfmpc.plans import load_plan, save_plan
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import QuantPlan
 from onnx_dfmpc.validate import ValidationReport, session_options, validate
@@ -20,9 +21,11 @@ __all__ = [
     "Recipe",
     "ValidationReport",
     "apply",
+    "load_plan",
     "match",
     "plan",
     "quantize",
+    "save_plan",
     "session_options",
     "validate",
 ]

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from onnx_dfmpc import document, graph, pipeline, report
-from onnx_dfmpc.arguments import PROGRAM, parse, recipe_of
+from onnx_dfmpc import document, graph, pipeline, plans, report
+from onnx_dfmpc.arguments import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
-from onnx_dfmpc.validate import ValidationReport, check_data, validate
+from onnx_dfmpc.validate import ValidationReport, validate
 
 __all__ = ["main"]
 
@@ -37,10 +36,11 @@ Callback = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a command has to show, and the error to end with once it is shown."""
+    """What a command has to show and to write beside it, and the error to end with once that is done."""
 
     view: RenderableType
     document: dict[str, Any]
+    files: tuple[tuple[Path, str], ...] = ()
     failure: ValidationFailed | None = None
 
 
@@ -90,9 +90,8 @@ def _complain(message: str, hint: str) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    commands = {"inspect": _inspect, "quantize": _quantize, "validate": _validate}
-    if args.json not in (None, "-"):
-        _require_target(Path(args.json), _files_of(args), overwrite=True)
+    commands = {"inspect": _inspect, "plan": _plan, "quantize": _quantize, "validate": _validate}
+    _require_targets(args)
     with _progress(args) as callback:
         outcome = commands[args.command](args, callback)
     text = document.dumps(outcome.document) + "\n"
@@ -101,8 +100,8 @@ def _run(args: argparse.Namespace) -> None:
     elif not args.quiet:
         sys.stdout.write(_render(outcome.view))
     sys.stdout.flush()
-    if args.json not in (None, "-"):
-        _write_text(Path(args.json), text)
+    for target, content in (*outcome.files, *(() if args.json == "-" else _files((args.json, text)))):
+        document.write_text(target, content)
     if outcome.failure is not None:
         raise outcome.failure
 
@@ -113,20 +112,35 @@ def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
     return _Outcome(report.inspect_view(source, matched), document.inspect_document(source, matched))
 
 
-def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
+def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     recipe = recipe_of(args)
+    result = pipeline.plan_result(args.model, recipe, sweep=args.sweep, progress=callback)
+    plain = plans.plan_result_document(result)
+    files = _files((args.output, document.dumps(plain) + "\n"), (args.save_recipe, recipe.to_toml()))
+    return _Outcome(report.plan_view(result, args.output, verbose=args.verbose), plain, files)
+
+
+def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     if args.output is None and not args.dry_run:
         raise RecipeError("no output file", hint=f"{PROGRAM} quantize {args.model} -o OUT.onnx, or --dry-run")
-    if args.output is not None:
-        _require_target(Path(args.output), [args.model], overwrite=args.overwrite)
-    if recipe.data or recipe.labels or recipe.gates:
-        check_data(graph.load(args.model).proto, recipe.data, recipe.labels, gates=recipe.gates)
-    result = pipeline.quantize(args.model, recipe=recipe, progress=callback)
+    if args.plan is None:
+        recipe = recipe_of(args)
+        result = pipeline.quantize(args.model, recipe=recipe, progress=callback)
+    else:
+        plan = plans.load_plan(args.plan)
+        recipe = planned_recipe_of(args, plan)
+        if recipe.form != plan.form:
+            plan = replace(plan, form=recipe.form, predicted_bytes=None)
+        result = pipeline.apply(args.model, plan, recipe, progress=callback)
     failure = None if result.validation is None else _failure(result.validation, "nothing was written; more bits may help, or other gates")
     if failure is None and not args.dry_run:
         result = result.save(args.output, external_data=args.save_as_external_data, overwrite=args.overwrite)
-    verbose = args.verbose or Console().width >= WIDE
-    return _Outcome(report.quantize_view(result, verbose=verbose), document.quantize_document(result), failure)
+    view = report.quantize_view(result, verbose=args.verbose or Console().width >= WIDE)
+    return _Outcome(view, document.quantize_document(result), _files((args.save_recipe, recipe.to_toml())), failure)
+
+
+def _files(*wanted: tuple[str | None, str]) -> tuple[tuple[Path, str], ...]:
+    return tuple((Path(name), text) for name, text in wanted if name is not None)
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
@@ -144,7 +158,7 @@ def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
         progress=callback,
     )
     view, plain = report.validate_view(compared), document.validate_document(float_model, quantized_model, compared)
-    return _Outcome(view, plain, _failure(compared, "more bits may help, or other gates"))
+    return _Outcome(view, plain, failure=_failure(compared, "more bits may help, or other gates"))
 
 
 def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
@@ -154,24 +168,19 @@ def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None
     return ValidationFailed("validation failed: " + "; ".join([*validation.failures, *missed]), hint=hint)
 
 
-def _files_of(args: argparse.Namespace) -> list[str]:
-    """Files that the document must not overwrite."""
-    names = ("model", "output", "float_model", "quantized_model", "config", "data", "labels", "calibration_data")
-    return [value for name in names if (value := getattr(args, name, None)) is not None]
-
-
-def _require_target(target: Path, others: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse a target before the work is done, not after it."""
-    if target.is_dir():
-        raise RecipeError(f"{target}: a directory, not a file name", hint="name the file to write inside it")
-    if not target.parent.is_dir():
-        raise RecipeError(f"{target}: there is no directory {target.parent}", hint="create it first")
-    if not os.access(target.parent, os.W_OK):
-        raise RecipeError(f"{target}: cannot write into {target.parent}", hint="choose another output path")
-    if any(target.resolve() == Path(other).resolve() for other in others):
-        raise RecipeError(f"{target}: is also another file of this run", hint="choose another output path")
-    if target.exists() and not overwrite:
-        raise RecipeError(f"{target}: exists already", hint="choose another output path, or allow overwriting it with --overwrite")
+def _require_targets(args: argparse.Namespace) -> None:
+    """Refuse what cannot be written before the work is done, not after it."""
+    sources = ("model", "float_model", "quantized_model", "config", "plan", "data", "labels", "calibration_data")
+    taken = [Path(value).resolve() for name in sources if (value := getattr(args, name, None)) is not None]
+    external, overwrite = getattr(args, "save_as_external_data", False), getattr(args, "overwrite", False)
+    for name in ("output", "json", "save_recipe"):
+        value = getattr(args, name, None)
+        if value is None or (name == "json" and value == "-"):
+            continue
+        graph.require_writable(value, external_data=external and name == "output", overwrite=overwrite or name == "json")
+        if Path(value).resolve() in taken:
+            raise RecipeError(f"{value}: is also another file of this run", hint="choose another output path")
+        taken.append(Path(value).resolve())
 
 
 def _render(view: RenderableType) -> str:
@@ -179,17 +188,6 @@ def _render(view: RenderableType) -> str:
     with console.capture() as capture:
         console.print(view)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
-
-
-def _write_text(target: Path, text: str) -> None:
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        raise RecipeError(f"{target}: cannot write: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

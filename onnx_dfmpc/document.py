@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
-from onnx_dfmpc.pipeline import QuantizeResult
-from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, Skipped
-
-__all__ = ["SCHEMA", "dumps", "inspect_document", "nominal_bits", "quantize_document", "tool_version", "validate_document"]
+from onnx_dfmpc.result import QuantizeResult
+from onnx_dfmpc.spec import Chain, Layer, LayerPlan, LayerReport, MatchReport, Skipped
 
 SCHEMA = 1
 
@@ -28,17 +31,25 @@ def tool_version() -> str:
         return "unknown"
 
 
-def nominal_bits(layers: Sequence[LayerReport]) -> float | None:
+def mean_bits(layers: Iterable[tuple[int, int]]) -> float | None:
+    """Mean bits per weight of layers of so many weights and bits, None where there is none."""
+    counted = list(layers)
+    weights = sum(count for count, _ in counted)
+    return sum(count * bits for count, bits in counted) / weights if weights else None
+
+
+def nominal_bits(layers: Iterable[LayerReport]) -> float | None:
     """Bits per quantized weight on average, None where nothing is quantized."""
-    weights = sum(math.prod(layer.shape) for layer in layers)
-    return sum(math.prod(layer.shape) * layer.bits for layer in layers) / weights if weights else None
+    return mean_bits((math.prod(layer.shape), layer.bits) for layer in layers)
 
 
-def _head(command: str) -> Json:
+def head(command: str) -> Json:
+    """What every document begins with."""
     return {"schema": SCHEMA, "tool": {"name": "onnx-dfmpc", "version": tool_version()}, "command": command}
 
 
-def _model(source: LoadedModel) -> Json:
+def model_row(source: LoadedModel) -> Json:
+    """What a document says about a file."""
     path = None if source.path is None else str(source.path)
     return {"path": path, "sha256": source.sha256, "bytes": source.size, "opset": source.opset}
 
@@ -48,7 +59,8 @@ def _output(result: QuantizeResult) -> Json:
     return {"path": path, "bytes": result.size, "opset": opset_of(result.model)}
 
 
-def _skipped(skipped: Sequence[Skipped]) -> list[Json]:
+def skipped_rows(skipped: Sequence[Skipped]) -> list[Json]:
+    """Nodes that stay float."""
     return [{"name": node.name, "op": node.op_type, "reason": node.reason} for node in skipped]
 
 
@@ -77,7 +89,7 @@ def _chain(chain: Chain) -> Json:
     }
 
 
-def _quantized_layer(layer: LayerReport) -> Json:
+def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
     return {
         "name": layer.name,
         "op": layer.op,
@@ -86,6 +98,8 @@ def _quantized_layer(layer: LayerReport) -> Json:
         "bits": layer.bits,
         "storage": layer.storage,
         "bytes": layer.bytes,
+        "predicted_bytes": planned.bytes,
+        "predicted_noise": planned.noise,
         "provider": layer.provider or None,
         "gain_min": layer.gain_min,
         "gain_max": layer.gain_max,
@@ -131,11 +145,11 @@ def _validation(report: ValidationReport) -> Json:
 
 def inspect_document(source: LoadedModel, report: MatchReport) -> Json:
     """Document of ``inspect``: what there is to quantize."""
-    return _head("inspect") | {
-        "model": _model(source),
+    return head("inspect") | {
+        "model": model_row(source),
         "layers": [_matched_layer(layer) for layer in report.layers],
         "chains": [_chain(chain) for chain in report.chains],
-        "skipped": _skipped(report.skipped),
+        "skipped": skipped_rows(report.skipped),
         "totals": {
             "weighted_nodes": report.weighted_nodes,
             "layers": len(report.layers),
@@ -148,13 +162,15 @@ def inspect_document(source: LoadedModel, report: MatchReport) -> Json:
 
 def quantize_document(result: QuantizeResult) -> Json:
     """Document of ``quantize``: what was done to every layer, what it cost, how far the outputs moved."""
-    return _head("quantize") | {
-        "model": _model(result.source),
+    return head("quantize") | {
+        "model": model_row(result.source),
         "output": _output(result),
         "recipe": result.recipe.to_dict(),
-        "layers": [_quantized_layer(layer) for layer in result.layers],
+        "form": asdict(result.plan.form),
+        "predicted": {"bytes": result.plan.predicted_bytes, "sqnr_db": result.plan.predicted_sqnr_db},
+        "layers": [_quantized_layer(layer, result.plan[layer.name]) for layer in result.layers],
         "chains": [_chain(chain) for chain in result.chains],
-        "skipped": _skipped(result.skipped),
+        "skipped": skipped_rows(result.skipped),
         "totals": {
             "layers": len(result.layers),
             "skipped": len(result.skipped),
@@ -170,9 +186,9 @@ def quantize_document(result: QuantizeResult) -> Json:
 
 def validate_document(float_model: LoadedModel, quantized_model: LoadedModel, report: ValidationReport) -> Json:
     """Document of ``validate``: ``model`` is the float model, ``output`` the quantized one."""
-    return _head("validate") | {
-        "model": _model(float_model),
-        "output": _model(quantized_model),
+    return head("validate") | {
+        "model": model_row(float_model),
+        "output": model_row(quantized_model),
         "validation": _validation(report),
     }
 
@@ -198,3 +214,21 @@ def dumps(document: Json) -> str:
     }
     """
     return json.dumps(_without_nan(document), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises
+    ------
+    RecipeError
+        If it cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot write: {error.strerror}", hint="choose another output path") from error
+    finally:
+        temporary.unlink(missing_ok=True)

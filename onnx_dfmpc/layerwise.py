@@ -14,6 +14,7 @@ from onnx_dfmpc.solve import correct, finish, finish_paper, relative_noise, roun
 from onnx_dfmpc.spec import InputStatistics, Layer, MatchReport, QuantizedLayer, QuantPlan
 
 Progress = Callable[[str, int, int], None]
+Range = tuple[float, float] | None
 
 
 def solve_layers(
@@ -22,7 +23,7 @@ def solve_layers(
     plan: QuantPlan,
     recipe: Recipe,
     *,
-    input_range: tuple[float, float] | None,
+    input_range: Callable[[], Range],
     progress: Progress | None,
 ) -> list[QuantizedLayer]:
     """Quantize and repair the planned layers, in topological order.
@@ -33,8 +34,8 @@ def solve_layers(
     report : MatchReport
     plan : QuantPlan
     recipe : Recipe
-    input_range : (float, float) or None
-        Of synthetic inputs.
+    input_range : callable
+        Range of synthetic inputs; asked only where some are needed.
     progress : callable or None
         Called with ``("quantize", layers done, layers)``.
     """
@@ -76,7 +77,7 @@ def weight_noise(source: graph.LoadedModel) -> Callable[[Layer, int], float]:
 
 
 def _provider(
-    source: graph.LoadedModel, report: MatchReport, plan: QuantPlan, recipe: Recipe, input_range: tuple[float, float] | None
+    source: graph.LoadedModel, report: MatchReport, plan: QuantPlan, recipe: Recipe, input_range: Callable[[], Range]
 ) -> statistics.Provider:
     needed = recipe.compensate or recipe.bias_correction or any(layer.rounding == "covariance" for layer in plan.layers)
     if not needed:
@@ -84,10 +85,10 @@ def _provider(
     if recipe.calibration_data is not None:
         real = statistics.real_feeds(source.proto, recipe.calibration_data, seed=recipe.seed)
         return statistics.Probe(source.proto, real, provider="calibration", seed=recipe.seed)
-    specs = statistics.model_inputs(source.proto)
-    synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=input_range)
+    specs, span = statistics.model_inputs(source.proto), input_range()
+    synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=span)
     if recipe.statistics == "analytic":
-        return statistics.Analytic(source.proto, report.layers, synthetic, input_range=input_range, seed=recipe.seed)
+        return statistics.Analytic(source.proto, report.layers, synthetic, input_range=span, seed=recipe.seed)
     return statistics.Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
 
 

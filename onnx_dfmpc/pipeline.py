@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
@@ -20,80 +21,18 @@ from onnx_dfmpc import match as matching
 from onnx_dfmpc.allocate import allocate
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.layerwise import solve_layers, weight_noise
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import Recipe, nearest_layer
+from onnx_dfmpc.result import PlanResult, QuantizeResult
 from onnx_dfmpc.rewrite import Rewritten, rewrite
-from onnx_dfmpc.spec import Chain, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped
-from onnx_dfmpc.validate import ValidationReport, layer_sqnr, validate
+from onnx_dfmpc.spec import LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped
+from onnx_dfmpc.validate import ValidationReport, check_data, layer_sqnr, validate
+
+__all__ = ["PlanResult", "QuantizeResult", "apply", "match", "plan", "plan_result", "quantize"]
 
 Model = str | os.PathLike[str] | ModelProto
 LAYER_SAMPLES = 8
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizeResult:
-    """A quantized model and the account of how it came about.
-
-    Attributes
-    ----------
-    model : ModelProto
-    source : LoadedModel
-        The float model it comes from.
-    plan : QuantPlan
-    recipe : Recipe
-    layers : tuple of LayerReport
-        One for each quantized layer, in topological order.
-    chains : tuple of Chain
-    skipped : tuple of Skipped
-        Every weighted node that stayed float, and why.
-    size : int
-        Bytes on disk: of the file once it is saved, of the serialized model before.
-    notes : tuple of str
-        Remarks on the model as a whole, such as a raised opset.
-    seconds : dict
-        Wall time of each stage.
-    validation : ValidationReport or None
-    output : Path or None
-        Where it was saved.
-    """
-
-    model: ModelProto
-    source: graph.LoadedModel
-    plan: QuantPlan
-    recipe: Recipe
-    layers: tuple[LayerReport, ...]
-    chains: tuple[Chain, ...]
-    skipped: tuple[Skipped, ...]
-    size: int
-    notes: tuple[str, ...]
-    seconds: Mapping[str, float]
-    validation: ValidationReport | None = None
-    output: Path | None = None
-
-    def save(self, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False) -> QuantizeResult:
-        """Write the model, whole or not at all.
-
-        Parameters
-        ----------
-        path : path
-        external_data : bool
-            Put the weights into a file beside it.
-        overwrite : bool
-            Replace an existing file.
-
-        Returns
-        -------
-        QuantizeResult
-            The same result, knowing where it lies and how large it is.
-
-        Raises
-        ------
-        RecipeError
-            If the file exists and may not be overwritten, or cannot be written.
-        """
-        size = graph.save(self.model, path, external_data=external_data, overwrite=overwrite)
-        return replace(self, size=size, output=Path(path))
 
 
 def match(model: Model) -> MatchReport:
@@ -121,12 +60,36 @@ def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
     Returns
     -------
     QuantPlan
+
+    Raises
+    ------
+    RecipeError, ModelError, UnsupportedError
+        Bad settings, or a budget that cannot be met; a bad model; nothing to quantize.
     """
-    source = graph.load(model)
-    return allocate(matching.match(source.proto), recipe or Recipe(), source.sha256, weight_noise(source))
+    return plan_result(model, recipe).plan
 
 
-def apply(model: Model, plan: QuantPlan, recipe: Recipe | None = None, *, progress: Progress | None = None) -> QuantizeResult:
+def plan_result(
+    model: Model, recipe: Recipe | None = None, *, sweep: int | Sequence[int] | None = None, progress: Progress | None = None
+) -> PlanResult:
+    """`plan`, with the account of how it came about.
+
+    Parameters
+    ----------
+    model : path or ModelProto
+    recipe : Recipe, optional
+    sweep : int or sequence of int, optional
+        Number of budgets, or budgets in bytes, to compare.
+    progress : callable, optional
+        Called with ``(stage, done, total)``.
+    """
+    work = _Work(model, recipe or Recipe(), progress)
+    return PlanResult(work.source, work.report, work.allocate(), work.recipe, (), work.notes, work.clock.seconds)
+
+
+def apply(
+    model: Model, plan: QuantPlan, recipe: Recipe | None = None, *, progress: Progress | None = None, validated: bool = True
+) -> QuantizeResult:
     """Quantize a model by a plan.
 
     Parameters
@@ -135,9 +98,11 @@ def apply(model: Model, plan: QuantPlan, recipe: Recipe | None = None, *, progre
         The model that the plan was made for.
     plan : QuantPlan
     recipe : Recipe, optional
-        Method, statistics and validation; its bits are not asked.
+        Method, statistics and validation, by default those that the plan was made with; its bits and its storage are not asked.
     progress : callable, optional
         Called with ``(stage, done, total)``.
+    validated : bool
+        Whether to compare with the float model.
 
     Returns
     -------
@@ -146,16 +111,11 @@ def apply(model: Model, plan: QuantPlan, recipe: Recipe | None = None, *, progre
     Raises
     ------
     RecipeError
-        If the plan is for another model.
+        If the plan is for another model, or does not have every layer once.
     """
-    clock = _Clock()
-    with clock("load"):
-        source = graph.load(model)
-    if plan.model_sha256 != source.sha256:
-        raise RecipeError(f"the plan is for another model than {source.label}", hint="make it again with: onnx-dfmpc plan")
-    with clock("match"):
-        report = matching.match(source.proto)
-    return _run(source, report, plan, recipe or Recipe(), progress, clock)
+    work = _Work(model, recipe or Recipe.from_dict(plan.recipe), progress)
+    work.require_fit(plan)
+    return work.run(plan, validated=validated)
 
 
 def quantize(
@@ -168,6 +128,7 @@ def quantize(
     use_external_data_format: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    validated: bool = True,
 ) -> QuantizeResult:
     """Quantize the weights of a float model, validate it against the float model, and save it.
 
@@ -187,6 +148,8 @@ def quantize(
         Replace an existing output.
     progress : callable, optional
         Called with ``(stage, done, total)``.
+    validated : bool
+        Whether to compare with the float model.
 
     Returns
     -------
@@ -203,73 +166,135 @@ def quantize(
         nodes_to_quantize=(*recipe.nodes_to_quantize, *(nodes_to_quantize or ())),
         nodes_to_exclude=(*recipe.nodes_to_exclude, *(nodes_to_exclude or ())),
     )
-    if model_output is not None and not overwrite and Path(model_output).exists():
-        raise RecipeError(f"{model_output}: exists already", hint="choose another output path, or overwrite it on purpose")
-    clock = _Clock()
-    with clock("load"):
-        source = graph.load(model_input)
-    with clock("match"):
-        report = matching.match(source.proto)
-    result = _run(source, report, allocate(report, recipe, source.sha256, weight_noise(source)), recipe, progress, clock)
-    if model_output is None or not result.validation:
+    if model_output is not None:
+        graph.require_writable(model_output, external_data=use_external_data_format, overwrite=overwrite)
+    work = _Work(model_input, recipe, progress)
+    result = work.run(work.allocate(), validated=validated)
+    if model_output is None or not result.passed:
         return result
     return result.save(model_output, external_data=use_external_data_format, overwrite=overwrite)
 
 
-def _run(
-    source: graph.LoadedModel, report: MatchReport, plan: QuantPlan, recipe: Recipe, progress: Progress | None, clock: _Clock
-) -> QuantizeResult:
-    if not plan.layers:
-        reasons = "; ".join(sorted({skipped.reason for skipped in plan.skipped})) or "it has no Conv, ConvTranspose, Gemm or MatMul"
-        raise UnsupportedError(f"{source.label}: nothing to quantize: {reasons}", hint="onnx-dfmpc inspect shows what was found")
-    with clock("inputs"):
-        specs = statistics.model_inputs(source.proto)
-        inferred = None if recipe.input_range else statistics.infer_range(source.proto, report.layers, specs, seed=recipe.seed)
-        input_range = recipe.input_range or inferred
-    with clock("quantize"):
-        solved = solve_layers(source, report, plan, recipe, input_range=input_range, progress=progress)
-    with clock("rewrite"):
-        rewritten = rewrite(source.proto, report, solved, metadata=_metadata(source, recipe, plan))
-    with clock("check"):
-        graph.verify(rewritten.proto, "the quantized model")
-    with clock("validate"):
-        measured = layer_sqnr(source.proto, rewritten.proto, _tensors(report, solved), _few_samples(source, recipe, input_range))
+class _Work:
+    """One model on its way through the rooms: what it is, what to do to it, and what several rooms share."""
+
+    def __init__(self, model: Model, recipe: Recipe, progress: Progress | None) -> None:
+        self.recipe, self.progress, self.clock = recipe, progress, _Clock()
+        with self.clock("load"):
+            self.source = graph.load(model)
+        with self.clock("match"):
+            self.report = matching.match(self.source.proto)
+        _require_layers(self.source, self.report.layers, self.report.skipped)
+        if recipe.data or recipe.labels or recipe.gates:
+            check_data(self.source.proto, recipe.data, recipe.labels, gates=recipe.gates)
+
+    @cached_property
+    def inferred_range(self) -> tuple[float, float] | None:
+        """What the first layer suggests; looked at only by those who need synthetic inputs."""
+        specs = statistics.model_inputs(self.source.proto)
+        return statistics.infer_range(self.source.proto, self.report.layers, specs, seed=self.recipe.seed)
+
+    def input_range(self) -> tuple[float, float] | None:
+        """Range of synthetic inputs."""
+        return self.recipe.input_range or self.inferred_range
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the inputs."""
+        inferred = vars(self).get("inferred_range")
+        if inferred is None:
+            return ()
+        low, high = inferred
+        return (f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",)
+
+    def allocate(self) -> QuantPlan:
+        """Bits of every layer."""
+        with self.clock("allocate"):
+            made = allocate(self.report, self.recipe, self.source.sha256, weight_noise(self.source))
+        name = "" if self.source.path is None else self.source.path.name
+        return replace(made, model_name=name, form=self.recipe.form, recipe=self.recipe.to_dict())
+
+    def require_fit(self, plan: QuantPlan) -> None:
+        """Refuse a plan that is for another model, or that does not have every layer once."""
+        if plan.model_sha256 != self.source.sha256:
+            raise RecipeError(f"the plan is for another model than {self.source.label}", hint="make it again with: onnx-dfmpc plan")
+        matched = [layer.name for layer in self.report.layers]
+        planned = Counter([layer.name for layer in plan.layers] + [skipped.name for skipped in plan.skipped])
+        reasons = {skipped.name: skipped.reason for skipped in self.report.skipped}
+        for layer in plan.layers:
+            if layer.name in reasons:
+                raise RecipeError(f"plan: {layer.name!r} cannot be quantized: {reasons[layer.name]}", hint="leave it under skipped")
+        for name, times in planned.items():
+            if name not in matched and name not in reasons:
+                raise RecipeError(f"plan: no layer is named {name!r}", hint=nearest_layer(name, self.report))
+            if times > 1:
+                raise RecipeError(f"plan: {name!r} is there {times} times", hint="keep it once")
+        for name in matched:
+            if name not in planned:
+                hint = "list it under layers with its bits, or under skipped to keep it float"
+                raise RecipeError(f"plan: layer {name!r} is missing", hint=hint)
+
+    def run(self, plan: QuantPlan, *, validated: bool) -> QuantizeResult:
+        """Everything behind allocation."""
+        source, report, recipe = self.source, self.report, self.recipe
+        _require_layers(source, plan.layers, plan.skipped)
+        with self.clock("quantize"):
+            solved = solve_layers(source, report, plan, recipe, input_range=self.input_range, progress=self.progress)
+        with self.clock("rewrite"):
+            rewritten = rewrite(source.proto, report, solved, metadata=_metadata(source, recipe, plan))
+        with self.clock("check"):
+            graph.verify(rewritten.proto, "the quantized model")
+        with self.clock("validate"):
+            measured, validation = self._validate(rewritten.proto, solved) if validated else ({}, None)
+        return QuantizeResult(
+            model=rewritten.proto,
+            source=source,
+            plan=plan,
+            recipe=recipe,
+            layers=tuple(_rows(report, plan, solved, rewritten, measured)),
+            chains=report.chains,
+            skipped=plan.skipped,
+            size=rewritten.proto.ByteSize(),
+            notes=(*rewritten.notes, *self.notes),
+            seconds=self.clock.seconds,
+            validation=validation,
+        )
+
+    def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer]) -> tuple[Mapping[str, float | None], ValidationReport]:
+        """Every layer on a few inputs, and the outputs on all."""
+        source, recipe = self.source.proto, self.recipe
+        input_range = None if recipe.data else self.input_range()
+        measured = layer_sqnr(source, quantized, _tensors(self.report, solved), _few_samples(source, recipe, input_range))
         validation = validate(
-            source.proto,
-            rewritten.proto,
+            source,
+            quantized,
             recipe.data,
             recipe.labels,
             gates=recipe.gates,
             samples=recipe.samples,
             seed=recipe.seed,
             input_range=input_range,
-            progress=progress,
+            progress=self.progress,
         )
-    return QuantizeResult(
-        model=rewritten.proto,
-        source=source,
-        plan=plan,
-        recipe=recipe,
-        layers=tuple(_rows(report, plan, solved, rewritten, measured)),
-        chains=report.chains,
-        skipped=plan.skipped,
-        size=rewritten.proto.ByteSize(),
-        notes=(*rewritten.notes, *_range_note(inferred)),
-        seconds=clock.seconds,
-        validation=validation,
-    )
+        return measured, validation
 
 
-def _range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
-    if inferred is None:
-        return ()
-    low, high = inferred
-    return (f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",)
+def _require_layers(source: graph.LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:
+    if layers:
+        return
+    if not skipped:
+        reason = "it has no Conv, ConvTranspose, Gemm or MatMul"
+    else:
+        (reason, count), *others = Counter(node.reason for node in skipped).most_common()
+        nodes = f"{count} node{'s' if count > 1 else ''}"
+        rest = sum(number for _, number in others)
+        reason += f" ({nodes}; {rest} more for other reasons)" if rest else f" ({nodes})"
+    raise UnsupportedError(f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found")
 
 
-def _few_samples(source: graph.LoadedModel, recipe: Recipe, input_range: tuple[float, float] | None) -> inputs.Samples:
+def _few_samples(source: ModelProto, recipe: Recipe, input_range: tuple[float, float] | None) -> inputs.Samples:
     """Inputs for comparing every layer, one at a time, since all the activations of a run are in memory at once."""
-    specs = statistics.model_inputs(source.proto)
+    specs = statistics.model_inputs(source)
     if recipe.data is not None:
         found = inputs.from_data(specs, recipe.data, recipe.labels, samples=LAYER_SAMPLES, seed=recipe.seed)
     else:

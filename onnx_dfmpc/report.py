@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from onnx_dfmpc.document import nominal_bits
+from onnx_dfmpc.document import mean_bits, nominal_bits
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
-from onnx_dfmpc.pipeline import QuantizeResult
-from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, Skipped
+from onnx_dfmpc.result import PlanResult, QuantizeResult
+from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, Skipped, SweepPoint
 
-__all__ = ["inspect_view", "quantize_view", "validate_view"]
+__all__ = ["inspect_view", "plan_view", "quantize_view", "validate_view"]
 
 NONE = "-"
 PROSE = ("reason", "why")
@@ -135,7 +137,7 @@ def _chain(chain: Chain) -> RenderableType:
 
 
 def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
-    """What was done to every layer, what it cost, how far the outputs moved; with `verbose` also why, and the seconds of each stage."""
+    """What was done to every layer, what it cost, how far the outputs moved; with `verbose` also why, the recipe, and the seconds."""
     columns = ["layer", "role", "bits", "stored", "bytes", "SQNR\ndB", "gain", *(["why"] if verbose else [])]
     table = _table("Layers", *columns, right=("bits", "bytes", "SQNR\ndB", "gain"))
     for layer in result.layers:
@@ -144,6 +146,8 @@ def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
         table.add_row(*row, *([layer.reason] if verbose else []))
     target = "not written" if result.output is None else str(result.output)
     parts: list[RenderableType] = [Text(f"{_name(result.source)} -> {target}")]
+    if verbose:
+        parts.append(Text(f"recipe: {result.recipe.to_text()}"))
     if result.layers:
         parts.append(_section(table))
     parts += _skipped_table(result.skipped)
@@ -160,18 +164,96 @@ def _gain(layer: LayerReport) -> str:
 
 
 def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
-    before, after = result.source.size, result.size
-    weights = sum(math.prod(layer.shape) for layer in result.layers)
+    before, after, plan = result.source.size, result.size, result.plan
     opset = opset_of(result.model)
     lines = [
-        f"{_count(weights, 'weight')} in {_count(len(result.layers), 'layer')}, "
-        f"{_number(nominal_bits(result.layers), 2)} nominal bits each; {len(result.skipped)} skipped",
+        _weights(sum(math.prod(layer.shape) for layer in result.layers), len(result.layers), nominal_bits(result.layers), result.skipped),
         f"{before:,} -> {after:,} bytes ({after / before:.1%}), "
+        + ("" if plan.predicted_bytes is None else f"predicted {plan.predicted_bytes:,}, ")
         + (f"opset {opset}" if opset == result.source.opset else f"opset {result.source.opset} -> {opset}"),
     ]
+    if plan.predicted_sqnr_db is not None:
+        measured = None if result.validation is None else result.validation.sqnr_db
+        lines.append(f"output SQNR: predicted {_number(plan.predicted_sqnr_db, 1)} dB, measured {_number(measured, 1)} dB")
     if verbose:
-        lines.append("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))
+        lines.append(_seconds(result.seconds))
     return [Text(line) for line in lines]
+
+
+def _weights(weights: int, layers: int, bits: float | None, skipped: Sequence[Skipped]) -> str:
+    return f"{_count(weights, 'weight')} in {_count(layers, 'layer')}, {_number(bits, 2)} nominal bits each; {len(skipped)} skipped"
+
+
+def _seconds(seconds: Mapping[str, float]) -> str:
+    return "seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
+
+
+# ------------------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan_view(result: PlanResult, target: str | None = None, *, verbose: bool = False) -> Group:
+    """Bits of every layer and why, predicted size and quality; with `verbose` also the recipe, and the seconds."""
+    plan, source = result.plan, result.source
+    table = _table("Layers", "layer", "role", "bits", "bytes", "dB\nalone", "why", right=("bits", "bytes", "dB\nalone"))
+    for layer in plan.layers:
+        size = NONE if layer.bytes is None else f"{layer.bytes:,}"
+        table.add_row(layer.name, layer.role, str(layer.bits), size, _number(_decibels(layer.noise), 1), layer.reason)
+    parts: list[RenderableType] = [Text(f"{_name(source)} -> {target or 'not written'}")]
+    if verbose:
+        parts.append(Text(f"recipe: {result.recipe.to_text()}"))
+    parts += [_section(table), *_skipped_table(plan.skipped), *_notes(result.notes)]
+    weights = {layer.name: layer.size for layer in result.report.layers}
+    planned = [(weights[layer.name], layer.bits) for layer in plan.layers]
+    lines = [_weights(sum(count for count, _ in planned), len(planned), mean_bits(planned), plan.skipped)]
+    if plan.predicted_bytes is not None:
+        lines.append(f"{source.size:,} -> {plan.predicted_bytes:,} bytes predicted ({plan.predicted_bytes / source.size:.1%})")
+    if plan.predicted_sqnr_db is not None:
+        lines.append(f"output SQNR: {_number(plan.predicted_sqnr_db, 1)} dB predicted")
+    if verbose:
+        lines.append(_seconds(result.seconds))
+    parts.append(_section(*map(Text, lines)))
+    if result.sweep:
+        parts.append(_section(_sweep_table(result.sweep)))
+    return Group(*parts)
+
+
+def _decibels(noise: float | None) -> float | None:
+    """SQNR of a relative noise power."""
+    return None if noise is None else -10 * math.log10(noise) if noise > 0 else math.inf
+
+
+def _sweep_table(points: Sequence[SweepPoint]) -> Table:
+    """Size against quality; what was not measured has no column."""
+    numbers = ["budget", "bytes", "bits", "SQNR dB"]
+    numbers += ["measured"] if any(point.measured_sqnr_db is not None for point in points) else []
+    numbers += ["top-1"] if any(point.top1 is not None for point in points) else []
+    table = _table("Size against quality", *numbers, "", right=numbers)
+    heights = [point.predicted_sqnr_db for point in points]
+    known = [height for height in heights if height is not None and math.isfinite(height)]
+    for point, height in zip(points, heights, strict=True):
+        row = [f"{point.budget:,}", f"{point.bytes:,}", f"{point.nominal_bits:.2f}", _number(height, 1)]
+        row += [_number(point.measured_sqnr_db, 1)] if "measured" in numbers else []
+        row += [_percent(point.top1)] if "top-1" in numbers else []
+        bar = _Bar(0 if height is None else height, min(0, *known, 0), max(known, default=1))
+        table.add_row(*row, bar)
+    return table
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A bar from `low` to `value` on a scale that ends at `high`."""
+
+    value: float
+    low: float
+    high: float
+    width: int = 24
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        share = (self.value - self.low) / (self.high - self.low) if self.high > self.low else 1.0
+        yield Text(("#" if options.ascii_only else "\u2588") * round(self.width * min(max(share, 0.0), 1.0)))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(self.width, self.width)
 
 
 # --------------------------------------------------------------------------------------------------------------------- validate

@@ -276,6 +276,32 @@ class CostTable:
     provider: str
 
 
+@dataclass(frozen=True)
+class SweepPoint:
+    """What one budget buys.
+
+    Attributes
+    ----------
+    budget : int
+        Bytes that were allowed.
+    bytes : int
+        Predicted bytes of the whole file.
+    nominal_bits : float
+        Mean bits per quantized weight.
+    predicted_sqnr_db : float or None
+        Of the network's output.
+    measured_sqnr_db, top1 : float or None
+        Of the output and as a fraction, where it was quantized and measured.
+    """
+
+    budget: int
+    bytes: int
+    nominal_bits: float
+    predicted_sqnr_db: float | None
+    measured_sqnr_db: float | None = None
+    top1: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """Integer codes and their grid, in the layout of the stored weight.

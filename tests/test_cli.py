@@ -17,6 +17,7 @@ from onnx import parser
 from onnx_dfmpc import cli
 from onnx_dfmpc.arguments import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -148,7 +149,7 @@ def test_inspect(run: Run, digits_bn: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("command", ["inspect", "quantize", "validate"])
+@pytest.mark.parametrize("command", ["inspect", "plan", "quantize", "validate"])
 @pytest.mark.parametrize("content", [b"", b"no model at all", "cut", "missing", "directory"])
 def test_bad_models(run: Run, digits_bn: Path, target: Path, tmp_path: Path, command: str, content: bytes | str) -> None:
     model = tmp_path / "model.onnx"
@@ -158,7 +159,7 @@ def test_bad_models(run: Run, digits_bn: Path, target: Path, tmp_path: Path, com
         model.write_bytes(digits_bn.read_bytes()[:5000])
     elif isinstance(content, bytes):
         model.write_bytes(content)
-    rest = {"inspect": [], "quantize": ["-o", target], "validate": [digits_bn]}[command]
+    rest = {"inspect": [], "plan": ["-o", target], "quantize": ["-o", target], "validate": [digits_bn]}[command]
     code, out, err = run(command, model, *rest)
     assert (code, out) == (3, "")
     assert_one_line(err)
@@ -169,10 +170,11 @@ def test_bad_models(run: Run, digits_bn: Path, target: Path, tmp_path: Path, com
 def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
     relu = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
     onnx.save(relu, tmp_path / "relu.onnx")
-    code, out, err = run("quantize", tmp_path / "relu.onnx", "-o", target)
-    assert (code, out) == (3, "")
-    assert_one_line(err)
-    assert not list(target.parent.iterdir())
+    for command in ("plan", "quantize"):
+        code, out, err = run(command, tmp_path / "relu.onnx", "-o", target)
+        assert (code, out) == (3, "")
+        assert_one_line(err)
+        assert not list(target.parent.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -208,6 +210,25 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["quantize", "MODEL", "-o", "OUT", "--data", "no.npz"], "no.npz"),
         (["quantize", "MODEL", "-o", "OUT", "--max-top1-drop", "0.1"], "labelled"),
         (["quantize", "MODEL", "-o", "OUT", "--max-top1-drop", "1"], "fraction"),
+        (
+            ["quantize", "MODEL", "-o", "OUT", "--bits", "4", "--target-size", "30KiB"],
+            "bits = 4 and target_size = 30720 exclude each other",
+        ),
+        (["quantize", "MODEL", "-o", "OUT", "--target-size", "3 apples"], "300KiB"),
+        (["quantize", "MODEL", "-o", "OUT", "--target-bits", "9"], "2 to 8"),
+        (["quantize", "MODEL", "-o", "OUT", "--preset", "lossles"], "did you mean lossless?"),
+        (["quantize", "MODEL", "-o", "OUT", "--storage", "compct"], "did you mean compact?"),
+        (["quantize", "MODEL", "-o", "OUT", "--json", "OUT"], "another file"),
+        (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "MODEL"], "MODEL: exists already"),
+        (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "no/such/recipe.toml"], "no directory"),
+        (["quantize", "MODEL", "-o", "OUT", "--plan", "no.json"], "no.json: no such plan"),
+        (["quantize", "MODEL", "-o", "OUT", "--plan", "MODEL"], "MODEL: not a JSON file"),
+        (["plan", "MODEL", "-o", "MODEL"], "MODEL: exists already"),
+        (["plan", "MODEL", "-o", "MODEL", "--overwrite"], "another file"),
+        (["plan", "MODEL", "-o", "OUT", "--bits", "4", "--preset", "balanced"], "exclude each other"),
+        (["plan", "MODEL", "--sweep", "many"], "'many' is neither a number of budgets nor sizes"),
+        (["plan", "MODEL", "--sweep", "100KiB,fast"], "200KiB,300KiB"),
+        (["plan", "MODEL", "--min-cosine", "0.9"], "onnx-dfmpc plan --help"),
         (["validate", "MODEL", "MODEL", "--labels", "no.txt"], "--data"),
     ],
 )
@@ -217,7 +238,7 @@ def test_bad_usage_is_one_line_and_a_hint(run: Run, digits_bn: Path, target: Pat
     code, out, err = run(*(names.get(word, word) for word in argv))
     assert (code, out) == (2, "")
     assert_one_line(err)
-    assert words in err
+    assert words.replace("MODEL:", f"{digits_bn}:") in err
     assert not list(target.parent.iterdir())
     assert digits_bn.read_bytes() == before
 
@@ -245,11 +266,23 @@ def test_a_disk_that_refuses(run: Run, digits_bn: Path, target: Path, monkeypatc
 # --------------------------------------------------------------------------------------------------------- what should not happen
 
 
+def test_data_of_an_old_output_is_found_before_the_work_is_done(
+    run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.pipeline, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    data = target.with_name("small.onnx.data")
+    data.write_bytes(b"precious")
+    code, _, err = run("quantize", digits_bn, "-o", target, "--save-as-external-data", *FAST)
+    assert code == 2
+    assert "small.onnx.data: exists already" in err
+    assert data.read_bytes() == b"precious"
+
+
 @pytest.mark.parametrize("flags", [["--data", "no.npz"], ["--max-top1-drop", "0.1"], ["--labels", "no.txt"]])
 def test_bad_data_is_found_before_the_work_is_done(
     run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr(cli.pipeline, "quantize", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(cli.pipeline, "solve_layers", lambda *_, **__: pytest.fail("too late"))
     assert run("quantize", digits_bn, "-o", target, *flags)[0] == 2
 
 
@@ -303,7 +336,7 @@ def test_version_and_help() -> None:
     version = process("--version")
     assert version.returncode == 0
     assert version.stdout.startswith("onnx-dfmpc ")
-    for command in ("inspect", "quantize", "validate"):
+    for command in ("inspect", "plan", "quantize", "validate"):
         assert f"usage: onnx-dfmpc {command}" in process(command, "--help").stdout
 
 
@@ -312,19 +345,45 @@ def test_version_and_help() -> None:
 
 def test_every_flag_becomes_a_recipe() -> None:
     argv = (
-        "quantize m.onnx -o o.onnx --low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
+        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --cost bn --storage compact --unpack int8 --weight-format qdq "
+        "--low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
         "--nodes-to-exclude x y --nodes-to-exclude z --method paper --lambda1 1 --lambda2 0.1 --absorb consumer --rounding nearest "
         "--no-compensate --no-bias-correction --statistics calibration --calibration-data c.npz --data d.npz --labels l.npy "
         "--input-range -1,2.5 --samples 9 --seed 4 --min-cosine 0.9 --min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5"
     )
     recipe = recipe_of(parse(argv.split()))
     assert recipe.to_dict() == {
+        "min_bits": 2, "max_bits": 6, "rules": [], "cost": "bn", "storage": "compact", "unpack": "int8", "weight_format": "qdq",
         "low_bits": 2, "high_bits": 5, "low_position": "second", "first_last_bits": 7, "set": [["a", 3], ["b=c", 4]],
         "nodes_to_exclude": ["x", "y", "z"], "nodes_to_quantize": [], "method": "paper", "lambda1": 1.0, "lambda2": 0.1,
         "absorb": "consumer", "rounding": "nearest", "compensate": False, "bias_correction": False, "statistics": "calibration",
         "calibration_data": "c.npz", "data": "d.npz", "labels": "l.npy", "input_range": [-1.0, 2.5], "samples": 9, "seed": 4,
         "min_cosine": 0.9, "min_sqnr_db": -3.0, "max_top1_drop": 0.02, "min_top1_agreement": 0.5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "knobs"),
+    [
+        ("--bits 3", {"bits": 3}),
+        ("--target-size 1.5MB", {"target_size": 1_500_000}),
+        ("--target-bits 3.25", {"target_bits": 3.25}),
+        ("--target-sqnr-db 18", {"target_sqnr_db": 18}),
+        ("--preset smallest", {"preset": "smallest"}),
+    ],
+)
+def test_each_kind_of_bits_is_a_flag_and_wins_over_the_file(tmp_path: Path, flags: str, knobs: dict[str, Any]) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("[target]\nlow_bits = 2\n[[rule]]\nnode = 'a'\nbits = 4\n", encoding="utf-8")
+    for command in ("plan", "quantize"):
+        assert recipe_of(parse([command, "m.onnx", *flags.split()])) == Recipe(**knobs)
+        recipe = recipe_of(parse([command, "m.onnx", *flags.split(), "-c", str(file), "--set", "b=5"]))
+        assert recipe == Recipe(**knobs, rules=({"node": "a", "bits": 4},), set=(("b", 5),))
+
+
+@pytest.mark.parametrize(("flag", "sweep"), [([], None), (["--sweep"], 12), (["--sweep", "20"], 20), (["--sweep", "2kB,3K"], (2000, 3072))])
+def test_sweep_is_a_number_or_sizes(flag: list[str], sweep: object) -> None:
+    assert parse(["plan", "m.onnx", *flag]).sweep == sweep
 
 
 def test_flags_may_not_be_shortened() -> None:

@@ -20,9 +20,11 @@ PUBLIC = {
     "Recipe",
     "ValidationReport",
     "apply",
+    "load_plan",
     "match",
     "plan",
     "quantize",
+    "save_plan",
     "session_options",
     "validate",
 }

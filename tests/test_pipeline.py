@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, checker, load, numpy_helper, parser
 
-from onnx_dfmpc import Recipe, apply, match, plan, quantize, validate
+from onnx_dfmpc import Recipe, apply, match, pipeline, plan, quantize, validate
 from onnx_dfmpc.errors import DfmpcError, ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.pipeline import QuantizeResult
@@ -151,6 +151,22 @@ def test_an_edited_plan_is_applied():
     assert {layer.name: layer.storage for layer in result.layers}["low"] == "UINT4"
 
 
+def test_a_plan_remembers_its_recipe():
+    recipe = Recipe(low_bits=2, high_bits=4, method="paper", lambda1=0.1, **FAST)
+    made = plan(chain(), recipe)
+    assert Recipe.from_dict(made.recipe) == recipe
+    assert digest(apply(chain(), made).model) == digest(quantize(chain(), None, recipe).model)
+    assert digest(apply(chain(), made, Recipe(**FAST)).model) != digest(apply(chain(), made).model)
+
+
+def test_rules_reach_the_layers():
+    rules = ({"op_type": "Conv", "max_bits": 5}, {"node": "high", "bits": 7}, {"node": "low", "exclude": True})
+    result = quantize(chain(), None, Recipe(bits=6, rules=rules, **FAST))
+    assert {layer.name: layer.bits for layer in result.layers} == {"stem": 5, "high": 7, "last": 5}
+    assert "node 'high'" in result.plan["high"].reason
+    assert "op_type 'Conv'" in result.plan["stem"].reason
+
+
 def test_nodes_to_quantize_and_to_exclude():
     only = quantize(chain(), None, Recipe(**FAST), nodes_to_quantize=["low", "high"])
     assert [layer.name for layer in only.layers] == ["low", "high"]
@@ -163,6 +179,71 @@ def test_nothing_to_quantize():
     model = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }')
     with pytest.raises(UnsupportedError, match="nothing to quantize"):
         quantize(model)
+
+
+def test_nothing_to_quantize_says_the_most_frequent_reason():
+    convs = "".join(f"{y} = Conv({x}, w)\n" for x, y in (("x", "a"), ("a", "b"), ("b", "c")))
+    body = f"w = Identity(v)\n {convs} y = MatMul(c, c)"
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[1, 2, 4, 4] x, float[2, 2, 1, 1] v) => (float[1, 2, 4, 4] y) {{ {body} }}'
+    )
+    reasons = [skipped.reason for skipped in match(model).skipped]
+    assert sorted(map(reasons.count, set(reasons))) == [1, 3]
+    with pytest.raises(UnsupportedError) as error:
+        quantize(model)
+    common = max(reasons, key=reasons.count)
+    assert str(error.value).endswith(f"nothing to quantize: {common} (3 nodes; 1 more for other reasons)")
+    assert (set(reasons) - {common}).pop() not in str(error.value)
+
+
+def test_everything_excluded_is_nothing_to_quantize():
+    with pytest.raises(UnsupportedError, match=r"left out by 'low|high|stem|last' \(4 nodes\)"):
+        quantize(chain(), None, Recipe(rules=({"regex": "low|high|stem|last", "exclude": True},)))
+
+
+@pytest.mark.parametrize("knobs", [{"data": "no.npz"}, {"max_top1_drop": 0.1}, {"data": __file__}])
+def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]):
+    for room in ("allocate", "solve_layers"):
+        monkeypatch.setattr(pipeline, room, lambda *_, **__: pytest.fail("too late"))
+    for work in (quantize, plan):
+        with pytest.raises(RecipeError):
+            work(chain(), recipe=Recipe(**knobs))
+
+
+@pytest.mark.parametrize("name", ["small.onnx", "small.onnx.data"])
+def test_an_existing_file_is_found_before_the_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr(pipeline, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(RecipeError, match="exists already"):
+        quantize(chain(), tmp_path / "small.onnx", use_external_data_format=True)
+    assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = Recipe(**FAST)
+    validated = quantize(chain(), None, recipe)
+    for room in ("validate", "layer_sqnr"):
+        monkeypatch.setattr(pipeline, room, lambda *_, **__: pytest.fail("left out"))
+    result = quantize(chain(), tmp_path / "small.onnx", recipe, validated=False)
+    assert (result.validation, result.layers[0].measured_sqnr_db) == (None, None)
+    assert result.output == tmp_path / "small.onnx"
+    assert digest(result.model) == digest(validated.model) == digest(apply(chain(), plan(chain(), recipe), validated=False).model)
+
+
+PLAIN = {"bits": 4, "rounding": "nearest", "compensate": False, "bias_correction": False}
+
+
+def test_the_range_of_the_inputs_is_inferred_only_where_it_is_needed(digits_bn: Path, digits_data: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    infer = pipeline.statistics.infer_range
+    monkeypatch.setattr(pipeline.statistics, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs))
+    quantize(digits_bn, None, Recipe(**PLAIN), validated=False)
+    with_data = quantize(digits_bn, None, Recipe(**PLAIN, data=str(digits_data), samples=4))
+    assert asked == []
+    assert not any("synthetic" in note for note in with_data.notes)
+    synthetic = quantize(digits_bn, None, Recipe(**PLAIN, samples=4))
+    assert asked == [1]
+    assert any("synthetic" in note for note in synthetic.notes)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])

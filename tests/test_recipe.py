@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import Recipe, nearest
+from onnx_dfmpc.recipe import DEFAULT_BITS, KINDS, Recipe, Rule, nearest, parse_size
 
 BITS = st.integers(2, 8)
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> dict[str, Any]:
+    selector = draw(st.sampled_from(["node", "regex", "op_type"]))
+    low, high = sorted((draw(BITS), draw(BITS)))
+    effect = draw(st.sampled_from([{"bits": low}, {"min_bits": low}, {"min_bits": low, "max_bits": high}, {"exclude": True}]))
+    return {selector: draw(st.sampled_from(["a.*", "^conv1$"]) if selector == "regex" else NAMES), **effect}
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    kind = draw(st.sampled_from(["none", "uniform", "paired"]))
-    values: dict[str, Any] = {}
-    if kind == "uniform":
-        values["bits"] = draw(BITS)
-    if kind == "paired":
-        values["low_bits"], values["high_bits"] = sorted((draw(BITS), draw(BITS)))
-    values["set"] = draw(st.lists(st.tuples(st.sampled_from(["a.*", "^conv1$", ""]), BITS)))
-    values["nodes_to_exclude"] = draw(st.lists(st.text(min_size=1)))
+    low, high = sorted((draw(BITS), draw(BITS)))
+    kinds = ({}, {"bits": low}, {"low_bits": low, "high_bits": high}, {"target_size": 1000 * low}, {"target_bits": low + 0.25})
+    values: dict[str, Any] = dict(draw(st.sampled_from([*kinds, {"target_sqnr_db": 12.5}, {"preset": "balanced"}])))
+    values["rules"] = draw(st.lists(rules(), max_size=3))
+    values["set"] = draw(st.lists(st.tuples(st.sampled_from(["a.*", "^conv1$", ""]), BITS), max_size=3))
+    values["nodes_to_exclude"] = draw(st.lists(NAMES, max_size=3))
     values["lambda1"] = draw(st.floats(0, 1e6))
     values["method"] = draw(st.sampled_from(["dfmpc", "paper"]))
     values["rounding"] = draw(st.sampled_from([None, "nearest", "squant"]))
+    values["storage"] = draw(st.sampled_from(["native", "portable", "compact"]))
     values["input_range"] = draw(st.sampled_from([None, (0, 255), [-1.0, 1.0]]))
     values["min_cosine"] = draw(st.none() | st.floats(-1, 1))
     return Recipe(**values)
+
+
+BITS_OF_EACH_KIND: dict[str, Any] = {
+    "low_bits": 2,
+    "bits": 4,
+    "target_size": "300KiB",
+    "target_bits": 3.5,
+    "target_sqnr_db": 20,
+    "preset": "balanced",
+}
 
 
 @given(recipes())
@@ -40,10 +59,68 @@ def test_dict_round_trip_is_json(recipe: Recipe) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
+@given(recipes())
+@settings(max_examples=50)
+def test_toml_round_trip(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
+    file = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    file.write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(file) == recipe
+
+
+@pytest.mark.parametrize("kinds", list(itertools.combinations(BITS_OF_EACH_KIND, 2)))
+def test_two_kinds_of_bits_exclude_each_other(kinds: tuple[str, str]) -> None:
+    with pytest.raises(RecipeError, match="exclude each other") as caught:
+        Recipe(**{kind: BITS_OF_EACH_KIND[kind] for kind in kinds})
+    assert all(f"{kind} = " in str(caught.value) for kind in kinds)
+
+
+@pytest.mark.parametrize("kind", BITS_OF_EACH_KIND)
+def test_each_kind_of_bits_alone(kind: str) -> None:
+    recipe = Recipe(**{kind: BITS_OF_EACH_KIND[kind]})
+    assert kind in KINDS[recipe.kind]
+    others = [key for name, keys in KINDS.items() if name != recipe.kind for key in keys]
+    assert [getattr(recipe, key) for key in others] == [None] * len(others)
+
+
+def test_without_bits_there_is_one_kind_and_it_is_shown() -> None:
+    assert Recipe().to_dict().items() >= dict(DEFAULT_BITS).items()
+    assert all(key in Recipe().to_text() for key in DEFAULT_BITS)
+
+
+def test_presets_are_predicted_qualities_in_order() -> None:
+    wanted = [Recipe(preset=name).wanted_sqnr_db for name in ("smallest", "balanced", "lossless")]  # type: ignore[arg-type]
+    assert wanted == sorted(set(wanted))
+    assert Recipe(target_sqnr_db=17).wanted_sqnr_db == 17
+    assert Recipe(bits=4).wanted_sqnr_db is None
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["", "B", "b"]), st.sampled_from(["", " "]))
+def test_sizes_in_bytes(number: int, unit: str, space: str) -> None:
+    assert parse_size(f"{number}{space}{unit}") == number
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(("300KiB", 300 * 2**10), ("300kB", 300_000), ("300 KB", 300_000), ("300K", 300 * 2**10), ("300k", 300 * 2**10)),
+        *(("1.5MB", 1_500_000), ("2 MiB", 2 * 2**20), ("0.1M", 2**20 // 10), ("1GiB", 2**30), ("1GB", 10**9), (" .5kib ", 512)),
+    ],
+)
+def test_sizes_with_units(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    assert Recipe(target_size=text).target_size == size  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "KiB", "-1kB", "1e3", "3,5MB", "300 Kib/s", "1.2.3", "12 TB", "300KiB 2", "nan", "\u0663kB"])
+def test_what_is_no_size_is_answered_with_an_example(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"target_size: .* is not a size") as caught:
+        Recipe(target_size=text)  # type: ignore[arg-type]
+    assert "300KiB" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("given_bits", "expected"),
     [
-        ({}, (3, 6, None)),
         ({"low_bits": 2}, (2, 6, None)),
         ({"high_bits": 8}, (3, 8, None)),
         ({"low_bits": 4, "high_bits": 4}, (4, 4, None)),
@@ -58,10 +135,19 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"bits": 4, "low_bits": 2}, ["bits = 4", "low_bits = 2", "exclude each other"]),
         ({"bits": 4, "low_bits": 2, "high_bits": 6}, ["low_bits = 2 and high_bits = 6"]),
         ({"low_bits": 6, "high_bits": 3}, ["low_bits = 6", "high_bits = 3"]),
         ({"high_bits": 2}, ["low_bits = 3", "high_bits = 2", "by default"]),
+        ({"bits": 2, "min_bits": 3}, ["bits = 2", "min_bits = 3"]),
+        ({"min_bits": 5, "max_bits": 4}, ["min_bits = 5", "max_bits = 4"]),
+        ({"target_size": 0}, ["target_size = 0", "1 or more"]),
+        ({"target_size": 1.5}, ["target_size = 1.5", "bytes"]),
+        ({"target_bits": 1.9}, ["target_bits = 1.9", "2 to 8"]),
+        ({"preset": "tiny"}, ["preset = 'tiny'", "smallest, balanced, lossless"]),
+        ({"storage": "dense"}, ["storage = 'dense'", "native, portable, compact"]),
+        ({"unpack": "int4"}, ["unpack = 'int4'", "none, int8, float"]),
+        ({"weight_format": "qlinear"}, ["weight_format", "dq, qdq"]),
+        ({"cost": "hessian"}, ["cost = 'hessian'", "auto, bn, probe, measured"]),
         ({"low_bits": 1}, ["low_bits = 1", "2 to 8"]),
         ({"bits": 9}, ["bits = 9", "2 to 8"]),
         ({"bits": 4.0}, ["bits = 4.0", "integer"]),
@@ -76,6 +162,16 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"set": [("(", 4)]}, ["set", "'('", "regular expression"]),
         ({"set": [("a", 9)]}, ["set", "2 to 8"]),
         ({"set": "a=4"}, ["set = 'a=4'"]),
+        ({"rules": [{"bits": 4}]}, ["rule 1", "exactly one of node, regex, op_type"]),
+        ({"rules": [{"node": "a", "regex": "b", "bits": 4}]}, ["rule 1", "exactly one"]),
+        ({"rules": [{"node": "a", "bits": 4}, {"node": "a"}]}, ["rule 2", "node 'a'", "says nothing"]),
+        ({"rules": [{"node": "a", "bits": 9}]}, ["rule 1", "bits = 9", "2 to 8"]),
+        ({"rules": [{"node": "a", "bits": 4, "min_bits": 3}]}, ["bits and min_bits exclude each other"]),
+        ({"rules": [{"node": "a", "exclude": True, "bits": 3}]}, ["exclude and bits exclude each other"]),
+        ({"rules": [{"op_type": "Conv", "min_bits": 5, "max_bits": 4}]}, ["op_type 'Conv'", "min_bits = 5", "max_bits = 4"]),
+        ({"rules": [{"regex": "(", "bits": 4}]}, ["rule 1", "regular expression"]),
+        ({"rules": {"node": "a", "bits": 4}}, ["rules = ", "list of rules"]),
+        ({"rules": [4]}, ["rules = [4]"]),
         ({"nodes_to_exclude": "conv1"}, ["nodes_to_exclude = 'conv1'", "list"]),
         ({"input_range": (1, 0)}, ["input_range = (1, 0)", "smaller one first"]),
         ({"samples": 0}, ["samples = 0", "1 or more"]),
@@ -100,6 +196,9 @@ def test_unknown_key_suggests_the_nearest() -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.from_dict({"qqqq": 2})
     assert "low_bits" in caught.value.hint
+    with pytest.raises(RecipeError, match="rule 1: unknown key 'bit'") as caught:
+        Recipe.from_dict({"rules": [{"node": "a", "bit": 2}]})
+    assert caught.value.hint == "did you mean bits?"
 
 
 def test_values_become_immutable_and_equal() -> None:
@@ -128,6 +227,102 @@ def test_toml_with_overrides(tmp_path: Path) -> None:
     assert Recipe.from_toml(file, {"set": [("fc", 8)]}).set == (("layer1.*", 4), ("fc", 8))
     file.write_text("bits = 4\n", encoding="utf-8")
     assert Recipe.from_toml(file, {"low_bits": 2}).bits is None
+
+
+SECTIONS = """
+seed = 3
+[target]
+size = "300KiB"
+[defaults]
+method = "paper"
+min_bits = 3
+calibration_data = "images.npz"
+[[rule]]
+op_type = "Gemm"
+min_bits = 4
+[[rule]]
+node = "conv1"
+exclude = true
+[validate]
+data = "test.npz"
+samples = 100
+min_cosine = 0.9
+[set]
+"layer1.*" = 4
+"""
+
+
+def test_sections(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(SECTIONS, encoding="utf-8")
+    assert Recipe.from_toml(file) == Recipe(
+        seed=3,
+        target_size=300 * 1024,
+        method="paper",
+        min_bits=3,
+        calibration_data=str(tmp_path / "images.npz"),
+        rules=(Rule(op_type="Gemm", min_bits=4), Rule(node="conv1", exclude=True)),
+        set=(("layer1.*", 4),),
+        data=str(tmp_path / "test.npz"),
+        samples=100,
+        min_cosine=0.9,
+    )
+    over = Recipe.from_toml(file, {"target_bits": 3.5, "set": [("fc", 8)], "min_bits": 2})
+    assert (over.target_size, over.target_bits, over.min_bits) == (None, 3.5, 2)
+    assert over.ordered_rules[-2:] == (Rule(regex="layer1.*", bits=4), Rule(regex="fc", bits=8))
+
+
+@pytest.mark.parametrize(
+    ("target", "knobs"),
+    [
+        ("bits = 3.5", {"target_bits": 3.5}),
+        ("target_bits = 3.5", {"target_bits": 3.5}),
+        ("uniform_bits = 4", {"bits": 4}),
+        ("sqnr_db = 20", {"target_sqnr_db": 20}),
+        ('preset = "smallest"', {"preset": "smallest"}),
+        ("low_bits = 2\nhigh_bits = 5", {"low_bits": 2, "high_bits": 5}),
+    ],
+)
+def test_each_target(tmp_path: Path, target: str, knobs: dict[str, Any]) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(f"[target]\n{target}\n", encoding="utf-8")
+    assert Recipe.from_toml(file) == Recipe(**knobs)
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "hint"),
+    [
+        ("[targets]\nsize = 3", "unknown section [targets]", "did you mean target?"),
+        ("[qqqq]\nsize = 3", "unknown section [qqqq]", "target, defaults"),
+        ("[target]\nsiez = 3", "unknown key 'siez' in [target]", "did you mean size?"),
+        ("[target]\nmethod = 'paper'", "unknown key 'method' in [target]", "belongs into [defaults]"),
+        ("[defaults]\ndata = 'a.npz'", "unknown key 'data' in [defaults]", "belongs into [validate]"),
+        ("[defaults]\nlow_bits = 2", "unknown key 'low_bits' in [defaults]", "belongs into [target]"),
+        ("method = 'paper'\n[defaults]\nmethod = 'dfmpc'", "defaults.method is given twice", "in its section"),
+        ("nodes_to_exlude = ['a']", "unknown key 'nodes_to_exlude'", "did you mean nodes_to_exclude?"),
+        ("target = 4", "target = 4: expected a section", "[target]"),
+        ("[rule]\nnode = 'a'\nbits = 4", "rules = {", ""),
+        ("[[rule]]\nnode = 'a'\nbit = 4", "rule 1: unknown key 'bit'", "did you mean bits?"),
+        ("[target]\nsize = '3 apples'", "'3 apples' is not a size", "300KiB"),
+        ("bits = 4\n[target]\nsize = 400", "exclude each other", ""),
+    ],
+)
+def test_a_mistake_in_a_section(tmp_path: Path, content: str, words: str, hint: str) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_toml(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert words in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_a_saved_recipe_keeps_its_files_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "recipes" / "recipe.toml"
+    file.write_text(Recipe(data="test.npz").to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(file).data == str(tmp_path / "test.npz")
 
 
 @pytest.mark.parametrize(

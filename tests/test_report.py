@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,17 @@ from typing import Any
 
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import helper
 from rich.console import Console, RenderableType
 
-from onnx_dfmpc import document, graph, report
+from onnx_dfmpc import document, graph, plans, report
 from onnx_dfmpc.match import match
 from onnx_dfmpc.metrics import DefaultRun, Gate, OutputMetrics, ValidationReport
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.spec import LayerReport, Skipped
+from onnx_dfmpc.result import PlanResult
+from onnx_dfmpc.spec import LayerPlan, LayerReport, QuantPlan, Skipped, SweepPoint
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "json.md"
 
@@ -41,6 +45,13 @@ def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
     return LayerReport(name, "Conv", (size, 1, 1, 1), "low", bits, "UINT2", 1234, "analytic", 0.9, 1.05, 13.0, None, reason)
 
 
+def plan(names: Sequence[str]) -> QuantPlan:
+    planned = (LayerPlan(name, 2, "low", "asymmetric", "covariance", True, "cheap here", 10**-2.5, 1200) for name in names)
+    return QuantPlan(
+        "0" * 64, tuple(planned), (Skipped("gru", "GRU", "computed"),), "in.onnx", predicted_bytes=248, predicted_sqnr_db=20.75
+    )
+
+
 @pytest.fixture
 def result() -> Any:
     proto = helper.make_model(helper.make_graph([], "g", [], []), opset_imports=[helper.make_opsetid("", 25)])
@@ -55,6 +66,7 @@ def result() -> Any:
         notes=("opset raised from 17 to 25, for UINT2",),
         recipe=Recipe(low_bits=2),
         seconds={"load": 0.25},
+        plan=plan([layer.name for layer in layers] + ["head[bold]"]),
         validation=VALIDATION,
         output=None,
     )
@@ -99,10 +111,11 @@ def test_quantize_view_fits_and_loses_nothing(result: Any, verbose: bool) -> Non
         "opset raised",
     ):
         assert words.replace(" ", "") in packed, words
-    assert "1,000 -> 250 bytes (25.0%), opset 17 -> 25" in shown
+    assert "1,000 -> 250 bytes (25.0%), predicted 248, opset 17 -> 25" in shown
+    assert "output SQNR: predicted 20.8 dB, measured 20.5 dB" in shown
     assert "5.00 nominal bits" in shown
     assert "1 skipped" in shown
-    assert ("last layer" in shown) == ("load 0.25" in shown) == verbose
+    assert ("last layer" in shown) == ("load 0.25" in shown) == ("recipe: low_bits = 2" in shown) == verbose
 
 
 def test_gates_are_words_not_colours(result: Any) -> None:
@@ -150,6 +163,68 @@ def test_inspect_view_without_layers() -> None:
     assert "0 weighted nodes: 0 layers" in text(report.inspect_view(source, match(source.proto)))
 
 
+@pytest.fixture
+def planned(digits_bn: Path) -> PlanResult:
+    source = graph.load(digits_bn)
+    matched = match(source.proto)
+    points = tuple(SweepPoint(1000 * n, 990 * n, 2.0 * n, 10.0 * n - 10) for n in (1, 2, 3))
+    return PlanResult(
+        source, matched, plan([layer.name for layer in matched.layers]), Recipe(target_size=250), points, ("a note",), {"load": 1.0}
+    )
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_plan_view(planned: PlanResult, verbose: bool) -> None:
+    shown = text(report.plan_view(planned, "plan.json", verbose=verbose))
+    assert max(map(len, shown.splitlines())) <= 80
+    for words in (
+        "-> plan.json",
+        "25.0",
+        "1,200",
+        "cheap here",
+        "note: a note",
+        "2.00 nominal bits",
+        "1 skipped",
+        "248 bytes predicted",
+        "20.8 dB",
+    ):
+        assert words in shown, words
+    assert ("recipe: target_size = 250" in shown) == ("load 1.00" in shown) == verbose
+
+
+def test_what_is_not_predicted_is_not_shown(planned: PlanResult) -> None:
+    bare = replace(planned.plan, layers=tuple(replace(layer, noise=None, bytes=None) for layer in planned.plan.layers))
+    shown = text(report.plan_view(replace(planned, plan=replace(bare, predicted_bytes=None, predicted_sqnr_db=None), sweep=())))
+    assert "not written" in shown
+    assert "predicted" not in shown
+    assert "budget" not in shown
+
+
+def bars(points: Sequence[SweepPoint], planned: PlanResult) -> list[int]:
+    shown = text(report.plan_view(replace(planned, sweep=tuple(points))))
+    return [line.count("\u2588") for line in shown[shown.index("Size against quality") :].splitlines()[3:] if line]
+
+
+def test_sweep(planned: PlanResult) -> None:
+    shown = text(report.plan_view(planned))
+    assert max(map(len, shown.splitlines())) <= 80
+    assert re.search(r"2,000 +1,980 +4\.00 +10\.0 +\u2588+ *\n", shown)
+    assert "measured" not in shown
+    none, half, full = bars(planned.sweep, planned)
+    assert (none, 2 * half) == (0, full)
+    measured = text(report.plan_view(replace(planned, sweep=(replace(planned.sweep[1], measured_sqnr_db=9.5, top1=0.875),))))
+    assert re.search(r"10\.0 +9\.5 +87\.50 %", measured)
+
+
+@given(st.lists(st.none() | st.floats(-50, 50) | st.just(math.inf), min_size=1, max_size=5))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_longer_bars_are_better(planned: PlanResult, heights: list[float | None]) -> None:
+    drawn = bars([SweepPoint(1000, 1000, 4.0, height) for height in heights], planned)
+    assert len(drawn) == len(heights)
+    known = sorted((height, bar) for height, bar in zip(heights, drawn, strict=True) if height is not None)
+    assert [bar for _, bar in known] == sorted(bar for _, bar in known)
+
+
 # -------------------------------------------------------------------------------------------------------------------- document
 
 
@@ -158,6 +233,9 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert plain["schema"] == 1
     assert set(plain["model"]) == {"path", "sha256", "bytes", "opset"}
     assert set(plain["output"]) == {"path", "bytes", "opset"}
+    assert plain["predicted"] == {"bytes": 248, "sqnr_db": 20.75}
+    assert plain["form"] == {"storage": "native", "unpack": "none", "weight_format": "dq"}
+    assert plain["layers"][0]["predicted_bytes"] == 1200
     promised = "name op shape bits storage bytes provider gain_min gain_max predicted_sqnr_db measured_sqnr_db reason"
     assert set(promised.split()) <= set(plain["layers"][0])
     assert set(plain["skipped"][0]) == {"name", "op", "reason"}
@@ -169,15 +247,25 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert Recipe.from_dict(plain["recipe"]) == result.recipe
 
 
-def test_every_key_is_documented(result: Any, digits_bn: Path) -> None:
+def test_every_key_is_documented(result: Any, planned: PlanResult, digits_bn: Path) -> None:
     source = graph.load(digits_bn)
     documents = (
         document.quantize_document(result),
+        plans.plan_result_document(planned),
         document.inspect_document(source, match(source.proto)),
         document.validate_document(source, source, VALIDATION),
     )
     for plain in documents:
         assert keys(plain) <= documented(), keys(plain) - documented()
+
+
+def test_plan_document(planned: PlanResult) -> None:
+    plain = json.loads(document.dumps(plans.plan_result_document(planned)))
+    assert plain["command"] == "plan"
+    assert set(plain["model"]) == {"name", "path", "sha256", "bytes", "opset"}
+    assert plain["totals"] == {"layers": 16, "skipped": 1, "weights": 97_932, "nominal_bits": 2.0}
+    assert [point["bytes"] for point in plain["sweep"]] == [990, 1980, 2970]
+    assert Recipe.from_dict(plain["recipe"] or planned.recipe.to_dict()) == planned.recipe
 
 
 def test_the_worst_output_counts() -> None:

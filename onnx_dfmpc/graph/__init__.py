@@ -2,7 +2,7 @@
 
 from onnx_dfmpc.graph.checks import verify
 from onnx_dfmpc.graph.constants import ConstantTable, Uses, used_names
-from onnx_dfmpc.graph.files import LoadedModel, load, save
+from onnx_dfmpc.graph.files import LoadedModel, load, require_writable, save
 from onnx_dfmpc.graph.opset import MAX_OPSET, opset_of, raise_opset
 from onnx_dfmpc.graph.storage import StorageType, StoredWeight, first_opset, native, pack, storage_type
 
@@ -19,6 +19,7 @@ __all__ = [
     "opset_of",
     "pack",
     "raise_opset",
+    "require_writable",
     "save",
     "storage_type",
     "used_names",

@@ -173,10 +173,9 @@ def save(proto: ModelProto, path: str | os.PathLike[str], *, external_data: bool
     RecipeError
         If the target exists and ``overwrite`` is False, if it cannot be written, or if a model above 2 GB is to go into one file.
     """
+    require_writable(path, external_data=external_data, overwrite=overwrite)
     target = Path(path)
-    data_target = target.with_name(target.name + ".data")
-    for file in (target, data_target) if external_data else (target,):
-        _require_writable(file, overwrite)
+    data_target = _data_target(target)
     temporary = [_temporary(target)]
     try:
         if not external_data:
@@ -196,13 +195,29 @@ def save(proto: ModelProto, path: str | os.PathLike[str], *, external_data: bool
             file.unlink(missing_ok=True)
 
 
-def _require_writable(target: Path, overwrite: bool) -> None:
-    if target.is_dir():
-        raise RecipeError(f"{target}: a directory, not a file name", hint="name the file to write inside it")
-    if not target.parent.is_dir():
-        raise RecipeError(f"{target}: there is no directory {target.parent}", hint="create it first")
-    if os.path.lexists(target) and not overwrite:
-        raise RecipeError(f"{target}: exists already", hint="choose another output path, or allow overwriting it (--overwrite)")
+def require_writable(path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False) -> None:
+    """Refuse a target of `save` before the work is done.
+
+    Raises
+    ------
+    RecipeError
+        If the target, or with `external_data` its ``.data`` file, is a directory, has no directory that can be written, or exists and
+        ``overwrite`` is False.
+    """
+    target = Path(path)
+    for file in (target, _data_target(target)) if external_data else (target,):
+        if file.is_dir():
+            raise RecipeError(f"{file}: a directory, not a file name", hint="name the file to write inside it")
+        if not file.parent.is_dir():
+            raise RecipeError(f"{file}: there is no directory {file.parent}", hint="create it first")
+        if not os.access(file.parent, os.W_OK):
+            raise RecipeError(f"{file}: cannot write into {file.parent}", hint="choose another output path")
+        if os.path.lexists(file) and not overwrite:
+            raise RecipeError(f"{file}: exists already", hint="choose another output path, or allow overwriting it (--overwrite)")
+
+
+def _data_target(target: Path) -> Path:
+    return target.with_name(target.name + ".data")
 
 
 def _temporary(target: Path) -> Path:

@@ -8,8 +8,22 @@ limits    what a recipe leaves open for each layer
 """
 
 from onnx_dfmpc.recipe.checks import nearest, parse_size
-from onnx_dfmpc.recipe.knobs import GATE_KEYS, KINDS, PRESETS, Recipe
-from onnx_dfmpc.recipe.limits import Limits, limits
+from onnx_dfmpc.recipe.files import read_recipe
+from onnx_dfmpc.recipe.knobs import DEFAULT_BITS, GATE_KEYS, KINDS, PRESETS, Recipe
+from onnx_dfmpc.recipe.limits import Limits, limits, nearest_layer
 from onnx_dfmpc.recipe.rules import Rule
 
-__all__ = ["GATE_KEYS", "KINDS", "PRESETS", "Limits", "Recipe", "Rule", "limits", "nearest", "parse_size"]
+__all__ = [
+    "DEFAULT_BITS",
+    "GATE_KEYS",
+    "KINDS",
+    "PRESETS",
+    "Limits",
+    "Recipe",
+    "Rule",
+    "limits",
+    "nearest",
+    "nearest_layer",
+    "parse_size",
+    "read_recipe",
+]

@@ -8,7 +8,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import field
+from dataclasses import field, fields
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -36,8 +36,8 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.7) -> str:
     return f"did you mean {matches[0]}?" if matches else ""
 
 
-def parse_size(text: str) -> int:
-    """Bytes that a text such as ``300KiB`` stands for; fractions of a byte are dropped.
+def parse_size(size: str) -> int:
+    """Bytes that text such as ``300KiB`` stands for; fractions of a byte are dropped.
 
     KiB, MiB, GiB and the bare letters K, M, G are powers of 1024; kB, MB, GB are powers of 1000. Case does not matter, nor does a space
     before the unit. A number without a unit is bytes.
@@ -52,10 +52,10 @@ def parse_size(text: str) -> int:
     >>> parse_size("300KiB"), parse_size("300kB"), parse_size("1.5 MB"), parse_size("2M")
     (307200, 300000, 1500000, 2097152)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text, re.ASCII | re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", size, re.ASCII | re.IGNORECASE)
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise RecipeError(f"{text!r} is not a size", hint="such as 300KiB (1024 bytes each), 300kB (1000), 1.5MB, or 307200")
+        raise RecipeError(f"{size!r} is not a size", hint="such as 300KiB (1024 bytes each), 300kB (1000), 1.5MB, or 307200")
     return int(Decimal(found[1]) * unit)
 
 
@@ -107,6 +107,12 @@ def path(value: Any) -> str:
     return str(found)
 
 
+def text(value: Any) -> str:
+    """Text, empty or not."""
+    require(isinstance(value, str))
+    return str(value)
+
+
 def name(value: Any) -> str:
     """A name that is not empty."""
     require(isinstance(value, str) and value != "")
@@ -121,9 +127,8 @@ def names(value: Any) -> tuple[str, ...]:
 
 def regex(value: Any) -> str:
     """A regular expression, as text."""
-    require(isinstance(value, str))
     try:
-        re.compile(value)
+        re.compile(text(value))
     except re.error as error:
         raise RecipeError(f"{value!r} is not a regular expression: {error}") from None
     return str(value)
@@ -160,3 +165,23 @@ def bits_knob(default: int | None) -> Any:
 def choice_knob(default: str | None, *allowed: str) -> Any:
     """One of some words."""
     return knob(default, "one of " + ", ".join(allowed), choice(*allowed))
+
+
+def check_knobs(recipe: Any) -> None:
+    """Check and normalise every knob of a frozen dataclass, in place: for its ``__post_init__``.
+
+    Raises
+    ------
+    RecipeError
+        A value that is not allowed; None only where it is the default.
+    """
+    for key in fields(recipe):
+        value = getattr(recipe, key.name)
+        if value is None and key.default is None:
+            continue
+        try:
+            object.__setattr__(recipe, key.name, key.metadata["check"](value))
+        except RecipeError as error:
+            raise RecipeError(f"{key.name}: {error}", hint=error.hint) from None
+        except (TypeError, ValueError):
+            raise RecipeError(f"{key.name} = {value!r}: expected {key.metadata['allowed']}") from None

@@ -136,7 +136,7 @@ def write_recipe(values: Mapping[str, Any]) -> str:
     values : mapping
         Plain data of a recipe.
     """
-    values = {key: os.path.abspath(value) if key in PATHS else value for key, value in values.items()}
+    values = {key: os.path.abspath(value) if key in PATHS else value for key, value in values.items() if value != []}
     short = {knob: key for key, knob in TARGET.items()}
     homes = _homes(tuple(values))
     sections = {

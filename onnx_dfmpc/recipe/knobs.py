@@ -169,14 +169,7 @@ class Recipe:
     min_top1_agreement: float | None = knob(None, "a fraction from 0 to 1 (0.98 is 98 %)", checks.number(0, 1))
 
     def __post_init__(self) -> None:
-        for key in fields(self):
-            value = getattr(self, key.name)
-            if value is None and key.default is None:
-                continue
-            try:
-                object.__setattr__(self, key.name, key.metadata["check"](value))
-            except (TypeError, ValueError):
-                raise RecipeError(f"{key.name} = {value!r}: expected {key.metadata['allowed']}") from None
+        checks.check_knobs(self)
         self._settle_bits()
         self._settle_statistics()
 

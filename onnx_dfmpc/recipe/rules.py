@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from onnx_dfmpc.errors import RecipeError
@@ -54,12 +54,7 @@ class Rule:
     exclude: bool | None = knob(None, "true or false", checks.flag)
 
     def __post_init__(self) -> None:
-        for key in fields(self):
-            if (value := getattr(self, key.name)) is not None:
-                try:
-                    object.__setattr__(self, key.name, key.metadata["check"](value))
-                except (TypeError, ValueError):
-                    raise RecipeError(f"{key.name} = {value!r}: expected {key.metadata['allowed']}") from None
+        checks.check_knobs(self)
         if len(self._given(SELECTORS)) != 1:
             raise RecipeError("a rule needs exactly one of node, regex, op_type", hint="write one rule for each")
         given = self._given(EFFECTS)
@@ -127,7 +122,4 @@ def shorthand(value: Any) -> tuple[tuple[str, int], ...]:
     """Check of pairs of a regular expression and the bits it gives."""
     checks.require(not isinstance(value, str))
     pairs = value.items() if isinstance(value, Mapping) else value
-    try:
-        return tuple((checks.regex(pattern), checks.integer(2, 8)(bits)) for pattern, bits in pairs)
-    except RecipeError as error:
-        raise RecipeError(f"set: {error}") from None
+    return tuple((checks.regex(pattern), checks.integer(2, 8)(bits)) for pattern, bits in pairs)

@@ -1,0 +1,113 @@
+"""What a run leaves: a quantized model, or a plan for one, with the account of how it came about."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnx_dfmpc import graph
+from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.spec import Chain, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizeResult:
+    """A quantized model and the account of how it came about.
+
+    Attributes
+    ----------
+    model : ModelProto
+    source : LoadedModel
+        The float model it comes from.
+    plan : QuantPlan
+    recipe : Recipe
+    layers : tuple of LayerReport
+        One for each quantized layer, in topological order.
+    chains : tuple of Chain
+    skipped : tuple of Skipped
+        Every weighted node that stayed float, and why.
+    size : int
+        Bytes on disk: of the file once it is saved, of the serialized model before.
+    notes : tuple of str
+        Remarks on the model as a whole, such as a raised opset.
+    seconds : dict
+        Wall time of each stage.
+    validation : ValidationReport or None
+        None where it was left out.
+    output : Path or None
+        Where it was saved.
+    """
+
+    model: ModelProto
+    source: graph.LoadedModel
+    plan: QuantPlan
+    recipe: Recipe
+    layers: tuple[LayerReport, ...]
+    chains: tuple[Chain, ...]
+    skipped: tuple[Skipped, ...]
+    size: int
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    validation: ValidationReport | None = None
+    output: Path | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against it: no validation failed."""
+        return self.validation is None or bool(self.validation)
+
+    def save(self, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False) -> QuantizeResult:
+        """Write the model, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+        external_data : bool
+            Put the weights into a file beside it.
+        overwrite : bool
+            Replace an existing file.
+
+        Returns
+        -------
+        QuantizeResult
+            The same result, knowing where it lies and how large it is.
+
+        Raises
+        ------
+        RecipeError
+            If the file exists and may not be overwritten, or cannot be written.
+        """
+        size = graph.save(self.model, path, external_data=external_data, overwrite=overwrite)
+        return replace(self, size=size, output=Path(path))
+
+
+@dataclass(frozen=True, eq=False)
+class PlanResult:
+    """A plan and the account of how it came about.
+
+    Attributes
+    ----------
+    source : LoadedModel
+        The float model that it is for.
+    report : MatchReport
+    plan : QuantPlan
+    recipe : Recipe
+    sweep : tuple of SweepPoint
+        Size against quality for other budgets, where they were asked for.
+    notes : tuple of str
+    seconds : dict
+        Wall time of each stage.
+    """
+
+    source: graph.LoadedModel
+    report: MatchReport
+    plan: QuantPlan
+    recipe: Recipe
+    sweep: tuple[SweepPoint, ...]
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]

@@ -1,0 +1,159 @@
+"""`plan` and `quantize --plan` on the network that ships with the project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from onnx_dfmpc import cli
+from onnx_dfmpc.recipe import Recipe
+
+Run = Callable[..., tuple[int, str, str]]
+Edit = Callable[[dict[str, Any]], object]
+
+FAST = ("--samples", 4)
+BITS = ("--low-bits", 2, "--high-bits", 5, "--set", "conv2=4", "--nodes-to-exclude", "/fc/Gemm", "--rounding", "nearest")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def plan(run: Run, digits_bn: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "plan.json"
+    code, out, err = run("plan", digits_bn, "-o", path, *BITS)
+    assert (code, err) == (0, "")
+    assert str(path) in out.replace("\n", "")
+    return path
+
+
+def edit(path: Path, change: Edit) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_plan_is_the_document_and_writes_nothing_else(run: Run, digits_bn: Path, plan: Path) -> None:
+    printed = json.loads(run("plan", digits_bn, *BITS, "--json", "-")[1])
+    written = json.loads(plan.read_text(encoding="utf-8"))
+    assert {**printed, "seconds": 0} == {**written, "seconds": 0}
+    assert [item.name for item in plan.parent.iterdir()] == ["plan.json"]
+    assert run("plan", digits_bn, "-q") == (0, "", "")
+    assert max(map(len, run("plan", digits_bn, "-v")[1].splitlines())) <= 80
+
+
+def test_an_existing_plan_is_kept_unless_asked(run: Run, digits_bn: Path, plan: Path) -> None:
+    before = plan.read_bytes()
+    code, _, err = run("plan", digits_bn, "-o", plan, "--bits", 4)
+    assert (code, plan.read_bytes()) == (2, before)
+    assert "--overwrite" in err
+    assert run("plan", digits_bn, "-o", plan, "--bits", 4, "--overwrite")[0] == 0
+    assert plan.read_bytes() != before
+
+
+def test_two_steps_give_the_bytes_of_one(run: Run, digits_bn: Path, plan: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.onnx", tmp_path / "two.onnx"
+    assert run("quantize", digits_bn, "-o", one, *BITS, "-q")[0] == 0
+    assert run("quantize", digits_bn, "-o", two, "--plan", plan, "-q")[0] == 0
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_flags_beside_a_plan(run: Run, digits_bn: Path, plan: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[validate]\nsamples = 3\n[defaults]\nlambda1 = 0.25\n", encoding="utf-8")
+    code, out, _ = run("quantize", digits_bn, "--plan", plan, "--dry-run", "-c", recipe, "--seed", 7, "--json", "-")
+    plain = json.loads(out)
+    assert code == 0
+    assert plain["validation"]["samples"] == 3
+    used = Recipe.from_dict(plain["recipe"])
+    assert (used.seed, used.lambda1, used.rounding, used.low_bits) == (7, 0.25, "nearest", 2)
+
+
+def test_bits_edited_by_hand(run: Run, digits_bn: Path, plan: Path, tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["layers"][1]["bits"] = 7
+        content["skipped"].append(content["layers"].pop(2))
+
+    edit(plan, change)
+    target = tmp_path / "small.onnx"
+    code, out, err = run("quantize", digits_bn, "-o", target, "--plan", plan, *FAST, "--json", "-")
+    plain = json.loads(out)
+    assert (code, err) == (0, "")
+    changed = plain["layers"][1]
+    assert (changed["bits"], changed["reason"][:4]) == (7, "plan")
+    assert len(plain["layers"]) == 14
+    stored = {entry.key: entry.value for entry in onnx.load(target).metadata_props}
+    assert json.loads(stored["onnx_dfmpc.bits"])[changed["name"]] == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content["layers"][1].update(name="/blocks/blocks.0/conv1/Con"), "did you mean /blocks/blocks.0/conv1/Conv?"),
+        (lambda content: content["layers"].pop(1), "layer '/blocks/blocks.0/conv1/Conv' is missing"),
+        (lambda content: content["layers"].append(content["layers"][1]), "is there 2 times"),
+        (lambda content: content["skipped"].append({"name": "/conv/Cnov"}), "did you mean /conv/Conv?"),
+        (lambda content: content["layers"][1].update(bits=1), "2 to 8"),
+        (lambda content: content["model"].update(sha256="0"), "another model"),
+        (
+            lambda content: content.update(layers=[], skipped=content["skipped"] + content["layers"]),
+            "nothing to quantize: plan: stays float",
+        ),
+        (lambda content: content.clear(), "not a plan"),
+    ],
+)
+def test_a_plan_that_does_not_fit(run: Run, digits_bn: Path, plan: Path, tmp_path: Path, change: Edit, words: str) -> None:
+    edit(plan, change)
+    target = tmp_path / "small.onnx"
+    code, out, err = run("quantize", digits_bn, "-o", target, "--plan", plan)
+    assert (code, out) == (3 if "nothing" in words else 2, "")
+    assert words in err
+    assert len(err.splitlines()) in (1, 2)
+    assert not target.exists()
+
+
+def test_a_plan_for_the_folded_network_is_refused(run: Run, digits_folded: Path, plan: Path) -> None:
+    code, _, err = run("quantize", digits_folded, "--dry-run", "--plan", plan)
+    assert code == 2
+    assert "another model" in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--bits", "4"], ["--low-bits", "2"], ["--target-size", "30K"], ["--target-bits", "4"], ["--preset", "smallest"]),
+        *(["--set", "a=4"], ["--nodes-to-exclude", "x"], ["--min-bits", "3"], ["--method", "paper"], ["--rounding", "nearest"]),
+        ["-c", "recipe.toml"],
+    ],
+)
+def test_what_a_plan_has_decided_is_no_flag(run: Run, digits_bn: Path, plan: Path, tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "recipe.toml").write_text("[target]\nsize = 30000\n", encoding="utf-8")
+    flags = [str(tmp_path / flag) if flag.endswith(".toml") else flag for flag in flags]
+    code, out, err = run("quantize", digits_bn, "--dry-run", "--plan", plan, *flags)
+    assert (code, out) == (2, "")
+    assert "exclude each other" in err
+    assert "edit the plan" in err
+
+
+def test_a_saved_recipe_does_the_same_again(run: Run, digits_bn: Path, digits_data: Path, tmp_path: Path) -> None:
+    recipe, first, second = (tmp_path / name for name in ("recipe.toml", "first.onnx", "second.onnx"))
+    argv = (*BITS, "--data", digits_data, *FAST, "--save-recipe", recipe, "-q")
+    assert run("quantize", digits_bn, "-o", first, *argv) == (0, "", "")
+    assert run("quantize", digits_bn, "-o", second, "-c", recipe, "-q") == (0, "", "")
+    assert first.read_bytes() == second.read_bytes()
+    assert run("quantize", digits_bn, "-o", tmp_path / "third.onnx", *argv)[0] == 2
+    assert not (tmp_path / "third.onnx").exists()
