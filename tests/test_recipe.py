@@ -145,6 +145,7 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"target_bits": 1.9}, ["target_bits = 1.9", "2 to 8"]),
         ({"preset": "tiny"}, ["preset = 'tiny'", "smallest, balanced, lossless"]),
         ({"storage": "dense"}, ["storage = 'dense'", "native, portable, compact"]),
+        ({"unpack": "float", "weight_format": "qdq"}, ["weight_format = 'qdq'", "unpack = 'float'"]),
         ({"unpack": "int4"}, ["unpack = 'int4'", "none, int8, float"]),
         ({"weight_format": "qlinear"}, ["weight_format", "dq, qdq"]),
         ({"cost": "hessian"}, ["cost = 'hessian'", "auto, bn, probe, measured"]),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.forms import check_form
 from onnx_dfmpc.recipe import checks
 from onnx_dfmpc.recipe.checks import bits_knob, choice_knob, knob, nearest
 from onnx_dfmpc.recipe.files import read_recipe, write_recipe
@@ -172,6 +173,7 @@ class Recipe:
         checks.check_knobs(self)
         self._settle_bits()
         self._settle_statistics()
+        check_form(self.form)
 
     def _given(self, kind: Kind) -> str:
         """The knobs of a kind of bits that are set, in words."""
