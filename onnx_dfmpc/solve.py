@@ -213,10 +213,14 @@ def _weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
     )
 
 
-def _sqnr_db(response: Response, layer: Layer) -> float | None:
-    """Predicted SQNR of the layer's output in dB; channels weigh as batch norm scales them. None without signal."""
+def noise_share(response: Response, layer: Layer) -> float | None:
+    """Predicted noise of the layer's output relative to its signal; channels weigh as batch norm scales them. None without signal."""
     weight = np.ones_like(response.own) if layer.batch_norm is None else (layer.batch_norm.gamma / layer.batch_norm.sigma) ** 2
     signal, noise = float((weight * response.own).sum()), float((weight * response.noise).sum())
-    if signal <= 0:
-        return None
-    return 10 * float(np.log10(signal / max(noise, signal * NOISE_FLOOR)))
+    return max(noise / signal, NOISE_FLOOR) if signal > 0 else None
+
+
+def _sqnr_db(response: Response, layer: Layer) -> float | None:
+    """Predicted SQNR of the layer's output in dB."""
+    share = noise_share(response, layer)
+    return None if share is None else -10 * float(np.log10(share))

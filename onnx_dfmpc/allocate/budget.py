@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate.fixed import layer_plan, left_out
 from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import Limits, Recipe, limits
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan
+
+SAME_BYTES = 1.02
+"""Bytes up to this factor are the same: the codes take as much room, only zero points or names differ."""
 
 
 def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable) -> QuantPlan:
@@ -38,7 +42,7 @@ def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
         If the target cannot be met; the message says what can.
     """
     found = limits(report, recipe)
-    allowed = _allowed(table, found)
+    allowed = open_widths(table.layers, table.widths, table.sizes, found)
     if recipe.target_size is not None:
         chosen = frontier(table, allowed, recipe.target_size - table.base).within(recipe.target_size - table.base)
     elif recipe.target_bits is not None:
@@ -65,25 +69,50 @@ def sweep(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
         Bytes of the whole file.
     """
     found = limits(report, recipe)
-    allowed = _allowed(table, found)
+    allowed = open_widths(table.layers, table.widths, table.sizes, found)
     shared = frontier(table, allowed, max(budgets, default=0) - table.base)
     choices = [shared.within(budget - table.base) for budget in budgets]
     return [None if chosen is None else _plan(report, recipe, model_sha256, table, found, allowed, chosen) for chosen in choices]
+
+
+def open_widths(names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.int64], found: Mapping[str, Limits]) -> Mask:
+    """Widths that are worth a thought for each layer: within its limits, and not replaced by a wider one at about the same bytes.
+
+    The fewest bytes are always among them, so that no budget is refused without need.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Layers.
+    widths : sequence of int
+        Bits, ascending.
+    sizes : int64 array, shape (layers, widths)
+        Bytes.
+    found : mapping of str to Limits
+
+    Returns
+    -------
+    bool array, shape (layers, widths)
+
+    Examples
+    --------
+    >>> open_widths(["a"], (2, 3, 4, 8), np.array([[100, 199, 200, 400]]), {"a": Limits(2, 4)}).tolist()
+    [[True, False, True, False]]
+    """
+    bits = np.array(widths)
+    within = np.stack([(bits >= found[name].low) & (bits <= found[name].high) for name in names])
+    cost = np.where(within, sizes, np.iinfo(np.int64).max)
+    cheapest_wider = np.minimum.accumulate(cost[:, ::-1], axis=1)[:, ::-1]
+    replaced = np.zeros_like(within)
+    replaced[:, :-1] = cheapest_wider[:, 1:] <= SAME_BYTES * sizes[:, :-1]
+    opened: Mask = within & (~replaced | (cost == cost.min(axis=1, keepdims=True)))
+    return opened
 
 
 def mean_bits(plan: QuantPlan, report: MatchReport) -> float:
     """Mean nominal bits over all quantized weights."""
     sizes = {layer.name: layer.size for layer in report.layers}
     return sum(layer.bits * sizes[layer.name] for layer in plan.layers) / sum(sizes[layer.name] for layer in plan.layers)
-
-
-def _allowed(table: CostTable, found: Mapping[str, Limits]) -> Mask:
-    """Widths within the limits, without those that a wider one replaces at no more bytes."""
-    widths = np.array(table.widths)
-    allowed = np.stack([(widths >= found[name].low) & (widths <= found[name].high) for name in table.layers])
-    cheapest_wider = np.minimum.accumulate(np.where(allowed, table.sizes, np.iinfo(np.int64).max)[:, ::-1], axis=1)[:, ::-1]
-    allowed[:, :-1] &= table.sizes[:, :-1] < cheapest_wider[:, 1:]
-    return allowed
 
 
 def _within_mean_bits(report: MatchReport, target: float, table: CostTable, allowed: Mask) -> Choice | None:
@@ -93,7 +122,7 @@ def _within_mean_bits(report: MatchReport, target: float, table: CostTable, allo
     return frontier(nominal, allowed, budget).within(budget)
 
 
-def _weights(report: MatchReport, table: CostTable) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _weights(report: MatchReport, table: CostTable) -> NDArray[np.int64]:
     """Number of weights of each layer, shape (layers,)."""
     sizes = {layer.name: layer.size for layer in report.layers}
     return np.array([sizes[name] for name in table.layers], np.int64)

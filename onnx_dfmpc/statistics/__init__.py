@@ -11,6 +11,7 @@ from onnx_dfmpc.statistics.feeds import model_inputs, real_feeds
 from onnx_dfmpc.statistics.probe import Probe
 from onnx_dfmpc.statistics.providers import Analytic, Provider, White
 from onnx_dfmpc.statistics.ranges import infer_range
+from onnx_dfmpc.statistics.stream import Stream
 from onnx_dfmpc.statistics.synthetic import synthetic_feeds
 
-__all__ = ["Analytic", "Probe", "Provider", "White", "infer_range", "model_inputs", "real_feeds", "synthetic_feeds"]
+__all__ = ["Analytic", "Probe", "Provider", "Stream", "White", "infer_range", "model_inputs", "real_feeds", "synthetic_feeds"]

@@ -17,6 +17,7 @@ from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.graph.constants import outer_names
 from onnx_dfmpc.graph.protobuf import subgraphs
+from onnx_dfmpc.statistics.rest import SHIFT, UNSHIFTED, WEIGHT, Rest
 
 Value = NDArray[Any]
 SILENT = 4
@@ -76,6 +77,36 @@ class Stream:
         self._waiting.update(self._reads[index])
         self._replaced[name] = array
 
+    def rest(self, output: str, names: Sequence[str], shift: Value) -> Rest:
+        """The part of the model from the node that makes ``output``, which has not run yet, to tensors behind it.
+
+        The node's weight (its second input) and a shift of its output are left open. The stream stays as it is.
+
+        Parameters
+        ----------
+        output : str
+        names : sequence of str
+            Those that do not depend on ``output`` are left out.
+        shift : array
+            An example of the shift.
+        """
+        opened = self._producer[output]
+        needed = {name: self._ancestors(name) for name in names}
+        names = [name for name in names if opened in needed[name]]
+        indices = list(dict.fromkeys(index for name in names for index in needed[name]))
+        layer = NodeProto()
+        layer.CopyFrom(self._nodes[opened])
+        weight, layer.input[1], layer.output[0] = layer.input[1], WEIGHT, UNSHIFTED
+        changed = [layer, helper.make_node("Sub", [UNSHIFTED, SHIFT], [output])]
+        nodes = [node for index in indices for node in (changed if index == opened else [self._nodes[index]])]
+        made = {name for node in nodes for name in node.output if name}
+        read = {name for node in nodes for name in _inputs(node)}
+        feeds = sorted(name for name in read - made - {WEIGHT, SHIFT} if self._constant(name) is None)
+        examples = {name: self._live[name][0] for name in feeds} | {WEIGHT: np.asarray(self._constant(weight)), SHIFT: shift}
+        session = self._session(nodes, examples, names, read)
+        batches = [{name: self._live[name][batch] for name in feeds} for batch in range(self._batches)]
+        return Rest(names, batches, lambda feed: list(session.run(names, feed)))
+
     def _constant(self, name: str) -> Value | None:
         if name in self._replaced:
             return self._replaced[name]
@@ -108,7 +139,7 @@ class Stream:
             self._waiting.subtract(self._reads[index])
         keep = sorted(name for name in made if self._waiting[name] > 0 or name == wanted)
         feeds = sorted(name for name in read - made if self._constant(name) is None)
-        session = self._session(nodes, feeds, keep, read)
+        session = self._session(nodes, {name: self._live[name][0] for name in feeds}, keep, read)
 
         def run(batch: int) -> list[Value]:
             return list(session.run(keep, {name: self._live[name][batch] for name in feeds}))
@@ -124,12 +155,12 @@ class Stream:
             if self._waiting[name] <= 0 and name != wanted:
                 self._live.pop(name, None)
 
-    def _session(self, nodes: list[NodeProto], feeds: list[str], keep: list[str], read: set[str]) -> ort.InferenceSession:
+    def _session(self, nodes: list[NodeProto], examples: Mapping[str, Value], keep: list[str], read: set[str]) -> ort.InferenceSession:
         constants = {name: array for name in sorted(read) if (array := self._constant(name)) is not None}
         graph = helper.make_graph(
             nodes,
             "segment",
-            [_value_info(name, self._live[name][0]) for name in feeds],
+            [_value_info(name, example) for name, example in examples.items()],
             [helper.make_empty_tensor_value_info(name) for name in keep],
             [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
         )

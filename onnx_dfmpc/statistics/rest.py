@@ -1,0 +1,64 @@
+"""The part of a model behind one layer, with the layer's weight left open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onnx_dfmpc.errors import ModelError
+
+Value = NDArray[Any]
+Run = Callable[[Mapping[str, Value]], list[Value]]
+
+WEIGHT, SHIFT, UNSHIFTED = "rest::weight", "rest::shift", "rest::unshifted"
+
+
+class Rest:
+    """A session from a layer to some tensors behind it, and the batches to run it on; made by `Stream.rest`.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The tensors.
+    feeds : sequence of mapping
+        Everything else that the session reads, one mapping per batch.
+    run : callable
+        Feeds to the values of ``names``, in their order.
+    """
+
+    def __init__(self, names: Sequence[str], feeds: Sequence[Mapping[str, Value]], run: Run) -> None:
+        self.names = tuple(names)
+        self._feeds = feeds
+        self._run = run
+
+    def __call__(self, weight: Value, shift: Value) -> dict[str, list[Value]]:
+        """Run the layer with a weight, its output less ``shift``, and all that is behind it.
+
+        Parameters
+        ----------
+        weight : array
+            Shape and dtype of the layer's own.
+        shift : array
+            Broadcasts with the layer's output.
+
+        Returns
+        -------
+        dict
+            Values of each tensor, one for each batch.
+
+        Raises
+        ------
+        ModelError
+            If ONNX Runtime cannot run it.
+        """
+        opened = {WEIGHT: weight, SHIFT: shift}
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                results = list(pool.map(lambda feed: self._run({**feed, **opened}), self._feeds))
+        except Exception as error:  # ONNX Runtime has no common base for its errors
+            raise ModelError(f"cannot run the float model up to {self.names[0]!r}: {error}") from error
+        return {name: [result[position] for result in results] for position, name in enumerate(self.names)}
