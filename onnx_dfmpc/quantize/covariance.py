@@ -35,7 +35,8 @@ def regularize(covariance: Array, taps: int, samples: int) -> Array:
 
     A covariance measured on a sample knows less about each single pair of inputs than about the pattern behind them: C (x) R, the channel
     covariance times one spatial correlation. The fewer samples per input, the more weight the pattern gets. It has at least half, since
-    even exact statistics of a synthetic input are not those of a real one.
+    even exact statistics of a synthetic input are not those of a real one. Where there are no taps there is no pattern, and correlations
+    measured on fewer samples than inputs are shrunk by as much as these say too little.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def regularize(covariance: Array, taps: int, samples: int) -> Array:
         into = blended.reshape(g, i, taps, i, taps)
         into += (trust * channels)[:, :, None, :, None] * spatial[:, None, :, None, :]
         diagonal = np.einsum("gnn->gn", blended).copy()
-    blended *= 1 - SHRINKAGE
+    blended *= 1 - max(SHRINKAGE, n / (n + samples) if samples and taps == 1 else 0)
     floor = 1e-6 * diagonal.mean(axis=1, keepdims=True)
     blended[:, np.arange(n), np.arange(n)] = diagonal + np.where(floor > 0, floor, 1)
     return blended
