@@ -126,7 +126,7 @@ class TestMethods:
         layers = match(onnx.load(digits_bn)).layers
         kinds = storage(model)
         assert len(kinds) == len(layers)
-        assert {TensorProto.UINT2, TensorProto.UINT8} == set(kinds)
+        assert {TensorProto.UINT2, TensorProto.INT8, TensorProto.UINT8} == set(kinds)  # 2, 6 and 8 bits
         assert all(size > 1 for size in scale_sizes(model))
 
     def test_dfq_as_published_has_one_scale_per_tensor(self, digits_bn):

@@ -96,13 +96,13 @@ def test_names_nodes_and_opset():
     rewritten, _ = all_layers(conv(), 2)
     graph = rewritten.proto.graph
     assert [node.op_type for node in graph.node] == ["DequantizeLinear", "Conv", "BatchNormalization", "Relu"]
-    assert list(graph.node[0].input) == ["w_quantized", "w_scale"]
-    assert list(graph.node[0].output) == [graph.node[1].input[1]] == ["w_dequantized"]
+    assert list(graph.node[0].input) == ["q0", "q0s"]
+    assert list(graph.node[0].output) == [graph.node[1].input[1]] == ["w"]
     assert [node.name for node in graph.node[1:]] == ["conv", "bn", "relu"]
     assert [list(node.output) for node in graph.node[1:]] == [["c"], ["b"], ["y"]]
-    assert names(rewritten.proto) == {"w_quantized", "w_scale", "gamma", "beta", "mean", "var"}
+    assert names(rewritten.proto) == {"q0", "q0s", "gamma", "beta", "mean", "var"}
     assert (opset_of(rewritten.proto), rewritten.proto.ir_version) == (25, 13)
-    assert rewritten.notes == ("opset 17 -> 25 because of 2-bit weights",)
+    assert rewritten.notes == ("opset 17 -> 25 because of INT2 weights",)
     assert rewritten.layers["conv"].storage == "INT2"
 
 
@@ -159,7 +159,7 @@ def test_batch_norm_is_replaced_in_place():
     layer = report.layers[0]
     new = dataclasses.replace(layer.batch_norm, gamma=noise(6, seed=5), mean=noise(6, seed=6), var=noise(6, seed=7) ** 2)
     rewritten = rewrite(model, report, [quantized(model, layer, batch_norm=new)])
-    assert names(rewritten.proto) == {"w_quantized", "w_scale", "gamma", "beta", "mean", "var"}
+    assert names(rewritten.proto) == {"q0", "q0s", "gamma", "beta", "mean", "var"}
     for name in ("gamma", "beta", "mean", "var"):
         np.testing.assert_array_equal(values(rewritten.proto, name), getattr(new, name).astype(np.float32))
     oracle = substitute(model, {"w": quantized(model, layer).weight.dequantize(), "gamma": new.gamma, "mean": new.mean, "var": new.var})
@@ -290,7 +290,7 @@ def test_weight_from_constant_node_through_identity():
     rewritten, report = all_layers(model)
     assert report.layers[0].weight == "k"
     assert [node.op_type for node in rewritten.proto.graph.node] == ["DequantizeLinear", "Conv", "DequantizeLinear", "Conv"]
-    assert rewritten.proto.graph.node[0].output[0] == "k_dequantized"
+    assert rewritten.proto.graph.node[0].output[0] == "j"
 
 
 def test_shared_weight_is_copied_and_stays_while_somebody_reads_it():
@@ -301,11 +301,11 @@ def test_shared_weight_is_copied_and_stays_while_somebody_reads_it():
     one, two = report.layers
     both = rewrite(model, report, [quantized(model, one, 2), quantized(model, two, 8)])
     checker.check_model(both.proto, full_check=True)
-    assert names(both.proto) == {"w_quantized", "w_scale", "w_quantized_1", "w_scale_1"}
+    assert names(both.proto) == {"q0", "q0s", "q1", "q1s"}
     assert [both.layers[name].storage for name in ("one", "two")] == ["INT2", "INT8"]
     only_one = rewrite(model, report, [quantized(model, one, 2)]).proto
     assert "w" in names(only_one)
-    assert [node.input[1] for node in only_one.graph.node if node.op_type == "Conv"] == ["w_dequantized", "w"]
+    assert [node.input[1] for node in only_one.graph.node if node.op_type == "Conv"] == ["q0w", "w"]
 
 
 @pytest.mark.parametrize("reader", ["graph output", "subgraph"])
@@ -329,15 +329,19 @@ def test_weight_with_another_reader_stays(reader):
     np.testing.assert_array_equal(values(rewritten, "w"), noise(4, 4, 3, 3))
 
 
-def test_new_names_avoid_old_ones():
+@pytest.mark.parametrize(
+    ("tensor", "node", "prefix"),
+    [("qs", "relu", "q"), ("q7", "relu", "q_"), ("q_", "relu", "q_"), ("r", "q0s", "q_"), ("q_4", "relu", "q__")],
+)
+def test_new_names_avoid_old_ones(tensor, node, prefix):
     model = parse(
-        """<ir_version: 8, opset_import: ["" : 17]>
-        g (float[N, 4, 5, 5] w_scale) => (float[N, 6, 3, 3] w_dequantized) { [w_DequantizeLinear] w_dequantized = Conv(w_scale, w) }""",
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 4, 5, 5] x) => (float[N, 6, 3, 3] y) {{ [conv] {tensor} = Conv(x, w)  [{node}] y = Relu({tensor}) }}""",
         w=noise(6, 4, 3, 3),
     )
     rewritten, _ = all_layers(model)
-    assert names(rewritten.proto) == {"w_quantized", "w_scale_1"}
-    assert [node.name for node in rewritten.proto.graph.node] == ["w_DequantizeLinear_1", "w_DequantizeLinear"]
+    assert names(rewritten.proto) == {f"{prefix}0", f"{prefix}0s"}
+    assert [node.name for node in rewritten.proto.graph.node] == ["", "conv", node]
 
 
 @pytest.mark.parametrize("ir", [3, 4])
@@ -356,7 +360,7 @@ def test_initializers_listed_as_inputs(ir):
     rewritten = rewrite(model, report, [quantized(model, report.layers[0], bias=noise(6, seed=2))]).proto
     checker.check_model(rewritten, full_check=True)
     assert [value.name for value in rewritten.graph.input] == (["x"] if ir == 3 else ["x", "d"])
-    assert names(rewritten) == {"w_quantized", "w_scale", "b", "d"}
+    assert names(rewritten) == {"q0", "q0s", "b", "d"}
 
 
 def test_float16_parameters():
@@ -368,7 +372,7 @@ def test_float16_parameters():
     layer = quantized(model, report.layers[0], 8, bias=noise(6))
     rewritten = rewrite(model, report, [layer])
     checker.check_model(rewritten.proto, full_check=True)
-    assert {values(rewritten.proto, name).dtype for name in ("w_scale", "w_bias")} == {np.dtype(np.float16)}
+    assert {values(rewritten.proto, name).dtype for name in ("q0s", "q0_bias")} == {np.dtype(np.float16)}
     assert rewritten.notes == ("opset 17 -> 19 because of float16 scales",)
     with pytest.raises(UnsupportedError, match="float16"):
         rewrite(model, report, [dataclasses.replace(layer, bias=np.full(6, 1e6, np.float32))])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_dfmpc.graph.protobuf import graphs, subgraphs
 
@@ -110,6 +110,12 @@ class ConstantTable(Mapping[str, NDArray[np.generic]]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._source
+
+    def data_type(self, name: str) -> int:
+        """``TensorProto`` element type of a constant tensor."""
+        held = self._held[self._source[name]]
+        tensor = held.t if isinstance(held, AttributeProto) else held
+        return tensor.data_type or helper.np_dtype_to_tensor_dtype(self[name].dtype)
 
     def source(self, name: str) -> str:
         """Name of the initializer, or of the Constant node's output, that a constant tensor comes from. KeyError if it is not constant."""

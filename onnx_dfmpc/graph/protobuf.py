@@ -47,10 +47,14 @@ def is_large(tensor: TensorProto) -> bool:
     return bool(prod(tensor.dims) > LARGE)
 
 
-def framed_size(message: Message) -> int:
-    """Bytes that a message takes inside its parent: tag (field numbers below 16), length and content."""
-    size: int = message.ByteSize()
+def framed(size: int) -> int:
+    """Bytes that ``size`` bytes take as a field of a message: tag (field numbers below 16), length and content."""
     return 1 + max(1, -(-size.bit_length() // 7)) + size
+
+
+def framed_size(message: Message) -> int:
+    """Bytes that a message takes inside its parent."""
+    return framed(message.ByteSize())
 
 
 def copy_fields(source: Message, target: Message, *, without: tuple[str, ...] = ()) -> None:

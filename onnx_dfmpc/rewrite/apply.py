@@ -1,0 +1,177 @@
+"""Quantized layers -> an edited copy of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, helper
+
+from onnx_dfmpc.errors import DfmpcError
+from onnx_dfmpc.forms import NATIVE, check_form
+from onnx_dfmpc.graph import Blueprint, ConstantTable, Outline, lay_out, opset_of, raise_opset
+from onnx_dfmpc.rewrite.editor import Edit, Editor
+from onnx_dfmpc.rewrite.names import Names, choose_names
+from onnx_dfmpc.spec import Form, Layer, MatchReport, QuantizedLayer, QuantizedWeight
+
+PREFIX = "onnx_dfmpc."
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """How one layer lies in the file.
+
+    Attributes
+    ----------
+    storage : str
+        Element type of the codes, such as "UINT2", or of the planes that they are in, such as "UINT4+UINT2".
+    bytes : int
+        Bytes in the file: codes, scale, zero point and the nodes that make a float weight of them.
+    notes : tuple of str
+        What the reader should know about it.
+    """
+
+    storage: str
+    bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """The edited model, what became of each layer by name, and remarks on the model as a whole."""
+
+    proto: ModelProto
+    layers: dict[str, StoredLayer]
+    notes: tuple[str, ...]
+
+
+def rewrite(
+    proto: ModelProto,
+    report: MatchReport,
+    layers: Sequence[QuantizedLayer],
+    *,
+    form: Form = NATIVE,
+    metadata: Mapping[str, str] | None = None,
+) -> Rewritten:
+    """Copy of a model in which the weight of each given layer comes from integer codes.
+
+    Opset and IR version are raised as far as the codes need. What the codes replace goes when nobody uses it any more; what
+    somebody else uses stays. Names of nodes and tensors, doc strings, metadata, local functions and value infos stay.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        The float model with its external data loaded; never changed.
+    report : MatchReport
+        Where the layers are in ``proto``.
+    layers : sequence of QuantizedLayer
+        What to put there. ``bias`` is in the units of the constant that it replaces: Gemm multiplies its third input by ``beta``.
+    form : Form
+        How codes are put into the file. The float weights are the same in every form.
+    metadata : mapping, optional
+        Added to ``metadata_props`` under ``onnx_dfmpc.``.
+
+    Returns
+    -------
+    Rewritten
+
+    Raises
+    ------
+    RecipeError
+        If the form makes no sense.
+    UnsupportedError
+        If the model cannot be converted to the opset that the codes need, or new parameters do not fit its float type.
+    DfmpcError
+        If the layers do not belong to the model.
+    """
+    check_form(form)
+    known = {layer.name: layer for layer in report.layers}
+    if strangers := [layer.name for layer in layers if layer.name not in known]:
+        raise DfmpcError(f"layer {strangers[0]!r} is not in the match report")
+    table, names = ConstantTable(proto), choose_names(proto, report)
+    edits, stored = [], {}
+    for quantized in layers:
+        layer, weight = known[quantized.name], quantized.weight
+        if weight.codes.shape != layer.shape:
+            raise DfmpcError(f"layer {layer.name!r}: codes of shape {weight.codes.shape} for a weight {layer.shape}")
+        blueprint = design(
+            layer, table, names, form, bits=weight.bits, signed=weight.signed, axis=weight.axis, zero_point=_has_zero_point(weight)
+        )
+        edits.append(Edit(layer, blueprint, blueprint.fill(weight), quantized.bias, quantized.batch_norm))
+        stored[layer.name] = StoredLayer(blueprint.label, blueprint.size, _notes(layer, weight, form, blueprint))
+    blueprints = [edit.blueprint for edit in edits]
+    opset, reason = max(((blueprint.opset, blueprint.reason) for blueprint in blueprints), default=(0, ""))
+    shared = frozenset[str]().union(*(blueprint.shared for blueprint in blueprints))
+    edited = raise_opset(proto, opset)
+    apply_edits(edited, edits, names, shared, metadata or {})
+    return Rewritten(edited, stored, _opset_note(opset_of(proto), opset_of(edited), reason))
+
+
+def design(
+    layer: Layer, table: ConstantTable, names: Names, form: Form, *, bits: int, signed: bool, axis: int | None, zero_point: bool
+) -> Blueprint:
+    """How the weight of a layer is going to lie in the file.
+
+    Parameters
+    ----------
+    layer : Layer
+    table : ConstantTable
+        Of the model.
+    names : Names
+    form : Form
+    bits, signed, axis
+        As in `QuantizedWeight`.
+    zero_point : bool
+        Whether there is one that is not zero.
+
+    Raises
+    ------
+    UnsupportedError
+        If the weight is of a type that cannot be stored.
+    DfmpcError
+        If the layer does not belong to the model.
+    """
+    if layer.weight not in table:
+        raise DfmpcError(f"layer {layer.name!r}: {layer.weight!r} is not a constant of the model")
+    outline = Outline(layer.name, layer.shape, axis, bits, signed, zero_point, table.data_type(layer.weight), wide=_miscomputed(layer))
+    own = names.layers[layer.name]
+    return lay_out(outline, form, own.label, own.output, names.prefix)
+
+
+def apply_edits(proto: ModelProto, edits: Sequence[Edit], names: Names, shared: frozenset[str], metadata: Mapping[str, str]) -> None:
+    """Edit a model in place: layers, the constants that they share, and metadata."""
+    editor = Editor(proto, names)
+    for edit in edits:
+        editor.apply(edit)
+    editor.finish(shared)
+    ours = {key if key.startswith(PREFIX) else PREFIX + key: value for key, value in metadata.items()}
+    helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | ours)
+
+
+def _miscomputed(layer: Layer) -> bool:
+    """Whether ONNX Runtime gets 2-bit weights of this layer wrong.
+
+    Version 1.32 fuses their DequantizeLinear into MatMul and Gemm(transB=0) by default, and computes nonsense where the number of output
+    features is not a multiple of 4. Behind any other node they are read as they should be.
+    """
+    return layer.op_type in ("MatMul", "Gemm") and layer.axis == 1 and layer.shape[-1] % 4 != 0
+
+
+def _notes(layer: Layer, weight: QuantizedWeight, form: Form, blueprint: Blueprint) -> tuple[str, ...]:
+    if weight.bits == 2 and _miscomputed(layer) and form.storage != "portable" and (form.unpack, form.weight_format) == ("none", "dq"):
+        why = f"ONNX Runtime gets 2-bit {layer.op_type} wrong where output features ({layer.shape[-1]}) are not a multiple of 4"
+        return (f"stored as {blueprint.label}: {why}",)
+    return ()
+
+
+def _has_zero_point(weight: QuantizedWeight) -> bool:
+    return weight.zero_point is not None and bool(np.any(weight.zero_point))
+
+
+def _opset_note(old: int, new: int, reason: str) -> tuple[str, ...]:
+    if new > old:
+        return (f"opset {old} -> {new} because of {reason}",)
+    if new < old:
+        return (f"opset {old} -> {new}, the highest that ONNX Runtime runs with DequantizeLinear",)
+    return ()

@@ -1,0 +1,205 @@
+"""Bytes that a quantized model is going to have, before anything is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnx_dfmpc.errors import DfmpcError
+from onnx_dfmpc.forms import NATIVE, check_form
+from onnx_dfmpc.graph import Blueprint, ConstantTable, raise_opset
+from onnx_dfmpc.graph.protobuf import copy_fields, framed, framed_size, is_large, without_initializers
+from onnx_dfmpc.layout import shares_grid
+from onnx_dfmpc.rewrite.apply import apply_edits, design
+from onnx_dfmpc.rewrite.editor import Edit
+from onnx_dfmpc.rewrite.names import choose_names
+from onnx_dfmpc.spec import Form, Grid, Layer, MatchReport
+
+PLACEHOLDER = 1.2345
+"""Some number for new biases and batch norms."""
+
+
+def stored_sizes(
+    proto: ModelProto, report: MatchReport, widths: Sequence[int], form: Form = NATIVE, *, grid: Grid = "asymmetric"
+) -> NDArray[np.int64]:
+    """Bytes that the weight of every layer takes in the file at every width: codes, scales, zero points, nodes.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        The float model.
+    report : MatchReport
+    widths : sequence of int
+        Bits.
+    form : Form
+    grid : {"asymmetric", "symmetric", "ternary"}
+        Only asymmetric ones have zero points. Per channel, wherever the file can say so.
+
+    Returns
+    -------
+    int64 array, shape (layers, widths)
+        What `StoredLayer.bytes` will say; more than that only where all zero points of a layer turn out to be zero, or all scales
+        the same.
+
+    Raises
+    ------
+    RecipeError
+        If the form makes no sense.
+    UnsupportedError
+        If a weight is of a type that cannot be stored.
+    """
+    designs = _designs(proto, report, {layer.name: tuple(widths) for layer in report.layers}, form, grid)
+    return np.array([[blueprint.size for blueprint in designs[layer.name]] for layer in report.layers], np.int64).reshape(-1, len(widths))
+
+
+def predicted_size(
+    proto: ModelProto,
+    report: MatchReport,
+    bits: Mapping[str, int],
+    form: Form = NATIVE,
+    *,
+    grid: Grid = "asymmetric",
+    corrected: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Bytes of the whole file for given bits per layer.
+
+    Never less than what `rewrite` makes of the same bits and metadata, and hardly more: every layer is taken to get a zero point where its
+    grid has one.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        The float model.
+    report : MatchReport
+    bits : mapping
+        Bits by layer name; layers that are not in it stay float.
+    form : Form
+    grid : {"asymmetric", "symmetric", "ternary"}
+    corrected : bool
+        Whether every layer gets a new bias or batch norm.
+    metadata : mapping, optional
+        As for `rewrite`; of values that are not known yet, the length is enough.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    RecipeError
+        If the form makes no sense.
+    UnsupportedError
+        If the model cannot be converted to the opset that the codes need, or a weight is of a type that cannot be stored.
+    DfmpcError
+        If a name is not in the report.
+    """
+    designs = _designs(proto, report, {name: (width,) for name, width in bits.items()}, form, grid)
+    blueprints = {name: blueprint for name, (blueprint,) in designs.items()}
+    opset = max((blueprint.opset for blueprint in blueprints.values()), default=0)
+    return _size(proto, report, blueprints, opset, _shared(blueprints.values()), metadata or {}, corrected=corrected)
+
+
+def base_size(
+    proto: ModelProto,
+    report: MatchReport,
+    layers: Collection[str],
+    widths: Sequence[int],
+    form: Form = NATIVE,
+    *,
+    grid: Grid = "asymmetric",
+    corrected: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Bytes of everything in the file but the weights of the given layers, whatever their bits.
+
+    ``base_size(...) + stored_sizes(...)[i, w_i].sum()`` is never less than the file, and hardly more.
+
+    Parameters
+    ----------
+    layers : collection of str
+        Names of the layers that will be quantized.
+    widths : sequence of int
+        Bits that they may get.
+    proto, report, form, grid, corrected, metadata
+        As for `predicted_size`.
+
+    Returns
+    -------
+    int
+    """
+    designs = _designs(proto, report, {name: tuple(widths) for name in layers}, form, grid)
+    drawn = [blueprint for row in designs.values() for blueprint in row]
+    some = {name: row[0] for name, row in designs.items()}
+    weights = sum(blueprint.size for blueprint in some.values())
+    opsets = {blueprint.opset for blueprint in drawn} or {0}
+    return max(_size(proto, report, some, opset, _shared(drawn), metadata or {}, corrected=corrected) for opset in opsets) - weights
+
+
+def _designs(
+    proto: ModelProto, report: MatchReport, widths: Mapping[str, tuple[int, ...]], form: Form, grid: Grid
+) -> dict[str, list[Blueprint]]:
+    """Blueprints by layer name, one for each of its widths."""
+    check_form(form)
+    known = {layer.name: layer for layer in report.layers}
+    if strangers := [name for name in widths if name not in known]:
+        raise DfmpcError(f"layer {strangers[0]!r} is not in the match report")
+    table, names = ConstantTable(proto), choose_names(proto, report)
+    asymmetric = grid == "asymmetric"
+
+    def draw(layer: Layer, bits: int) -> Blueprint:
+        axis = None if shares_grid(layer) else layer.axis
+        return design(layer, table, names, form, bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric)
+
+    return {name: [draw(known[name], bits) for bits in asked] for name, asked in widths.items()}
+
+
+def _shared(blueprints: Iterable[Blueprint]) -> frozenset[str]:
+    return frozenset[str]().union(*(blueprint.shared for blueprint in blueprints))
+
+
+def _size(
+    proto: ModelProto,
+    report: MatchReport,
+    blueprints: Mapping[str, Blueprint],
+    opset: int,
+    shared: frozenset[str],
+    metadata: Mapping[str, str],
+    *,
+    corrected: bool,
+) -> int:
+    """Size of a model that is rewritten without any large tensor in it, and of the tensors."""
+    hollow, missing = _hollow(proto)
+    edited = raise_opset(hollow, opset)
+    edits = [_edit(layer, blueprints[layer.name], corrected=corrected) for layer in report.layers if layer.name in blueprints]
+    apply_edits(edited, edits, choose_names(proto, report), shared, metadata)
+    absent = sum(edit.blueprint.size - edit.weight.size for edit in edits)
+    absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
+    return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))
+
+
+def _edit(layer: Layer, blueprint: Blueprint, *, corrected: bool) -> Edit:
+    bias, norm = None, None
+    some = np.full(layer.channels, PLACEHOLDER, np.float32)
+    if corrected and layer.batch_norm is not None:
+        norm = replace(layer.batch_norm, gamma=some, beta=some, mean=some, var=some)
+    elif corrected:
+        bias = some
+    return Edit(layer, blueprint, blueprint.empty(), bias, norm)
+
+
+def _hollow(proto: ModelProto) -> tuple[ModelProto, dict[str, int]]:
+    """Copy of a model without the numbers of its large initializers, and the bytes that each of them lost."""
+    copy, missing = without_initializers(proto), {}
+    for tensor in proto.graph.initializer:
+        target = copy.graph.initializer.add()
+        if is_large(tensor):
+            copy_fields(tensor, target, without=("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"))
+            missing[tensor.name] = framed_size(tensor) - framed_size(target)
+        else:
+            target.CopyFrom(tensor)
+    return copy, missing

@@ -1,0 +1,154 @@
+"""Sizes that are known before anything is quantized, against the files that come of it."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, numpy_helper, parser
+
+from onnx_dfmpc.errors import DfmpcError, RecipeError
+from onnx_dfmpc.graph import load, opset_of
+from onnx_dfmpc.layout import shares_grid
+from onnx_dfmpc.match import match
+from onnx_dfmpc.rewrite import Rewritten, base_size, predicted_size, rewrite, stored_sizes
+from onnx_dfmpc.spec import Form, Grid, Layer, MatchReport, QuantizedLayer, QuantizedWeight
+
+WIDTHS = range(2, 9)
+FORMS = [Form(*words) for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))]
+FORMS += [Form("native", weight_format="qdq"), Form("portable", weight_format="qdq")]
+GRIDS: tuple[Grid, ...] = ("asymmetric", "symmetric", "ternary")
+METADATA = {"version": "1", "recipe_sha256": "0" * 64, "bits": "{}"}
+
+
+def quantized(layer: Layer, bits: int, grid: Grid, rng: np.random.Generator, *, corrected: bool) -> QuantizedLayer:
+    """Random numbers, a zero point that is not zero, and new parameters, as the solver makes them."""
+    asymmetric = grid == "asymmetric"
+    low = 0 if asymmetric else -(2 ** (bits - 1))
+    axis = None if shares_grid(layer) else layer.axis
+    channels = () if axis is None else (layer.shape[axis],)
+    zero_point = np.asarray(rng.integers(1, 2**bits, channels), np.int16) if asymmetric else None
+    codes = rng.integers(low, low + 2**bits, layer.shape).astype(np.int16)
+    weight = QuantizedWeight(codes, np.asarray(rng.uniform(0.01, 0.1, channels), np.float32), zero_point, bits, not asymmetric, axis)
+    norm = layer.batch_norm
+    if not corrected:
+        return QuantizedLayer(layer.name, weight)
+    if norm is None:
+        return QuantizedLayer(layer.name, weight, rng.standard_normal(layer.channels).astype(np.float32))
+    return QuantizedLayer(layer.name, weight, batch_norm=dataclasses.replace(norm, mean=norm.mean + 0.5))
+
+
+def rewritten(model: ModelProto, report: MatchReport, bits: dict[str, int], form: Form, grid: Grid, *, corrected: bool = True) -> Rewritten:
+    rng = np.random.default_rng(0)
+    layers = [quantized(layer, bits[layer.name], grid, rng, corrected=corrected) for layer in report.layers if layer.name in bits]
+    return rewrite(model, report, layers, form=form, metadata=METADATA)
+
+
+def assert_predicted(model: ModelProto, bits: dict[str, int], form: Form, grid: Grid, *, corrected: bool = True) -> None:
+    """Every promise of the sizes, for one choice of bits."""
+    report = match(model)
+    done = rewritten(model, report, bits, form, grid, corrected=corrected)
+    size = done.proto.ByteSize()
+    assert size == len(done.proto.SerializeToString())
+    predicted = predicted_size(model, report, bits, form, grid=grid, corrected=corrected, metadata=METADATA)
+    assert size <= predicted <= 1.005 * size
+    table = stored_sizes(model, report, WIDTHS, form, grid=grid)
+    weights = 0
+    for layer, row in zip(report.layers, table, strict=True):
+        if layer.name in bits:
+            assert done.layers[layer.name].bytes == row[bits[layer.name] - WIDTHS[0]]
+            weights += int(row[bits[layer.name] - WIDTHS[0]])
+    base = base_size(model, report, list(bits), WIDTHS, form, grid=grid, corrected=corrected, metadata=METADATA)
+    assert size <= base + weights <= 1.02 * size
+
+
+@pytest.fixture(scope="module")
+def networks(digits_bn, digits_folded) -> list[ModelProto]:
+    return [load(digits_bn).proto, load(digits_folded).proto]
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_sizes_on_the_digits_network(networks, data):
+    model = data.draw(st.sampled_from(networks))
+    names = [layer.name for layer in match(model).layers]
+    bits = data.draw(st.dictionaries(st.sampled_from(names), st.integers(2, 8), min_size=1))
+    assert_predicted(model, bits, data.draw(st.sampled_from(FORMS)), data.draw(st.sampled_from(GRIDS)), corrected=data.draw(st.booleans()))
+
+
+AWKWARD = {
+    "shared weight": "[one] a = Conv(x, w)  [two] c = Conv(a, w)  y = Relu(c)",
+    "shared, and read elsewhere": "[one] a = Conv(x, w)  [two] c = Conv(a, w)  n = Neg(w)  s = ReduceSum(n)  y = Add(c, s)",
+    "Identity": "i = Identity(w)  [one] a = Conv(x, i)  y = Relu(a)",
+    "Constant": "k = Constant<value = float[4, 4, 1, 1] {1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4}>()  [one] y = Conv(x, k)",
+    "asked for its shape": "[one] a = Conv(x, w)  s = Shape(w)  c = Cast<to = 1>(s)  d = ReduceSum(c)  y = Add(a, d)",
+    "shared bias": "[one] a = Conv(x, w, b)  [two] c = Conv(a, v, b)  y = Relu(c)",
+    "grouped ConvTranspose": "[one] a = ConvTranspose<group = 2>(x, t)  y = Relu(a)",
+    "Softmax changes from opset 11 to 13": "[one] a = Conv(x, w)  y = Softmax(a)",
+}
+
+
+@pytest.mark.parametrize("form", [Form(), Form("compact", "int8"), Form("portable", "float")], ids=lambda form: form.storage)
+@pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD)
+def test_sizes_of_awkward_models(text, form):
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 11]> g (float[1, 4, 5, 5] x) => (float[A, B, C, D] y) {{ {text} }}')
+    rng = np.random.default_rng(1)
+    shapes = {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1), "b": (4,), "t": (4, 2, 2, 2)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items() if f" {name}" in text}
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in arrays.items())
+    report = match(model)
+    for bits in (2, 3, 6):
+        chosen = {layer.name: bits for layer in report.layers}
+        size = rewritten(model, report, chosen, form, "asymmetric").proto.ByteSize()
+        predicted = predicted_size(model, report, chosen, form, metadata=METADATA)
+        assert size <= predicted <= size + 5 * len(report.layers)
+
+
+def test_real_networks(shared_model):
+    """Opsets from 9 up, PReLU, batch norms folded and not, shared constants."""
+    model = load(shared_model).proto
+    names = [layer.name for layer in match(model).layers]
+    bits = dict(zip(names, itertools.cycle(WIDTHS), strict=False))
+    assert_predicted(model, bits, Form("compact", "int8"), "asymmetric")
+
+
+def test_compact_is_close_to_the_nominal_bits(shared_dir):
+    """Within 6 % of the bits and of what stays float, for a network of more than a million weights."""
+    model = load(shared_dir / "models" / "imagenet_squeezenet1_1.onnx").proto
+    report = match(model)
+    weights = sum(layer.size for layer in report.layers)
+    assert weights > 1e6
+    for bits in WIDTHS:
+        ideal = model.ByteSize() - 4 * weights + weights * bits / 8
+        assert predicted_size(model, report, {layer.name: bits for layer in report.layers}, Form("compact")) < 1.06 * ideal
+
+
+def test_layers_that_are_left_out_stay_float(networks):
+    model = networks[0]
+    report = match(model)
+    assert predicted_size(model, report, {}) == model.ByteSize()
+    first = report.layers[0]
+    saved = model.ByteSize() - predicted_size(model, report, {first.name: 8})
+    assert 0 < saved < 4 * first.size
+
+
+def test_opset_conversion_is_counted():
+    model = parser.parse_model(
+        '<ir_version: 7, opset_import: ["" : 11]> g (float[1, 4] x) => (float[A, B] y) { [one] a = MatMul(x, w)  y = Softmax(a) }'
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 8), np.float32), "w"))
+    report = match(model)
+    done = rewritten(model, report, {"one": 2}, Form(), "asymmetric").proto
+    assert opset_of(done) == 25
+    assert len(done.graph.node) > len(model.graph.node) + 1  # Softmax became several nodes
+
+
+def test_what_cannot_be_sized(networks):
+    model = networks[0]
+    report = match(model)
+    with pytest.raises(RecipeError, match="qdq"):
+        stored_sizes(model, report, WIDTHS, Form("compact", weight_format="qdq"))
+    with pytest.raises(DfmpcError, match="'nobody' is not in the match report"):
+        predicted_size(model, report, {"nobody": 4})
