@@ -32,13 +32,20 @@ def bounds(*rules: dict[str, Any], **knobs: Any) -> dict[str, tuple[int, int]]:
     return {name: (limit.low, limit.high) for name, limit in found(*rules, **knobs).items()}
 
 
-def test_without_rules_the_edges_are_fixed_and_the_rest_is_open() -> None:
+def test_without_rules_a_target_decides_for_every_layer() -> None:
+    assert set(bounds(min_bits=3, max_bits=7).values()) == {(3, 7)}
+    open_ = found()["stem"]
+    assert (open_.bits, open_.excluded, open_.reason) == (None, False, "")
+
+
+def test_the_edges_are_fixed_where_bits_are_given_for_them_or_no_target_decides() -> None:
     assert bounds(min_bits=3, max_bits=7, first_last_bits=6) == {
         "stem": (6, 6), "block1.conv1": (3, 7), "block1.conv2": (3, 7), "block2.mix": (3, 7), "fc": (6, 6)
     }  # fmt: skip
-    open_ = found()["block1.conv1"]
-    assert (open_.bits, open_.excluded, open_.reason) == (None, False, "")
-    assert "first" in found()["stem"].reason
+    for knobs in ({"bits": 4}, {"low_bits": 2}):
+        uniform = found(target_bits=None, **knobs)
+        assert uniform["stem"].bits == uniform["fc"].bits == 8
+        assert "first" in uniform["stem"].reason
 
 
 def test_each_selector() -> None:
@@ -52,7 +59,7 @@ def test_the_last_match_wins(pairs: list[tuple[str, int]]) -> None:
     as_rules = found(*({"regex": pattern, "bits": bits} for pattern, bits in pairs))
     for name, limit in as_rules.items():
         matching = [bits for pattern, bits in pairs if pattern == "." or pattern in name]
-        assert limit.bits == (matching[-1] if matching else 8 if name in ("stem", "fc") else None)
+        assert limit.bits == (matching[-1] if matching else None)
     assert as_rules == found(set=pairs)
     assert as_rules == found(*({"regex": pattern, "bits": bits} for pattern, bits in pairs[:-1]), set=pairs[-1:])
 
@@ -70,7 +77,7 @@ def test_bounds_move_what_was_fixed_before_and_yield_to_what_is_fixed_later(low:
 def test_each_bound_alone_keeps_the_other() -> None:
     chosen = bounds({"op_type": "Conv", "min_bits": 4}, {"regex": "conv2", "max_bits": 5}, min_bits=3, max_bits=6)
     assert (chosen["block1.conv1"], chosen["block1.conv2"], chosen["block2.mix"]) == ((4, 6), (4, 5), (3, 6))
-    assert chosen["stem"] == (8, 8)
+    assert chosen["stem"] == (4, 6)
 
 
 def test_bounds_that_leave_nothing() -> None:

@@ -30,7 +30,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     low, high = sorted((draw(BITS), draw(BITS)))
-    kinds = ({}, {"bits": low}, {"low_bits": low, "high_bits": high}, {"target_size": 1000 * low}, {"target_bits": low + 0.25})
+    kinds = ({}, {"bits": low}, {"low_bits": low, "high_bits": high}, {"target_size": 1000 * low}, {"target_bits": low * 0.75 + 1.5})
     values: dict[str, Any] = dict(draw(st.sampled_from([*kinds, {"target_sqnr_db": 12.5}, {"preset": "balanced"}])))
     values["rules"] = draw(st.lists(rules(), max_size=3))
     values["set"] = draw(st.lists(st.tuples(st.sampled_from(["a.*", "^conv1$", ""]), BITS), max_size=3))
@@ -153,7 +153,7 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"bits": 9}, ["bits = 9", "2 to 8"]),
         ({"bits": 4.0}, ["bits = 4.0", "integer"]),
         ({"bits": True}, ["bits = True", "integer"]),
-        ({"first_last_bits": None}, ["first_last_bits = None"]),
+        ({"first_last_bits": 1}, ["first_last_bits = 1", "2 to 8"]),
         ({"low_position": "last"}, ["low_position = 'last'", "auto, first, second"]),
         ({"method": "gptq"}, ["method = 'gptq'", "dfmpc, paper"]),
         ({"rounding": "up"}, ["rounding = 'up'", "nearest, squant, covariance"]),

@@ -5,8 +5,21 @@ knapsack   the least noise for every number of bytes
 budget     a target or a preset to a plan, with reasons
 """
 
-from onnx_dfmpc.allocate.budget import mean_bits, open_widths, spend, sweep
-from onnx_dfmpc.allocate.fixed import allocate, layer_plan, pairs
+from onnx_dfmpc.allocate.budget import budgets, mean_bits, open_widths, spend, sweep
+from onnx_dfmpc.allocate.fixed import allocate, chosen, layer_plan, pairs
 from onnx_dfmpc.allocate.knapsack import Frontier, choose, frontier
 
-__all__ = ["Frontier", "allocate", "choose", "frontier", "layer_plan", "mean_bits", "open_widths", "pairs", "spend", "sweep"]
+__all__ = [
+    "Frontier",
+    "allocate",
+    "budgets",
+    "choose",
+    "chosen",
+    "frontier",
+    "layer_plan",
+    "mean_bits",
+    "open_widths",
+    "pairs",
+    "spend",
+    "sweep",
+]

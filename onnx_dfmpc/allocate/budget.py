@@ -75,6 +75,24 @@ def sweep(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
     return [None if chosen is None else _plan(report, recipe, model_sha256, table, found, allowed, chosen) for chosen in choices]
 
 
+def budgets(report: MatchReport, recipe: Recipe, table: CostTable, count: int) -> list[int]:
+    """Budgets from the smallest file that can be had to the largest, each larger than the one before by the same factor.
+
+    Parameters
+    ----------
+    report : MatchReport
+    recipe : Recipe
+        Its target is not asked, only what it leaves open for the layers.
+    table : CostTable
+    count : int
+        At most so many; fewer where the files hardly differ.
+    """
+    allowed = open_widths(table.layers, table.widths, table.sizes, limits(report, recipe))
+    least = table.base + int(np.where(allowed, table.sizes, np.iinfo(np.int64).max).min(axis=1).sum())
+    most = table.base + int(np.where(allowed, table.sizes, 0).max(axis=1).sum())
+    return sorted({math.ceil(budget) for budget in np.geomspace(least, most, count)})
+
+
 def open_widths(names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.int64], found: Mapping[str, Limits]) -> Mask:
     """Widths that are worth a thought for each layer: within its limits, and not replaced by a wider one at about the same bytes.
 

@@ -42,6 +42,12 @@ def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Nois
     return QuantPlan(model_sha256, plans, report.skipped + left_out(report, found))
 
 
+def chosen(report: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
+    """Layers that the recipe wants quantized, and everything that stays float."""
+    found = limits(report, recipe)
+    return tuple(layer for layer in report.layers if not found[layer.name].excluded), report.skipped + left_out(report, found)
+
+
 def left_out(report: MatchReport, found: Mapping[str, Limits]) -> tuple[Skipped, ...]:
     """The matched layers that the recipe excludes, with its reason."""
     return tuple(Skipped(layer.name, layer.op_type, found[layer.name].reason) for layer in report.layers if found[layer.name].excluded)
@@ -87,8 +93,8 @@ def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: 
             for name in high:
                 roles[name] = ("high", recipe.high_bits, f"paired with {', '.join(low)}")
     for layer in layers:
-        if layer.edge:
-            roles[layer.name] = ("edge", recipe.first_last_bits, "")
+        if layer.edge and recipe.edge_bits is not None:
+            roles[layer.name] = ("edge", recipe.edge_bits, "")
     return roles
 
 

@@ -37,6 +37,9 @@ DEFAULT_BITS: Mapping[str, Any] = {"low_bits": 3, "high_bits": 6}
 PAIR = {"low_bits": 3, "high_bits": 6}
 """Bits of the other layer of a pair, where one is given alone."""
 
+EDGE_BITS = 8
+"""Bits of the first and the last layer, where nothing decides for them."""
+
 PRESETS = {"smallest": 15.0, "balanced": 20.0, "lossless": 30.0}
 """Predicted output SQNR of each preset, in dB."""
 
@@ -80,8 +83,9 @@ class Recipe:
         Bounds on the bits that a target or a preset gives a layer.
     low_position : {"auto", "first", "second"}
         Which layer of a pair takes the low bits.
-    first_last_bits : int
-        Bits of the first and the last layer of the network.
+    first_last_bits : int or None
+        Bits of the first and the last layer of the network. None is 8 in pairs and where all others have the same bits; a target decides
+        for them as for any layer.
     rules : tuple of Rule
         Bits, bounds and exclusion for single layers; the last match wins. Mappings are accepted too.
     set : tuple of (str, int)
@@ -141,7 +145,7 @@ class Recipe:
     min_bits: int = bits_knob(2)
     max_bits: int = bits_knob(8)
     low_position: Literal["auto", "first", "second"] = choice_knob("auto", "auto", "first", "second")
-    first_last_bits: int = bits_knob(8)
+    first_last_bits: int | None = bits_knob(None)
     rules: tuple[Rule, ...] = knob((), "a list of rules, each with node, regex or op_type", rule_list)
     set: tuple[tuple[str, int], ...] = knob((), "regular expressions with bits from 2 to 8", shorthand)
     nodes_to_exclude: tuple[str, ...] = _names_knob()
@@ -173,6 +177,7 @@ class Recipe:
         checks.check_knobs(self)
         self._settle_bits()
         self._settle_statistics()
+        self._settle_cost()
         check_form(self.form)
 
     def _given(self, kind: Kind) -> str:
@@ -219,10 +224,20 @@ class Recipe:
                 hint="leave one of them out, or choose statistics = 'calibration'",
             )
 
+    def _settle_cost(self) -> None:
+        if self.cost == "measured" and self.calibration_data is None and self.data is None:
+            raise RecipeError("cost = 'measured' needs data", hint="name real inputs: calibration_data, or data")
+
     @property
     def kind(self) -> Kind:
         """The kind of bits: a key of `KINDS`."""
         return next(kind for kind in KINDS if self._given(kind))
+
+    @property
+    def edge_bits(self) -> int | None:
+        """Bits of the first and the last layer; None where a target decides."""
+        fixed = EDGE_BITS if self.kind in ("pairs", "bits") else None
+        return self.first_last_bits or fixed
 
     @property
     def wanted_sqnr_db(self) -> float | None:

@@ -69,8 +69,8 @@ def limits(report: MatchReport, recipe: Recipe) -> dict[str, Limits]:
 
 
 def _start(layer: Layer, recipe: Recipe) -> Limits:
-    if layer.edge:
-        bits = recipe.first_last_bits
+    bits = recipe.edge_bits
+    if layer.edge and bits is not None:
         return Limits(bits, bits, bits, reason=f"the {layer.edge} layer")
     return Limits(recipe.min_bits, recipe.max_bits)
 
