@@ -277,13 +277,15 @@ def _check_labels(labels: Anything, count: int, source: str) -> NDArray[np.int64
 # -------------------------------------------------------------------------------------------------------------- synthetic inputs
 
 
-def natural_spectrum(shape: tuple[int, int, int], rng: np.random.Generator) -> NDArray[np.float64]:
+def natural_spectrum(shape: tuple[int, int, int], rng: np.random.Generator, *, steepness: float = 1.0) -> NDArray[np.float64]:
     """Noise with the 1/f amplitude spectrum of photographs, and their correlation between channels (Field 1987).
 
     Parameters
     ----------
     shape : (channels, height, width)
     rng : numpy.random.Generator
+    steepness : float
+        Amplitude falls as ``frequency ** -steepness``.
 
     Returns
     -------
@@ -292,7 +294,7 @@ def natural_spectrum(shape: tuple[int, int, int], rng: np.random.Generator) -> N
     """
     channels, height, width = shape
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    amplitude = 1.0 / np.maximum(frequency, 1.0 / max(height, width))
+    amplitude = np.maximum(frequency, 1.0 / max(height, width)) ** -steepness
     amplitude /= np.sqrt(np.mean(amplitude**2))
     white = np.sqrt(0.8) * rng.standard_normal((1, height, width)) + np.sqrt(0.2) * rng.standard_normal(shape)
     if channels == 1:

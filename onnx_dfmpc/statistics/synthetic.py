@@ -1,9 +1,4 @@
-"""Inputs that nobody had to collect: pictures of nothing with the statistics of photographs (NumPy).
-
-Images are dead leaves (Lee, Mumford & Huang, IJCV 2001): shapes of all sizes, radii by a power law, that cover one another, with a gentle
-shading and a texture of 1/f noise. They have the edges, the scale invariance and the colour correlation of natural images, which is what
-fixes the correlations between the responses of convolutions. Signals of any other shape are smooth noise along their axes.
-"""
+"""Inputs that nobody had to collect: images are `pictures`, signals of any other shape smooth noise along their axes (NumPy)."""
 
 from __future__ import annotations
 
@@ -13,51 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.inputs import DYNAMIC_LENGTH, DYNAMIC_PIXELS, InputSpec, natural_spectrum
+from onnx_dfmpc.inputs import DYNAMIC_LENGTH, DYNAMIC_PIXELS, InputSpec
 from onnx_dfmpc.spec import Array
+from onnx_dfmpc.statistics.pictures import picture
 
 MAX_SAMPLES, MIN_SAMPLES = 128, 32
 POSITIONS = 1 << 17
 """Samples are as many as give about so many input positions, within the bounds above."""
 
 BATCH_ELEMENTS = 1 << 20
-
-
-def dead_leaves(channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
-    """One image, shape (channels, height, width), of mean about 0 and variance about 1."""
-    size = max(height, width)
-    colour = rng.standard_normal() + 0.5 * rng.standard_normal(channels)
-    image = np.empty((channels, height, width))
-    image[:] = colour[:, None, None]
-    count = int(rng.integers(10, 80))
-    smallest, largest = size / 16, size / 1.5
-    share = rng.random(count)
-    radii = 1 / np.sqrt(share / smallest**2 + (1 - share) / largest**2)  # density ~ r^-3
-    for radius in radii:
-        _leaf(image, radius, size, rng)
-    texture = natural_spectrum((channels, height, width), rng)
-    return image + 0.3 * rng.uniform(0, 2) * texture
-
-
-def _leaf(image: Array, radius: float, size: int, rng: np.random.Generator) -> None:
-    """Paint one shape, an ellipse or a rectangle, over the image."""
-    channels, height, width = image.shape
-    x, y = rng.random(2) * (width, height)
-    angle = rng.random() * np.pi
-    other = radius * rng.uniform(0.3, 1)
-    reach = np.hypot(radius, other)
-    top, bottom = max(int(y - reach), 0), min(int(y + reach) + 2, height)
-    left, right = max(int(x - reach), 0), min(int(x + reach) + 2, width)
-    dy, dx = np.mgrid[top:bottom, left:right] - np.array([y, x])[:, None, None]
-    u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
-    if rng.random() < 0.5:
-        inside = (u / radius) ** 2 + (v / other) ** 2 < 1
-    else:
-        inside = (np.abs(u) < radius) & (np.abs(v) < other)
-    colour = np.sqrt(0.85) * rng.standard_normal() + np.sqrt(0.15) * rng.standard_normal(channels)
-    shade = u / size * rng.standard_normal() * 0.7
-    region = image[:, top:bottom, left:right]
-    region[:] = np.where(inside, colour[:, None, None] + shade, region)
 
 
 def smooth_noise(shape: Sequence[int], rng: np.random.Generator) -> Array:
@@ -103,8 +62,8 @@ def synthetic_feeds(
         feed = {}
         for position, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
             rng = np.random.default_rng((seed, index, position))
-            rows = batch if shape else 0
-            feed[spec.name] = _fit(np.stack([_draw(shape[1:], rng) for _ in range(rows)]) if rows else np.ones(()), spec, input_range)
+            rows = [_draw(index * batch + row, shape[1:], rng) for row in range(batch if shape else 0)]
+            feed[spec.name] = _fit(np.stack(rows) if rows else np.ones(()), spec, input_range)
         feeds.append(feed)
     return feeds
 
@@ -122,14 +81,15 @@ def _concrete(spec: InputSpec) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else length for size in spec.shape)
 
 
-def _draw(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """One sample."""
+def _draw(number: int, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Sample of that number."""
     if not is_image(shape):
         return smooth_noise(shape, rng)
     if shape[0] in (1, 3):
-        return dead_leaves(shape[0], shape[1], shape[2], rng)
+        channels, height, width = shape
+        return picture(number, channels, height, width, rng)
     height, width, channels = shape
-    return np.moveaxis(dead_leaves(channels, height, width, rng), 0, 2)
+    return np.moveaxis(picture(number, channels, height, width, rng), 0, 2)
 
 
 def _fit(values: Array, spec: InputSpec, input_range: tuple[float, float] | None) -> NDArray[Any]:
