@@ -9,7 +9,8 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnx_dfmpc import QuantizeResult, Recipe, pipeline
+from onnx_dfmpc import QuantizeResult, Recipe
+from onnx_dfmpc.work import Work
 
 Model = str | os.PathLike[str] | ModelProto
 
@@ -24,8 +25,7 @@ def quantize(model: Model, recipe: Recipe, changes: Mapping[str, Any] | None = N
     changes : mapping, optional
         Fields of every `LayerPlan` to replace, such as ``{"per_channel": False}``.
     """
-    if not changes:
-        return pipeline.quantize(model, recipe=recipe, validated=False)
-    plan = pipeline.plan(model, recipe)
-    plan = replace(plan, layers=tuple(replace(layer, **changes) for layer in plan.layers))
-    return pipeline.apply(model, plan, recipe, validated=False)
+    work = Work(model, recipe)
+    plan = work.allocate()
+    changed = replace(plan, layers=tuple(replace(layer, **(changes or {})) for layer in plan.layers))
+    return work.run(changed, validated=False)

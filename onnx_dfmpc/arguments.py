@@ -180,7 +180,7 @@ def _add_bits(parser: _Parser) -> argparse._ArgumentGroup:
     _knob(group, "--max-bits", "most bits that a target gives a layer (8)", type=int, metavar="N")
     _knob(group, "--cost", "where the predicted noise of a layer comes from (auto)", choices=("auto", "bn", "probe", "measured"))
     _knob(group, "--low-position", "which layer of a pair is the low one (auto)", choices=("auto", "first", "second"))
-    _knob(group, "--first-last-bits", "bits of the first and the last layer (8)", type=int, metavar="N")
+    _knob(group, "--first-last-bits", "bits of the first and the last layer (8; a target decides for them itself)", type=int, metavar="N")
     _knob(group, "--set", "bits for layers by name; repeatable, the last match wins", type=_rule, action="append", metavar="REGEX=BITS")
     _knob(group, "--nodes-to-exclude", "nodes that stay float", nargs="+", action="extend", metavar="NAME")
     group.add_argument("-c", "--config", metavar="FILE", help="recipe.toml; flags win over it")

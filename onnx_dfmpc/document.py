@@ -16,7 +16,7 @@ from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
 from onnx_dfmpc.result import QuantizeResult
-from onnx_dfmpc.spec import Chain, Layer, LayerPlan, LayerReport, MatchReport, Skipped
+from onnx_dfmpc.spec import Chain, Layer, LayerPlan, LayerReport, MatchReport, QuantPlan, Skipped
 
 SCHEMA = 1
 
@@ -57,6 +57,11 @@ def model_row(source: LoadedModel) -> Json:
 def _output(result: QuantizeResult) -> Json:
     path = None if result.output is None else str(result.output)
     return {"path": path, "bytes": result.size, "opset": opset_of(result.model)}
+
+
+def predicted_row(plan: QuantPlan) -> Json:
+    """What a plan predicts."""
+    return {"bytes": plan.predicted_bytes, "sqnr_db": plan.predicted_sqnr_db, "provider": plan.provider or None}
 
 
 def skipped_rows(skipped: Sequence[Skipped]) -> list[Json]:
@@ -167,7 +172,7 @@ def quantize_document(result: QuantizeResult) -> Json:
         "output": _output(result),
         "recipe": result.recipe.to_dict(),
         "form": asdict(result.plan.form),
-        "predicted": {"bytes": result.plan.predicted_bytes, "sqnr_db": result.plan.predicted_sqnr_db},
+        "predicted": predicted_row(result.plan),
         "layers": [_quantized_layer(layer, result.plan[layer.name]) for layer in result.layers],
         "chains": [_chain(chain) for chain in result.chains],
         "skipped": skipped_rows(result.skipped),

@@ -25,6 +25,7 @@ def solve_layers(
     *,
     input_range: Callable[[], Range],
     progress: Progress | None,
+    watch: Callable[[Layer, InputStatistics], None] | None = None,
 ) -> list[QuantizedLayer]:
     """Quantize and repair the planned layers, in topological order.
 
@@ -38,19 +39,24 @@ def solve_layers(
         Range of synthetic inputs; asked only where some are needed.
     progress : callable or None
         Called with ``("quantize", layers done, layers)``.
+    watch : callable, optional
+        Called with every layer and the statistics of its input, where anything asks for them.
     """
     table = graph.ConstantTable(source.proto)
     plans = {layer.name: layer for layer in plan.layers}
     carriers = _carriers(report, plan, recipe)
     factors: dict[str, NDArray[np.floating]] = {}
     solved = []
-    provider = _provider(source, report, plan, recipe, input_range)
+    asks = _asks(plan, recipe)
+    known_by = provider(source, report, recipe, input_range) if asks else statistics.White()
     for layer in report.layers:
         if layer.name not in plans:
-            provider.skip(layer)
+            known_by.skip(layer)
             continue
         weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]).ravel() if layer.bias else None
-        known = provider.measure(layer)
+        known = known_by.measure(layer)
+        if asks and watch is not None:
+            watch(layer, known)
         if layer.name in factors:
             weight = weight * _along_inputs(factors[layer.name], layer)
             known = _divided(known, factors[layer.name], layer)
@@ -59,10 +65,10 @@ def solve_layers(
             done, taken_over = finish_paper(rounded, recipe, bias, to_consumers=layer.name in carriers)
             if taken_over is not None:
                 factors |= dict.fromkeys(carriers[layer.name], taken_over)
-            provider.skip(layer)
+            known_by.skip(layer)
         else:
-            correction = correct(rounded, recipe, provider.respond(layer, rounded.weight()))
-            provider.commit(layer, correction.gain, correction.shift)
+            correction = correct(rounded, recipe, known_by.respond(layer, rounded.weight()))
+            known_by.commit(layer, correction.gain, correction.shift)
             done = finish(rounded, correction, recipe, bias)
         solved.append(done)
         if progress is not None:
@@ -76,12 +82,17 @@ def weight_noise(source: graph.LoadedModel) -> Callable[[Layer, int], float]:
     return lambda layer, bits: relative_noise(layer, _floats(table[layer.weight]), bits)
 
 
-def _provider(
-    source: graph.LoadedModel, report: MatchReport, plan: QuantPlan, recipe: Recipe, input_range: Callable[[], Range]
-) -> statistics.Provider:
-    needed = recipe.compensate or recipe.bias_correction or any(layer.rounding == "covariance" for layer in plan.layers)
-    if not needed:
-        return statistics.White()
+def provider(source: graph.LoadedModel, report: MatchReport, recipe: Recipe, input_range: Callable[[], Range]) -> statistics.Provider:
+    """Statistics of the layers' inputs, from where the recipe says.
+
+    Parameters
+    ----------
+    source : LoadedModel
+    report : MatchReport
+    recipe : Recipe
+    input_range : callable
+        Range of synthetic inputs; asked only where some are needed.
+    """
     if recipe.calibration_data is not None:
         real = statistics.real_feeds(source.proto, recipe.calibration_data, seed=recipe.seed)
         return statistics.Probe(source.proto, real, provider="calibration", seed=recipe.seed)
@@ -90,6 +101,11 @@ def _provider(
     if recipe.statistics == "analytic":
         return statistics.Analytic(source.proto, report.layers, synthetic, input_range=span, seed=recipe.seed)
     return statistics.Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
+
+
+def _asks(plan: QuantPlan, recipe: Recipe) -> bool:
+    """Whether anything needs statistics."""
+    return recipe.compensate or recipe.bias_correction or any(layer.rounding == "covariance" for layer in plan.layers)
 
 
 def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:

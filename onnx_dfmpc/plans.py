@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from onnx_dfmpc.document import SCHEMA, Json, dumps, head, mean_bits, model_row, skipped_rows, write_text
+from onnx_dfmpc.document import SCHEMA, Json, dumps, head, mean_bits, model_row, predicted_row, skipped_rows, write_text
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Recipe, checks, nearest
 from onnx_dfmpc.result import PlanResult
@@ -51,7 +51,11 @@ LAYER_DEFAULTS: Json = {"role": "inner", "grid": "asymmetric", "rounding": "cova
 SKIPPED: Mapping[str, Check] = {**LAYER, "op": TEXT}
 """A row that was moved here from the layers keeps what it had."""
 
-PREDICTED: Mapping[str, Check] = {"bytes": BYTES, "sqnr_db": _optional("a number of decibels", checks.number())}
+PREDICTED: Mapping[str, Check] = {
+    "bytes": BYTES,
+    "sqnr_db": _optional("a number of decibels", checks.number()),
+    "provider": _optional("text", checks.text),
+}
 
 
 def plan_document(plan: QuantPlan) -> Json:
@@ -60,7 +64,7 @@ def plan_document(plan: QuantPlan) -> Json:
         "model": {"name": plan.model_name, "sha256": plan.model_sha256},
         "recipe": dict(plan.recipe),
         "form": asdict(plan.form),
-        "predicted": {"bytes": plan.predicted_bytes, "sqnr_db": plan.predicted_sqnr_db},
+        "predicted": predicted_row(plan),
         "layers": [{"name": layer.name, "bits": layer.bits, PROPOSED: layer.bits} | asdict(layer) for layer in plan.layers],
         "skipped": skipped_rows(plan.skipped),
     }
@@ -162,6 +166,7 @@ def _plan(content: Json) -> QuantPlan:
         recipe=_recipe_of("recipe", recipe).to_dict() if recipe else {},
         predicted_bytes=predicted.get("bytes") if intact else None,
         predicted_sqnr_db=predicted.get("sqnr_db") if intact else None,
+        provider=(predicted.get("provider") or "") if intact else "",
     )
 
 

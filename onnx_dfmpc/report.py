@@ -17,7 +17,7 @@ from onnx_dfmpc.document import mean_bits, nominal_bits
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
 from onnx_dfmpc.result import PlanResult, QuantizeResult
-from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, Skipped, SweepPoint
+from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint
 
 __all__ = ["inspect_view", "plan_view", "quantize_view", "validate_view"]
 
@@ -174,10 +174,14 @@ def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
     ]
     if plan.predicted_sqnr_db is not None:
         measured = None if result.validation is None else result.validation.sqnr_db
-        lines.append(f"output SQNR: predicted {_number(plan.predicted_sqnr_db, 1)} dB, measured {_number(measured, 1)} dB")
+        lines.append(f"output SQNR: predicted {_number(plan.predicted_sqnr_db, 1)} dB{_by(plan)}, measured {_number(measured, 1)} dB")
     if verbose:
         lines.append(_seconds(result.seconds))
     return [Text(line) for line in lines]
+
+
+def _by(plan: QuantPlan) -> str:
+    return f" ({plan.provider})" if plan.provider else ""
 
 
 def _weights(weights: int, layers: int, bits: float | None, skipped: Sequence[Skipped]) -> str:
@@ -208,7 +212,7 @@ def plan_view(result: PlanResult, target: str | None = None, *, verbose: bool = 
     if plan.predicted_bytes is not None:
         lines.append(f"{source.size:,} -> {plan.predicted_bytes:,} bytes predicted ({plan.predicted_bytes / source.size:.1%})")
     if plan.predicted_sqnr_db is not None:
-        lines.append(f"output SQNR: {_number(plan.predicted_sqnr_db, 1)} dB predicted")
+        lines.append(f"output SQNR: {_number(plan.predicted_sqnr_db, 1)} dB predicted{_by(plan)}")
     if verbose:
         lines.append(_seconds(result.seconds))
     parts.append(_section(*map(Text, lines)))
@@ -231,7 +235,8 @@ def _sweep_table(points: Sequence[SweepPoint]) -> Table:
     heights = [point.predicted_sqnr_db for point in points]
     known = [height for height in heights if height is not None and math.isfinite(height)]
     for point, height in zip(points, heights, strict=True):
-        row = [f"{point.budget:,}", f"{point.bytes:,}", f"{point.nominal_bits:.2f}", _number(height, 1)]
+        size = "too small" if point.bytes is None else f"{point.bytes:,}"
+        row = [f"{point.budget:,}", size, _number(point.nominal_bits, 2), _number(height, 1)]
         row += [_number(point.measured_sqnr_db, 1)] if "measured" in numbers else []
         row += [_percent(point.top1)] if "top-1" in numbers else []
         bar = _Bar(0 if height is None else height, min(0, *known, 0), max(known, default=1))

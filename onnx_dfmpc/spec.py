@@ -229,6 +229,8 @@ class QuantPlan:
         Bytes of the whole file.
     predicted_sqnr_db : float or None
         Of the network's output.
+    provider : str
+        Where the predicted noise comes from, as in `CostTable`; "" where there is none.
     """
 
     model_sha256: str
@@ -239,6 +241,7 @@ class QuantPlan:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     predicted_bytes: int | None = None
     predicted_sqnr_db: float | None = None
+    provider: str = ""
 
     def __getitem__(self, name: str) -> LayerPlan:
         for layer in self.layers:
@@ -284,9 +287,9 @@ class SweepPoint:
     ----------
     budget : int
         Bytes that were allowed.
-    bytes : int
-        Predicted bytes of the whole file.
-    nominal_bits : float
+    bytes : int or None
+        Predicted bytes of the whole file; None where the budget cannot be met.
+    nominal_bits : float or None
         Mean bits per quantized weight.
     predicted_sqnr_db : float or None
         Of the network's output.
@@ -295,9 +298,9 @@ class SweepPoint:
     """
 
     budget: int
-    bytes: int
-    nominal_bits: float
-    predicted_sqnr_db: float | None
+    bytes: int | None = None
+    nominal_bits: float | None = None
+    predicted_sqnr_db: float | None = None
     measured_sqnr_db: float | None = None
     top1: float | None = None
 

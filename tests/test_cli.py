@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnx_dfmpc import cli
+from onnx_dfmpc import cli, work
 from onnx_dfmpc.arguments import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Recipe
@@ -218,6 +218,8 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["quantize", "MODEL", "-o", "OUT", "--target-bits", "9"], "2 to 8"),
         (["quantize", "MODEL", "-o", "OUT", "--preset", "lossles"], "did you mean lossless?"),
         (["quantize", "MODEL", "-o", "OUT", "--storage", "compct"], "did you mean compact?"),
+        (["quantize", "MODEL", "-o", "OUT", "--unpack", "int8", "--weight-format", "qdq"], "weight_format = 'qdq'"),
+        (["quantize", "MODEL", "-o", "OUT", "--cost", "measured"], "needs data"),
         (["quantize", "MODEL", "-o", "OUT", "--json", "OUT"], "another file"),
         (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "MODEL"], "MODEL: exists already"),
         (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "no/such/recipe.toml"], "no directory"),
@@ -269,7 +271,7 @@ def test_a_disk_that_refuses(run: Run, digits_bn: Path, target: Path, monkeypatc
 def test_data_of_an_old_output_is_found_before_the_work_is_done(
     run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.pipeline, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
     data = target.with_name("small.onnx.data")
     data.write_bytes(b"precious")
     code, _, err = run("quantize", digits_bn, "-o", target, "--save-as-external-data", *FAST)
@@ -282,7 +284,7 @@ def test_data_of_an_old_output_is_found_before_the_work_is_done(
 def test_bad_data_is_found_before_the_work_is_done(
     run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr(cli.pipeline, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
     assert run("quantize", digits_bn, "-o", target, *flags)[0] == 2
 
 
@@ -345,7 +347,7 @@ def test_version_and_help() -> None:
 
 def test_every_flag_becomes_a_recipe() -> None:
     argv = (
-        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --cost bn --storage compact --unpack int8 --weight-format qdq "
+        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --cost bn --storage compact --unpack int8 --weight-format dq "
         "--low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
         "--nodes-to-exclude x y --nodes-to-exclude z --method paper --lambda1 1 --lambda2 0.1 --absorb consumer --rounding nearest "
         "--no-compensate --no-bias-correction --statistics calibration --calibration-data c.npz --data d.npz --labels l.npy "
@@ -353,7 +355,7 @@ def test_every_flag_becomes_a_recipe() -> None:
     )
     recipe = recipe_of(parse(argv.split()))
     assert recipe.to_dict() == {
-        "min_bits": 2, "max_bits": 6, "rules": [], "cost": "bn", "storage": "compact", "unpack": "int8", "weight_format": "qdq",
+        "min_bits": 2, "max_bits": 6, "rules": [], "cost": "bn", "storage": "compact", "unpack": "int8", "weight_format": "dq",
         "low_bits": 2, "high_bits": 5, "low_position": "second", "first_last_bits": 7, "set": [["a", 3], ["b=c", 4]],
         "nodes_to_exclude": ["x", "y", "z"], "nodes_to_quantize": [], "method": "paper", "lambda1": 1.0, "lambda2": 0.1,
         "absorb": "consumer", "rounding": "nearest", "compensate": False, "bias_correction": False, "statistics": "calibration",

@@ -72,6 +72,67 @@ def test_two_steps_give_the_bytes_of_one(run: Run, digits_bn: Path, plan: Path, 
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.parametrize("target", [("--target-size", "70kB"), ("--target-bits", 3.5), ("--preset", "balanced")])
+def test_a_target_is_met_in_one_step_and_in_two(run: Run, digits_bn: Path, tmp_path: Path, target: tuple[object, ...]) -> None:
+    one, two, path, cost = tmp_path / "one.onnx", tmp_path / "two.onnx", tmp_path / "plan.json", ("--cost", "bn")
+    code, out, _ = run("quantize", digits_bn, "-o", one, *target, *cost, *FAST, "--json", "-")
+    assert code == 0
+    assert run("plan", digits_bn, "-o", path, *target, *cost, *FAST, "-q")[0] == 0
+    assert run("quantize", digits_bn, "-o", two, "--plan", path, "-q")[0] == 0
+    assert one.read_bytes() == two.read_bytes()
+    plain, planned = json.loads(out), json.loads(path.read_text(encoding="utf-8"))
+    assert plain["predicted"] == planned["predicted"]
+    assert one.stat().st_size <= planned["predicted"]["bytes"] < 1.01 * one.stat().st_size
+    met = {"--target-size": one.stat().st_size <= 70_000, "--target-bits": 3.3 < plain["totals"]["nominal_bits"] <= 3.5}
+    assert met.get(str(target[0]), planned["predicted"]["sqnr_db"] >= 20)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--target-size", "20kB"), "target_size = 20,000 bytes cannot be met"),
+        (("--target-size", "80kB", "--min-bits", 7), "relax min_bits = 7"),
+        (("--target-bits", 2.5, "--min-bits", 3), "target_bits = 2.5 cannot be met"),
+        (("--target-sqnr-db", 200), "target_sqnr_db = 200 cannot be met"),
+    ],
+)
+def test_a_target_that_cannot_be_met(run: Run, digits_bn: Path, tmp_path: Path, flags: tuple[object, ...], words: str) -> None:
+    code, out, err = run("quantize", digits_bn, "-o", tmp_path / "small.onnx", "--cost", "bn", *flags)
+    assert (code, out) == (3, "")
+    assert words in err
+    assert len(err.splitlines()) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweep(run: Run, digits_bn: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    code, out, _ = run("plan", digits_bn, "-o", path, "--bits", 4, "--cost", "bn", "--sweep", 5, "--first-last-bits", 6)
+    assert code == 0
+    assert "Size against quality" in out
+    points = json.loads(path.read_text(encoding="utf-8"))["sweep"]
+    assert len(points) == 5
+    for key in ("budget", "bytes", "nominal_bits", "predicted_sqnr_db"):
+        values = [point[key] for point in points]
+        assert values == sorted(values), key
+    assert all(0.94 * point["budget"] < point["bytes"] <= point["budget"] for point in points)
+    assert {point["top1"] for point in points} == {None}
+    assert run("quantize", digits_bn, "--dry-run", "--plan", path, *FAST)[0] == 0
+
+
+def test_sweep_with_data(run: Run, digits_bn: Path, digits_data: Path) -> None:
+    sizes = ("--sweep", "20kB,60kB,90kB")
+    code, out, _ = run("plan", digits_bn, *sizes, "--data", digits_data, "--samples", 200, "--json", "-")
+    small, middle, large = json.loads(out)["sweep"]
+    assert code == 0
+    assert (small["budget"], small["bytes"], small["predicted_sqnr_db"], small["top1"]) == (20_000, None, None, None)
+    assert middle["measured_sqnr_db"] < large["measured_sqnr_db"]
+    assert 0.8 < middle["top1"] <= 1
+    assert abs(large["measured_sqnr_db"] - large["predicted_sqnr_db"]) < 10
+    code, out, _ = run("plan", digits_bn, *sizes, "--cost", "bn")
+    assert "too small" in out
+    assert "measured" not in out
+
+
 def test_flags_beside_a_plan(run: Run, digits_bn: Path, plan: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[validate]\nsamples = 3\n[defaults]\nlambda1 = 0.25\n", encoding="utf-8")

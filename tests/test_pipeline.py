@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, checker, load, numpy_helper, parser
 
-from onnx_dfmpc import Recipe, apply, match, pipeline, plan, quantize, validate
+from onnx_dfmpc import Recipe, apply, match, plan, quantize, validate, work
 from onnx_dfmpc.errors import DfmpcError, ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.pipeline import QuantizeResult
@@ -93,7 +93,7 @@ def test_the_output_is_what_the_result_says(tmp_path: Path):
     assert [(layer.name, layer.bits, layer.storage) for layer in result.layers] == [
         ("stem", 8, "UINT8"),
         ("low", 2, "UINT2"),
-        ("high", 6, "UINT8"),
+        ("high", 6, "INT8"),
         ("last", 8, "UINT8"),
     ]
     assert result.validation
@@ -204,15 +204,15 @@ def test_everything_excluded_is_nothing_to_quantize():
 @pytest.mark.parametrize("knobs", [{"data": "no.npz"}, {"max_top1_drop": 0.1}, {"data": __file__}])
 def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]):
     for room in ("allocate", "solve_layers"):
-        monkeypatch.setattr(pipeline, room, lambda *_, **__: pytest.fail("too late"))
-    for work in (quantize, plan):
+        monkeypatch.setattr(work, room, lambda *_, **__: pytest.fail("too late"))
+    for run_it in (quantize, plan):
         with pytest.raises(RecipeError):
-            work(chain(), recipe=Recipe(**knobs))
+            run_it(chain(), recipe=Recipe(**knobs))
 
 
 @pytest.mark.parametrize("name", ["small.onnx", "small.onnx.data"])
 def test_an_existing_file_is_found_before_the_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.setattr(pipeline, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(RecipeError, match="exists already"):
         quantize(chain(), tmp_path / "small.onnx", use_external_data_format=True)
@@ -223,7 +223,7 @@ def test_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = Recipe(**FAST)
     validated = quantize(chain(), None, recipe)
     for room in ("validate", "layer_sqnr"):
-        monkeypatch.setattr(pipeline, room, lambda *_, **__: pytest.fail("left out"))
+        monkeypatch.setattr(work, room, lambda *_, **__: pytest.fail("left out"))
     result = quantize(chain(), tmp_path / "small.onnx", recipe, validated=False)
     assert (result.validation, result.layers[0].measured_sqnr_db) == (None, None)
     assert result.output == tmp_path / "small.onnx"
@@ -235,8 +235,8 @@ PLAIN = {"bits": 4, "rounding": "nearest", "compensate": False, "bias_correction
 
 def test_the_range_of_the_inputs_is_inferred_only_where_it_is_needed(digits_bn: Path, digits_data: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    infer = pipeline.statistics.infer_range
-    monkeypatch.setattr(pipeline.statistics, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs))
+    infer = work.statistics.infer_range
+    monkeypatch.setattr(work.statistics, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs))
     quantize(digits_bn, None, Recipe(**PLAIN), validated=False)
     with_data = quantize(digits_bn, None, Recipe(**PLAIN, data=str(digits_data), samples=4))
     assert asked == []
@@ -307,7 +307,7 @@ def test_producer_side_and_consumer_side_agree(bn, seed):
     )
     low, high = (next(layer for layer in producer.layers if layer.name == name) for name in ("low", "high"))
     assert low.gain_min < 0.97 or low.gain_max > 1.03  # there is something to absorb
-    weights = [ConstantTable(result.model)["w1_scale"] for result in (producer, consumer)]
+    weights = [ConstantTable(result.model)["q1s"] for result in (producer, consumer)]
     gammas = [numpy_helper.to_array(t) for result in (producer, consumer) for t in result.model.graph.initializer if t.name == "gamma"]
     assert not np.allclose(*(gammas if bn else weights))
     y, yc, yp = (run(m, X).astype(np.float64) for m in (model, consumer.model, producer.model))

@@ -38,10 +38,11 @@ quant_plans = st.builds(
     layers=st.lists(layer_plans).map(tuple),
     skipped=st.lists(st.builds(Skipped, TEXTS.filter(bool), TEXTS, TEXTS)).map(tuple),
     model_name=TEXTS,
-    form=st.builds(Form, st.sampled_from(["native", "compact"]), st.sampled_from(["none", "float"]), st.sampled_from(["dq", "qdq"])),
+    form=st.sampled_from([Form(), Form("compact", "int8"), Form("portable", "float"), Form(weight_format="qdq")]),
     recipe=st.sampled_from([{}, Recipe(target_size="30KiB", data="x.npz").to_dict(), Recipe(bits=3, set={"a": 2}).to_dict()]),
     predicted_bytes=st.none() | st.integers(0, 10**12),
     predicted_sqnr_db=st.none() | st.floats(-100, 100),
+    provider=st.sampled_from(["", "bn", "probe"]),
 )
 
 PLAN = QuantPlan(
@@ -54,6 +55,7 @@ PLAN = QuantPlan(
     "net.onnx",
     predicted_bytes=1500,
     predicted_sqnr_db=29.5,
+    provider="probe",
 )
 
 Edit = Callable[[dict[str, Any]], object]
@@ -98,7 +100,7 @@ def test_bits_edited_by_hand(file: Path) -> None:
     assert (plan["conv1"].bits, plan["conv1"].noise, plan["conv1"].bytes) == (5, None, None)
     assert plan["conv1"].reason == "plan: 5 bits instead of 8"
     assert plan["conv2"] == PLAN["conv2"]
-    assert (plan.predicted_bytes, plan.predicted_sqnr_db) == (None, None)
+    assert (plan.predicted_bytes, plan.predicted_sqnr_db, plan.provider) == (None, None, "")
     again = file.with_name("again.json")
     save_plan(plan, again)
     assert load_plan(again) == plan

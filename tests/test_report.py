@@ -48,7 +48,13 @@ def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
 def plan(names: Sequence[str]) -> QuantPlan:
     planned = (LayerPlan(name, 2, "low", "asymmetric", "covariance", True, "cheap here", 10**-2.5, 1200) for name in names)
     return QuantPlan(
-        "0" * 64, tuple(planned), (Skipped("gru", "GRU", "computed"),), "in.onnx", predicted_bytes=248, predicted_sqnr_db=20.75
+        "0" * 64,
+        tuple(planned),
+        (Skipped("gru", "GRU", "computed"),),
+        "in.onnx",
+        predicted_bytes=248,
+        predicted_sqnr_db=20.75,
+        provider="probe",
     )
 
 
@@ -112,7 +118,7 @@ def test_quantize_view_fits_and_loses_nothing(result: Any, verbose: bool) -> Non
     ):
         assert words.replace(" ", "") in packed, words
     assert "1,000 -> 250 bytes (25.0%), predicted 248, opset 17 -> 25" in shown
-    assert "output SQNR: predicted 20.8 dB, measured 20.5 dB" in shown
+    assert "output SQNR: predicted 20.8 dB (probe), measured 20.5 dB" in shown
     assert "5.00 nominal bits" in shown
     assert "1 skipped" in shown
     assert ("last layer" in shown) == ("load 0.25" in shown) == ("recipe: low_bits = 2" in shown) == verbose
@@ -233,7 +239,7 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert plain["schema"] == 1
     assert set(plain["model"]) == {"path", "sha256", "bytes", "opset"}
     assert set(plain["output"]) == {"path", "bytes", "opset"}
-    assert plain["predicted"] == {"bytes": 248, "sqnr_db": 20.75}
+    assert plain["predicted"] == {"bytes": 248, "sqnr_db": 20.75, "provider": "probe"}
     assert plain["form"] == {"storage": "native", "unpack": "none", "weight_format": "dq"}
     assert plain["layers"][0]["predicted_bytes"] == 1200
     promised = "name op shape bits storage bytes provider gain_min gain_max predicted_sqnr_db measured_sqnr_db reason"

@@ -1,0 +1,109 @@
+"""The table that allocation spends from, against the files and the outputs that come of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_dfmpc import Recipe, apply, plan, quantize
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.recipe import limits
+from onnx_dfmpc.work import Work
+
+FORMS: tuple[dict[str, Any], ...] = (
+    {},
+    {"storage": "portable"},
+    {"storage": "compact"},
+    {"storage": "compact", "unpack": "int8"},
+    {"unpack": "float"},
+    {"weight_format": "qdq"},
+)
+BITS: tuple[dict[str, Any], ...] = (
+    {"bits": 2},
+    {"bits": 5},
+    {"low_bits": 3, "high_bits": 6},
+    {"target_bits": 3.5},
+    {"bits": 3, "method": "paper"},
+)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()) or "native")
+@pytest.mark.parametrize("bits", BITS, ids=lambda bits: "-".join(map(str, bits.values())))
+def test_the_file_is_never_larger_than_predicted_and_hardly_smaller(digits_bn: Path, bits: dict[str, Any], form: dict[str, Any]) -> None:
+    recipe = Recipe(**bits, **form, cost="bn", rounding="nearest", statistics="analytic", input_range=(0, 1))
+    result = quantize(digits_bn, None, recipe, validated=False)
+    predicted = result.plan.predicted_bytes
+    assert predicted is not None
+    assert result.size <= predicted < (1.05 if "method" in bits else 1.01) * result.size + 400
+    planned = {layer.name: layer.bytes for layer in result.plan.layers}
+    assert all(layer.bytes <= planned[layer.name] for layer in result.layers)
+
+
+@pytest.mark.parametrize("bits", [3, 6])
+def test_a_plan_knows_what_quantize_finds(digits_bn: Path, bits: int) -> None:
+    made = plan(digits_bn, Recipe(bits=bits))
+    result = quantize(digits_bn, None, Recipe(bits=bits))
+    assert (made.provider, result.plan.provider) == ("probe", "bn")
+    assert made.predicted_bytes == result.plan.predicted_bytes
+    assert [layer.bytes for layer in made.layers] == [layer.bytes for layer in result.plan.layers]
+    assert made.predicted_sqnr_db is not None
+    assert result.validation is not None
+    assert abs(made.predicted_sqnr_db - result.validation.sqnr_db) < 6
+    noise = sum(layer.noise or 0 for layer in made.layers)
+    assert made.predicted_sqnr_db == pytest.approx(-10 * np.log10(noise))
+
+
+def test_the_closed_form_comes_with_every_run(digits_bn: Path) -> None:
+    found = [quantize(digits_bn, None, Recipe(bits=bits, input_range=(0, 1))) for bits in (2, 4)]
+    predicted = [result.plan.predicted_sqnr_db for result in found]
+    measured = [result.validation.sqnr_db for result in found if result.validation is not None]
+    assert predicted[0] + 6 < predicted[1]
+    assert measured[0] + 6 < measured[1]
+    noise = sum(layer.noise or 0 for layer in found[0].plan.layers)
+    assert predicted[0] == pytest.approx(-10 * np.log10(noise))
+
+
+def test_plain_rounding_predicts_bytes_alone(digits_bn: Path) -> None:
+    result = quantize(digits_bn, None, Recipe(bits=4, rounding="nearest", compensate=False, bias_correction=False), validated=False)
+    assert result.plan.predicted_bytes is not None
+    assert (result.plan.predicted_sqnr_db, result.plan.provider) == (None, "")
+
+
+def test_a_plan_whose_predictions_were_dropped_is_predicted_again(digits_bn: Path) -> None:
+    made = Work(digits_bn, Recipe(bits=4)).allocate()
+    assert (made.predicted_bytes, made.predicted_sqnr_db) == (None, None)
+    result = apply(digits_bn, made, validated=False)
+    assert result.plan == quantize(digits_bn, None, Recipe(bits=4), validated=False).plan
+
+
+def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
+    recipe = Recipe(target_bits=4, cost="bn", nodes_to_exclude=["/conv/Conv"], rules=({"regex": "fc", "bits": 3},), input_range=(0, 1))
+    work = Work(digits_bn, recipe)
+    table = work.open_table
+    found = limits(work.report, recipe)
+    assert list(table.layers) == [name for name in found if not found[name].excluded]
+    assert table.noise.shape == table.sizes.shape == (15, len(table.widths))
+    assert (np.diff(table.noise, axis=1) <= 0).all()
+    assert (np.diff(table.sizes, axis=1) >= 0).all()
+    assert work.open_table is table
+    assert work.clock.seconds["predict"] > 0
+
+
+@pytest.mark.parametrize(("knobs", "provider"), [({"cost": "bn"}, "bn"), ({"cost": "probe"}, "probe"), ({}, "probe")])
+def test_where_the_noise_comes_from(digits_bn: Path, knobs: dict[str, Any], provider: str) -> None:
+    assert Work(digits_bn, Recipe(target_bits=4, input_range=(0, 1), **knobs)).open_table.provider == provider
+
+
+def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> None:
+    images = str(digits_data)
+    for knobs in (
+        {"cost": "measured", "data": images, "samples": 8},
+        {"calibration_data": images},
+        {"cost": "measured", "calibration_data": images},
+    ):
+        assert Work(digits_bn, Recipe(target_bits=4, **knobs)).open_table.provider == "measured"
+    with pytest.raises(RecipeError, match="needs data"):
+        Recipe(cost="measured")
