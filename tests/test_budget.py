@@ -121,7 +121,7 @@ def test_the_widest_of_equals():
 
 # A network of layers of many sizes
 
-SIZES = (3, 8, 20, 8, 60, 40)
+SIZES = (12, 16, 40, 16, 120, 80)
 EDGES = {0: "first", 5: "last"}
 
 
@@ -146,7 +146,7 @@ def native(report: MatchReport, costs: CostTable) -> CostTable:
 
 
 def test_a_size_is_met_and_not_exceeded(report, costs):
-    for budget in range(7_500, 25_000, 500):
+    for budget in range(14_000, 50_000, 1000):
         plan = spend(report, Recipe(target_size=budget), "sha", costs)
         assert plan.predicted_bytes is not None
         assert plan.predicted_bytes == costs.base + sum(planned.bytes or 0 for planned in plan.layers)
@@ -191,7 +191,7 @@ def test_bounds_rules_and_exclusions_hold(report, costs):
     left = [name for name in costs.layers if name != "n3"]
     rows = [costs.layers.index(name) for name in left]
     part = replace(costs, layers=tuple(left), noise=costs.noise[rows], sizes=costs.sizes[rows])
-    for budget in (11_500, 14_000, 17_000):
+    for budget in (22_000, 28_000, 34_000):
         plan = spend(report, Recipe(target_size=budget, first_last_bits=6, max_bits=7, rules=rules), "sha", part)
         bits = {planned.name: planned.bits for planned in plan.layers}
         assert list(bits) == left
@@ -231,7 +231,7 @@ def test_what_cannot_be_met_is_refused_with_what_can(report, costs, asked, patte
 
 
 def test_reasons_say_what_the_next_code_costs(report, costs):
-    plan = spend(report, Recipe(target_size=9_000), "sha", costs)
+    plan = spend(report, Recipe(target_size=18_000), "sha", costs)
     for row, planned in enumerate(plan.layers):
         width = costs.widths.index(planned.bits)
         if planned.bits == 8:
@@ -273,5 +273,5 @@ def test_widths_are_closed_only_where_a_wider_one_costs_the_same(count, seed):
         assert opened[row, inside[-1]]
         assert opened[row, inside[0]]
         for column in inside:
-            replaced = any(sizes[row, wider] <= 1.02 * sizes[row, column] for wider in inside if wider > column)
+            replaced = any(sizes[row, wider] <= 1.05 * sizes[row, column] + 32 for wider in inside if wider > column)
             assert opened[row, column] or replaced

@@ -15,8 +15,8 @@ from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import Limits, Recipe, limits
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan
 
-SAME_BYTES = 1.02
-"""Bytes up to this factor are the same: the codes take as much room, only zero points or names differ."""
+SAME_SHARE, SAME_BYTES = 1.05, 32
+"""Up to so many times the bytes and so many more are the same: the codes take as much room, only zero points or names differ."""
 
 
 def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable) -> QuantPlan:
@@ -114,7 +114,7 @@ def open_widths(names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.i
 
     Examples
     --------
-    >>> open_widths(["a"], (2, 3, 4, 8), np.array([[100, 199, 200, 400]]), {"a": Limits(2, 4)}).tolist()
+    >>> open_widths(["a"], (2, 3, 4, 8), np.array([[500, 990, 999, 2000]]), {"a": Limits(2, 4)}).tolist()
     [[True, False, True, False]]
     """
     bits = np.array(widths)
@@ -122,7 +122,7 @@ def open_widths(names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.i
     cost = np.where(within, sizes, np.iinfo(np.int64).max)
     cheapest_wider = np.minimum.accumulate(cost[:, ::-1], axis=1)[:, ::-1]
     replaced = np.zeros_like(within)
-    replaced[:, :-1] = cheapest_wider[:, 1:] <= SAME_BYTES * sizes[:, :-1]
+    replaced[:, :-1] = cheapest_wider[:, 1:] <= SAME_SHARE * sizes[:, :-1] + SAME_BYTES
     opened: Mask = within & (~replaced | (cost == cost.min(axis=1, keepdims=True)))
     return opened
 

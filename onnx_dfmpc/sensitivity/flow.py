@@ -6,12 +6,12 @@ a ratio of 1 at tensor t,
 
     A(output) = 1 / outputs
     A(x_i)   += A(y) P(x_i) / sum_k P(x_k)        Add, Sum, Sub, Concat
-    A(x)     += A(y) sqrt(P(x) / (n P(y)))        averages of n places
+    A(x)     += A(y) / sqrt(n)                    averages of n places
     A(x)     += A(y)                              all others.
 
 P is the variance summed over the channels: known at the input and at the output of every layer, elsewhere that of the tensors it is made
-of. Averaging leaves 1/n of the power of noise that is white, and as much as of the signal, P(y)/P(x), where it is as smooth as that; what
-rounding leaves is in between, and taken to be their geometric mean.
+of. An average leaves 1/n of the ratio where the noise is white and the signal is not, and all of it where both are alike; what rounding
+leaves is in between, and taken to be the geometric mean.
 """
 
 from __future__ import annotations
@@ -88,10 +88,8 @@ class Flow:
         return shares
 
     def _left_by_average(self, before: str, behind: str) -> float:
-        """Share of the noise that an average leaves, relative to the share of the signal; at most 1."""
-        places = self._places.get(before, 0) / self._places.get(behind, 1)
-        kept = places * self._power_of(behind)
-        return min(1.0, (self._power_of(before) / kept) ** 0.5) if kept > 0 else 1.0
+        """Share of the noise-to-signal ratio that an average leaves; 1 where it is not known over how many places."""
+        return float(np.sqrt(self._places.get(behind, 1) / self._places[before])) if before in self._places else 1.0
 
     def _power_of(self, name: str) -> float:
         """Power of a tensor: as seen, or of what it is made of."""
@@ -99,7 +97,7 @@ class Flow:
             node = self._producer.get(name)
             inputs = [] if node is None else [read for read in node.input if read and read not in self._table]
             if node is not None and node.op_type not in SUMMED:
-                inputs = inputs[:1]
+                inputs = [] if node.op_type in SILENT else inputs[:1]
             self._power[name] = sum(self._power_of(read) for read in inputs)
         return self._power[name]
 

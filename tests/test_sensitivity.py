@@ -1,0 +1,354 @@
+"""Predicted noise: each room against a naive computation of the same, and the prediction against what really happens on real images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
+from scipy.stats import spearmanr
+
+from onnx_dfmpc import graph, statistics
+from onnx_dfmpc.compensate import respond
+from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.layout import taps, to_rows
+from onnx_dfmpc.match import match
+from onnx_dfmpc.quantize import dequantize, regularize
+from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.sensitivity import Flow, data_feeds, noise_at_outputs, predict, probe_feeds
+from onnx_dfmpc.sensitivity.heard import Listener, relative, scores
+from onnx_dfmpc.sensitivity.local import Candidate, candidates
+from onnx_dfmpc.sensitivity.table import spread
+from onnx_dfmpc.solve import correct, noise_share, relative_noise, round_layer
+from onnx_dfmpc.spec import InputStatistics, LayerPlan
+from tests.arrays import batch_norm, covariance, forms, layer, seeds
+
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+RECIPE = Recipe(target_bits=4)
+
+
+# What a layer does to its own output
+
+
+@given(forms, seeds, st.booleans())
+def test_local_noise_is_the_variance_of_the_difference(form, seed, normed):
+    rng = np.random.default_rng(seed)
+    one = layer(*form)
+    g, n = one.group, one.size // one.channels
+    one = layer(*form, batch_norm=batch_norm(one.channels, rng) if normed else None)
+    known = InputStatistics(rng.standard_normal((g, n)), covariance(g, n, rng), 1000, "probe")
+    weight = rng.standard_normal(one.shape).astype(np.float32)
+    found = candidates(one, weight, known, (2, 3, 4), RECIPE)
+    assert list(found) == [2, 3, 4]
+    rows, power = to_rows(weight.astype(np.float64), one), np.ones(one.channels)
+    if one.batch_norm is not None:
+        power = (one.batch_norm.gamma / one.batch_norm.sigma) ** 2
+    trusted = regularize(known.covariance, taps(one), known.samples).astype(np.float64)
+    for candidate in found.values():
+        error = to_rows(candidate.weight.astype(np.float64), one) - rows
+        signal = noise = 0.0
+        for j, (group, row) in enumerate((group, row) for group in range(g) for row in range(rows.shape[1])):
+            signal += power[j] * rows[group, row] @ trusted[group] @ rows[group, row]
+            noise += power[j] * error[group, row] @ trusted[group] @ error[group, row]
+            assert candidate.shift[j] == pytest.approx(error[group, row] @ known.mean[group], rel=1e-3, abs=1e-4)
+        assert candidate.noise == pytest.approx(noise / signal, rel=2e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", [{}, {"rounding": "nearest"}, {"rounding": "squant"}, {"method": "paper"}])
+def test_the_sketch_is_close_to_the_rounding_that_the_layer_will_get(method):
+    recipe = Recipe(target_bits=4, **method)
+    rng = np.random.default_rng(0)
+    one = layer("Conv", (32, 16, 3, 3))
+    weight = rng.laplace(size=one.shape).astype(np.float32)
+    known = InputStatistics(rng.standard_normal((1, 144)), covariance(1, 144, rng), 8192, "probe")
+    for width, candidate in candidates(one, weight, known, (2, 3, 4), recipe).items():
+        paper = recipe.method == "paper"
+        grid = "asymmetric" if not paper else "ternary" if width == 2 else "symmetric"
+        plan = LayerPlan("conv", width, "inner", grid, recipe.rounding or ("nearest" if paper else "covariance"), not paper)
+        rounded = round_layer(one, plan, weight, known)
+        response = rounded.response
+        if not method:  # predicted by the covariance that rounding trusts, not by the one it is given
+            response = respond(rounded.rows, dequantize(rounded.codes), known.mean, regularize(known.covariance, 9, known.samples))
+        full = noise_share(response.scaled(correct(replace(rounded, response=response), recipe, None).gain), one)
+        assert full is not None
+        assert abs(10 * np.log10(candidate.noise / full)) < 2.5  # dB, of the 6 that a bit is worth
+
+
+@given(st.dictionaries(st.sampled_from(WIDTHS), st.floats(1e-9, 1.0), min_size=1))
+def test_noise_at_every_width(measured):
+    measured = dict(zip(sorted(measured), sorted(measured.values(), reverse=True), strict=True))
+    found = spread(measured, WIDTHS)
+    assert (np.diff(found) <= 0).all()
+    known = sorted(measured)
+    for width in known:
+        assert found[WIDTHS.index(width)] == pytest.approx(measured[width])
+    behind = [width for width in WIDTHS if width >= known[-1]]
+    steps = [found[WIDTHS.index(width)] * (2**width - 1) ** 2 for width in behind]
+    np.testing.assert_allclose(steps, steps[0])
+
+
+# From there to the outputs, in closed form
+
+BLOCK = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 64, 4, 4] x) => (float[N, 64, 4, 4] y) {
+    [a] a = Conv (x, wa)
+    [b] b = Conv (a, wb)
+    s = Add(b, x)
+    [c] c = Conv (s, wc)
+    [d] d = Conv (s, wd)
+    z = Concat <axis = 1> (c, d)
+    [e] y = Conv (z, we)
+}"""
+SHAPES = {"wa": (64, 64, 1, 1), "wb": (64, 64, 1, 1), "wc": (16, 64, 1, 1), "wd": (48, 64, 1, 1), "we": (64, 64, 1, 1)}
+GAINS = {"wa": 1.0, "wb": 0.5, "wc": 2.0, "wd": 0.7, "we": 1.0}
+
+
+def with_weights(text: str, shapes: dict[str, tuple[int, ...]], gains: dict[str, float] | None = None) -> ModelProto:
+    rng = np.random.default_rng(0)
+    model = parser.parse_model(text)
+    for name, shape in shapes.items():
+        values = rng.standard_normal(shape) * (gains or {}).get(name, 1.0) / np.sqrt(np.prod(shape[1:]))
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    return model
+
+
+def white(one: Any) -> InputStatistics:
+    n = one.size // one.channels
+    return InputStatistics(np.zeros((1, n)), np.eye(n, dtype=np.float32)[None], 0, "test")
+
+
+def run(model: ModelProto, feeds: dict[str, np.ndarray], **replaced: np.ndarray) -> np.ndarray:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in replaced:
+            tensor.CopyFrom(numpy_helper.from_array(replaced[tensor.name], tensor.name))
+    return np.asarray(ReferenceEvaluator(copy).run(None, feeds)[0])
+
+
+def test_shares_of_sums_and_of_concatenations():
+    model = with_weights(BLOCK, SHAPES, GAINS)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((64, 64, 4, 4)).astype(np.float32)
+    flow, report = Flow(model), match(model)
+    named = {one.name: one for one in report.layers}
+    for one in report.layers:
+        known = white(one)
+        values = x if one.input == "x" else run(extracted(model, one.input), {"x": x})
+        vectors = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
+        flow.see(one, InputStatistics(vectors.mean(axis=0)[None], np.cov(vectors.T)[None].astype(np.float32), len(vectors), known.provider))
+    amplified = flow.amplification()
+    float_output = run(model, {"x": x})
+    for name, one in named.items():
+        output = run(extracted(model, one.output), {"x": x})
+        noise = rng.standard_normal(output.shape).astype(np.float32) * 0.01 * output.std(axis=(0, 2, 3), keepdims=True)
+        moved = run(moved_by(model, one.output, noise), {"x": x})
+        heard = np.square(moved - float_output).sum() / np.square(float_output).sum()
+        assert noise_at_outputs(amplified, one, 1e-4) == pytest.approx(heard, rel=0.25), name
+
+
+def extracted(model: ModelProto, output: str) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    return copy
+
+
+def moved_by(model: ModelProto, tensor: str, noise: np.ndarray) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for index, node in enumerate(copy.graph.node):
+        if tensor in node.output:
+            node.output[0] = "before"
+            copy.graph.node.insert(index + 1, helper.make_node("Add", ["before", "noise"], [tensor]))
+            break
+    copy.graph.initializer.append(numpy_helper.from_array(noise, "noise"))
+    return copy
+
+
+def test_nothing_is_heard_through_a_shape_and_less_behind_an_average():
+    model = with_weights(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 8, 4, 4] x) => (float[N, 8] y) {
+            [a] a = Conv (x, wa)
+            [b] b = Conv (x, wb)
+            shape = Shape(b)
+            zeros = ConstantOfShape(shape)
+            s = Add(a, zeros)
+            p = GlobalAveragePool(s)
+            f = Flatten(p)
+            [c] y = Gemm <transB = 1> (f, wc)
+        }""",
+        {"wa": (8, 8, 1, 1), "wb": (8, 8, 1, 1), "wc": (8, 8)},
+    )
+    report, flow = match(model), Flow(model)
+    named = {one.name: one for one in report.layers}
+    for one in report.layers:
+        flow.see(one, white(one))
+    amplified = flow.amplification()
+    assert noise_at_outputs(amplified, named["b"], 1.0) == 0
+    assert noise_at_outputs(amplified, named["c"], 1.0) == 1
+    assert noise_at_outputs(amplified, named["a"], 1.0) == 1 / np.sqrt(16)
+
+
+# The same, measured
+
+TAIL = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 3, 6, 6] x) => (float[N, 5] y, float[N, 4, 6, 6] map) {
+    [a] a = Conv <pads = [1, 1, 1, 1]> (x, wa, ba)
+    a_ = Relu(a)
+    [b] b = Conv <pads = [1, 1, 1, 1]> (a_, wb)
+    s = Add(b, a_)
+    p = GlobalAveragePool(s)
+    f = Flatten(p)
+    [c] c = Gemm <transB = 1> (f, wc)
+    y = Softmax(c)
+    [d] map = Conv (a_, wd)
+}"""
+TAIL_SHAPES = {"wa": (4, 3, 3, 3), "ba": (4,), "wb": (4, 4, 3, 3), "wc": (5, 4), "wd": (4, 4, 1, 1)}
+
+
+def test_measured_noise_is_that_of_a_model_with_one_layer_replaced():
+    model = with_weights(TAIL, TAIL_SHAPES)
+    report, rng = match(model), np.random.default_rng(2)
+    batches = [{"x": rng.standard_normal((2, 3, 6, 6)).astype(np.float32)} for _ in range(3)]
+    x = {"x": np.concatenate([batch["x"] for batch in batches])}
+    listener = Listener(model, report.layers, batches)
+    table = graph.ConstantTable(model)
+    for one in report.layers:
+        quantized = {
+            width: Candidate((table[one.weight] * (1 + 0.5 / width)).astype(np.float32), rng.standard_normal(one.channels), 0.0)
+            for width in (2, 4)
+        }
+        found = listener.noise(one, quantized)
+        for width, candidate in quantized.items():
+            shift = candidate.shift.reshape(-1, *[1] * (len(one.shape) - 2)).astype(np.float32)
+            expected = []
+            for output in ("c", "map"):
+                copy = extracted(moved_by(model, one.output, -shift), output)
+                reference, moved = run(extracted(model, output), x), run(copy, x, **{one.weight: candidate.weight})
+                difference = (moved - reference).reshape(6, -1).astype(np.float64)
+                spread_out = difference - difference.mean(axis=0)
+                expected.append(np.square(spread_out).sum() * 6 / 5 / np.square(reference, dtype=np.float64).sum())
+            assert found[width] == pytest.approx(np.mean(expected), rel=1e-3, abs=1e-12), (one.name, width)
+
+
+def test_scores_are_in_front_of_what_squashes_them():
+    model = with_weights(TAIL, TAIL_SHAPES)
+    assert scores(model, match(model).layers) == ("c", "map")
+    classes = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3] x) => (int64[N] y) { [a] a = MatMul(x, w)  m = NonZero(a)  y = ReduceSum <keepdims = 0> (m, axes) }""")
+    classes.graph.initializer.append(numpy_helper.from_array(np.ones((3, 4), np.float32), "w"))
+    classes.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "axes"))
+    assert scores(classes, match(classes).layers) == ("a",)
+
+
+@given(seeds, st.integers(2, 9), st.floats(-5, 5))
+def test_an_offset_of_all_samples_is_no_noise(seed, count, offset):
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((count, 3, 2)) + 1
+    b = a + 0.1 * rng.standard_normal(a.shape)
+    halves = [a[: count // 2], a[count // 2 :]], [b[: count // 2] + offset, b[count // 2 :] + offset]
+    centred = (b - a) - (b - a).mean(axis=0)
+    assert relative(*halves) == pytest.approx(np.square(centred).sum() * count / (count - 1) / np.square(a).sum())
+
+
+def test_outputs_that_cannot_be_compared():
+    a = [np.ones((2, 3))]
+    with pytest.raises(UnsupportedError, match="shape"):
+        relative(a, [np.ones((2, 4))])
+    with pytest.raises(UnsupportedError, match="finite"):
+        relative(a, [np.full((2, 3), np.nan)])
+    assert relative([np.zeros((2, 3))], a) == 0
+
+
+def test_a_network_that_cannot_be_compared_is_predicted_in_closed_form():
+    model = with_weights(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 6, 6] x) => (float[M] y) {
+            [a] a = Conv (x, wa)
+            r = Relu(a)
+            i = NonZero(r)
+            t = Transpose(i)
+            y = GatherND(r, t)
+        }""",
+        {"wa": (4, 3, 3, 3)},
+    )
+    found = predicted(model, "probe")
+    assert found.provider == "bn"
+    assert "closed form" in found.notes[0]
+    np.testing.assert_array_equal(found.noise, predicted(model, "bn").noise)
+
+
+def predicted(model: ModelProto, source: str, data: np.ndarray | None = None, **knobs: Any) -> Any:
+    report = match(model)
+    specs = statistics.model_inputs(model)
+    provider = statistics.Probe(model, statistics.synthetic_feeds(specs, samples=16, **knobs), provider="probe")
+    feeds = None if source == "bn" else probe_feeds(model, **knobs) if data is None else data_feeds(model, data)
+    allowed = {one.name: np.ones(len(WIDTHS), bool) for one in report.layers}
+    return predict(model, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=source)
+
+
+# On real networks
+
+
+def test_predictions_on_the_shipped_network_rank_its_layers(digits_folded, digits_data):
+    model = graph.load(digits_folded).proto
+    images = np.load(digits_data)["input"]
+    truth = predicted(model, "measured", images[:128], input_range=(0, 1))
+    assert truth.provider == "measured"
+    table, report = graph.ConstantTable(model), match(model)
+    found = {source: predicted(model, source, input_range=(0, 1)) for source in ("bn", "probe")}
+    for source, prediction in found.items():
+        assert prediction.provider == source
+        assert (np.diff(prediction.noise, axis=1) <= 0).all()
+    for column in (0, 1, 2):
+        true = truth.noise[:, column]
+        raw = [relative_noise(one, table[one.weight], WIDTHS[column]) for one in report.layers]
+        closed, probed = (spearmanr(found[source].noise[:, column], true).statistic for source in ("bn", "probe"))
+        assert spearmanr(raw, true).statistic < closed < probed
+    np.testing.assert_array_equal(predicted(model, "probe", input_range=(0, 1)).noise, found["probe"].noise)
+
+
+def test_layers_that_stay_float_and_widths_that_are_closed_are_not_tried(digits_bn, monkeypatch):
+    model = graph.load(digits_bn).proto
+    report = match(model)
+    tried = []
+
+    def recorded(one, weight, known, widths, recipe):
+        tried.append((one.name, tuple(widths)))
+        return candidates(one, weight, known, widths, recipe)
+
+    monkeypatch.setattr("onnx_dfmpc.sensitivity.table.candidates", recorded)
+    names = [one.name for one in report.layers]
+    opened = {name: np.isin(WIDTHS, wanted) for name, wanted in zip(names[1:4], [(2, 4, 8), (8,), (3,)], strict=True)}
+    feeds = statistics.synthetic_feeds(statistics.model_inputs(model), samples=8, input_range=(0, 1))
+    seen = []
+    found = predict(
+        model, report.layers, WIDTHS, opened, RECIPE, statistics.Probe(model, feeds, provider="probe"),
+        feeds=None, source="bn", progress=lambda *state: seen.append(state),
+    )  # fmt: skip
+    assert tried == [(names[1], (2, 4)), (names[2], (4,)), (names[3], (3,))]
+    assert found.noise.shape == (3, len(WIDTHS))
+    assert seen == [("predict", done, 3) for done in (1, 2, 3)]
+
+
+def test_inputs_to_listen_with(digits_bn):
+    model = graph.load(digits_bn).proto
+    feeds = probe_feeds(model, seed=3, input_range=(0, 1))
+    images = np.concatenate([next(iter(feed.values())) for feed in feeds])
+    assert 8 <= len(images) <= 32
+    assert 0 <= images.min() <= images.max() <= 1
+    ours = statistics.synthetic_feeds(statistics.model_inputs(model), seed=3, input_range=(0, 1))
+    known = {image.tobytes() for feed in ours for image in next(iter(feed.values()))}
+    assert known.isdisjoint(image.tobytes() for image in images)
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    assert {len(next(iter(feed.values()))) for feed in probe_feeds(fixed, input_range=(0, 1))} == {1}
