@@ -134,6 +134,15 @@ def test_layers_that_are_left_out_stay_float(networks):
     assert 0 < saved < 4 * first.size
 
 
+def test_wide_layers():
+    """More channels than other tools are expected to look into."""
+    model = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3] x) => (float[A, B] y) { [one] y = Gemm(x, w, b) }')
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.standard_normal((3, 1500)), "b": rng.standard_normal(1500)}
+    model.graph.initializer.extend(numpy_helper.from_array(values.astype(np.float32), name) for name, values in arrays.items())
+    assert_predicted(model, {"one": 5}, Form("compact"), "asymmetric")
+
+
 def test_opset_conversion_is_counted():
     model = parser.parse_model(
         '<ir_version: 7, opset_import: ["" : 11]> g (float[1, 4] x) => (float[A, B] y) { [one] a = MatMul(x, w)  y = Softmax(a) }'

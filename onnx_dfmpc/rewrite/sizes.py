@@ -134,10 +134,10 @@ def base_size(
     """
     designs = _designs(proto, report, {name: tuple(widths) for name in layers}, form, grid)
     drawn = [blueprint for row in designs.values() for blueprint in row]
-    some = {name: row[0] for name, row in designs.items()}
-    weights = sum(blueprint.size for blueprint in some.values())
+    largest = {name: max(row, key=lambda blueprint: blueprint.size) for name, row in designs.items()}
+    weights = sum(blueprint.size for blueprint in largest.values())
     opsets = {blueprint.opset for blueprint in drawn} or {0}
-    return max(_size(proto, report, some, opset, _shared(drawn), metadata or {}, corrected=corrected) for opset in opsets) - weights
+    return max(_size(proto, report, largest, opset, _shared(drawn), metadata or {}, corrected=corrected) for opset in opsets) - weights
 
 
 def _designs(
@@ -172,8 +172,8 @@ def _size(
     *,
     corrected: bool,
 ) -> int:
-    """Size of a model that is rewritten without any large tensor in it, and of the tensors."""
-    hollow, missing = _hollow(proto)
+    """Size of a model that is rewritten without any large weight in it, and of the weights."""
+    hollow, missing = _hollow(proto, {layer.weight for layer in report.layers})
     edited = raise_opset(hollow, opset)
     edits = [_edit(layer, blueprints[layer.name], corrected=corrected) for layer in report.layers if layer.name in blueprints]
     apply_edits(edited, edits, choose_names(proto, report), shared, metadata)
@@ -192,13 +192,13 @@ def _edit(layer: Layer, blueprint: Blueprint, *, corrected: bool) -> Edit:
     return Edit(layer, blueprint, blueprint.empty(), bias, norm)
 
 
-def _hollow(proto: ModelProto) -> tuple[ModelProto, dict[str, int]]:
-    """Copy of a model without the numbers of its large initializers, and the bytes that each of them lost."""
+def _hollow(proto: ModelProto, weights: Collection[str]) -> tuple[ModelProto, dict[str, int]]:
+    """Copy of a model without the numbers of large weights, and the bytes that each of them lost."""
     copy, missing = without_initializers(proto), {}
     for tensor in proto.graph.initializer:
         target = copy.graph.initializer.add()
-        if is_large(tensor):
-            copy_fields(tensor, target, without=("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"))
+        if tensor.name in weights and is_large(tensor):
+            copy_fields(tensor, target, without=("raw_data", "float_data", "int32_data"))
             missing[tensor.name] = framed_size(tensor) - framed_size(target)
         else:
             target.CopyFrom(tensor)
