@@ -107,3 +107,13 @@ def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> No
         assert Work(digits_bn, Recipe(target_bits=4, **knobs)).open_table.provider == "measured"
     with pytest.raises(RecipeError, match="needs data"):
         Recipe(cost="measured")
+
+
+@pytest.mark.parametrize(("network", "size"), [("cifar10_resnet20_bn", "190KiB"), ("imagenet_mobilenet_v1_025_128_folded", "240KiB")])
+def test_a_size_is_used_up_and_never_exceeded(shared_dir: Path, tmp_path: Path, network: str, size: str) -> None:
+    target, recipe = tmp_path / "small.onnx", Recipe(target_size=size, cost="bn", samples=4)  # type: ignore[arg-type]
+    result = quantize(shared_dir / "models" / f"{network}.onnx", target, recipe)
+    assert recipe.target_size is not None
+    assert 0.94 * recipe.target_size <= target.stat().st_size == result.size <= recipe.target_size
+    assert len({layer.bits for layer in result.layers}) > 1
+    assert all(layer.reason for layer in result.layers)

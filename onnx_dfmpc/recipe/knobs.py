@@ -72,7 +72,8 @@ class Recipe:
     bits : int or None
         The same bits for every inner layer.
     target_size : int or None
-        Bytes of the file, never more. Text such as "300KiB" or "1.5MB" is accepted (see `parse_size`).
+        Bytes of the file, never more (weights in external data take a few more). Text such as "300KiB" or "1.5MB" is accepted (see
+        `parse_size`).
     target_bits : float or None
         Mean bits per weight, never more.
     target_sqnr_db : float or None
