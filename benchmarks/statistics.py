@@ -29,6 +29,7 @@ from benchmarks.networks import LABELLED, Network, network
 from models import zoo
 from onnx_dfmpc import graph, statistics
 from onnx_dfmpc.match import match
+from onnx_dfmpc.matrices import matrix
 from onnx_dfmpc.spec import InputStatistics, Layer
 from onnx_dfmpc.statistics.analytic import analytic
 
@@ -66,10 +67,11 @@ class Summary:
 
 def errors(estimate: InputStatistics, truth: InputStatistics) -> tuple[float, float, float, float]:
     """Errors of standard deviations, means and correlations, and the median ratio of standard deviations."""
-    found, true = (np.sqrt(np.maximum(np.einsum("gnn->gn", s.covariance.astype(np.float64)), 1e-30)) for s in (estimate, truth))
+    matrices = [matrix(s.covariance).dense() for s in (estimate, truth)]
+    found, true = (np.sqrt(np.maximum(np.einsum("gnn->gn", m, dtype=np.float64), 1e-30)) for m in matrices)
     loud = true > QUIET * true.max()
     pairs = loud[:, :, None] & loud[:, None]
-    off = [s.covariance / d[:, :, None] / d[:, None] for s, d in ((estimate, found), (truth, true))]
+    off = [m / d[:, :, None] / d[:, None] for m, d in zip(matrices, (found, true), strict=True)]
     return (
         float(np.abs(found / true - 1)[loud].mean()),
         float((np.abs(estimate.mean - truth.mean) / true)[loud].mean()),

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_dfmpc.products import product
+from onnx_dfmpc.matrices import Covariance, through
 from onnx_dfmpc.spec import Array, BatchNorm
 
 MAX_GAIN = 4.0
@@ -57,24 +57,24 @@ class Response:
         return Response(self.own, c * self.across, c * c * self.quantized, self.shift)
 
 
-def respond(rows: Array, quantized: Array, mean: Array, covariance: Array) -> Response:
+def respond(rows: Array, quantized: Array, mean: Array, covariance: Covariance) -> Response:
     """Moments of the responses of rows W and Wq to an input.
 
     Parameters
     ----------
     rows, quantized : float arrays, shape (g, r, n)
     mean : float array, shape (g, n)
-    covariance : float array, shape (g, n, n)
+    covariance : Covariance
 
     Returns
     -------
     Response
         Arrays of shape (g * r,), float64.
     """
-    through, through_q = product(rows, covariance), product(quantized, covariance)
-    own = np.einsum("grn,grn->gr", through, rows, dtype=np.float64)
-    across = np.einsum("grn,grn->gr", through, quantized, dtype=np.float64)
-    norm = np.einsum("grn,grn->gr", through_q, quantized, dtype=np.float64)
+    passed, passed_q = through(rows, covariance), through(quantized, covariance)
+    own = np.einsum("grn,grn->gr", passed, rows, dtype=np.float64)
+    across = np.einsum("grn,grn->gr", passed, quantized, dtype=np.float64)
+    norm = np.einsum("grn,grn->gr", passed_q, quantized, dtype=np.float64)
     return Response(own.ravel(), across.ravel(), norm.ravel(), mean_shift(rows, quantized, mean))
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc import graph, statistics
+from onnx_dfmpc.layout import taps
+from onnx_dfmpc.matrices import rescaled
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.solve import correct, finish, finish_paper, relative_noise, round_layer
 from onnx_dfmpc.spec import InputStatistics, Layer, MatchReport, QuantizedLayer, QuantPlan
@@ -141,6 +143,5 @@ def _along_inputs(factor: NDArray[np.floating], layer: Layer) -> NDArray[np.floa
 def _divided(known: InputStatistics, factor: NDArray[np.floating], layer: Layer) -> InputStatistics:
     """Statistics of inputs that come without the factors that the weight took over; a factor of 0 silences its channel."""
     inverse = np.where(factor > 0, 1 / np.where(factor > 0, factor, 1), 0)
-    each = np.repeat(inverse.reshape(layer.group, -1), known.mean.shape[1] * layer.group // factor.size, axis=1)  # (g, n)
-    covariance = known.covariance * (each[:, :, None] * each[:, None, :]).astype(np.float32)
-    return replace(known, mean=known.mean * each, covariance=covariance)
+    each = np.repeat(inverse.reshape(layer.group, -1), known.mean.shape[1] * layer.group // factor.size // taps(layer), axis=1)  # (g, i)
+    return replace(known, mean=known.mean * np.repeat(each, taps(layer), axis=1), covariance=rescaled(known.covariance, each))

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_dfmpc.matrices import Covariance
+
 Array = NDArray[np.floating]
 Codes = NDArray[np.int8]
 
@@ -147,7 +149,8 @@ class InputStatistics:
     ----------
     mean : float64 array, shape (g, n)
         Mean of the ``n`` inputs (input channels times kernel taps, taps innermost) in each of the ``g`` groups; zero padding counts.
-    covariance : float32 array, shape (g, n, n)
+    covariance : float32 array, shape (g, n, n), or Kronecker
+        See ``matrices``: of many inputs, only the factors are known.
     samples : int
         Number of input patches it was measured on; 0 where it was computed in closed form.
     provider : str
@@ -155,7 +158,7 @@ class InputStatistics:
     """
 
     mean: Array
-    covariance: Array
+    covariance: Covariance
     samples: int
     provider: str
 

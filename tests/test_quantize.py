@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnx_dfmpc.matrices import Dense, Kronecker, matrix
 from onnx_dfmpc.quantize import covariance as rounding
 from onnx_dfmpc.quantize import dequantize, min_max, nearest, quantize_rows, regularize, ternary
-from onnx_dfmpc.quantize.covariance import descend, feedback, inverse_factor
+from onnx_dfmpc.quantize import rows as searching
+from onnx_dfmpc.quantize import sweep as sweeping
+from onnx_dfmpc.quantize.covariance import Root, Target
 from onnx_dfmpc.quantize.grids import Codes, limits
 from onnx_dfmpc.quantize.squant import squant
 from tests.arrays import covariance, seeds
@@ -186,6 +189,17 @@ def naive_squant(target: np.ndarray, taps: int) -> np.ndarray:
 # Covariance
 
 
+def feedback(rows: np.ndarray, second: np.ndarray | Kronecker, *grid) -> np.ndarray:
+    """Codes (g, r, n), for rows that lie."""
+    return rounding.feedback(rows.transpose(0, 2, 1), Root.of(second), *grid)[0].transpose(0, 2, 1)
+
+
+def descend(rows: np.ndarray, second: np.ndarray | Kronecker, codes: np.ndarray, *grid, sweeps: int) -> np.ndarray:
+    """Codes (g, r, n), for rows that lie."""
+    unit = matrix(second).unit()
+    return rounding.descend(rows.transpose(0, 2, 1), unit, codes.transpose(0, 2, 1), *grid, sweeps=sweeps).transpose(0, 2, 1)
+
+
 @given(kernels, seeds, st.integers(2, 4), st.integers(1, 4))
 def test_each_sweep_of_descent_lowers_the_output_error_or_leaves_it(kernel, seed, b, sweeps):
     g, r, i, k = kernel
@@ -202,6 +216,24 @@ def test_each_sweep_of_descent_lowers_the_output_error_or_leaves_it(kernel, seed
     for before, after in pairwise(errors):
         assert (after <= before * (1 + 1e-9) + 1e-12).all()
     assert all(codes.min() >= 0 and codes.max() <= 2**b - 1 for codes in steps)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_descent_equals_the_loop_over_single_moves(seed):
+    rng = np.random.default_rng(seed)
+    n = 30
+    rows, second = rows_of((1, 3, n), seed).astype(np.float64), covariance(1, n, rng)
+    scale, zero_point = rng.uniform(0.2, 0.6, (1, 3)), np.full((1, 3), 1.0)
+    start = nearest(rows, scale, zero_point, 0, 3)
+    found = descend(rows, second, start, scale, zero_point, 0, 3, sweeps=2)
+    for row in range(3):
+        codes, s, z = start[0, row].copy(), scale[0, row], zero_point[0, row]
+        for _ in range(2):
+            for j in range(n):
+                gradient = second[0, j] @ ((codes - z) * s - rows[0, row])
+                codes[j] = min(max(round(codes[j] - gradient / (second[0, j, j] * s)), 0), 3)
+        np.testing.assert_array_equal(found[0, row], codes)
+    assert (found != start).any()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -237,32 +269,19 @@ def test_uncorrelated_inputs_pass_no_error_on(kernel, seed, b):
     rng = np.random.default_rng(seed)
     rows = rows_of((g, r, i * k), seed).astype(np.float64)
     scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
-    factor = inverse_factor(np.stack([np.diag(rng.uniform(0.1, 5, i * k)) for _ in range(g)]))
-    found = feedback(rows, factor, scale, zero_point, 0, 2**b - 1)
+    second = np.stack([np.diag(rng.uniform(0.1, 5, i * k)) for _ in range(g)])
+    found = feedback(rows, second, scale, zero_point, 0, 2**b - 1)
     np.testing.assert_array_equal(found, nearest(rows, scale, zero_point, 0, 2**b - 1))
-
-
-@given(kernels, seeds)
-def test_inverse_factor_is_one(kernel, seed):
-    g, _, i, k = kernel
-    second = covariance(g, i * k, np.random.default_rng(seed))
-    factor = inverse_factor(second)
-    np.testing.assert_array_equal(factor, np.triu(factor))
-    assert (np.einsum("gnn->gn", factor) > 0).all()
-    damping = rounding.DAMPING * np.einsum("gnn->g", second) / (i * k)
-    damped = second + damping[:, None, None] * np.eye(i * k)
-    product_ = factor.transpose(0, 2, 1) @ factor @ damped
-    np.testing.assert_allclose(product_, np.broadcast_to(np.eye(i * k), product_.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_feedback_equals_the_loop_that_solves_each_step(seed):
     """Round one weight, then move those behind it to where they are best given its error: least squares, by definition."""
     rng = np.random.default_rng(seed)
-    n = 12
+    n = 20
     rows, second = rows_of((1, 3, n), seed).astype(np.float64), covariance(1, n, rng)
     scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
-    found = feedback(rows, inverse_factor(second), scale, zero_point, 0, 3)
+    found = feedback(rows, second, scale, zero_point, 0, 3)
     damped = second[0] + rounding.DAMPING * np.trace(second[0]) / n * np.eye(n)
     for row in range(3):
         w, s, z = rows[0, row].copy(), scale[0, row], zero_point[0, row]
@@ -274,20 +293,73 @@ def test_feedback_equals_the_loop_that_solves_each_step(seed):
                 w[j + 1 :] -= np.linalg.solve(damped[j + 1 :, j + 1 :], damped[j + 1 :, j] * error)
 
 
-@pytest.mark.parametrize("block", [1, 5, 7, 1000])
-def test_size_of_the_blocks_does_not_matter(monkeypatch, block):
+@given(kernels, seeds, st.integers(2, 5))
+def test_responses_are_those_of_the_damped_covariance(kernel, seed, b):
+    g, r, i, k = kernel
+    n = i * k
+    rows, second = rows_of((g, r, n), seed).astype(np.float64), covariance(g, n, np.random.default_rng(seed))
+    scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
+    root, upright = Root.of(second), rows.transpose(0, 2, 1)
+    codes, error = rounding.feedback(upright, root, scale, zero_point, 0, 2**b - 1)
+    target = Target.of(upright, root)
+    damped = second + rounding.DAMPING * np.einsum("gnn->g", second)[:, None, None] / n * np.eye(n)
+    quantized = (codes.transpose(0, 2, 1) - zero_point[..., None]) * scale[..., None]
+    expected = [np.einsum("grn,gnm,grm->gr", u, damped, v) for u, v in ((rows, rows), (rows, quantized), (quantized, quantized))]
+    for found, true in zip((target.norm, *target.products(error)), expected, strict=True):
+        np.testing.assert_allclose(found, true, rtol=1e-8, atol=1e-8 * np.abs(expected[0]).max())
+    factor = target.best_scale(error)
+    assert ((factor > 0) & (factor < 10)).all()
+    better = (quantized * factor[..., None] - rows)[..., None]
+    worse = [(quantized * (factor * f)[..., None] - rows)[..., None] for f in (0.99, 1.01)]
+    cost = [np.einsum("grnx,gnm,grmx->gr", e, damped, e) for e in (better, *worse)]
+    helped = factor != 1
+    assert all((cost[0][helped] <= other[helped] * (1 + 1e-9) + 1e-12).all() for other in cost[1:])
+
+
+@given(st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 7), st.sampled_from([1, 2, 3, 9])), seeds, st.integers(2, 4))
+def test_a_product_of_factors_rounds_as_the_matrix_that_it_is(kernel, seed, b):
+    g, r, i, k = kernel
+    rng = np.random.default_rng(seed)
+    rows = rows_of((g, r, i * k), seed).astype(np.float64)
+    second = Kronecker(covariance(g, i, rng), covariance(g, k, rng))
+    scale, zero_point = rng.uniform(0.2, 0.6, (g, r)), rng.integers(0, 2**b, (g, r)).astype(float)
+    grid = scale, zero_point, 0, 2**b - 1
+    root = matrix(second).damped(rounding.DAMPING).root()
+    whole = Dense(root.dense())
+    fed = rounding.feedback(rows.transpose(0, 2, 1), Root(root.unit(), root.diagonal()), *grid)
+    again = rounding.feedback(rows.transpose(0, 2, 1), Root(whole.unit(), whole.diagonal()), *grid)
+    np.testing.assert_array_equal(fed[0], again[0])
+    np.testing.assert_allclose(fed[1], again[1], atol=1e-9 * np.abs(rows).max())
+    start = nearest(rows, *grid)
+    np.testing.assert_array_equal(descend(rows, second, start, *grid, sweeps=3), descend(rows, second.dense(), start, *grid, sweeps=3))
+
+
+@pytest.mark.parametrize("leaf", [1, 5, 7, 1000])
+def test_how_many_inputs_are_visited_one_by_one_does_not_matter(monkeypatch, leaf):
     rng = np.random.default_rng(0)
     rows, second = rows_of((2, 5, 30), 0).astype(np.float64), covariance(2, 30, rng)
     scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
     grid = (scale, zero_point, 0, 3)
-    factor, start = inverse_factor(second), nearest(rows, *grid)
-    monkeypatch.setattr(rounding, "BLOCK", 30)
-    expected = feedback(rows, factor, *grid), descend(rows, second, start, *grid, sweeps=3)
-    monkeypatch.setattr(rounding, "BLOCK", block)
-    np.testing.assert_array_equal(feedback(rows, factor, *grid), expected[0])
+    start = nearest(rows, *grid)
+    monkeypatch.setattr(sweeping, "LEAF", 30)
+    expected = feedback(rows, second, *grid), descend(rows, second, start, *grid, sweeps=3)
+    monkeypatch.setattr(sweeping, "LEAF", leaf)
+    np.testing.assert_array_equal(feedback(rows, second, *grid), expected[0])
     np.testing.assert_array_equal(descend(rows, second, start, *grid, sweeps=3), expected[1])
     assert (expected[0] != start).any()
     assert (expected[1] != start).any()
+
+
+@pytest.mark.parametrize("most", [1, 1000, 3000])
+def test_how_many_rows_are_rounded_at_once_does_not_matter(monkeypatch, most):
+    rng = np.random.default_rng(0)
+    rows, second = rows_of((2, 13, 30), 0), covariance(2, 30, rng)
+    settings = {"grid": "asymmetric", "rounding": "covariance", "per_channel": True, "covariance": second}
+    together = quantize_rows(rows, 3, **settings)
+    monkeypatch.setattr(searching, "MOST_WEIGHTS", most)
+    apart = quantize_rows(rows, 3, **settings)
+    for one, other in zip((together.codes, together.scale, together.zero_point), (apart.codes, apart.scale, apart.zero_point), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 @given(kernels, seeds, st.integers(2, 5))
@@ -298,14 +370,14 @@ def test_groups_and_rows_are_rounded_independently(kernel, seed, b):
     # Scales of no special value: on a min-max grid weights lie half way between levels, where the last digit decides.
     scale, zero_point = rng.uniform(0.2, 0.6, (g, r)), rng.integers(0, 2**b, (g, r)).astype(float)
     limits_ = 0, 2**b - 1
-    factor, start = inverse_factor(second), nearest(rows, scale, zero_point, *limits_)
-    fed = feedback(rows, factor, scale, zero_point, *limits_)
+    start = nearest(rows, scale, zero_point, *limits_)
+    fed = feedback(rows, second, scale, zero_point, *limits_)
     descended = descend(rows, second, start, scale, zero_point, *limits_, sweeps=3)
     for a, row in product(range(g), range(r)):
-        one = np.s_[a : a + 1, row : row + 1]
+        one, its = np.s_[a : a + 1, row : row + 1], second[a : a + 1]
         grid = scale[one], zero_point[one], *limits_
-        np.testing.assert_array_equal(feedback(rows[one], factor[a : a + 1], *grid), fed[one])
-        np.testing.assert_array_equal(descend(rows[one], second[a : a + 1], start[one], *grid, sweeps=3), descended[one])
+        np.testing.assert_array_equal(feedback(rows[one], its, *grid), fed[one])
+        np.testing.assert_array_equal(descend(rows[one], its, start[one], *grid, sweeps=3), descended[one])
 
 
 @given(st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 3)), seeds)
@@ -313,7 +385,7 @@ def test_rounding_does_not_change_its_arguments(shape, seed):
     rng = np.random.default_rng(seed)
     rows, second = rows_of(shape, seed).astype(np.float64), covariance(shape[0], shape[2], rng)
     scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
-    arguments = rows, inverse_factor(second), scale, zero_point
+    arguments = rows, second, scale, zero_point
     kept = [argument.copy() for argument in arguments]
     feedback(*arguments, 0, 3)
     descend(rows, second, nearest(rows, scale, zero_point, 0, 3), scale, zero_point, 0, 3, sweeps=1)
@@ -378,8 +450,9 @@ def test_regularized_covariance_is_symmetric_and_positive_definite(kernel, seed,
     np.testing.assert_allclose(found, found.transpose(0, 2, 1), atol=1e-12)
     assert (np.linalg.eigvalsh(found) > 0).all()
     assert (np.einsum("gnn->gn", found) > 0).all()
-    factor = inverse_factor(found)
-    assert np.isfinite(factor).all()
+    root = Root.of(found)
+    assert np.isfinite(root.matrix.dense()).all()
+    assert np.isfinite(root.diagonal).all()
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.sampled_from([4, 9]), seeds, st.sampled_from([0, 10, 10**6]))
@@ -415,6 +488,22 @@ def test_every_channel_keeps_its_power(kernel, seed, samples):
     power = np.einsum("gnn->gn", second).reshape(g, i, k).sum(axis=2)
     kept = np.einsum("gnn->gn", regularize(second, k, samples)).reshape(g, i, k).sum(axis=2)
     np.testing.assert_allclose(kept, power, rtol=1e-4)
+
+
+@given(st.tuples(st.integers(1, 2), st.integers(2, 5), st.sampled_from([4, 9])), seeds, st.sampled_from([0, 10, 10**6]))
+def test_factors_are_regularized_much_as_the_matrix_that_they_make(shape, seed, samples):
+    g, i, k = shape
+    rng = np.random.default_rng(seed)
+    spatial = covariance(g, k, rng)
+    deviation = np.sqrt(np.einsum("gnn->gn", spatial))
+    pattern = Kronecker(covariance(g, i, rng), spatial / deviation[:, :, None] / deviation[:, None])
+    found, expected = regularize(pattern, k, samples), regularize(pattern.dense(), k, samples)
+    assert isinstance(found, Kronecker)
+    np.testing.assert_allclose(found.diagonal(), np.einsum("gnn->gn", expected), rtol=1e-4)
+    power = np.sqrt(found.diagonal())
+    difference = (found.dense() - expected) / power[:, :, None] / power[:, None]
+    assert np.abs(difference).max() < rounding.SHRINKAGE  # one factor shrinks by half as much, both together by nearly as much
+    assert (np.linalg.eigvalsh(found.dense()) > 0).all()
 
 
 def test_inputs_without_variance_get_one():

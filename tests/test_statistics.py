@@ -230,6 +230,38 @@ def test_moments_of_vectors(op, shape, axis):
     np.testing.assert_allclose(found.covariance, np.cov(every.T, bias=True)[None], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("shape", "group"), [((4, 3, 3, 3), 1), ((6, 2, 3, 2), 3), ((4, 3, 5), 1)])
+def test_of_many_inputs_the_channels_and_one_pattern_of_the_taps_are_measured(monkeypatch, shape, group):
+    spatial = (6, 7)[: len(shape) - 2]
+    batches = [
+        noise(5, shape[1] * group, *spatial, seed=s) + np.arange(s, s + shape[1] * group).reshape(-1, *[1] * len(spatial)) for s in (0, 1)
+    ]
+    batches = [batch.astype(np.float32) for batch in batches]
+    at, node = layer("Conv", shape, group), helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 2 * len(spatial))
+    every = measure(at, node, batches, seed=0, provider="test")
+    monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
+    found = measure(at, node, batches, seed=0, provider="test")
+    i, t = shape[1], int(np.prod(shape[2:]))
+    blocks = every.covariance.reshape(group, i, t, i, t)
+    channels = np.einsum("giaja->gij", blocks) / t
+    spatial_ = np.mean([blocks[:, c, :, c] / channels[:, c, c, None, None] for c in range(i)], axis=0)
+    np.testing.assert_allclose(found.mean, every.mean, atol=1e-6)
+    np.testing.assert_allclose(found.covariance.channels, channels, atol=1e-4)
+    np.testing.assert_allclose(found.covariance.spatial, spatial_, atol=1e-4)
+    assert found.samples == every.samples
+
+
+def test_a_dead_channel_does_not_spoil_the_pattern_of_the_others(monkeypatch):
+    monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
+    batches = [noise(5, 3, 6, 6)]
+    at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
+    alive = measure(layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches], seed=0, provider="test")
+    batches[0][:, 2] = 1.5
+    found = measure(at, node, batches, seed=0, provider="test")
+    np.testing.assert_allclose(found.covariance.spatial, alive.covariance.spatial, atol=1e-5)
+    assert np.isfinite(found.covariance.channels).all()
+
+
 def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
     batches = [noise(8, 3, 30, 30, seed=s) + np.arange(3, dtype=np.float32).reshape(3, 1, 1) for s in range(2)]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
@@ -250,7 +282,7 @@ def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
 @pytest.mark.parametrize(("shape", "group", "strides"), [((3, 4, 3, 3), 1, (1, 1)), ((3, 4, 4, 4), 1, (2, 2)), ((4, 3, 5), 2, (2,))])
 def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(monkeypatch, shape, group, strides):
     """On inputs that are constant in space, which is what the closed form stands on: it predicts mean and variance of the output."""
-    monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 1 << 20)  # all of them
+    monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_VECTORS", 1 << 20)  # all of them
     rng = np.random.default_rng(0)
     rank = len(shape) - 2
     colours = rng.standard_normal((200, shape[0])) @ rng.standard_normal((shape[0], shape[0])) + rng.standard_normal(shape[0])

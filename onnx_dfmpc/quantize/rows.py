@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
-from onnx_dfmpc.quantize.covariance import Target, descend, feedback, inverse_factor
-from onnx_dfmpc.quantize.grids import Codes, dequantize, limits, min_max, nearest, ternary
+import numpy as np
+
+from onnx_dfmpc.matrices import Covariance, matrix
+from onnx_dfmpc.quantize.covariance import Root, Target, descend, feedback
+from onnx_dfmpc.quantize.grids import Codes, limits, min_max, nearest, ternary
 from onnx_dfmpc.quantize.squant import squant
 from onnx_dfmpc.spec import Array, Grid, Rounding
 
@@ -18,6 +20,9 @@ error by another 0.1 dB, and made networks worse.
 """
 
 SWEEPS = 4
+MOST_WEIGHTS = 1 << 20
+"""Weights that are rounded at once, times scales: rows are independent, and memory is bounded."""
+
 EXACT_BITS = 8
 """From here on the error of nearest rounding is far below what any search could gain."""
 
@@ -30,7 +35,7 @@ def quantize_rows(
     rounding: Rounding,
     per_channel: bool,
     taps: int = 1,
-    covariance: Array | None = None,
+    covariance: Covariance | None = None,
 ) -> Codes:
     """Quantize the rows of a weight.
 
@@ -46,7 +51,7 @@ def quantize_rows(
         One grid per row, or one for all.
     taps : int
         Kernel taps per input channel, for ``squant``.
-    covariance : float array, shape (g, n, n), optional
+    covariance : Covariance, optional
         Of the inputs, for ``covariance``.
 
     Returns
@@ -73,34 +78,35 @@ def quantize_rows(
     return Codes(codes, scale, zero_point, low, high)
 
 
-def _search(rows: Array, covariance: Array, bits: int, grid: Grid, *, per_channel: bool) -> Codes:
+def _search(rows: Array, covariance: Covariance, bits: int, grid: Grid, *, per_channel: bool) -> Codes:
     """Try several scales with error feedback, keep each row's best by correlation, then polish it by coordinate descent."""
-    rows, covariance = rows.astype(np.float64), covariance.astype(np.float64)
-    factor, target = inverse_factor(covariance), Target.of(rows, covariance)
+    g, r, n = rows.shape
+    root, unit, ratios = Root.of(covariance), matrix(covariance).unit(), RATIOS.get(bits, (1.0,))
     low, high = limits(bits, grid)
-    widest, zero_point = min_max(rows, bits, grid, per_channel=per_channel)
-    best: Codes | None = None
-    best_score = np.full(rows.shape[:2], -1.0)
-    for ratio in RATIOS.get(bits, (1.0,)):
-        scale = ratio * widest
-        tried = Codes(feedback(rows, factor, scale, zero_point, low, high), scale, zero_point, low, high)
-        score = target.correlation(dequantize(tried))
-        if not per_channel:
-            score = np.broadcast_to(score.mean(), score.shape)
-        better = score > best_score
-        best_score = np.where(better, score, best_score)
-        best = tried if best is None else _merge(better, tried, best)
-    assert best is not None
-    scale = best.scale * target.best_scale(dequantize(best)) if per_channel else best.scale
-    codes = descend(rows, covariance, best.codes, scale, best.zero_point, low, high, sweeps=SWEEPS)
-    return Codes(codes, scale, best.zero_point, low, high)
+    widest, zero_point = (array.astype(np.float64) for array in min_max(rows, bits, grid, per_channel=per_channel))
+    codes, scale = np.empty_like(rows), np.empty((g, r))
+    most = max(1, MOST_WEIGHTS // (g * n * len(ratios))) if per_channel else r
+    for start in range(0, r, most):
+        some = slice(start, start + most)
+        weights = rows[:, some].transpose(0, 2, 1).astype(np.float64)
+        tried, scale[:, some] = _best(weights, root, ratios, widest[:, some], zero_point[:, some], low, high, per_channel=per_channel)
+        found = descend(weights, unit, tried, scale[:, some], zero_point[:, some], low, high, sweeps=SWEEPS)
+        codes[:, some] = found.transpose(0, 2, 1)
+    return Codes(codes, scale, zero_point, low, high)
 
 
-def _merge(choose: NDArray[np.bool_], new: Codes, old: Codes) -> Codes:
-    return Codes(
-        np.where(choose[..., None], new.codes, old.codes),
-        np.where(choose, new.scale, old.scale),
-        np.where(choose, new.zero_point, old.zero_point),
-        new.low,
-        new.high,
-    )
+def _best(
+    weights: Array, root: Root, ratios: Sequence[float], widest: Array, zero_point: Array, low: int, high: int, *, per_channel: bool
+) -> tuple[Array, Array]:
+    """Codes (g, n, r) and scales (g, r) of error feedback, at the scale that suits each row best, or all of them."""
+    target, count = Target.of(weights, root), len(ratios)
+    scales = np.multiply.outer(ratios, widest)  # (ratios, g, r)
+    every = np.concatenate(scales, axis=1), np.tile(zero_point, count)  # all of them at once, side by side
+    codes, errors = (np.split(array, count, axis=2) for array in feedback(np.tile(weights, count), root, *every, low, high))
+    scores = np.stack([target.correlation(error) for error in errors])
+    if not per_channel:
+        scores = np.broadcast_to(scores.mean(axis=(1, 2), keepdims=True), scores.shape)
+    best = scores.argmax(axis=0)[None]
+    best_codes, best_error = (np.take_along_axis(np.stack(arrays), best[:, :, None], 0)[0] for arrays in (codes, errors))
+    scale = np.take_along_axis(scales, best, 0)[0]
+    return best_codes, scale * target.best_scale(best_error) if per_channel else scale

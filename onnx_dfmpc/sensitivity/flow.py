@@ -25,7 +25,7 @@ from onnx import ModelProto, NodeProto, shape_inference
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.graph.protobuf import skeleton
 from onnx_dfmpc.layout import taps, to_rows
-from onnx_dfmpc.products import product
+from onnx_dfmpc.matrices import matrix, through
 from onnx_dfmpc.spec import InputStatistics, Layer
 
 SUMMED = ("Add", "Sum", "Sub", "Concat")
@@ -51,7 +51,7 @@ class Flow:
 
     def see(self, layer: Layer, statistics: InputStatistics) -> None:
         """Take note of a layer's input and of its output."""
-        self._power[layer.input] = float(np.einsum("gnn->", statistics.covariance, dtype=np.float64)) / taps(layer)
+        self._power[layer.input] = float(matrix(statistics.covariance).diagonal().sum(dtype=np.float64)) / taps(layer)
         end = layer.output
         if layer.batch_norm is not None:
             end, power = layer.batch_norm.output, float(np.square(layer.batch_norm.gamma).sum())
@@ -121,4 +121,4 @@ def noise_at_outputs(amplification: Mapping[str, float], layer: Layer, local: fl
 
 def _response(rows: NDArray[np.float32], statistics: InputStatistics) -> float:
     """Variance of all outputs of some rows together."""
-    return float(np.einsum("grn,grn->", product(rows, statistics.covariance), rows))
+    return float(np.einsum("grn,grn->", through(rows, statistics.covariance), rows))

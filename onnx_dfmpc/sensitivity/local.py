@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate import layer_plan
-from onnx_dfmpc.compensate import Response, mean_shift
+from onnx_dfmpc.compensate import respond
 from onnx_dfmpc.layout import from_rows, shares_grid, taps, to_rows
 from onnx_dfmpc.quantize import Codes, dequantize, min_max, regularize
-from onnx_dfmpc.quantize.covariance import Target, feedback, inverse_factor
+from onnx_dfmpc.quantize.covariance import Root, feedback
 from onnx_dfmpc.quantize.grids import limits
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.solve import Rounded, correct, noise_share, round_layer
@@ -75,17 +75,16 @@ def candidates(
 def _sketched(layer: Layer, plans: Sequence[LayerPlan], weight: NDArray[np.floating], statistics: InputStatistics) -> list[Rounded]:
     """Error feedback at one ratio, with one factor of the covariance for all widths."""
     rows = to_rows(weight.astype(np.float64), layer)
-    covariance = regularize(statistics.covariance, taps(layer), statistics.samples).astype(np.float64)
-    factor, target = inverse_factor(covariance), Target.of(rows, covariance)
+    covariance = regularize(statistics.covariance, taps(layer), statistics.samples)
+    upright, root = rows.transpose(0, 2, 1), Root.of(covariance)
     found = []
     for plan in plans:
         low, high = limits(plan.bits, plan.grid)
         widest, zero_point = min_max(rows, plan.bits, plan.grid, per_channel=not shares_grid(layer))
         scale = RATIO.get(plan.bits, 1.0) * widest
-        codes = Codes(feedback(rows, factor, scale, zero_point, low, high), scale, zero_point, low, high)
-        quantized = dequantize(codes)
-        across, own = target.products(quantized)
-        response = Response(target.norm.ravel(), across.ravel(), own.ravel(), mean_shift(rows, quantized, statistics.mean))
+        levels, _ = feedback(upright, root, scale, zero_point, low, high)
+        codes = Codes(levels.transpose(0, 2, 1), scale, zero_point, low, high)
+        response = respond(rows, dequantize(codes), statistics.mean, covariance)
         found.append(Rounded(layer, plan, rows, codes, response, statistics))
     return found
 

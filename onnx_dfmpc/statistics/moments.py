@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -13,13 +13,20 @@ from onnx import NodeProto
 
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.layout import taps
+from onnx_dfmpc.matrices import Covariance, Kronecker, matrix
 from onnx_dfmpc.products import gram
+from onnx_dfmpc.products import product as matrix_product
 from onnx_dfmpc.spec import Array, InputStatistics, Layer
 from onnx_dfmpc.statistics.windows import attributes, window_of
 
-MAX_PATCHES = 1 << 13
+MAX_PATCHES = 1 << 12
+MAX_VECTORS = 1 << 13
 MAX_ELEMENTS = 1 << 24
-"""Bounds of the sample of patches: so many, and so many numbers in it."""
+"""Bounds of the sample: so many patches, or vectors where a kernel has a single tap, and so many numbers in it."""
+
+MANY_INPUTS = 1024
+"""From here on, only the channels and one pattern of the taps are measured: that is nearly all that rounding would use (see ``quantize``),
+for a fraction of time and memory."""
 
 
 def measure(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, seed: int, provider: str) -> InputStatistics:
@@ -39,40 +46,68 @@ def measure(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, s
     Returns
     -------
     InputStatistics
+        With a Kronecker product for a covariance where a kernel has many inputs.
     """
     rng = np.random.default_rng(seed)
     if layer.op_type == "ConvTranspose":
         return _transposed(layer, node, batches, rng, provider)
-    patches = _patches(layer, node, batches, rng)
-    return _summary(patches.reshape(layer.group, -1, patches.shape[2]), provider)
-
-
-def _summary(patches: Array, provider: str) -> InputStatistics:
-    """Statistics of patches of shape (g, n, P)."""
-    count = patches.shape[2]
-    mean = patches.mean(axis=2, dtype=np.float64)
-    centred = patches - mean[..., None].astype(np.float32)
-    covariance = np.stack([(gram(group) / count).astype(np.float32) for group in centred])
-    return InputStatistics(mean, covariance, count, provider)
-
-
-def _patches(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator) -> Array:
-    """Sample of patches, shape (input channels, taps, P), float32."""
     if layer.op_type in ("Gemm", "MatMul"):
-        return _vectors([batch.reshape(-1, batch.shape[-1]) for batch in batches], rng)[:, None]
-    images = sum(map(len, batches))
-    return np.concatenate([_gather(layer, node, batch, images, rng) for batch in batches], axis=2)
+        samples = _vectors([batch.reshape(-1, batch.shape[-1]) for batch in batches], rng)
+    else:
+        images = sum(map(len, batches))
+        samples = (_gather(layer, node, batch, images, rng) for batch in batches)
+    return _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in samples), provider)
 
 
-def _vectors(batches: Sequence[NDArray[Any]], rng: np.random.Generator) -> Array:
-    """Sample of vectors out of batches of shape (N, i), shape (i, P), float32."""
-    share = _share(sum(map(len, batches)), batches[0].shape[1])
-    chosen = [batch[np.sort(rng.permutation(len(batch))[: max(1, round(share * len(batch)))])] for batch in batches]
-    return np.ascontiguousarray(np.concatenate(chosen).T, dtype=np.float32)
+def _summary(samples: Iterable[Array], provider: str) -> InputStatistics:
+    """Statistics of patches of shape (g, i, t, P), added up one sample after the other."""
+    count, centre, sums = 0, np.zeros(0), list[Array]()
+    for sample in samples:
+        if count == 0:  # about a mean, so that nothing cancels below
+            centre = sample.mean(axis=3, dtype=np.float64).astype(np.float32)
+        centred = sample - centre[..., None]
+        new = [centred.sum(axis=3, dtype=np.float64), *_products(centred)]
+        sums = [np.add(old, more, out=old) for old, more in zip(sums, new, strict=True)] if sums else new
+        count += sample.shape[3]
+    rest, *products = (total / count for total in sums)
+    flat = rest.reshape(len(rest), -1)
+    covariance: Covariance
+    if len(products) == 1:
+        covariance = (products[0] - flat[:, :, None] * flat[:, None]).astype(np.float32)
+    else:
+        covariance = _pattern(products[0], products[1], rest)
+    return InputStatistics((centre + rest).reshape(flat.shape), covariance, count, provider)
+
+
+def _products(centred: Array) -> list[Array]:
+    """Sums of products over patches (g, i, t, P): of all inputs, or, of many, of channels over all taps and of the taps of each channel."""
+    g, i, t, p = centred.shape
+    if i > 1 and t > 1 and i * t >= MANY_INPUTS:
+        return [gram(centred.reshape(g, i, t * p)), matrix_product(centred, centred.swapaxes(2, 3))]
+    return [gram(centred.reshape(g, i * t, p))]
+
+
+def _pattern(channels: Array, taps_of_each: Array, rest: Array) -> Kronecker:
+    """Means of products, less those of the remaining means (g, i, t), as covariance of the channels and mean correlation of the taps."""
+    t = rest.shape[2]
+    channels = (channels - matrix_product(rest, rest.swapaxes(1, 2))) / t
+    power = np.einsum("gii->gi", channels)
+    live = power > np.finfo(np.float32).tiny
+    each = (taps_of_each - rest[..., None] * rest[:, :, None]) / np.where(live, power, 1)[..., None, None]
+    spatial = (each * live[..., None, None]).sum(axis=1) / np.maximum(live.sum(axis=1), 1)[:, None, None]
+    return Kronecker(channels.astype(np.float32), spatial.astype(np.float32))
+
+
+def _vectors(batches: Sequence[NDArray[Any]], rng: np.random.Generator) -> Iterator[Array]:
+    """Sample of vectors out of batches of shape (N, i), as arrays of shape (i, 1, P), float32."""
+    share = _share(sum(map(len, batches)), batches[0].shape[1], 1)
+    for batch in batches:
+        chosen = batch[np.sort(rng.permutation(len(batch))[: max(1, round(share * len(batch)))])]
+        yield np.ascontiguousarray(chosen.T, dtype=np.float32)[:, None]
 
 
 def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng: np.random.Generator) -> Array:
-    """Patches of one batch out of so many images in all, at the same random places in each image."""
+    """Patches of one batch out of so many images in all, at the same random places in each image, shape (channels, taps, P)."""
     at = window_of(attributes(node), layer.shape[2:], batch.shape[2:])
     pads = [(0, 0), (0, 0), *zip(at.before, at.after, strict=True)]
     padded = np.pad(batch, pads) if any(map(sum, pads)) else batch
@@ -81,7 +116,7 @@ def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng
     total = math.prod(places)
     if min(places) <= 0:
         raise UnsupportedError(f"node {layer.name!r}: its kernel is larger than its input of shape {batch.shape}")
-    keep = max(1, round(_share(images * total, batch.shape[1] * taps(layer)) * total))
+    keep = max(1, round(_share(images * total, batch.shape[1], taps(layer)) * total))
     chosen = np.sort(rng.permutation(total)[:keep])
     corners = [index * s for index, s in zip(np.unravel_index(chosen, places), at.strides, strict=True)]
     count, channels = batch.shape[:2]
@@ -93,9 +128,9 @@ def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng
     return gathered.reshape(channels, taps(layer), -1)
 
 
-def _share(available: int, elements: int) -> float:
+def _share(available: int, channels: int, taps: int) -> float:
     """Share of the available patches to keep."""
-    return min(1.0, min(MAX_PATCHES, MAX_ELEMENTS / elements) / available)
+    return min(1.0, min(MAX_VECTORS if taps == 1 else MAX_PATCHES, MAX_ELEMENTS / (channels * taps)) / available)
 
 
 def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator, provider: str) -> InputStatistics:
@@ -107,8 +142,10 @@ def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], 
     kernel = layer.shape[2:]
     strides = attributes(node).get("strides", (1,) * len(kernel))
     vectors = _vectors([np.moveaxis(batch, 1, -1).reshape(-1, batch.shape[1]) for batch in batches], rng)
-    channels = _summary(vectors.reshape(layer.group, -1, vectors.shape[1]), provider)
+    channels = _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in vectors), provider)
     phases = np.array(list(product(*map(range, kernel)))) % np.array(strides)
-    same = (phases[:, None] == phases[None]).all(axis=-1) / math.prod(strides)
-    covariance = np.stack([np.kron(c, same) for c in channels.covariance]).astype(np.float32)
-    return InputStatistics(np.repeat(channels.mean, len(phases), axis=1) / math.prod(strides), covariance, channels.samples, provider)
+    same = ((phases[:, None] == phases[None]).all(axis=-1) / math.prod(strides)).astype(np.float32)
+    pattern = Kronecker(matrix(channels.covariance).dense(), np.tile(same, (layer.group, 1, 1)))
+    mean = np.repeat(channels.mean, len(phases), axis=1) / math.prod(strides)
+    covariance = pattern if pattern.inputs >= MANY_INPUTS else pattern.dense()
+    return InputStatistics(mean, covariance, channels.samples, provider)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto
 
+from onnx_dfmpc.matrices import Diagonal
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, Outputs
 from onnx_dfmpc.statistics.analytic import analytic_layers
 from onnx_dfmpc.statistics.probe import Feeds, Probe
@@ -36,8 +37,7 @@ class White:
     def measure(self, layer: Layer) -> InputStatistics:
         """White inputs."""
         g, n = layer.group, layer.size // layer.channels
-        identity = np.broadcast_to(np.eye(n, dtype=np.float32), (g, n, n))
-        return InputStatistics(np.zeros((g, n)), identity, 0, "none")
+        return InputStatistics(np.zeros((g, n)), Diagonal(np.ones((g, n))), 0, "none")
 
     def respond(self, layer: Layer, weight: Value) -> None:
         """Nothing is run."""
