@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper, parser
 
-from benchmarks import accuracy, methods, networks, package, speed
+from benchmarks import accuracy, methods, networks, package, sensitivity, speed
 from benchmarks.baselines import Unavailable, dfq
 from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
@@ -235,3 +235,21 @@ class TestSpeed:
         onnx.checker.check_model(model, full_check=True)
         assert sum(np.prod(tensor.dims) for tensor in model.graph.initializer) == pytest.approx(25.6e6, rel=0.01)
         assert len(match(model).layers) == 54
+
+
+class TestSensitivity:
+    def test_predictions_stand_beside_the_truth(self, tmp_path, capsys):
+        path = tmp_path / "sensitivity.json"
+        assert (
+            sensitivity.main(["--networks", "digits_resnet_bn", "--images", "32", "--bits", "2", "--per-layer", "--json", str(path)]) == 0
+        )
+        found = json.loads(path.read_text())
+        assert [one["prediction"] for one in found["summaries"]] == ["raw", "local", "bn", "probe", "measured"]
+        assert {row["layer"] for row in found["layers"]} == {
+            layer.name for layer in match(networks.network("digits_resnet_folded").path).layers
+        }
+        for row in found["layers"]:
+            assert row["true"]["noise"] > 0
+            assert row["true"]["kl"] > 0
+            assert set(row["predicted"]) == {"raw", "local", "bn", "probe", "measured"}
+        assert "Spearman with the truth" in capsys.readouterr().out

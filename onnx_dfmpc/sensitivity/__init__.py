@@ -8,6 +8,7 @@ table   one walk over the layers
 
 from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
 from onnx_dfmpc.sensitivity.flow import Flow, noise_at_outputs
+from onnx_dfmpc.sensitivity.local import Candidate, candidates
 from onnx_dfmpc.sensitivity.table import Prediction, predict
 
-__all__ = ["Flow", "Prediction", "data_feeds", "noise_at_outputs", "predict", "probe_feeds"]
+__all__ = ["Candidate", "Flow", "Prediction", "candidates", "data_feeds", "noise_at_outputs", "predict", "probe_feeds"]

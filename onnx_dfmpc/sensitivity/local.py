@@ -69,7 +69,7 @@ def candidates(
         rounded = _sketched(layer, plans, weight, statistics)
     else:
         rounded = [round_layer(layer, plan, weight, statistics) for plan in plans]
-    return {one.plan.bits: _repaired(one, recipe) for one in rounded}
+    return {one.plan.bits: repaired(one, recipe) for one in rounded}
 
 
 def _sketched(layer: Layer, plans: Sequence[LayerPlan], weight: NDArray[np.floating], statistics: InputStatistics) -> list[Rounded]:
@@ -89,7 +89,8 @@ def _sketched(layer: Layer, plans: Sequence[LayerPlan], weight: NDArray[np.float
     return found
 
 
-def _repaired(rounded: Rounded, recipe: Recipe) -> Candidate:
+def repaired(rounded: Rounded, recipe: Recipe) -> Candidate:
+    """A layer whose codes are chosen, with its gain and its shift."""
     correction = correct(rounded, recipe, None)
     quantized = dequantize(rounded.codes) * correction.gain.reshape(*rounded.rows.shape[:2], 1)
     weight = from_rows(quantized.astype(np.float32), rounded.layer)
