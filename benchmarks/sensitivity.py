@@ -53,6 +53,7 @@ EFFECTS = ("noise", "kl", "top1", "drop")
 
 Value = NDArray[Any]
 Key = tuple[str, int]
+Range = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,23 @@ class Summary:
     seconds: float | None
 
 
-def quantized(proto: ModelProto, report: MatchReport, bits: Sequence[int]) -> dict[Key, sensitivity.Candidate]:
-    """Every layer at every width, as the default method would store it."""
-    table, found = graph.ConstantTable(proto), {}
-    provider = _provider(proto, report)
+def quantized(
+    proto: ModelProto, report: MatchReport, span: Range, bits: Sequence[int]
+) -> tuple[dict[Key, sensitivity.Candidate], dict[Key, float]]:
+    """Every layer at every width, as the default method would store it, and its noise at its own output, as the cost model sees it."""
+    table, provider = graph.ConstantTable(proto), _provider(proto, span)
+    found: dict[Key, sensitivity.Candidate] = {}
+    local: dict[Key, float] = {}
     for layer in report.layers:
         known = provider.measure(layer)
         weight = table[layer.weight].astype(np.float32)
         for width in bits:
             rounded = round_layer(layer, layer_plan(layer, "inner", width, "", RECIPE), weight, known)
             found[layer.name, width] = repaired(rounded, RECIPE)
+        sketched = sensitivity.candidates(layer, weight, known, WIDTHS, RECIPE)
+        local |= {(layer.name, width): candidate.noise for width, candidate in sketched.items()}
         provider.skip(layer)
-    return found
+    return found, local
 
 
 def outputs(
@@ -132,13 +138,12 @@ def effects(reference: Value, other: Value, labels: NDArray[np.int64]) -> dict[s
 
 
 def truth(
-    source: Network, proto: ModelProto, report: MatchReport, bits: Sequence[int], images: int
+    source: Network, proto: ModelProto, report: MatchReport, candidates: Mapping[Key, sensitivity.Candidate], images: int
 ) -> tuple[dict[Key, dict[str, float]], int]:
     """Effects of every layer at every width on real images, and the number of images."""
     inputs, labels = source.inputs(source.data[0])
     assert labels is not None
     chosen = np.sort(np.random.default_rng(0).permutation(len(inputs))[:images])
-    candidates = quantized(proto, report, bits)
     seen: dict[Key | None, list[Value]] = {}
     for start in range(0, len(chosen), CHUNK):
         for key, values in outputs(proto, report, candidates, inputs[chosen[start : start + CHUNK]]):
@@ -149,10 +154,10 @@ def truth(
 
 
 def predictions(
-    source: Network, proto: ModelProto, report: MatchReport, images: int
+    source: Network, proto: ModelProto, report: MatchReport, span: Range, images: int
 ) -> tuple[dict[str, dict[Key, float]], dict[str, float]]:
-    """Noise by every prediction, and the seconds that each of the providers took."""
-    table, span = graph.ConstantTable(proto), _range(proto, report)
+    """Noise by every prediction but the local one, and the seconds that each of the providers took."""
+    table = graph.ConstantTable(proto)
     allowed = {layer.name: np.ones(len(WIDTHS), bool) for layer in report.layers}
     keys = [(layer.name, width) for layer in report.layers for width in WIDTHS]
     plain = {layer.name: layer for layer in report.layers}
@@ -165,36 +170,19 @@ def predictions(
         elif kind == "measured":
             feeds = sensitivity.data_feeds(proto, _other(source, images))
         start = time.process_time()
-        provider = _provider(proto, report)
+        provider = _provider(proto, span)
         predicted = sensitivity.predict(proto, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=kind)
         seconds[kind] = time.process_time() - start
         found[kind] = dict(zip(keys, predicted.noise.ravel().tolist(), strict=True))
-    found["local"] = _local(proto, report)
     return found, seconds
-
-
-def _local(proto: ModelProto, report: MatchReport) -> dict[Key, float]:
-    table, provider = graph.ConstantTable(proto), _provider(proto, report)
-    found: dict[Key, float] = {}
-    for layer in report.layers:
-        known = provider.measure(layer)
-        tried = sensitivity.candidates(layer, table[layer.weight].astype(np.float32), known, WIDTHS, RECIPE)
-        found |= {(layer.name, width): candidate.noise for width, candidate in tried.items()}
-        provider.skip(layer)
-    return found
 
 
 def _raw(layer: Layer, table: graph.ConstantTable, width: int) -> float:
     return relative_noise(layer, table[layer.weight].astype(np.float32), width)
 
 
-def _provider(proto: ModelProto, report: MatchReport) -> statistics.Provider:
-    feeds = statistics.synthetic_feeds(statistics.model_inputs(proto), input_range=_range(proto, report))
-    return statistics.Probe(proto, feeds, provider="probe")
-
-
-def _range(proto: ModelProto, report: MatchReport) -> tuple[float, float] | None:
-    return statistics.infer_range(proto, report.layers, statistics.model_inputs(proto))
+def _provider(proto: ModelProto, span: Range) -> statistics.Provider:
+    return statistics.Probe(proto, statistics.synthetic_feeds(statistics.model_inputs(proto), input_range=span), provider="probe")
 
 
 def _other(source: Network, images: int) -> Value:
@@ -215,8 +203,11 @@ def compare(source: Network, *, bits: Sequence[int], images: int) -> tuple[list[
     """Predictions against the truth for one network."""
     proto = graph.load(source.path).proto
     report = match(proto)
-    true, count = truth(source, proto, report, bits, images)
-    predicted, seconds = predictions(source, proto, report, images)
+    span = statistics.infer_range(proto, report.layers, statistics.model_inputs(proto))
+    candidates, local = quantized(proto, report, span, bits)
+    true, count = truth(source, proto, report, candidates, images)
+    predicted, seconds = predictions(source, proto, report, span, images)
+    predicted["local"] = local
     rows = [
         Row(
             source.name,
