@@ -190,7 +190,12 @@ def _add_bits(parser: _Parser) -> argparse._ArgumentGroup:
 
 def _add_form(parser: _Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("output")
-    _knob(group, "--storage", "element types of the codes (native)", choices=("native", "portable", "compact"))
+    _knob(
+        group,
+        "--storage",
+        "element types of the codes (auto: compact for a target, else native)",
+        choices=("auto", "native", "portable", "compact"),
+    )
     _knob(group, "--unpack", "what ONNX Runtime unpacks when it loads them (none)", choices=("none", "int8", "float"))
     _knob(group, "--weight-format", "DequantizeLinear alone, or QuantizeLinear in front of it (dq)", choices=("dq", "qdq"))
     return group

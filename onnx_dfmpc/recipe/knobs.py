@@ -31,8 +31,8 @@ KINDS: dict[Kind, tuple[str, ...]] = {
 }
 """The kinds of bits, of which a recipe has exactly one, and the knobs of each."""
 
-DEFAULT_BITS: Mapping[str, Any] = {"low_bits": 3, "high_bits": 6}
-"""What a recipe without any kind of bits gets."""
+DEFAULT_BITS: Mapping[str, Any] = {"target_bits": 4.0}
+"""What a recipe without any kind of bits gets; the paper's method gets pairs."""
 
 PAIR = {"low_bits": 3, "high_bits": 6}
 """Bits of the other layer of a pair, where one is given alone."""
@@ -109,8 +109,11 @@ class Recipe:
         Where the mean and covariance of a layer's input come from.
     calibration_data : str or None
         Path of an .npz with real inputs for ``statistics="calibration"``.
-    storage, unpack, weight_format : str
-        How codes are put into the file; see `Form`.
+    storage : {"auto", "native", "portable", "compact"}
+        Element types of the codes, see `Form`. "auto" is compact where a target or a preset decides, since there 3, 5, 6 and 7 bits are
+        worth having only if they take fewer bytes than 4 and 8; else native.
+    unpack, weight_format : str
+        What ONNX Runtime unpacks when it loads the weights, and in front of which nodes; see `Form`.
     data, labels : str or None
         Paths of validation inputs and labels; None validates on synthetic inputs.
     input_range : (float, float) or None
@@ -161,7 +164,7 @@ class Recipe:
     bias_correction: bool = _flag_knob(True)
     statistics: Literal["auto", "analytic", "probe", "calibration"] = choice_knob("auto", "auto", "analytic", "probe", "calibration")
     calibration_data: str | None = _path_knob()
-    storage: Literal["native", "portable", "compact"] = choice_knob("native", "native", "portable", "compact")
+    storage: Literal["auto", "native", "portable", "compact"] = choice_knob("auto", "auto", "native", "portable", "compact")
     unpack: Literal["none", "int8", "float"] = choice_knob("none", "none", "int8", "float")
     weight_format: Literal["dq", "qdq"] = choice_knob("dq", "dq", "qdq")
     data: str | None = _path_knob()
@@ -192,7 +195,7 @@ class Recipe:
         if self.min_bits > self.max_bits:
             raise RecipeError(f"min_bits = {self.min_bits} is more than max_bits = {self.max_bits}")
         if not kinds:
-            self._fill(DEFAULT_BITS)
+            self._fill(DEFAULT_BITS if self.method == "dfmpc" else PAIR)
         if self.kind == "pairs":
             self._settle_pairs()
         for key in ("low_bits", "high_bits", "bits"):
@@ -253,7 +256,10 @@ class Recipe:
     @property
     def form(self) -> Form:
         """How codes are put into the file."""
-        return Form(self.storage, self.unpack, self.weight_format)
+        storage = self.storage
+        if storage == "auto":
+            storage = "native" if self.kind in ("pairs", "bits") or self.weight_format == "qdq" else "compact"
+        return Form(storage, self.unpack, self.weight_format)
 
     @property
     def gates(self) -> dict[str, float]:
