@@ -16,7 +16,7 @@ from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
 from onnx_dfmpc.result import QuantizeResult
-from onnx_dfmpc.spec import Chain, Layer, LayerPlan, LayerReport, MatchReport, QuantPlan, Skipped
+from onnx_dfmpc.spec import Chain, Latency, Layer, LayerPlan, LayerReport, MatchReport, QuantPlan, Skipped, WeightHistogram
 
 SCHEMA = 1
 
@@ -112,6 +112,9 @@ def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
         "measured_sqnr_db": layer.measured_sqnr_db,
         "reason": layer.reason,
         "notes": list(layer.notes),
+        "gain_quartiles": layer.gain_quartiles,
+        "bias_shift_rms": layer.bias_shift_rms,
+        "bias_shift_max": layer.bias_shift_max,
     }
 
 
@@ -185,16 +188,44 @@ def quantize_document(result: QuantizeResult) -> Json:
         },
         "notes": list(result.notes),
         "validation": None if result.validation is None else _validation(result.validation),
+        "sweep": [asdict(point) for point in result.sweep],
+        "histograms": [_histogram(shown) for shown in result.histograms],
+        "latency": latency_row(result.latency),
         "seconds": dict(result.seconds),
     }
 
 
-def validate_document(float_model: LoadedModel, quantized_model: LoadedModel, report: ValidationReport) -> Json:
+def _histogram(shown: WeightHistogram) -> Json:
+    return {
+        "name": shown.name,
+        "low": shown.low,
+        "high": shown.high,
+        "float_counts": list(shown.float_counts),
+        "quantized_counts": list(shown.quantized_counts),
+    }
+
+
+def latency_row(latency: Latency | None) -> Json | None:
+    """Inference in seconds, None where it was not measured."""
+    if latency is None:
+        return None
+    return {
+        "runs": latency.runs,
+        "threads": latency.threads,
+        "batch": latency.batch,
+        "timings": [asdict(timing) for timing in latency.timings],
+    }
+
+
+def validate_document(
+    float_model: LoadedModel, quantized_model: LoadedModel, report: ValidationReport, latency: Latency | None = None
+) -> Json:
     """Document of ``validate``: ``model`` is the float model, ``output`` the quantized one."""
     return head("validate") | {
         "model": model_row(float_model),
         "output": model_row(quantized_model),
         "validation": _validation(report),
+        "latency": latency_row(latency),
     }
 
 

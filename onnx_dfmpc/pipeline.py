@@ -152,7 +152,7 @@ def quantize(
     if model_output is not None:
         graph.require_writable(model_output, external_data=use_external_data_format, overwrite=overwrite)
     work = Work(model_input, recipe, progress)
-    result = work.run(work.allocate(), validated=validated)
+    result = replace(work.run(work.allocate(), validated=validated), sweep=work.frontier())
     if model_output is None or not result.passed:
         return result
     return result.save(model_output, external_data=use_external_data_format, overwrite=overwrite)

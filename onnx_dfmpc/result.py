@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnx_dfmpc import graph
 from onnx_dfmpc.metrics import ValidationReport
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.spec import Chain, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint
+from onnx_dfmpc.spec import Chain, Latency, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint, WeightHistogram
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,12 @@ class QuantizeResult:
         None where it was left out.
     output : Path or None
         Where it was saved.
+    histograms : tuple of WeightHistogram
+        Weights of a few layers before and after: the first, the last, those that changed most.
+    sweep : tuple of SweepPoint
+        What other budgets would have bought, as predicted, where bits were chosen for a target.
+    latency : Latency or None
+        None where it was not asked for.
     """
 
     model: ModelProto
@@ -55,6 +61,9 @@ class QuantizeResult:
     seconds: Mapping[str, float]
     validation: ValidationReport | None = None
     output: Path | None = None
+    histograms: tuple[WeightHistogram, ...] = ()
+    sweep: tuple[SweepPoint, ...] = ()
+    latency: Latency | None = None
 
     @property
     def passed(self) -> bool:

@@ -178,11 +178,14 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Form:
-    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, and in front of which nodes."""
+    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, in front of which nodes, and
+    whether batch norm goes into scales and biases, wherever it can.
+    """
 
     storage: Literal["native", "portable", "compact"] = "native"
     unpack: Literal["none", "int8", "float"] = "none"
     weight_format: Literal["dq", "qdq"] = "dq"
+    fold_batch_norm: Literal["no", "yes"] = "no"
 
 
 @dataclass(frozen=True)
@@ -345,7 +348,8 @@ class QuantizedLayer:
     """Everything rewrite needs to know about one layer.
 
     ``batch_norm`` replaces the parameters of the layer's BatchNormalization; ``bias`` (float32, shape (channels,)) replaces the layer's
-    bias, and is added as a new one where there was none. None leaves what is there.
+    bias, and is added as a new one where there was none. None leaves what is there. ``folded`` says that the batch norm is in weight and
+    bias, and has to go.
     """
 
     name: str
@@ -356,6 +360,7 @@ class QuantizedLayer:
     predicted_sqnr_db: float | None = None
     provider: str = ""
     notes: tuple[str, ...] = field(default=())
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -376,3 +381,50 @@ class LayerReport:
     measured_sqnr_db: float | None
     reason: str
     notes: tuple[str, ...] = ()
+    gain_quartiles: tuple[float, float, float] | None = None
+    bias_shift_rms: float | None = None
+    bias_shift_max: float | None = None
+
+
+@dataclass(frozen=True)
+class WeightHistogram:
+    """Weights of one layer in equal bins from ``low`` to ``high``, before and after, as shares of the largest in their channel."""
+
+    name: str
+    low: float
+    high: float
+    float_counts: tuple[int, ...]
+    quantized_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one inference over many runs: quartiles and the least."""
+
+    name: str
+    median: float
+    first_quartile: float
+    third_quartile: float
+    least: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Inference of the float model and of the quantized one with different session options, run in turn.
+
+    Attributes
+    ----------
+    timings : tuple of Timing
+        "float" first, then "quantized, default" and "quantized, recommended" where both apply.
+    runs : int
+        Of each.
+    threads : int
+        Of a session.
+    batch : int
+        Samples in every run.
+    """
+
+    timings: tuple[Timing, ...]
+    runs: int
+    threads: int
+    batch: int

@@ -16,7 +16,7 @@ from importlib.metadata import version
 import numpy as np
 from onnx import ModelProto
 
-from onnx_dfmpc import graph, inputs, statistics
+from onnx_dfmpc import evidence, graph, inputs, statistics
 from onnx_dfmpc import match as matching
 from onnx_dfmpc.allocate import allocate, budgets, chosen, mean_bits, spend, sweep
 from onnx_dfmpc.costs import cost_table, with_costs, with_noise, with_sizes
@@ -26,13 +26,15 @@ from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.result import QuantizeResult
 from onnx_dfmpc.rewrite import Rewritten, rewrite
 from onnx_dfmpc.sensitivity import Flow
-from onnx_dfmpc.spec import CostTable, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint
+from onnx_dfmpc.spec import CostTable, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint, WeightHistogram
 from onnx_dfmpc.validate import ValidationReport, check_data, layer_sqnr, validate
 
 Model = str | os.PathLike[str] | ModelProto
 Progress = Callable[[str, int, int], None]
 
 LAYER_SAMPLES = 8
+SHOWN_LAYERS = 9
+FRONTIER = 16
 
 
 class Work:
@@ -113,11 +115,23 @@ class Work:
             plans = sweep(self.report, self.recipe, self.source.sha256, table, allowed)
         return tuple(self._point(budget, plan) for budget, plan in zip(allowed, plans, strict=True))
 
-    def _point(self, budget: int, plan: QuantPlan | None) -> SweepPoint:
+    def frontier(self) -> tuple[SweepPoint, ...]:
+        """What other budgets would buy, as predicted; nothing where bits were not chosen for a target."""
+        if self.recipe.kind in ("pairs", "bits") or "open_table" not in vars(self):
+            return ()
+        with self.clock("allocate"):
+            allowed = budgets(self.report, self.recipe, self.open_table, FRONTIER)
+            plans = sweep(self.report, self.recipe, self.source.sha256, self.open_table, allowed)
+        return tuple(self._predicted(budget, plan) for budget, plan in zip(allowed, plans, strict=True))
+
+    def _predicted(self, budget: int, plan: QuantPlan | None) -> SweepPoint:
         if plan is None:
             return SweepPoint(budget)
-        point = SweepPoint(budget, plan.predicted_bytes, mean_bits(plan, self.report), plan.predicted_sqnr_db)
-        if self.recipe.data is None:
+        return SweepPoint(budget, plan.predicted_bytes, mean_bits(plan, self.report), plan.predicted_sqnr_db)
+
+    def _point(self, budget: int, plan: QuantPlan | None) -> SweepPoint:
+        point = self._predicted(budget, plan)
+        if plan is None or self.recipe.data is None:
             return point
         measured = self.run(replace(plan, form=self.recipe.form)).validation
         return point if measured is None else replace(point, measured_sqnr_db=measured.sqnr_db, top1=measured.top1_quantized)
@@ -159,18 +173,21 @@ class Work:
             graph.verify(rewritten.proto, "the quantized model")
         with self.clock("validate"):
             measured, validation = self._validate(rewritten.proto, solved) if validated else ({}, None)
+        table = graph.ConstantTable(source.proto)
+        rows = tuple(_rows(report, plan, solved, rewritten, measured, table))
         return QuantizeResult(
             model=rewritten.proto,
             source=source,
             plan=plan,
             recipe=recipe,
-            layers=tuple(_rows(report, plan, solved, rewritten, measured)),
+            layers=rows,
             chains=report.chains,
             skipped=plan.skipped,
             size=rewritten.proto.ByteSize(),
             notes=(*rewritten.notes, *self.notes),
             seconds=self.clock.seconds,
             validation=validation,
+            histograms=tuple(_histograms(report, solved, rows, table)),
         )
 
     def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer]) -> tuple[Mapping[str, float | None], ValidationReport]:
@@ -227,12 +244,18 @@ def _tensors(report: MatchReport, solved: Sequence[QuantizedLayer]) -> dict[str,
 
 
 def _rows(
-    report: MatchReport, plan: QuantPlan, solved: Sequence[QuantizedLayer], rewritten: Rewritten, measured: Mapping[str, float | None]
+    report: MatchReport,
+    plan: QuantPlan,
+    solved: Sequence[QuantizedLayer],
+    rewritten: Rewritten,
+    measured: Mapping[str, float | None],
+    table: graph.ConstantTable,
 ) -> Iterator[LayerReport]:
     layers = {layer.name: layer for layer in report.layers}
     for done in solved:
         layer, planned, stored = layers[done.name], plan[done.name], rewritten.layers[done.name]
         gain = np.ones(1) if done.gain is None else done.gain
+        shift_rms, shift_max = evidence.bias_shift(layer, done, table[layer.bias].ravel().astype(np.float64) if layer.bias else None)
         yield LayerReport(
             name=layer.name,
             op=layer.op_type,
@@ -248,7 +271,21 @@ def _rows(
             measured_sqnr_db=measured.get(done.name),
             reason=planned.reason,
             notes=(*layer.notes, *done.notes, *stored.notes),
+            gain_quartiles=evidence.gain_quartiles(done.gain),
+            bias_shift_rms=shift_rms,
+            bias_shift_max=shift_max,
         )
+
+
+def _histograms(
+    report: MatchReport, solved: Sequence[QuantizedLayer], rows: Sequence[LayerReport], table: graph.ConstantTable
+) -> Iterator[WeightHistogram]:
+    layers = {layer.name: layer for layer in report.layers}
+    sqnr = [row.predicted_sqnr_db if row.measured_sqnr_db is None else row.measured_sqnr_db for row in rows]
+    for position in evidence.most_changed(sqnr, SHOWN_LAYERS):
+        done = solved[position]
+        layer = layers[done.name]
+        yield evidence.histogram(layer.name, table[layer.weight].astype(np.float32), done.weight.dequantize(), layer.axis)
 
 
 def _metadata(source: graph.LoadedModel, recipe: Recipe, bits: Mapping[str, int]) -> dict[str, str]:

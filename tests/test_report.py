@@ -23,7 +23,7 @@ from onnx_dfmpc.match import match
 from onnx_dfmpc.metrics import DefaultRun, Gate, OutputMetrics, ValidationReport
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.result import PlanResult
-from onnx_dfmpc.spec import LayerPlan, LayerReport, QuantPlan, Skipped, SweepPoint
+from onnx_dfmpc.spec import Latency, LayerPlan, LayerReport, QuantPlan, Skipped, SweepPoint, Timing, WeightHistogram
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "json.md"
 
@@ -39,6 +39,9 @@ VALIDATION = ValidationReport(
     default_run=DefaultRun(12, 1e-3, 60.0),
     notes=("x: cast from float64 to float32",),
 )
+
+
+LATENCY = Latency((Timing("float", 2e-3, 1.9e-3, 2.1e-3, 1.8e-3), Timing("quantized, default", 3e-3, 2.9e-3, 3.1e-3, 2.8e-3)), 30, 1, 1)
 
 
 def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
@@ -75,6 +78,9 @@ def result() -> Any:
         plan=plan([layer.name for layer in layers] + ["head[bold]"]),
         validation=VALIDATION,
         output=None,
+        sweep=(SweepPoint(500, 480, 4.0, 21.0),),
+        histograms=(WeightHistogram("head[bold]", -1.0, 1.0, (1, 2, 1), (2, 0, 2)),),
+        latency=LATENCY,
     )
 
 
@@ -259,7 +265,7 @@ def test_every_key_is_documented(result: Any, planned: PlanResult, digits_bn: Pa
         document.quantize_document(result),
         plans.plan_result_document(planned),
         document.inspect_document(source, match(source.proto)),
-        document.validate_document(source, source, VALIDATION),
+        document.validate_document(source, source, VALIDATION, LATENCY),
     )
     for plain in documents:
         assert keys(plain) <= documented(), keys(plain) - documented()
