@@ -61,7 +61,8 @@ def cost_table(
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, report, widths, recipe.form, grid=grid)[rows]
     base = base_size(proto, report, names, widths, recipe.form, grid=grid, metadata=metadata)
-    opened = open_widths(names, widths, sizes, found) if plan is None else _given(plan, names, widths)
+    nominal = recipe.target_bits is not None
+    opened = open_widths(names, widths, sizes, found, nominal=nominal) if plan is None else _given(plan, names, widths)
     kind, feeds = _feeds(source, recipe, input_range)
     predicted = sensitivity.predict(
         proto,

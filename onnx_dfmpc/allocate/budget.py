@@ -42,7 +42,7 @@ def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
         If the target cannot be met; the message says what can.
     """
     found = limits(report, recipe)
-    allowed = open_widths(table.layers, table.widths, table.sizes, found)
+    allowed = open_widths(table.layers, table.widths, table.sizes, found, nominal=recipe.target_bits is not None)
     if recipe.target_size is not None:
         chosen = frontier(table, allowed, recipe.target_size - table.base).within(recipe.target_size - table.base)
     elif recipe.target_bits is not None:
@@ -93,7 +93,9 @@ def budgets(report: MatchReport, recipe: Recipe, table: CostTable, count: int) -
     return sorted({math.ceil(budget) for budget in np.geomspace(least, most, count)})
 
 
-def open_widths(names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.int64], found: Mapping[str, Limits]) -> Mask:
+def open_widths(
+    names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.int64], found: Mapping[str, Limits], *, nominal: bool = False
+) -> Mask:
     """Widths that are worth a thought for each layer: within its limits, and not replaced by a wider one at about the same bytes.
 
     The fewest bytes are always among them, so that no budget is refused without need.
@@ -107,6 +109,8 @@ def open_widths(names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.i
     sizes : int64 array, shape (layers, widths)
         Bytes.
     found : mapping of str to Limits
+    nominal : bool
+        Whether bits count, and not the bytes that they take.
 
     Returns
     -------
@@ -119,6 +123,8 @@ def open_widths(names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.i
     """
     bits = np.array(widths)
     within = np.stack([(bits >= found[name].low) & (bits <= found[name].high) for name in names])
+    if nominal:
+        return within
     cost = np.where(within, sizes, np.iinfo(np.int64).max)
     cheapest_wider = np.minimum.accumulate(cost[:, ::-1], axis=1)[:, ::-1]
     replaced = np.zeros_like(within)
