@@ -75,8 +75,8 @@ class Recipe:
         Bytes of the file, never more (weights in external data take a few more). Text such as "300KiB" or "1.5MB" is accepted (see
         `parse_size`).
     target_bits : float or None
-        Mean nominal bits over all quantized weights, never more. What they take on disk depends on `storage`: natively 3 bits take as much as
-        4, and 5 to 7 as much as 8.
+        Mean nominal bits over all quantized weights, never more. What they take on disk is a matter of `storage`: natively 3 bits take as
+        much as 4, and 5 to 7 as much as 8.
     target_sqnr_db : float or None
         Predicted output SQNR in dB, at least.
     preset : {"smallest", "balanced", "lossless"} or None
