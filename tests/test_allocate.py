@@ -53,7 +53,8 @@ def with_weights(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> Model
 
 
 def plan(report: MatchReport, **knobs: Any) -> QuantPlan:
-    return allocate(report, Recipe(**{"low_position": "first"} | knobs), "sha", lambda layer, bits: 4.0**-bits)
+    bits = {} if {"bits", "low_bits"} & set(knobs) else {"low_bits": 3, "high_bits": 6}
+    return allocate(report, Recipe(**{"low_position": "first"} | bits | knobs), "sha", lambda layer, bits: 4.0**-bits)
 
 
 def bits(plan: QuantPlan) -> dict[str, int]:
