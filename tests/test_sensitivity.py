@@ -219,8 +219,8 @@ def test_measured_noise_is_that_of_a_model_with_one_layer_replaced():
     report, rng = match(model), np.random.default_rng(2)
     batches = [{"x": rng.standard_normal((2, 3, 6, 6)).astype(np.float32)} for _ in range(3)]
     x = {"x": np.concatenate([batch["x"] for batch in batches])}
-    listener = Listener(model, report.layers, batches)
     table = graph.ConstantTable(model)
+    listener = Listener(model, table, report.layers, batches)
     for one in report.layers:
         quantized = {
             width: Candidate((table[one.weight] * (1 + 0.5 / width)).astype(np.float32), rng.standard_normal(one.channels), 0.0)

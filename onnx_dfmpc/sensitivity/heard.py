@@ -30,15 +30,17 @@ class Listener:
     ----------
     proto : ModelProto
         The float model.
+    table : ConstantTable
+        Of the same model.
     layers : sequence of Layer
         All its layers.
     feeds : sequence of mapping
         Input arrays by name, one mapping per batch.
     """
 
-    def __init__(self, proto: ModelProto, layers: Sequence[Layer], feeds: Sequence[Mapping[str, Value]]) -> None:
-        self._table = ConstantTable(proto)
-        self._stream = Stream(proto, self._table, feeds)
+    def __init__(self, proto: ModelProto, table: ConstantTable, layers: Sequence[Layer], feeds: Sequence[Mapping[str, Value]]) -> None:
+        self._table = table
+        self._stream = Stream(proto, table, feeds)
         self._names = scores(proto, layers)
         self._float: dict[str, list[Value]] = {}
 

@@ -75,7 +75,7 @@ def predict(
         The closed form, with a remark, where measuring is not possible.
     """
     table, flow = ConstantTable(proto), Flow(proto)
-    listener = None if feeds is None else Listener(proto, layers, feeds)
+    listener = None if feeds is None else Listener(proto, table, layers, feeds)
     local: dict[str, Array] = {}
     heard: dict[str, Array] = {}
     notes: tuple[str, ...] = ()

@@ -156,25 +156,31 @@ class Stream:
                 self._live.pop(name, None)
 
     def _session(self, nodes: list[NodeProto], examples: Mapping[str, Value], keep: list[str], read: set[str]) -> ort.InferenceSession:
-        constants = {name: array for name in sorted(read) if (array := self._constant(name)) is not None}
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = SILENT
+        options.enable_cpu_mem_arena = False  # few runs: not worth keeping memory for the next
+        try:
+            return ort.InferenceSession(self._serialized(nodes, examples, keep, read), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise ModelError(f"ONNX Runtime cannot load the float model around {keep[0]!r}: {_first_line(error)}") from error
+
+    def _serialized(self, nodes: list[NodeProto], examples: Mapping[str, Value], keep: list[str], read: set[str]) -> bytes:
+        """Model of some nodes; no second copy of its weights is left when it is loaded."""
         graph = helper.make_graph(
             nodes,
             "segment",
             [_value_info(name, example) for name, example in examples.items()],
             [helper.make_empty_tensor_value_info(name) for name in keep],
-            [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
         )
         model = helper.make_model(
             graph, opset_imports=self._proto.opset_import, functions=self._proto.functions, ir_version=max(self._proto.ir_version, 8)
         )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = SILENT
-        try:
-            return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # as above
-            raise ModelError(f"ONNX Runtime cannot load the float model around {keep[0]!r}: {_first_line(error)}") from error
+        for name in sorted(read):
+            if (array := self._constant(name)) is not None:
+                model.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.asarray(array), name))
+        return bytes(model.SerializeToString())
 
 
 def _inputs(node: NodeProto) -> Iterator[str]:
