@@ -372,7 +372,7 @@ def test_float16_parameters():
     layer = quantized(model, report.layers[0], 8, bias=noise(6))
     rewritten = rewrite(model, report, [layer])
     checker.check_model(rewritten.proto, full_check=True)
-    assert {values(rewritten.proto, name).dtype for name in ("q0s", "q0_bias")} == {np.dtype(np.float16)}
+    assert {values(rewritten.proto, name).dtype for name in ("q0s", "q0b")} == {np.dtype(np.float16)}
     assert rewritten.notes == ("opset 17 -> 19 because of float16 scales",)
     with pytest.raises(UnsupportedError, match="float16"):
         rewrite(model, report, [dataclasses.replace(layer, bias=np.full(6, 1e6, np.float32))])

@@ -57,7 +57,8 @@ def rewrite(
     """Copy of a model in which the weight of each given layer comes from integer codes.
 
     Opset and IR version are raised as far as the codes need. What the codes replace goes when nobody uses it any more; what
-    somebody else uses stays. Names of nodes and tensors, doc strings, metadata, local functions and value infos stay.
+    somebody else uses stays. Names of nodes and tensors, doc strings, metadata, local functions and value infos stay; where a batch norm
+    is folded, its node goes, and the layer makes the tensor that the batch norm made.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def rewrite(
         blueprint = design(
             layer, table, names, form, bits=weight.bits, signed=weight.signed, axis=weight.axis, zero_point=_has_zero_point(weight)
         )
-        edits.append(Edit(layer, blueprint, blueprint.fill(weight), quantized.bias, quantized.batch_norm))
+        edits.append(Edit(layer, blueprint, blueprint.fill(weight), quantized.bias, quantized.batch_norm, quantized.folded))
         stored[layer.name] = StoredLayer(blueprint.label, blueprint.size, _notes(layer, weight, form, blueprint))
     blueprints = [edit.blueprint for edit in edits]
     opset, reason = max(((blueprint.opset, blueprint.reason) for blueprint in blueprints), default=(0, ""))

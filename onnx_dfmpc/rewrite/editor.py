@@ -20,13 +20,14 @@ from onnx_dfmpc.spec import BatchNorm, Layer
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What happens to one layer: its weight, drawn and built, and its new bias and batch norm, if any."""
+    """What happens to one layer: its weight, drawn and built, its new bias and batch norm, if any, and whether its batch norm goes."""
 
     layer: Layer
     blueprint: Blueprint
     weight: StoredWeight
     bias: NDArray[np.float32] | None
     batch_norm: BatchNorm | None
+    folded: bool = False
 
 
 class Editor:
@@ -43,6 +44,8 @@ class Editor:
         self.after: dict[int, list[NodeProto]] = {}
         self.released: list[str] = []
         self.dropped: set[str] = set()
+        self.bypassed: set[int] = set()
+        self.hidden: set[str] = set()
         self.replaced: set[str] = set()
 
     def fresh(self, wanted: str) -> str:
@@ -68,6 +71,8 @@ class Editor:
         else:
             self.released.append(name)
         self._freeze_shape(layer, name)
+        if edit.folded:
+            self._bypass_batch_norm(layer)
         if edit.bias is not None:
             self._set_bias(layer, index, edit.bias)
         if edit.batch_norm is not None:
@@ -79,7 +84,7 @@ class Editor:
         initializers, nodes = shared_parts(shared, self.names.prefix)
         self.graph.initializer.extend(initializers)
         for index, node in enumerate(self.nodes):
-            kept = () if self.dropped.intersection(node.output) else (node,)
+            kept = () if index in self.bypassed or self.dropped.intersection(node.output) else (node,)
             nodes += [*self.before.get(index, ()), *kept, *self.after.get(index, ())]
         del self.graph.node[:]
         self.graph.node.extend(nodes)
@@ -109,6 +114,31 @@ class Editor:
             raise DfmpcError(f"layer {layer.name!r}: no {layer.op_type} with a constant weight makes {layer.output!r}")
         return index
 
+    def _bypass_batch_norm(self, layer: Layer) -> None:
+        """Let the layer, or the Add behind it, make what its batch norm makes; Identity nodes in between go with the batch norm."""
+        norm = self._batch_norm_of(layer)
+        output, inner = self.nodes[norm].output[0], self.nodes[norm].input[0]
+        self.released.extend(self.nodes[norm].input[1:])
+        self.bypassed.add(norm)
+        hidden = {inner}
+        while self.nodes[self.producer[inner]].op_type == "Identity":
+            self.bypassed.add(self.producer[inner])
+            inner = self.nodes[self.producer[inner]].input[0]
+            hidden.add(inner)
+        end = self.nodes[self.producer[inner]]
+        for node in self.nodes:  # those that only ask for the shape, which is the same
+            for position, name in enumerate(node.input):
+                if name in hidden:
+                    node.input[position] = output
+        end.output[0] = output
+        self.hidden |= hidden
+
+    def _batch_norm_of(self, layer: Layer) -> int:
+        index = self.producer.get(layer.batch_norm.output) if layer.batch_norm else None
+        if index is None:
+            raise DfmpcError(f"layer {layer.name!r} has no batch norm to replace")
+        return index
+
     def _set_bias(self, layer: Layer, index: int, bias: NDArray[np.float32]) -> None:
         if bias.shape != (layer.channels,):
             raise DfmpcError(f"layer {layer.name!r}: bias of shape {bias.shape} for {layer.channels} channels")
@@ -119,7 +149,7 @@ class Editor:
         elif layer.op_type == "MatMul" or (len(node.input) > 2 and node.input[2]):
             self._add_behind(layer, index, bias)
         else:
-            name = self._add(f"{self.names.layers[layer.name].label}_bias", self._cast(bias, self._dtype(layer.weight), layer.name))
+            name = self._add(f"{self.names.layers[layer.name].label}b", self._cast(bias, self._dtype(layer.weight), layer.name))
             del node.input[2:]
             node.input.append(name)
             for attribute in node.attribute:
@@ -147,9 +177,9 @@ class Editor:
         spatial = len(layer.shape) - 2 if layer.op_type in ("Conv", "ConvTranspose") else 0
         values = self._cast(bias, self._dtype(layer.weight), layer.name).reshape(-1, *[1] * spatial)
         label = self.names.layers[layer.name].label
-        name = self._add(f"{label}_bias", values)
+        name, output = self._add(f"{label}b", values), node.output[0]
         node.output[0] = self.fresh(f"{label}_without_bias")
-        add = helper.make_node("Add", [node.output[0], name], [layer.output], name=self.fresh(f"{label}_add"))
+        add = helper.make_node("Add", [node.output[0], name], [output], name=self.fresh(f"{label}_add"))
         self.after.setdefault(index, []).append(add)
 
     def _dtype(self, name: str) -> np.dtype[np.generic]:
@@ -157,10 +187,7 @@ class Editor:
 
     def _set_batch_norm(self, layer: Layer, new: BatchNorm) -> None:
         """Replace the parameters, none of which the caller of the model may override any more: the others would not fit."""
-        index = self.producer.get(layer.batch_norm.output) if layer.batch_norm else None
-        if index is None:
-            raise DfmpcError(f"layer {layer.name!r} has no batch norm to replace")
-        node = self.nodes[index]
+        node = self.nodes[self._batch_norm_of(layer)]
         for position, values in enumerate((new.gamma, new.beta, new.mean, new.var), start=1):
             self._replace(node, position, values)
             self.replaced.add(node.input[position])
@@ -216,7 +243,7 @@ class Editor:
                 gone.append(name)
                 used.subtract(node.input)
                 queue.extend(node.input)
-        names = set(gone)
+        names = set(gone) | self.hidden
         annotated = names | self.dropped
         _keep(self.graph.node, lambda node: not names.intersection(node.output))
         _keep(self.graph.initializer, lambda tensor: tensor.name not in names)

@@ -16,6 +16,7 @@ from onnx_dfmpc.graph.protobuf import copy_fields, framed, framed_size, is_large
 from onnx_dfmpc.layout import shares_grid
 from onnx_dfmpc.rewrite.apply import apply_edits, design
 from onnx_dfmpc.rewrite.editor import Edit
+from onnx_dfmpc.rewrite.foldable import foldable
 from onnx_dfmpc.rewrite.names import choose_names
 from onnx_dfmpc.spec import Form, Grid, Layer, MatchReport
 
@@ -101,7 +102,8 @@ def predicted_size(
     designs = _designs(proto, report, {name: (width,) for name, width in bits.items()}, form, grid)
     blueprints = {name: blueprint for name, (blueprint,) in designs.items()}
     opset = max((blueprint.opset for blueprint in blueprints.values()), default=0)
-    return _size(proto, report, blueprints, opset, _shared(blueprints.values()), metadata or {}, corrected=corrected)
+    folded = _folded(proto, report, form)
+    return _size(proto, report, blueprints, opset, _shared(blueprints.values()), metadata or {}, folded, corrected=corrected)
 
 
 def base_size(
@@ -137,7 +139,8 @@ def base_size(
     largest = {name: max(row, key=lambda blueprint: blueprint.size) for name, row in designs.items()}
     weights = sum(blueprint.size for blueprint in largest.values())
     opsets = {blueprint.opset for blueprint in drawn} or {0}
-    return max(_size(proto, report, largest, opset, _shared(drawn), metadata or {}, corrected=corrected) for opset in opsets) - weights
+    shared, folded = _shared(drawn), _folded(proto, report, form)
+    return max(_size(proto, report, largest, opset, shared, metadata or {}, folded, corrected=corrected) for opset in opsets) - weights
 
 
 def _designs(
@@ -158,6 +161,11 @@ def _designs(
     return {name: [draw(known[name], bits) for bits in asked] for name, asked in widths.items()}
 
 
+def _folded(proto: ModelProto, report: MatchReport, form: Form) -> frozenset[str]:
+    """Layers whose batch norm will go."""
+    return foldable(proto, report) if form.fold_batch_norm == "yes" else frozenset()
+
+
 def _shared(blueprints: Iterable[Blueprint]) -> frozenset[str]:
     return frozenset[str]().union(*(blueprint.shared for blueprint in blueprints))
 
@@ -169,27 +177,31 @@ def _size(
     opset: int,
     shared: frozenset[str],
     metadata: Mapping[str, str],
+    folded: frozenset[str],
     *,
     corrected: bool,
 ) -> int:
     """Size of a model that is rewritten without any large weight in it, and of the weights."""
     hollow, missing = _hollow(proto, {layer.weight for layer in report.layers})
     edited = raise_opset(hollow, opset)
-    edits = [_edit(layer, blueprints[layer.name], corrected=corrected) for layer in report.layers if layer.name in blueprints]
+    layers = [layer for layer in report.layers if layer.name in blueprints]
+    edits = [_edit(layer, blueprints[layer.name], corrected=corrected, folded=layer.name in folded) for layer in layers]
     apply_edits(edited, edits, choose_names(proto, report), shared, metadata)
     absent = sum(edit.blueprint.size - edit.weight.size for edit in edits)
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
     return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))
 
 
-def _edit(layer: Layer, blueprint: Blueprint, *, corrected: bool) -> Edit:
+def _edit(layer: Layer, blueprint: Blueprint, *, corrected: bool, folded: bool) -> Edit:
     bias, norm = None, None
     some = np.full(layer.channels, PLACEHOLDER, np.float32)
-    if corrected and layer.batch_norm is not None:
+    if folded:
+        bias = some
+    elif corrected and layer.batch_norm is not None:
         norm = replace(layer.batch_norm, gamma=some, beta=some, mean=some, var=some)
     elif corrected:
         bias = some
-    return Edit(layer, blueprint, blueprint.empty(), bias, norm)
+    return Edit(layer, blueprint, blueprint.empty(), bias, norm, folded)
 
 
 def _hollow(proto: ModelProto, weights: Collection[str]) -> tuple[ModelProto, dict[str, int]]:

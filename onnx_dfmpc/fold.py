@@ -1,0 +1,105 @@
+"""Batch norm into the numbers of the layer before it: exact, since a grid per channel takes any factor per channel.
+
+    gamma/sigma (W_q x + bias - mu) + beta = a W_q x + b        a = gamma/sigma        b = beta + a (bias - mu)
+
+The codes stay and the scales become |a| s. Where a < 0, codes and zero point are reflected within their range, q' = low + high - q: then
+q' - z' = -(q - z). Where a = 0, every code is the zero point, and the scale is 1. Pure NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_dfmpc.layout import to_rows
+from onnx_dfmpc.spec import Array, BatchNorm, Layer, QuantizedLayer, QuantizedWeight
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""Scales below it are denormal, which some runtimes take for zero: a channel that small is silent."""
+
+MARGIN = 4.0
+"""How far quantization and its repair may move a scale or a bias from what the float weight suggests."""
+
+LEVELS = 256
+
+
+def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None) -> QuantizedLayer:
+    """The same layer without its batch norm.
+
+    Parameters
+    ----------
+    done : QuantizedLayer
+        Its weight must have a grid per channel, or one that can become so: not that of a grouped ConvTranspose. Signed codes must be
+        symmetric around 0.
+    layer : Layer
+        With a batch norm.
+    bias : float array, shape (channels,), or None
+        Of the float layer, for where ``done`` has no new one.
+
+    Returns
+    -------
+    QuantizedLayer
+        With ``folded`` set. Per-tensor grids have become per-channel ones.
+
+    Examples
+    --------
+    >>> norm = BatchNorm("bn", "b", *(np.array([value, value]) for value in (-2.0, 1.0, 0.0, 1.0)), epsilon=0.0)
+    >>> layer = Layer("fc", "Gemm", 0, "w", (2, 1), 0, 1, None, "", "x", "y", 2, norm)
+    >>> weight = QuantizedWeight(np.array([[0], [3]], np.uint8), np.float32([1, 2]), np.uint8([1, 1]), bits=2, signed=False, axis=0)
+    >>> folded = fold(QuantizedLayer("fc", weight), layer, None)
+    >>> folded.weight.codes.ravel(), folded.weight.scale, folded.weight.dequantize().ravel(), folded.bias
+    (array([3, 0], dtype=uint8), array([2., 4.], dtype=float32), array([ 2., -8.], dtype=float32), array([1., 1.], dtype=float32))
+    """
+    norm = done.batch_norm or layer.batch_norm
+    if norm is None:
+        raise ValueError(f"{layer.name} has no batch norm")
+    factor, shift = _affine(norm, bias if done.bias is None else done.bias)
+    return replace(done, weight=_scaled(done.weight, factor, layer.axis), bias=shift.astype(np.float32), batch_norm=None, folded=True)
+
+
+def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] | None) -> bool:
+    """Whether scales and bias will fit the float type of the weight, as far as the float layer tells.
+
+    In float32 they always do, but for numbers that no trained network has; in float16, small channels of large layers do not.
+
+    Parameters
+    ----------
+    layer : Layer
+        With a batch norm.
+    weight : float array, shape ``layer.shape``, in the type of the file
+    bias : float array, shape (channels,), or None
+    """
+    assert layer.batch_norm is not None
+    factor, shift = _affine(layer.batch_norm, bias)
+    largest = np.abs(to_rows(weight, layer)).max(axis=2).ravel().astype(np.float64) * np.abs(factor)
+    heard = largest[largest > LEVELS * MARGIN * SMALLEST]
+    limits = np.finfo(weight.dtype)
+    most, least = float(limits.max) / MARGIN, float(limits.tiny) * MARGIN * LEVELS
+    return bool((np.abs(shift) <= most).all() and (largest <= most).all() and (heard >= least).all())
+
+
+def _affine(norm: BatchNorm, bias: NDArray[np.floating] | None) -> tuple[Array, Array]:
+    """Factor and shift of batch norm behind a bias, each of shape (channels,), in float64."""
+    factor: Array = norm.gamma / norm.sigma
+    return factor, norm.beta + factor * ((0.0 if bias is None else bias.astype(np.float64)) - norm.mean)
+
+
+def _scaled(weight: QuantizedWeight, factor: Array, axis: int) -> QuantizedWeight:
+    """Weight times a factor per output channel."""
+    along = tuple(-1 if d == axis else 1 for d in range(weight.codes.ndim))
+    scale = np.abs(factor) * weight.scale
+    silent = scale < SMALLEST
+    ends = 0 if weight.signed else 2**weight.bits - 1  # lowest and highest code together
+    zeros = np.broadcast_to(0 if weight.zero_point is None else weight.zero_point, scale.shape).astype(np.int16)
+    zeros = np.where(factor < 0, ends - zeros, zeros)
+    codes = np.where((factor < 0).reshape(along), ends - weight.codes.astype(np.int16), weight.codes)
+    codes = np.where(silent.reshape(along), zeros.reshape(along), codes)
+    return replace(
+        weight,
+        codes=codes.astype(weight.codes.dtype),
+        scale=np.where(silent, 1, scale).astype(np.float32),
+        zero_point=zeros.astype(weight.codes.dtype) if zeros.any() else None,
+        axis=axis,
+    )
