@@ -162,7 +162,7 @@ class Work:
         _require_layers(source, plan.layers, plan.skipped)
         metadata = _metadata(source, recipe, {layer.name: layer.bits for layer in plan.layers})
         if plan.predicted_bytes is None:
-            plan = with_sizes(plan, source, report, metadata)
+            plan = with_sizes(plan, source, report, metadata, corrected=recipe.corrects)
         with self.clock("quantize"):
             solved = solve_layers(source, report, plan, recipe, input_range=self.input_range, progress=self.progress, watch=flow.see)
         if plan.predicted_sqnr_db is None:
