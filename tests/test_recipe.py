@@ -85,6 +85,7 @@ def test_each_kind_of_bits_alone(kind: str) -> None:
 
 def test_without_bits_there_is_one_kind_and_it_is_shown() -> None:
     assert Recipe().to_dict().items() >= dict(DEFAULT_BITS).items()
+    assert (Recipe(min_bits=5).target_bits, Recipe(max_bits=3).target_bits) == (5, 3)
     assert all(key in Recipe().to_text() for key in DEFAULT_BITS)
 
 

@@ -200,7 +200,8 @@ class Recipe:
         if self.min_bits > self.max_bits:
             raise RecipeError(f"min_bits = {self.min_bits} is more than max_bits = {self.max_bits}")
         if not kinds:
-            self._fill(DEFAULT_BITS if self.method == "dfmpc" else PAIR)
+            bits = {key: min(max(value, self.min_bits), self.max_bits) for key, value in DEFAULT_BITS.items()}
+            self._fill(bits if self.method == "dfmpc" else PAIR)
         if self.kind == "pairs":
             self._settle_pairs()
         for key in ("low_bits", "high_bits", "bits"):
