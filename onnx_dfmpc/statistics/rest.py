@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.statistics.batches import Value
 
-Value = NDArray[Any]
 Run = Callable[[Mapping[str, Value]], list[Value]]
 
 WEIGHT, SHIFT, UNSHIFTED = "rest::weight", "rest::shift", "rest::unshifted"

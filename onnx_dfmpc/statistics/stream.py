@@ -1,25 +1,23 @@
-"""Run a model piece by piece under ONNX Runtime, holding only the tensors that are still needed."""
+"""Run a model piece by piece under ONNX Runtime, holding only the tensors that are still needed, and of large ones a batch at a time."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.errors import DfmpcError, ModelError
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.graph.constants import outer_names
 from onnx_dfmpc.graph.protobuf import subgraphs
+from onnx_dfmpc.statistics.batches import Batches, Stored, Value, stored
 from onnx_dfmpc.statistics.rest import SHIFT, UNSHIFTED, WEIGHT, Rest
 
-Value = NDArray[Any]
 SILENT = 4
 
 
@@ -52,17 +50,17 @@ class Stream:
         self._reads = [sorted(set(_inputs(node))) for node in self._nodes]
         self._waiting = Counter(name for names in self._reads for name in names)
         self._batches = len(feeds)
-        self._live: dict[str, list[Value]] = {name: [feed[name] for feed in feeds] for name in feeds[0]}
+        self._live = {name: Batches(feed[name] for feed in feeds) for name in feeds[0]}
 
-    def value(self, name: str) -> list[Value]:
+    def value(self, name: str) -> Batches:
         """Value of a tensor for each batch."""
         if name not in self._live:
             self._run(self._ancestors(name), name)
         return self._live[name]
 
-    def put(self, name: str, values: list[Value]) -> None:
-        """Let the nodes that have not run yet see other values of a tensor."""
-        self._live[name] = values
+    def put(self, name: str, values: Iterable[Value]) -> None:
+        """Let the nodes that have not run yet see other values of a tensor, one for each batch."""
+        self._live[name] = Batches(stored(value, self._batches) for value in values)
 
     def replace(self, output: str, position: int, array: Value) -> None:
         """Give the node that makes ``output``, before it has run, another constant as its input at ``position``."""
@@ -141,19 +139,23 @@ class Stream:
         feeds = sorted(name for name in read - made if self._constant(name) is None)
         session = self._session(nodes, {name: self._live[name][0] for name in feeds}, keep, read)
 
-        def run(batch: int) -> list[Value]:
-            return list(session.run(keep, {name: self._live[name][batch] for name in feeds}))
+        def run(batch: int) -> list[Value | Stored]:
+            found = session.run(keep, {name: self._live[name][batch] for name in feeds})
+            return [stored(value, self._batches) for value in found]
 
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 results = list(pool.map(run, range(self._batches)))
+        except DfmpcError:
+            raise
         except Exception as error:  # ONNX Runtime has no common base for its errors
             raise ModelError(f"cannot run the float model up to {wanted!r}: {_first_line(error)}") from error
         for position, name in enumerate(keep):
-            self._live[name] = [result[position] for result in results]
+            self._live[name] = Batches(result[position] for result in results)
         for name in read:
             if self._waiting[name] <= 0 and name != wanted:
                 self._live.pop(name, None)
+                self._replaced.pop(name, None)
 
     def _session(self, nodes: list[NodeProto], examples: Mapping[str, Value], keep: list[str], read: set[str]) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -190,7 +192,7 @@ def _inputs(node: NodeProto) -> Iterator[str]:
         yield from outer_names(body)
 
 
-def _value_info(name: str, array: Value) -> Any:
+def _value_info(name: str, array: Value) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
 
 
