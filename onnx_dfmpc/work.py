@@ -27,7 +27,7 @@ from onnx_dfmpc.result import QuantizeResult
 from onnx_dfmpc.rewrite import Rewritten, rewrite
 from onnx_dfmpc.sensitivity import Flow
 from onnx_dfmpc.spec import CostTable, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint, WeightHistogram
-from onnx_dfmpc.validate import ValidationReport, check_data, layer_sqnr, validate
+from onnx_dfmpc.validate import ValidationReport, check_data, compare, layer_sqnr
 
 Model = str | os.PathLike[str] | ModelProto
 Progress = Callable[[str, int, int], None]
@@ -48,13 +48,14 @@ class Work:
         with self.clock("match"):
             self.report = matching.match(self.source.proto)
         _require_layers(self.source, self.report.layers, self.report.skipped)
-        if recipe.data or recipe.labels or recipe.gates:
-            check_data(self.source.proto, recipe.data, recipe.labels, gates=recipe.gates)
+        self.feeding = inputs.feeding_of(recipe)
+        if recipe.data or recipe.labels or recipe.gates or recipe.shapes or recipe.providers:
+            check_data(self.source.proto, self.feeding, gates=recipe.gates, providers=recipe.providers)
 
     @cached_property
     def inferred_range(self) -> tuple[float, float] | None:
         """What the first layer suggests; looked at only by those who need synthetic inputs."""
-        specs = statistics.model_inputs(self.source.proto)
+        specs = statistics.model_inputs(self.source.proto, dict(self.recipe.shapes))
         return statistics.infer_range(self.source.proto, self.report.layers, specs, seed=self.recipe.seed)
 
     def input_range(self) -> tuple[float, float] | None:
@@ -193,19 +194,9 @@ class Work:
     def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer]) -> tuple[Mapping[str, float | None], ValidationReport]:
         """Every layer on a few inputs, and the outputs on all."""
         source, recipe = self.source.proto, self.recipe
-        input_range = None if recipe.data else self.input_range()
-        measured = layer_sqnr(source, quantized, _tensors(self.report, solved), _few_samples(source, recipe, input_range))
-        validation = validate(
-            source,
-            quantized,
-            recipe.data,
-            recipe.labels,
-            gates=recipe.gates,
-            samples=recipe.samples,
-            seed=recipe.seed,
-            input_range=input_range,
-            progress=self.progress,
-        )
+        feeding = self.feeding if recipe.data else replace(self.feeding, input_range=self.input_range())
+        measured = layer_sqnr(source, quantized, _tensors(self.report, solved), _few_samples(source, feeding))
+        validation = compare(source, quantized, feeding, gates=recipe.gates, providers=recipe.providers, progress=self.progress)
         return measured, validation
 
 
@@ -222,13 +213,10 @@ def _require_layers(source: graph.LoadedModel, layers: Sequence[object], skipped
     raise UnsupportedError(f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found")
 
 
-def _few_samples(source: ModelProto, recipe: Recipe, input_range: tuple[float, float] | None) -> inputs.Samples:
+def _few_samples(source: ModelProto, feeding: inputs.Feeding) -> inputs.Samples:
     """Inputs for comparing every layer, one at a time, since all the activations of a run are in memory at once."""
-    specs = statistics.model_inputs(source)
-    if recipe.data is not None:
-        found = inputs.from_data(specs, recipe.data, recipe.labels, samples=LAYER_SAMPLES, seed=recipe.seed)
-    else:
-        found = inputs.synthetic(specs, samples=LAYER_SAMPLES, seed=recipe.seed, input_range=input_range)
+    specs = inputs.with_shapes(statistics.model_inputs(source), feeding.shapes)
+    found = inputs.samples_of(specs, replace(feeding, samples=LAYER_SAMPLES))
     return found if inputs.fixed_batch(specs) else replace(found, batch=1)
 
 

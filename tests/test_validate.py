@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -383,7 +384,7 @@ def test_quantized_activations_keep_the_default_options() -> None:
 
 
 def test_a_default_session_that_cannot_be_created_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = validate.__globals__["ort"].InferenceSession
+    real = onnxruntime.InferenceSession
 
     def refuse(source: Any, options: Any, **rest: Any) -> Any:
         try:
@@ -393,7 +394,7 @@ def test_a_default_session_that_cannot_be_created_fails(monkeypatch: pytest.Monk
                 raise RuntimeError("no kernel") from None
         return real(source, options, **rest)
 
-    monkeypatch.setattr(validate.__globals__["ort"], "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     report = validate(float_matmul(), quantized_matmul())
     assert not report
     assert any("default session options" in failure and "no kernel" in failure for failure in report.failures)

@@ -6,7 +6,7 @@ synthetic inputs are therefore drawn anew, and half are noise with the spectrum 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc import inputs
-from onnx_dfmpc.inputs import DataSource, fixed_batch
+from onnx_dfmpc.inputs import Feeding, fixed_batch
 from onnx_dfmpc.statistics import model_inputs, synthetic_feeds
 
 FEWEST, MOST = 8, 32
@@ -27,9 +27,15 @@ BATCHES = 4
 Feed = Mapping[str, NDArray[Any]]
 
 
-def probe_feeds(proto: ModelProto, *, seed: int = 0, input_range: tuple[float, float] | None = None) -> list[Feed]:
+def probe_feeds(
+    proto: ModelProto,
+    *,
+    seed: int = 0,
+    input_range: tuple[float, float] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[Feed]:
     """Synthetic inputs, half of each kind."""
-    specs = model_inputs(proto)
+    specs = model_inputs(proto, shapes)
     one = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=1)[0]
     positions = max(int(np.prod(array.shape[2:])) for array in one.values())
     half = int(np.clip(POSITIONS // positions, FEWEST, MOST)) // 2
@@ -39,12 +45,12 @@ def probe_feeds(proto: ModelProto, *, seed: int = 0, input_range: tuple[float, f
     return [*leaves, *(feed for _, _, feed in spectra.batches())]
 
 
-def data_feeds(proto: ModelProto, data: DataSource, *, seed: int = 0) -> list[Feed]:
+def data_feeds(proto: ModelProto, feeding: Feeding, *, most: int = MOST) -> list[Feed]:
     """Some of the user's inputs."""
     specs = model_inputs(proto)
-    found = inputs.from_data(specs, data, samples=None, seed=seed)
-    if found.count > MOST:
-        found = inputs.from_data(specs, data, samples=MOST, seed=seed)
-    if not fixed_batch(specs):
+    found = inputs.samples_of(specs, replace(feeding, samples=None))
+    if found.count > most:
+        found = inputs.samples_of(specs, replace(feeding, samples=most))
+    if found.batch > 1 and not fixed_batch(specs):
         found = replace(found, batch=max(1, -(-found.count // BATCHES)))
     return [feed for _, _, feed in found.batches()]
