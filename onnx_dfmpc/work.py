@@ -19,6 +19,7 @@ from onnx import ModelProto
 from onnx_dfmpc import evidence, graph, inputs, statistics
 from onnx_dfmpc import match as matching
 from onnx_dfmpc.allocate import allocate, budgets, chosen, mean_bits, spend, sweep
+from onnx_dfmpc.comparison import Findings, examine, range_note
 from onnx_dfmpc.costs import cost_table, with_costs, with_noise, with_sizes
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.layerwise import solve_layers, weight_noise
@@ -26,8 +27,8 @@ from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.result import QuantizeResult
 from onnx_dfmpc.rewrite import Rewritten, rewrite
 from onnx_dfmpc.sensitivity import Flow
-from onnx_dfmpc.spec import CostTable, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint, WeightHistogram
-from onnx_dfmpc.validate import ValidationReport, check_data, compare, layer_sqnr
+from onnx_dfmpc.spec import CostTable, Form, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint, WeightHistogram
+from onnx_dfmpc.validate import check_data, layer_sqnr
 
 Model = str | os.PathLike[str] | ModelProto
 Progress = Callable[[str, int, int], None]
@@ -65,7 +66,7 @@ class Work:
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on the inputs, and on the predictions."""
-        return (*_range_note(vars(self).get("inferred_range")), *self._remarks)
+        return (*range_note(vars(self).get("inferred_range")), *self._remarks)
 
     def table(self, plan: QuantPlan | None = None) -> CostTable:
         """What the layers cost at every width that is open, or at the bits of a plan."""
@@ -173,7 +174,8 @@ class Work:
         with self.clock("check"):
             graph.verify(rewritten.proto, "the quantized model")
         with self.clock("validate"):
-            measured, validation = self._validate(rewritten.proto, solved) if validated else ({}, None)
+            measured, found = self._validate(rewritten.proto, solved, plan.form) if validated else ({}, (None, (), None))
+        validation, per_layer, latency = found
         table = graph.ConstantTable(source.proto)
         rows = tuple(_rows(report, plan, solved, rewritten, measured, table))
         return QuantizeResult(
@@ -188,16 +190,17 @@ class Work:
             notes=(*rewritten.notes, *self.notes),
             seconds=self.clock.seconds,
             validation=validation,
+            per_layer=per_layer,
+            latency=latency,
             histograms=tuple(_histograms(report, solved, rows, table)),
         )
 
-    def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer]) -> tuple[Mapping[str, float | None], ValidationReport]:
+    def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer], form: Form) -> tuple[Mapping[str, float | None], Findings]:
         """Every layer on a few inputs, and the outputs on all."""
-        source, recipe = self.source.proto, self.recipe
-        feeding = self.feeding if recipe.data else replace(self.feeding, input_range=self.input_range())
-        measured = layer_sqnr(source, quantized, _tensors(self.report, solved), _few_samples(source, feeding))
-        validation = compare(source, quantized, feeding, gates=recipe.gates, providers=recipe.providers, progress=self.progress)
-        return measured, validation
+        source, report = self.source.proto, self.report
+        feeding = self.feeding if self.recipe.data else replace(self.feeding, input_range=self.input_range())
+        measured = layer_sqnr(source, quantized, _tensors(report, solved), _few_samples(source, feeding))
+        return measured, examine(source, quantized, report, feeding, self.recipe, form=form, progress=self.progress)
 
 
 def _require_layers(source: graph.LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:
@@ -284,13 +287,6 @@ def _metadata(source: graph.LoadedModel, recipe: Recipe, bits: Mapping[str, int]
         "input_sha256": source.sha256,
         "bits": json.dumps(bits, separators=(",", ":")),
     }
-
-
-def _range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
-    if inferred is None:
-        return ()
-    low, high = inferred
-    return (f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",)
 
 
 class _Clock:

@@ -9,7 +9,7 @@ tally       all of it, over the batches
 
 from onnx_dfmpc.metrics.classes import class_scores, paired_interval
 from onnx_dfmpc.metrics.comparison import Comparison, is_finite
-from onnx_dfmpc.metrics.gates import Limit, check_gates
+from onnx_dfmpc.metrics.gates import Limit, check_gates, limits_of
 from onnx_dfmpc.metrics.report import DefaultRun, Gate, OutputMetrics, ValidationReport
 from onnx_dfmpc.metrics.tally import Tally
 
@@ -24,5 +24,6 @@ __all__ = [
     "check_gates",
     "class_scores",
     "is_finite",
+    "limits_of",
     "paired_interval",
 ]

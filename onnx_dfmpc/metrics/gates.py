@@ -36,19 +36,29 @@ def check_gates(gates: Gates | None, *, labelled: bool, outputs: Collection[str]
     RecipeError
         An unknown gate or output, a limit that makes no sense, or a gate on top-1 without labels.
     """
-    limits = []
-    for name, value in (gates or {}).items():
+    for name in gates or {}:
         if name not in GATE_KEYS:
             raise RecipeError(f"unknown gate {name!r}", hint=nearest(name, GATE_KEYS) or "gates: " + ", ".join(GATE_KEYS))
-        for output, limit in (value if isinstance(value, Mapping) else {None: value}).items():
-            Recipe.from_dict({name: limit} if output is None else {name: limit, "output_gates": [(output, name, limit)]})
-            if output is not None and output not in outputs:
-                known = nearest(output, outputs) or "outputs: " + ", ".join(outputs)
-                raise RecipeError(f"{name}: no output is named {output!r}", hint=known)
-            limits.append(Limit(name, output, float(limit)))
+    limits = limits_of(gates or {})
+    for limit in limits:
+        Recipe.from_dict({limit.gate: limit.limit})
+        if limit.output is not None:
+            Recipe.from_dict({"output_gates": [(limit.output, limit.gate, limit.limit)]})
+            if limit.output not in outputs:
+                known = nearest(limit.output, outputs) or "outputs: " + ", ".join(outputs)
+                raise RecipeError(f"{limit.gate}: no output is named {limit.output!r}", hint=known)
     if not labelled and any(limit.gate == "max_top1_drop" for limit in limits):
         raise RecipeError("max_top1_drop needs labelled data", hint="give --data and --labels, or use min_top1_agreement")
-    return tuple(limits)
+    return limits
+
+
+def limits_of(gates: Gates) -> tuple[Limit, ...]:
+    """One limit after the other, unchecked."""
+    return tuple(
+        Limit(name, output, float(limit))
+        for name, value in gates.items()
+        for output, limit in (value.items() if isinstance(value, Mapping) else [(None, value)])
+    )
 
 
 def gate_of(limit: Limit, report: ValidationReport) -> Gate:
