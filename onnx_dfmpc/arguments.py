@@ -24,6 +24,11 @@ IMAGE = "image_"
 SWEEP = 12
 """Budgets of a sweep that does not say how many."""
 
+EXIT_CODES = (
+    "Exit codes: 0 done, and every gate holds; 1 validation failed: a gate, NaN, or outputs of different shapes; 2 wrong usage, recipe, plan "
+    "or data; 3 a model that cannot be read, run or quantized, or two that do not belong together; 4 a bug. See docs/exit-codes.md."
+)
+
 DECIDED = (
     *(key for keys in KINDS.values() for key in keys),
     *("min_bits", "max_bits", "low_position", "first_last_bits", "rules", "set", "nodes_to_exclude", "nodes_to_quantize"),
@@ -34,7 +39,7 @@ DECIDED = (
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(allow_abbrev=False, **{"epilog": EXIT_CODES, **settings})
 
     def error(self, message: str) -> NoReturn:
         choice = re.fullmatch(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message)
@@ -274,12 +279,12 @@ def _add_validation(parser: _Parser, *, gates: bool = True) -> None:
     _knob(group, "--latency", "time inferences of both models", action="store_true")
     group = parser.add_argument_group(
         "gates",
-        "For the worst output, or OUTPUT=LIMIT for one of them, repeatable. Where one does not hold: exit code 1, no output. Shares are "
+        "For the worst output, or OUTPUT=X for one of them, repeatable. Where one does not hold: exit code 1, no output. Shares are "
         "fractions: 0.01 is one point.",
     )
     _gate(group, "--min-cosine", "lowest cosine", "X")
     _gate(group, "--min-sqnr-db", "lowest signal-to-quantization-noise ratio", "DB")
-    _gate(group, "--max-top1-drop", "largest loss of top-1; needs labels", "X")
+    _knob(group, "--max-top1-drop", "largest loss of top-1; needs labels", type=_limit, action="append", metavar="X")
     _gate(group, "--min-top1-agreement", "lowest share of samples with the same top-1", "X")
 
 
