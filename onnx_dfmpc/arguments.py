@@ -25,8 +25,8 @@ SWEEP = 12
 """Budgets of a sweep that does not say how many."""
 
 EXIT_CODES = (
-    "Exit codes: 0 done, and every gate holds; 1 validation failed: a gate, NaN, or outputs of different shapes; 2 wrong usage, recipe, plan "
-    "or data; 3 a model that cannot be read, run or quantized, or two that do not belong together; 4 a bug. See docs/exit-codes.md."
+    "Exit codes: 0 done, and every gate holds; 1 validation failed: a gate, NaN, or outputs of different shapes; 2 wrong usage, recipe, "
+    "plan or data; 3 a model that cannot be read, run or quantized, or two that do not belong together; 4 a bug. See docs/exit-codes.md."
 )
 
 DECIDED = (
