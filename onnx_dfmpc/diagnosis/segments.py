@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from onnx_dfmpc.graph import ConstantTable
+from onnx_dfmpc.graph import ConstantTable, used_names
 from onnx_dfmpc.graph.protobuf import framed_size
 from onnx_dfmpc.spec import Layer
 
@@ -84,10 +85,10 @@ class _Search:
         self._table = ConstantTable(proto)
         self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
         self._producer = {name: node for node in proto.graph.node for name in node.output if name and name not in self._table}
-        self._inputs = {value.name for value in proto.graph.input}
+        self._readers = used_names(proto.graph)
 
     def between(self, start: str, end: str) -> list[NodeProto] | None:
-        """Nodes that make one tensor of another and of constants, in the order of the graph; None where it takes more than these."""
+        """Nodes that make one tensor of another and of constants; None where it takes more than these."""
         if end not in self._producer:
             return None
         found: dict[int, NodeProto] = {}
@@ -102,7 +103,7 @@ class _Search:
             if id(node) not in found:
                 found[id(node)] = node
                 queue += [read for read in node.input if read]
-        return list(found.values())[::-1]
+        return list(found.values())
 
     def computed(self, nodes: Sequence[NodeProto], start: str) -> list[NodeProto]:
         """Those of some nodes that depend on constants alone."""
@@ -118,16 +119,27 @@ class _Search:
 
     def bits(self, computed: Sequence[NodeProto], layer: Layer) -> int | None:
         """Bits of the codes, which are as many as the weights."""
-        alike = (tensor for tensor in self._read(computed) if tuple(tensor.dims) == layer.shape)
+        alike = (tensor for tensor in self._constants(computed) if tuple(tensor.dims) == layer.shape)
         widths = [BITS[tensor.data_type] for tensor in alike if tensor.data_type in BITS]
         return sum(widths) or None
 
     def bytes(self, computed: Sequence[NodeProto]) -> int:
-        """Bytes in the file."""
-        return sum(framed_size(part) for part in (*computed, *self._read(computed)))
+        """Bytes in the file of what serves this layer alone."""
+        own = self._own(computed)
+        return sum(framed_size(part) for part in (*own, *self._constants(own)))
 
-    def _read(self, nodes: Sequence[NodeProto]) -> Iterator[TensorProto]:
-        """Initializers that nobody else reads."""
-        for name in dict.fromkeys(name for node in nodes for name in node.input):
-            if name in self._tensors and self._table.uses(name).total == 1:
-                yield self._tensors[name]
+    def _own(self, computed: Sequence[NodeProto]) -> list[NodeProto]:
+        """The nodes that make the weight, and those that nobody else reads."""
+        read = {name for node in computed for name in node.input}
+        own = [node for node in computed if read.isdisjoint(node.output)]
+        while more := [node for node in computed if node not in own and self._private(own).issuperset(node.output)]:
+            own += more
+        return own
+
+    def _constants(self, nodes: Sequence[NodeProto]) -> list[TensorProto]:
+        return [self._tensors[name] for name in sorted(self._private(nodes)) if name in self._tensors]
+
+    def _private(self, nodes: Sequence[NodeProto]) -> set[str]:
+        """Tensors that only these nodes read."""
+        reads = Counter(name for node in nodes for name in node.input)
+        return {name for name, count in reads.items() if self._readers[name] == count}
