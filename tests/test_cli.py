@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from onnx_dfmpc import cli, work
 from onnx_dfmpc.arguments import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.validate import latency
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,6 +87,24 @@ def test_quantize_then_validate(run: Run, digits_bn: Path, digits_data: Path, ta
     again = json.loads(out)
     assert again["validation"]["top1_quantized"] == pytest.approx(plain["validation"]["top1_quantized"])
     assert again["output"]["sha256"] != again["model"]["sha256"]
+
+
+def test_what_broke_and_how_fast_it_is(run: Run, digits_bn: Path, digits_data: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    name = "/blocks/blocks.1/conv2/Conv"
+    flags = ("--bits", 6, "--rounding", "nearest", "--set", f"^{name}$=2", "--samples", 8)
+    assert run("quantize", digits_bn, "-o", target, *flags)[0] == 0
+    code, out, err = run("validate", digits_bn, target, "--data", digits_data, "--samples", 40, "--per-layer", "--latency", "--json", "-")
+    assert (code, err) == (0, "")
+    plain = json.loads(out)
+    assert plain["per_layer"][0]["name"] == name
+    assert plain["per_layer"][0]["bits"] == 2
+    assert plain["per_layer"][0]["suggestion"]["set"].startswith(f"^{re.escape(name)}$=")
+    assert [timing["name"] for timing in plain["latency"]["timings"]] == ["float", "quantized, default", "quantized, recommended"]
+    assert "per layer: measured on 32 samples" in plain["validation"]["notes"]
+    code, out, err = run("validate", digits_bn, target, "--samples", 8, "--per-layer")
+    assert (code, err) == (0, "")
+    assert f"--set '^{re.escape(name)}$=" in out
 
 
 def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def output_gates(value: Any) -> tuple[tuple[str, str, float], ...]:
 def _triples(value: Any) -> Iterator[tuple[str, str, float]]:
     checks.require(not isinstance(value, str))
     if isinstance(value, Mapping):
+        checks.require(all(isinstance(limits, Mapping) for limits in value.values()))
         value = [(output, gate, limit) for output, limits in value.items() for gate, limit in limits.items()]
     for output, gate, limit in value:
         yield checks.name(output), checks.name(gate), checks.number()(limit)

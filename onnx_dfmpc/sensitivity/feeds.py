@@ -45,8 +45,8 @@ def probe_feeds(
 
 
 def data_feeds(proto: ModelProto, feeding: Feeding) -> list[Feed]:
-    """Some of the user's inputs."""
-    return [feed for _, _, feed in some_samples(proto, feeding, MOST).batches()]
+    """Some of the user's inputs, however many are for validation."""
+    return [feed for _, _, feed in some_samples(proto, replace(feeding, samples=None), MOST).batches()]
 
 
 def some_samples(proto: ModelProto, feeding: Feeding, most: int) -> Samples:
