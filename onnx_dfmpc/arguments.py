@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NoReturn
@@ -66,6 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise RecipeError(f"unexpected argument {flag!r}", hint=f"{command.prog} --help")
         known = [name for action in command._actions for name in action.option_strings]
         raise RecipeError(f"unknown flag {flag}", hint=nearest(flag, known) or f"{command.prog} --help")
+    args.command_line = shlex.join([PROGRAM, *argv])
     return args
 
 

@@ -133,6 +133,8 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
             plan = replace(plan, form=recipe.form, predicted_bytes=None)
         result = pipeline.apply(args.model, plan, recipe, progress=callback)
     failure = None if result.validation is None else _failure(result.validation, "nothing was written; more bits may help, or other gates")
+    if result.validation is not None:  # until there is a file to validate
+        result = replace(result, validation=replace(result.validation, command=args.command_line))
     if failure is None and not args.dry_run:
         result = result.save(args.output, external_data=args.save_as_external_data, overwrite=args.overwrite)
     view = report.quantize_view(result, verbose=args.verbose or Console().width >= WIDE)

@@ -118,6 +118,7 @@ def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: P
     plain = json.loads(document.read_text(encoding="utf-8"))
     assert plain["output"]["path"] is None
     assert plain["validation"]["passed"] is False
+    assert plain["validation"]["command"].startswith(f"onnx-dfmpc quantize {digits_bn}")
 
 
 def test_dry_run_writes_nothing(run: Run, digits_bn: Path, target: Path) -> None:

@@ -284,7 +284,7 @@ def _label_lines(report: ValidationReport) -> list[Text]:
 def _repeat(report: ValidationReport | None) -> list[RenderableType]:
     if report is None or not report.command:
         return []
-    return [section(Text("to repeat the validation:")), line_to_paste(report.command)]
+    return [section(Text("to repeat it:")), line_to_paste(report.command)]
 
 
 def _small_or_plain(value: float | None) -> str:
