@@ -308,6 +308,14 @@ def test_a_loader_script(tmp_path: Path) -> None:
     assert first.count == 5
 
 
+def test_an_endless_loader_of_single_samples() -> None:
+    def load() -> Any:
+        while True:
+            yield {"s": np.arange(5, dtype=np.float32)}
+
+    assert fed(from_data([SIGNAL], load, samples=7))["s"].shape == (7, 5)
+
+
 @pytest.mark.parametrize(
     ("function", "words", "hint"),
     [

@@ -113,6 +113,17 @@ def pieces_table(specs: Sequence[InputSpec], pieces: Sequence[Piece], load: Call
     return table
 
 
+def samples_in(piece: Piece, specs: Sequence[InputSpec]) -> int:
+    """Number of samples of a piece.
+
+    Raises
+    ------
+    RecipeError
+        If it does not fit the model.
+    """
+    return _count(piece, assign(list(piece.arrays), specs, piece.source)[0], specs, fixed_batch(specs))
+
+
 def _count(piece: Piece, assigned: Mapping[str, str], specs: Sequence[InputSpec], fixed: int | None) -> int:
     """Samples of a piece."""
     counts = {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnx_dfmpc.errors import DfmpcError, RecipeError
 from onnx_dfmpc.inputs.images import SUFFIXES, image_table
-from onnx_dfmpc.inputs.pieces import outline, pieces_table
+from onnx_dfmpc.inputs.pieces import outline, pieces_table, samples_in
 from onnx_dfmpc.inputs.specs import InputSpec
 from onnx_dfmpc.inputs.stored import Anything, rows_of, stored_arrays
 from onnx_dfmpc.inputs.table import LABELS, Table, arrays_table
@@ -205,7 +205,7 @@ def _loader_table(specs: Sequence[InputSpec], loader: Loader, source: str, limit
     for index, (feed, labels) in enumerate(replay):
         piece = outline(f"{source}, feed {index}", feed, labels)
         pieces.append(piece)
-        seen += max((shape[0] for shape, _ in piece.arrays.values() if shape), default=1)
+        seen += samples_in(piece, specs)
         if limit is not None and seen >= limit:
             break
     return pieces_table(specs, pieces, lambda index: replay.load(index, pieces[index].labels), source)

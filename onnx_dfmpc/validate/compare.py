@@ -11,7 +11,7 @@ import numpy as np
 from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.inputs import DataSource, Feeding, LabelSource, Samples, samples_of
 from onnx_dfmpc.metrics import Comparison, DefaultRun, Tally, ValidationReport, check_gates, is_finite
-from onnx_dfmpc.recipe import Gates, Preprocessing
+from onnx_dfmpc.recipe import Gates, Preprocessing, Recipe
 from onnx_dfmpc.validate.command import repeat_command
 from onnx_dfmpc.validate.sessions import Model, Output, Session, check_providers, check_same_interface, is_weight_only
 
@@ -30,7 +30,7 @@ def validate(
     input_range: tuple[float, float] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch_size: int | None = None,
-    images: Preprocessing | None = None,
+    images: Preprocessing | Mapping[str, Any] | None = None,
     providers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ValidationReport:
@@ -57,8 +57,8 @@ def validate(
         Shapes of inputs with open dimensions, by name.
     batch_size : int, optional
         Samples per run, where the model leaves that open.
-    images : Preprocessing, optional
-        How pictures become inputs, where `data` is a folder of them.
+    images : Preprocessing or mapping, optional
+        How pictures become inputs, where `data` is a folder of them, such as ``{"size": 256, "crop": 224, "mean": 127, "scale": 1}``.
     providers : sequence of str
         Execution providers of ONNX Runtime; empty is the CPU's.
     progress : callable, optional
@@ -75,7 +75,8 @@ def validate(
     ModelError
         A model that cannot be loaded or run, or models whose inputs or outputs do not correspond.
     """
-    feeding = Feeding(data, labels, samples, seed, input_range, shapes or {}, batch_size, images or Preprocessing())
+    pictures = Recipe.from_dict({"images": images or {}}).images
+    feeding = Feeding(data, labels, samples, seed, input_range, shapes or {}, batch_size, pictures)
     return compare(float_model, quantized_model, feeding, gates=gates, providers=providers, progress=progress)
 
 
