@@ -197,7 +197,7 @@ def test_layers_that_are_not_there_by_name_are_said() -> None:
     assert lost == ["second"]
     effects, notes = diagnose(model, quantized, match(model), Feeding())
     assert [effect.name for effect in effects] == ["first"]
-    assert "second is not in the quantized model" in notes[0]
+    assert notes[0] == "per layer: not in the quantized model by the names of their tensors: second"
 
 
 def test_a_float_model_has_no_quantized_layers() -> None:

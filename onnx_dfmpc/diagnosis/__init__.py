@@ -8,7 +8,7 @@ suggest   bits for those that stand out
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from onnx import ModelProto
 
@@ -22,6 +22,9 @@ from onnx_dfmpc.spec import Form, LayerEffect, MatchReport
 from onnx_dfmpc.validate import is_weight_only
 
 __all__ = ["diagnose", "stored_bits"]
+
+NAMED = 3
+"""Names that a note gives, at most."""
 
 
 def diagnose(
@@ -61,7 +64,7 @@ def diagnose(
         If ONNX Runtime cannot run a part of a model.
     """
     segments, lost = find_segments(float_model, quantized_model, report.layers, stored_bits(quantized_model))
-    notes = [f"per layer: {name} is not in the quantized model by the names of its tensors" for name in lost]
+    notes = [f"per layer: not in the quantized model by the names of their tensors: {_some(lost)}"] if lost else []
     if not segments:
         return (), (*notes, "per layer: no layer of the quantized model is quantized")
     samples = some_samples(float_model, feeding, few(float_model, feeding))
@@ -76,6 +79,12 @@ def diagnose(
     )
     notes.append(f"per layer: measured on {samples.count} samples")
     return tuple(with_suggestions(ranked(effects), float_model, report, form)), tuple(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of some names, and how many there are more."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def stored_bits(proto: ModelProto) -> Mapping[str, int]:
