@@ -98,7 +98,7 @@ def test_a_broken_layer_comes_first_and_the_line_repairs_it(digits_bn: Path, dig
     """As a user does it: one layer forced to 2 bits by plain rounding, --per-layer, its line pasted."""
     base = Recipe(bits=6, data=str(digits_data), samples=32, per_layer=True, **PLAIN)  # type: ignore[arg-type]
     names = [layer.name for layer in match(graph.load(digits_bn).proto).layers]
-    for name in np.random.default_rng(5).choice(names, 3, replace=False):
+    for name in np.random.default_rng(5).choice(names, 2, replace=False):
         broken = pipeline.quantize(digits_bn, recipe=replace(base, set=((f"^{re.escape(name)}$", 2),)))
         worst, second, *_ = broken.per_layer
         assert worst.name == name
@@ -135,7 +135,7 @@ def test_a_price_without_knowing_the_form(digits_bn: Path, images: dict[str, np.
     proto, report, layers = solved(digits_bn, Recipe(bits=3, **PLAIN))  # type: ignore[arg-type]
     for form in (Form(), Form("compact"), Form("portable"), Form("compact", "int8")):
         quantized = written(proto, report, layers, form)
-        known, found = (diagnose(proto, quantized, report, Feeding(images), form=given)[0] for given in (form, None))
+        known, found = (diagnose(proto, quantized, report, Feeding(images, samples=8), form=given)[0] for given in (form, None))
         assert [effect.suggestion for effect in found] == [effect.suggestion for effect in known]
 
 
