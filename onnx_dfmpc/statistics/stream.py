@@ -16,7 +16,7 @@ from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.graph.constants import outer_names
 from onnx_dfmpc.graph.protobuf import subgraphs
 from onnx_dfmpc.statistics.batches import Batches, Stored, Value, stored
-from onnx_dfmpc.statistics.rest import SHIFT, UNSHIFTED, WEIGHT, Rest
+from onnx_dfmpc.statistics.rest import SHIFT, UNSHIFTED, WEIGHT, Rest, Tail
 
 SILENT = 4
 
@@ -33,7 +33,9 @@ class Stream:
     table : ConstantTable
         Of the same model.
     feeds : sequence of mapping
-        Input arrays by name, one mapping per batch.
+        Arrays by name, one mapping per batch: the model's inputs, or whatever tensors those that are asked for depend on.
+    disable_qdq : bool
+        Fold dequantized weights: for models with quantized weights and float activations.
 
     Raises
     ------
@@ -41,9 +43,10 @@ class Stream:
         If ONNX Runtime cannot run a part of the model.
     """
 
-    def __init__(self, proto: ModelProto, table: ConstantTable, feeds: Sequence[Mapping[str, Value]]) -> None:
+    def __init__(self, proto: ModelProto, table: ConstantTable, feeds: Sequence[Mapping[str, Value]], *, disable_qdq: bool = False) -> None:
         self._proto = proto
         self._table = table
+        self._disable_qdq = disable_qdq
         self._nodes = [node for node in proto.graph.node if not all(name in table for name in node.output if name)]
         self._replaced: dict[str, Value] = {}
         self._producer = {name: index for index, node in enumerate(self._nodes) for name in node.output if name}
@@ -105,6 +108,29 @@ class Stream:
         batches = [{name: self._live[name][batch] for name in feeds} for batch in range(self._batches)]
         return Rest(names, batches, lambda feed: list(session.run(names, feed)))
 
+    def tail(self, tensor: str, names: Sequence[str]) -> Tail:
+        """The part of the model from a tensor whose value was just asked for to tensors behind it. The stream stays as it is.
+
+        Parameters
+        ----------
+        tensor : str
+        names : sequence of str
+            Those that do not depend on ``tensor`` are left out.
+        """
+        needed = {name: self._ancestors(name) for name in names}
+        behind = [name for name in names if any(tensor in self._reads[index] for index in needed[name])]
+        heard = [name for name in names if name in behind or name == tensor]
+        if not behind:
+            return Tail(tensor, heard, [{}] * self._batches, lambda _: [])
+        indices = list(dict.fromkeys(index for name in behind for index in needed[name]))
+        nodes = [self._nodes[index] for index in indices]
+        made = {name for node in nodes for name in node.output if name}
+        read = {name for index in indices for name in self._reads[index]}
+        feeds = sorted(name for name in read - made if self._constant(name) is None)
+        session = self._session(nodes, {name: self._live[name][0] for name in feeds}, behind, read)
+        batches = [{name: self._live[name][batch] for name in feeds} for batch in range(self._batches)]
+        return Tail(tensor, heard, batches, lambda feed: list(session.run(behind, feed)))
+
     def _constant(self, name: str) -> Value | None:
         if name in self._replaced:
             return self._replaced[name]
@@ -163,6 +189,8 @@ class Stream:
         options.inter_op_num_threads = 1
         options.log_severity_level = SILENT
         options.enable_cpu_mem_arena = False  # few runs: not worth keeping memory for the next
+        if self._disable_qdq:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             return ort.InferenceSession(self._serialized(nodes, examples, keep, read), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
