@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NoReturn
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise RecipeError(f"unexpected argument {flag!r}", hint=f"{command.prog} --help")
         known = [name for action in command._actions for name in action.option_strings]
         raise RecipeError(f"unknown flag {flag}", hint=nearest(flag, known) or f"{command.prog} --help")
+    args.command_line = shlex.join([PROGRAM, *argv])
     return args
 
 
@@ -128,6 +130,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
 
     inspect = commands.add_parser("inspect", help="what there is to quantize", description="Chains, layers and skipped nodes with reasons.")
     inspect.add_argument("model", metavar="MODEL", help="float .onnx file")
+    inspect.set_defaults(report=[])
     _add_common(inspect)
 
     plan = commands.add_parser("plan", help="bits per layer", description="Bits per layer, predicted size and quality; writes no weights.")
@@ -159,6 +162,10 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     validate.add_argument("quantized_model", metavar="QUANTIZED", help="the quantized one")
     _add_validation(validate)
     _add_common(validate)
+    _add_report(commands)
+    for command in (plan, quantize, validate):
+        text = "write a report beside, repeatable: a page (.html, needs the extra 'report') or Markdown (.md)"
+        command.add_argument("--report", help=text, action="append", default=[], metavar="FILE")
     return parser, commands.choices
 
 
@@ -231,9 +238,27 @@ def _add_validation(parser: _Parser, *, gates: bool = True) -> None:
     _knob(group, "--min-top1-agreement", "lowest share of samples with the same top-1", type=float, metavar="X")
 
 
+def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
+    text = "Show the JSON document of quantize, validate or plan again, without computing; or compare two."
+    report = commands.add_parser("report", help="show or compare runs", description=text)
+    report.add_argument("runs", nargs="+", metavar="RUN.json", help="one document, or two to compare")
+    report.add_argument(
+        "-o", "--output", metavar="FILE", help="page (.html, needs the extra 'report') or Markdown (.md); replaced if it exists"
+    )
+    report.add_argument(
+        "--format", choices=("html", "markdown"), help="that of the output, where its suffix does not say; on stdout without -o"
+    )
+    _add_volume(report.add_argument_group("common"))
+    report.set_defaults(json=None, report=[], overwrite=True)
+
+
 def _add_common(parser: _Parser) -> None:
     group = parser.add_argument_group("common")
     group.add_argument("--json", metavar="FILE", help="write the JSON document, to stdout and nothing else with -")
+    _add_volume(group)
+
+
+def _add_volume(group: argparse._ArgumentGroup) -> None:
     volume = group.add_mutually_exclusive_group()
     volume.add_argument("-v", "--verbose", action="store_true", help="more detail; a traceback for an internal error")
     volume.add_argument("-q", "--quiet", action="store_true", help="nothing but errors")

@@ -59,7 +59,7 @@ def verdict(document: Json) -> Verdict:
         return Verdict("Failed", ("; ".join(reasons) or "validation failed") + "." + caveat, "bad")
     if not gates:
         return Verdict("Measured", "Nothing failed, and no gate was set." + caveat, "muted")
-    held = "The gate holds." if len(gates) == 1 else f"All {len(gates)} gates hold."
+    held = {1: "The gate holds.", 2: "Both gates hold."}.get(len(gates), f"All {len(gates)} gates hold.")
     return Verdict("Passed", held + caveat, "good")
 
 
@@ -95,7 +95,9 @@ def accuracy(document: Json) -> Figure | None:
     before, after = validation.get("top1_float"), validation.get("top1_quantized")
     samples = words.plural(validation.get("samples") or 0, "synthetic input" if validation.get("synthetic") else "input")
     if before is not None and after is not None:
-        note = f"float {words.percent(before)}: {_points(after - before)} on {words.plural(validation.get('labelled') or 0, 'labelled input')}"
+        note = (
+            f"float {words.percent(before)}: {_points(after - before)} on {words.plural(validation.get('labelled') or 0, 'labelled input')}"
+        )
         return Figure("Top-1", words.percent(after), note)
     if validation.get("top1_agreement") is not None:
         return Figure("Same top-1 as float", words.percent(validation["top1_agreement"]), f"on {samples}")

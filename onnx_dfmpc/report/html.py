@@ -6,13 +6,14 @@ Needs the extra ``report``: Jinja2 for the page, vl-convert for Vega-Lite and wh
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources, util
 from typing import Any
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.report.outline import Block, Chart, Outline
+from onnx_dfmpc.report.outline import Block, Chart, Outline, Table
 
 __all__ = ["html_page", "require_extra"]
 
@@ -80,6 +81,8 @@ def html_page(outline: Outline) -> str:
     return page.render(
         outline=outline,
         groups=_groups,
+        kind=_kind,
+        breakable=_breakable,
         position=charts.index,
         drawn=_embedded(drawn),
         bundle=_bundle() if charts else "",
@@ -89,15 +92,27 @@ def html_page(outline: Outline) -> str:
 
 
 def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Charts that follow each other stand side by side."""
+    """Charts that follow each other stand side by side, and so do short tables."""
     group: list[Block] = []
     for block in blocks:
-        if group and not (isinstance(block, Chart) and isinstance(group[-1], Chart)):
+        if group and not (_kind(block) == _kind(group[-1]) in ("chart", "table")):
             yield group
             group = []
         group.append(block)
     if group:
         yield group
+
+
+def _kind(block: Block) -> str:
+    """Name of the macro that shows it."""
+    return "long" if isinstance(block, Table) and block.long else type(block).__name__.lower()
+
+
+def _breakable(text: str) -> Any:
+    """Name that may break behind its separators, and nowhere else unless it must."""
+    import markupsafe
+
+    return markupsafe.Markup("<wbr>").join(re.split(r"(?<=[/.:=])(?=\w)", text))
 
 
 def _template(name: str) -> str:

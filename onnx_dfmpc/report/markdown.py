@@ -81,7 +81,8 @@ def _table(table: Table) -> str:
         "| " + " | ".join("---:" if column.numeric else "---" for column in table.columns) + " |",
     ]
     rows = [
-        "| " + " | ".join(_cell(column, cell.text) for column, cell in zip(table.columns, row, strict=True)) + " |" for row in table.rows[:LONG]
+        "| " + " | ".join(_cell(column, cell.text) for column, cell in zip(table.columns, row, strict=True)) + " |"
+        for row in table.rows[:LONG]
     ]
     title = f"**{_escape(table.title)}**\n\n" if table.title else ""
     more = len(table.rows) - LONG
@@ -98,4 +99,4 @@ def _cell(column: Column, text: str) -> str:
 def _escape(text: str) -> str:
     """Text without meaning to Markdown or HTML, on one line."""
     plain = re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-    return re.sub(r"^([#+-]|\d+(?=[.)]))", r"\\\1", plain)
+    return re.sub(r"^([#+=-]|\d+(?=[.)] ))", lambda start: f"\\{start[0]}" if not start[0].isdigit() else f"{start[0]}\\", plain)

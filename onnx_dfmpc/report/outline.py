@@ -19,10 +19,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Head of a column; `kind` says what stands below it: numbers to compare, bits, prose that wraps, a name or something else to copy."""
+    """Head of a column; `kind` says what stands below it: a few words, numbers to compare, bits, prose that wraps, something to copy."""
 
     title: str
-    kind: Literal["number", "bits", "prose", "code"] = "prose"
+    kind: Literal["text", "number", "bits", "prose", "code"] = "text"
 
     @property
     def numeric(self) -> bool:
@@ -63,7 +63,6 @@ class Chart:
     title: str
     description: str
     spec: dict[str, Any]
-    small: bool = False
 
 
 Block = Table | Line | Code | Chart
@@ -133,4 +132,6 @@ def table(columns: tuple[Column, ...], rows: tuple[tuple[Cell, ...], ...], title
     kept = [position for position in range(len(columns)) if any(row[position].text for row in rows)]
     if not rows:
         return None
-    return Table(tuple(columns[position] for position in kept), tuple(tuple(row[position] for position in kept) for row in rows), title, long)
+    return Table(
+        tuple(columns[position] for position in kept), tuple(tuple(row[position] for position in kept) for row in rows), title, long
+    )

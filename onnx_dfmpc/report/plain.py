@@ -11,7 +11,7 @@ from rich.text import Text
 from onnx_dfmpc.report.outline import Block, Chart, Code, Column, Line, Outline, Table
 
 STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "muted": "dim", "": ""}
-LEFT_OUT = ("why", "statistics", "weight", "op", "role", "stored", "alone, dB", "gain from", "to", "same top-1 alone")
+LEFT_OUT = ("why", "statistics", "weight", "op", "role", "stored", "alone, dB", "gain from", "to", "same top-1 alone", "why in B")
 """Columns of a long table for which a terminal has no room."""
 
 
@@ -35,9 +35,10 @@ def terminal(outline: Outline, *, wide: bool = False) -> Group:
     parts: list[RenderableType] = [
         Text(outline.title, "bold"),
         Text(outline.subtitle, "dim"),
-        Padding(Text(f"{verdict.word.upper()}: {verdict.text}", STYLES[verdict.tone]), (1, 0)),
-        figures,
+        Padding(Text(f"{verdict.word.upper()}: {verdict.text}", STYLES[verdict.tone]), (1, 0, 0, 0)),
     ]
+    if outline.figures:
+        parts.append(Padding(figures, (1, 0, 0, 0)))
     for section in outline.sections:
         blocks = [_block(block, wide=wide) for block in section.blocks if not isinstance(block, Chart)]
         if blocks:
@@ -59,7 +60,9 @@ def _table(table: Table, *, wide: bool) -> Grid:
     style = {"title_justify": "left", "title_style": "italic", "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
     grid = Grid(title=table.title or None, box=box.SIMPLE_HEAD, **style)  # type: ignore[arg-type]
     shown = [
-        position for position, column in enumerate(table.columns) if wide or column.title not in LEFT_OUT or not (table.long or column.title == "sha256")
+        position
+        for position, column in enumerate(table.columns)
+        if wide or column.title not in LEFT_OUT or not (table.long or column.title == "sha256")
     ]
     for position in shown:
         column = table.columns[position]

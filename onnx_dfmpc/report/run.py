@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,9 @@ from onnx_dfmpc.report.outline import Block, Cell, Code, Column, Line, Outline, 
 
 __all__ = ["run_outline"]
 
-SESSIONS = (
-    "Weight-only quantization buys size, not speed: at best the quantized model is as fast as the float one, with the recommended session options."
-)
-PROGRAM = "onnx-dfmpc"
+SESSIONS = "Weight-only quantization buys size, not speed: with the recommended session options it is at best as fast as float."
+NAMED = 3
+"""Layers that a note names."""
 
 
 def run_outline(document: Json) -> Outline:
@@ -41,13 +39,13 @@ def run_outline(document: Json) -> Outline:
         sections=(
             *_validation(document),
             *_ranking(document),
-            *section("Size and bits, from the first layer to the last", charts.sizes(layers), charts.bits(layers)),
-            *section("Predicted against measured", *charts.noise(layers)),
-            *section("Size against quality", charts.frontier(document), _sweep(document)),
-            *section("Weights before and after", *map(charts.histogram, document.get("histograms") or [])),
-            *section("Gains and bias shifts", charts.gains(layers), charts.shifts(layers)),
+            *section("Size and bits", charts.sizes(layers), charts.bits(layers)),
+            *section("Noise", *charts.noise(layers)),
+            *section("Trade-off", charts.frontier(document), _sweep(document)),
+            *section("Weights", *map(charts.histogram, document.get("histograms") or [])),
+            *section("Gains and shifts", charts.gains(layers), charts.shifts(layers)),
             *_latency(document),
-            *section("Every layer", _layers(layers), folded=True),
+            *section("Layers", _layers(layers), folded=True),
             *section("Stays float", _skipped(document)),
             *section("Notes", *_notes(document)),
             *_reproduce(document),
@@ -84,13 +82,20 @@ def _gates(validation: Mapping[str, Any]) -> Table | None:
     for gate in validation.get("gates") or []:
         passed, value, output = gate.get("passed"), gate.get("value"), gate.get("output")
         tone: Tone = "good" if passed else "bad"
-        name = f"{gate.get('name')}" + (f" ({output})" if output else "")
-        rows.append((Cell("✓ passed" if passed else "✗ failed", tone=tone), Cell(name), _general(value) or Cell("not measured"), _general(gate.get("limit"))))
+        name = str(gate.get("name")) + (f" ({output})" if output else "")
+        rows.append(
+            (
+                Cell("✓ passed" if passed else "✗ failed", tone=tone),
+                Cell(name),
+                _general(value, "not measured"),
+                _general(gate.get("limit")),
+            )
+        )
     return table((Column("gate"), Column("what", "code"), Column("measured", "number"), Column("limit", "number")), tuple(rows))
 
 
-def _general(value: float | None) -> Cell:
-    return Cell("") if value is None else Cell(f"{value:.4g}", float(value))
+def _general(value: float | None, missing: str = "") -> Cell:
+    return Cell(missing) if value is None else Cell(f"{value:.6g}", float(value))
 
 
 def _labelled(validation: Mapping[str, Any]) -> Table | None:
@@ -138,7 +143,7 @@ def _sessions(validation: Mapping[str, Any]) -> list[Block]:
     noise, quantized = run.get("sqnr_db"), validation.get("sqnr_db")
     warn: Tone = "warn" if noise is not None and quantized is not None and noise < quantized else ""
     more = " They cost more than quantization did: set session.disable_quant_qdq=1." if warn else ""
-    text = f"Default session options move the outputs by at most {words.short(moved)} ({words.decibels(noise)}) from session.disable_quant_qdq=1."
+    text = f"Default session options move the outputs by at most {words.short(moved)} ({words.decibels(noise)})."
     return [Line(text + more, warn)]
 
 
@@ -149,7 +154,13 @@ def _ranking(document: Json) -> tuple[Section, ...]:
     """Which layers hurt most, and the lines that would change it."""
     ranked = document.get("per_layer") or []
     titles = ("bytes", "SQNR here, dB", "alone, dB", "share of noise", "same top-1 alone")
-    columns = (Column("#", "number"), Column("layer", "code"), Column("bits", "bits"), *(Column(title, "number") for title in titles), Column("try", "code"))
+    columns = (
+        Column("#", "number"),
+        Column("layer", "code"),
+        Column("bits", "bits"),
+        *(Column(title, "number") for title in titles),
+        Column("try", "code"),
+    )
     rows = tuple(
         (
             words.cell(str(rank), rank),
@@ -167,7 +178,7 @@ def _ranking(document: Json) -> tuple[Section, ...]:
     lines = [_flag(row["suggestion"]) for row in ranked if (row.get("suggestion") or {}).get("set")]
     paste = Code(" \\\n  ".join(lines[:5]), "Add to the command, one line at a time, worst layer first") if lines else None
     lead = Line("Worst first. “alone” is the output's SQNR when only this layer is quantized.") if rows else None
-    return section("Layers that cost most", lead, paste, charts.ranking(ranked), table(columns, rows, long=True))
+    return section("Worst layers", lead, paste, charts.ranking(ranked), table(columns, rows, long=True))
 
 
 def _flag(suggestion: Mapping[str, Any]) -> str:
@@ -180,7 +191,7 @@ def _suggested(row: Mapping[str, Any]) -> str:
     if not suggestion.get("set"):
         return ""
     extra = suggestion.get("extra_bytes")
-    return _flag(suggestion) + ("" if extra is None else f" ({words.signed(extra, 0)} bytes)")
+    return _flag(suggestion) + ("" if extra is None else f" ({words.signed_whole(extra)} bytes)")
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -195,7 +206,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Table | None:
         *(Column(title, "number") for title in numbers),
         Column("stored"),
         Column("statistics"),
-        Column("why"),
+        Column("why", "prose"),
     )
     return table(columns, tuple(_layer(position, layer) for position, layer in enumerate(layers, 1)), long=True)
 
@@ -225,7 +236,7 @@ def _layer(position: int, layer: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 def _skipped(document: Json) -> Table | None:
     rows = tuple((Cell(node["name"]), Cell(node.get("op") or ""), Cell(node.get("reason") or "")) for node in document.get("skipped") or [])
-    return table((Column("node", "code"), Column("op"), Column("why")), rows)
+    return table((Column("node", "code"), Column("op"), Column("why", "prose")), rows)
 
 
 # --------------------------------------------------------------------------------------------------------------- trade-offs, speed
@@ -244,7 +255,7 @@ def _sweep(document: Json) -> Table | None:
         for point in document.get("sweep") or []
     )
     titles = ("budget, bytes", "bytes", "bits per weight", "predicted SQNR, dB", "measured SQNR, dB", "top-1")
-    return table(tuple(Column(title, "number") for title in titles), rows, "What other budgets buy", long=len(rows) > 12)
+    return table(tuple(Column(title, "number") for title in titles), rows, "What other budgets buy")
 
 
 def _latency(document: Json) -> tuple[Section, ...]:
@@ -276,24 +287,41 @@ def _latency(document: Json) -> tuple[Section, ...]:
 
 
 def _notes(document: Json) -> list[Line]:
-    notes = list(document.get("notes") or [])
-    notes += [f"{layer['name']}: {note}" for layer in document.get("layers") or [] for note in layer.get("notes") or []]
-    return [Line(note) for note in dict.fromkeys(notes)]
+    """Remarks on the model, then those on layers: what holds for many is said once."""
+    layers: dict[str, list[str]] = {}
+    for layer in document.get("layers") or []:
+        for note in layer.get("notes") or []:
+            layers.setdefault(note, []).append(layer["name"])
+    lines = [*dict.fromkeys(document.get("notes") or []), *(f"{_some(names)}: {note}" for note, names in layers.items())]
+    return list(map(Line, lines))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {words.plural(more, 'more layer')}" if more > 0 else "")
 
 
 def _reproduce(document: Json) -> tuple[Section, ...]:
     command = document.get("command_line")
     recipe = document.get("recipe") or {}
-    rows = tuple((Cell(key), Cell(_plain(value))) for key, value in (recipe | (document.get("form") or {})).items() if value not in ([], None))
+    rows = tuple(
+        (Cell(key), Cell(words.plain(value))) for key, value in (recipe | (document.get("form") or {})).items() if value not in ([], None)
+    )
     files = [
-        (Cell(title), Cell(str(row.get("path") or row.get("name") or "in memory")), words.cell(words.whole(row.get("bytes")), row.get("bytes")), Cell(str(row.get("sha256") or "")))
+        (
+            Cell(title),
+            Cell(str(row.get("path") or row.get("name") or "in memory")),
+            words.cell(words.whole(row.get("bytes")), row.get("bytes")),
+            Cell(str(row.get("sha256") or "")),
+        )
         for title, row in (("float", document.get("model") or {}), ("quantized", document.get("output") or {}))
         if row
     ]
     stages = tuple((Cell(stage), words.cell(words.seconds(value), value)) for stage, value in (document.get("seconds") or {}).items())
     columns = (Column("model"), Column("file", "code"), Column("bytes", "number"), Column("sha256", "code"))
     return section(
-        "How to reproduce",
+        "Reproduce",
         None if not command else Code(command, "Command"),
         table(columns, tuple(files)),
         table((Column("recipe", "code"), Column("value", "code")), rows, "Recipe"),
@@ -301,7 +329,3 @@ def _reproduce(document: Json) -> tuple[Section, ...]:
         Line(f"Made with {headline.footer(document)}.", "muted"),
         folded=True,
     )
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

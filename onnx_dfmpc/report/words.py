@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from onnx_dfmpc.report.outline import Cell, Tone
 
@@ -61,6 +63,11 @@ def signed(value: Number, count: int) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
+def signed_whole(value: Number) -> str:
+    """Whole number with its thousands apart and a sign."""
+    return "" if value is None else f"{value:+,.0f}".replace("-", "−")
+
+
 def short(value: Number) -> str:
     """Three significant digits."""
     return "" if value is None else f"{value:.3g}"
@@ -106,6 +113,11 @@ def seconds(value: Number) -> str:
     if value is None:
         return ""
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
+
+
+def plain(value: Any) -> str:
+    """Value of a recipe, as text or as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def shape(numbers: Sequence[int] | None) -> str:

@@ -34,7 +34,7 @@ for (const table of document.querySelectorAll(".long table")) {
 }
 
 for (const field of document.querySelectorAll("input[type=search]")) {
-  const block = field.closest(".table");
+  const block = field.closest(".long");
   const rows = [...block.querySelectorAll("tbody tr")];
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
