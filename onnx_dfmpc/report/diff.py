@@ -105,7 +105,7 @@ def _totals(first: Json, second: Json) -> Table | None:
     rows = [_text_row("verdict", headline.verdict(first).word, headline.verdict(second).word)]
     for title, read, show, change, better in (
         ("file, bytes", headline.written_bytes, words.whole, words.signed_whole, -1),
-        ("of the float model", _get("totals", "bytes_ratio"), words.percent, _points, -1),
+        ("of the float model", _get("totals", "bytes_ratio"), words.percent, _points, 0),
         ("bits per weight", _get("totals", "nominal_bits"), _fixed(2), _signed(2), 0),
         ("layers", _get("totals", "layers"), words.whole, words.signed_whole, 0),
         ("stay float", _get("totals", "skipped"), words.whole, words.signed_whole, 0),
@@ -115,7 +115,7 @@ def _totals(first: Json, second: Json) -> Table | None:
         ("same top-1", _get("validation", "top1_agreement"), words.percent, _points, 1),
         ("top-1", _get("validation", "top1_quantized"), words.percent, _points, 1),
         ("top-5", _get("validation", "top5_quantized"), words.percent, _points, 1),
-        ("seconds", lambda document: sum((document.get("seconds") or {}).values()) or None, _fixed(1), _signed(1), 0),
+        ("seconds", lambda document: sum(filter(None, (document.get("seconds") or {}).values())) or None, _fixed(1), _signed(1), 0),
     ):
         rows += _number_row(title, read(first), read(second), show, change, better)
     return table((Column(""), Column("A", "number"), Column("B", "number"), Column("change", "number")), tuple(rows))

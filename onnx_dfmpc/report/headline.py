@@ -55,7 +55,7 @@ def verdict(document: Json) -> Verdict:
     failures = validation.get("failures") or []
     caveat = " Synthetic inputs: a sanity check, not accuracy." if validation.get("synthetic") else ""
     if failures or missed or validation.get("passed") is False:
-        reasons = [*failures, *(f"{gate.get('name')} = {gate.get('limit'):g} missed" for gate in missed)]
+        reasons = [*failures, *(f"{gate.get('name')} = {words.general(gate.get('limit'))} missed" for gate in missed)]
         return Verdict("Failed", ("; ".join(reasons) or "validation failed") + "." + caveat, "bad")
     if not gates:
         return Verdict("Measured", "Nothing failed, and no gate was set." + caveat, "muted")
@@ -84,7 +84,11 @@ def _bits(document: Json) -> Figure | None:
         return None
     note = f"mean of {words.plural(totals.get('weights') or 0, 'weight')} in {words.plural(totals.get('layers') or 0, 'layer')}"
     skipped = totals.get("skipped")
-    return Figure("Bits per weight", words.digits(totals["nominal_bits"], 2), note + (f", {skipped} stay float" if skipped else ""))
+    return Figure(
+        "Bits per weight",
+        words.digits(totals["nominal_bits"], 2),
+        note + (f", {skipped} {'stays' if skipped == 1 else 'stay'} float" if skipped else ""),
+    )
 
 
 def accuracy(document: Json) -> Figure | None:

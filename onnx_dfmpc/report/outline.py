@@ -58,11 +58,12 @@ class Code:
 
 @dataclass(frozen=True)
 class Chart:
-    """A Vega-Lite specification, and what it shows in words. Only a page draws it."""
+    """A Vega-Lite specification, what it shows in words, and what helps to read it. Only a page draws it."""
 
     title: str
     description: str
     spec: dict[str, Any]
+    note: str = ""
 
 
 Block = Table | Line | Code | Chart

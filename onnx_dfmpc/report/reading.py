@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,9 @@ COMMANDS = ("quantize", "validate", "plan")
 """Commands whose documents make a report."""
 
 NUMBER, TEXT, FLAG = "a number", "text", "true or false"
+MOST = 1e18
+"""Numbers above it mean nothing here."""
+
 EACH = "*"
 """Stands for every key of an object."""
 
@@ -49,7 +51,7 @@ VALIDATION = {
 RANKED = {
     **dict.fromkeys(("name", "op"), TEXT),
     **dict.fromkeys(("bits", "bytes", "sqnr_db", "cosine", "own_sqnr_db", "own_top1_agreement", "own_share"), NUMBER),
-    "suggestion": {"set": TEXT, "bits": NUMBER, "extra_bytes": NUMBER},
+    "suggestion": {"set": TEXT, "bits": NUMBER, "extra_bytes": NUMBER, "own_sqnr_db": NUMBER, "gain_db": NUMBER},
 }
 DOCUMENT = {
     "tool": {"name": TEXT, "version": TEXT},
@@ -149,7 +151,7 @@ def _check(value: Any, expected: Any, where: str, key: str) -> None:
 
 def _is(value: Any, expected: str) -> bool:
     if expected == NUMBER:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
     return isinstance(value, bool if expected == FLAG else str)
 
 

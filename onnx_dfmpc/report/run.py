@@ -95,7 +95,7 @@ def _gates(validation: Mapping[str, Any]) -> Table | None:
 
 
 def _general(value: float | None, missing: str = "") -> Cell:
-    return Cell(missing) if value is None else Cell(f"{value:.6g}", float(value))
+    return Cell(missing) if value is None else words.cell(words.general(value), value)
 
 
 def _labelled(validation: Mapping[str, Any]) -> Table | None:
@@ -187,11 +187,14 @@ def _flag(suggestion: Mapping[str, Any]) -> str:
 
 
 def _suggested(row: Mapping[str, Any]) -> str:
+    """Line to paste, with its price and what it is expected to bring."""
     suggestion = row.get("suggestion") or {}
     if not suggestion.get("set"):
         return ""
-    extra = suggestion.get("extra_bytes")
-    return _flag(suggestion) + ("" if extra is None else f" ({words.signed_whole(extra)} bytes)")
+    extra, gain = suggestion.get("extra_bytes"), suggestion.get("gain_db")
+    effects = ["" if extra is None else f"{words.signed_whole(extra)} bytes", "" if gain is None else f"{words.signed(gain, 1)} dB"]
+    told = ", ".join(effect for effect in effects if effect)
+    return _flag(suggestion) + (f" ({told})" if told else "")
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> Table | None:

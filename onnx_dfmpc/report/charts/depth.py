@@ -117,7 +117,7 @@ def _noise_along(rows: Sequence[Row]) -> Chart | None:
         layer=[
             {
                 "mark": {"type": "line", "strokeWidth": 1.5},
-                "encoding": {"strokeDash": {**grammar.series(titles, [dashes[title] for title in titles]), "legend": None}},
+                "encoding": {"strokeDash": grammar.series(titles, [dashes[title] for title in titles])},
             },
             {
                 "mark": {"type": "point", "size": 28, "filled": True},
@@ -154,8 +154,8 @@ def _noise_against(rows: Sequence[Row]) -> Chart | None:
             },
         ],
     )
-    text = "Measured over predicted SQNR, one point for each layer; on the dashed line they are equal"
-    return Chart("Predicted against measured", text, drawn)
+    text = "Measured over predicted SQNR of every layer's output"
+    return Chart("Predicted against measured", text, drawn, "One point for each layer; on the dashed line both are the same.")
 
 
 def gains(layers: Sequence[Row]) -> Chart | None:
@@ -198,7 +198,8 @@ def gains(layers: Sequence[Row]) -> Chart | None:
             },
         ],
     )
-    return Chart("Gains", "Coefficients of the output channels of every layer: range, middle half and median", drawn)
+    note = "Thin: all output channels of a layer. Thick: the middle half. Dot: the median."
+    return Chart("Gains", "Coefficients of the output channels of every layer", drawn, note)
 
 
 def shifts(layers: Sequence[Row]) -> Chart | None:
@@ -219,10 +220,9 @@ def shifts(layers: Sequence[Row]) -> Chart | None:
         "shape": grammar.series(titles, ("diamond", "circle")),
         "tooltip": grammar.tips(("name", "layer"), ("bias_shift_rms", "root mean square", ".3g"), ("bias_shift_max", "largest", ".3g")),
     }
-    text = "What was added to every layer's output, in units of that output: root mean square and largest over its channels"
-    return Chart(
-        "Bias shifts", text, grammar.spec(values, mark={"type": "point", "filled": True, "size": 32, "opacity": 0.85}, encoding=encoding)
-    )
+    drawn = grammar.spec(values, mark={"type": "point", "filled": True, "size": 32, "opacity": 0.85}, encoding=encoding)
+    note = "In units of the layer's output, over its channels."
+    return Chart("Bias shifts", "What was added to every layer's output", drawn, note)
 
 
 def compared(before: Mapping[str, Row], after: Mapping[str, Row]) -> tuple[Chart, ...]:
@@ -263,7 +263,7 @@ def _pair(before: Mapping[str, Row], after: Mapping[str, Row], key: str, title: 
         layer=[
             {
                 "mark": {"type": "line", "strokeWidth": 1.5, "interpolate": "step" if key == "bits" else "linear"},
-                "encoding": {"strokeDash": {**grammar.series(RUNS, ([4, 3], [1, 0])), "legend": None}},
+                "encoding": {"strokeDash": grammar.series(RUNS, ([4, 3], [1, 0]))},
             },
             {"mark": {"type": "point", "filled": True, "size": 26}, "encoding": {"shape": grammar.series(RUNS, ("diamond", "circle"))}},
         ],

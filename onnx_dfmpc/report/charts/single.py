@@ -121,18 +121,18 @@ def latency(timings: Sequence[Row]) -> Chart | None:
         layer=[
             {
                 "mark": {"type": "bar", "color": grammar.NOW, "height": {"band": 0.6}},
-                "encoding": {"x": grammar.quantity("median", "milliseconds of a run, median and middle half")},
+                "encoding": {"x": grammar.quantity("median", "milliseconds")},
             },
             {
                 "mark": {"type": "rule", "color": "var(--ink)", "strokeWidth": 2},
                 "encoding": {
-                    "x": grammar.quantity("first_quartile", "milliseconds of a run, median and middle half"),
+                    "x": grammar.quantity("first_quartile", "milliseconds"),
                     "x2": {"field": "third_quartile"},
                 },
             },
         ],
     )
-    return Chart("Time of a run", "Median and middle half of the time of an inference", drawn)
+    return Chart("Time of a run", "Time of an inference", drawn, "Bar: the median. Line: the middle half.")
 
 
 def ranking(ranked: Sequence[Row]) -> Chart | None:
