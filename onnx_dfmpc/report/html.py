@@ -35,7 +35,15 @@ CONFIG = {
         "titleFontWeight": "normal",
         "titlePadding": 8,
     },
-    "legend": {"orient": "top", "labelColor": INK, "labelFontSize": 12, "symbolSize": 70, "columnPadding": 16, "offset": 6},
+    "legend": {
+        "orient": "top",
+        "labelColor": INK,
+        "labelFontSize": 12,
+        "symbolSize": 70,
+        "symbolStrokeWidth": 0,
+        "columnPadding": 16,
+        "offset": 6,
+    },
 }
 
 

@@ -121,7 +121,7 @@ def latency(timings: Sequence[Row]) -> Chart | None:
         layer=[
             {
                 "mark": {"type": "bar", "color": grammar.NOW, "height": {"band": 0.6}},
-                "encoding": {"x": grammar.quantity("median", "milliseconds")},
+                "encoding": {"x": grammar.quantity("median", "milliseconds", axis={"tickCount": 5})},
             },
             {
                 "mark": {"type": "rule", "color": "var(--ink)", "strokeWidth": 2},
