@@ -126,7 +126,8 @@ def _noise_along(rows: Sequence[Row]) -> Chart | None:
         ],
     )
     text = f"SQNR of every layer's output along the depth of the network, {' and '.join(titles)}"
-    return Chart("SQNR of every layer's output", text, drawn)
+    note = "Measured in the quantized network, so with the noise of the layers before." if "measured" in titles else ""
+    return Chart("SQNR of every layer's output", text, drawn, note)
 
 
 def _noise_against(rows: Sequence[Row]) -> Chart | None:
