@@ -205,6 +205,12 @@ def _add_form(parser: _Parser) -> argparse._ArgumentGroup:
     )
     _knob(group, "--unpack", "what ONNX Runtime unpacks when it loads them (none)", choices=("none", "int8", "float"))
     _knob(group, "--weight-format", "DequantizeLinear alone, or QuantizeLinear in front of it (dq)", choices=("dq", "qdq"))
+    _knob(
+        group,
+        "--fold-batch-norm",
+        "put batch norm into scales and biases (auto: yes for a target, else no)",
+        choices=("auto", "no", "yes"),
+    )
     return group
 
 

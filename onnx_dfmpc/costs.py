@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc import graph, sensitivity
-from onnx_dfmpc.allocate import open_widths
+from onnx_dfmpc.allocate import open_widths, require_affordable
 from onnx_dfmpc.layerwise import Progress, Range, provider
 from onnx_dfmpc.recipe import Recipe, limits
 from onnx_dfmpc.rewrite import base_size, predicted_size, stored_sizes
@@ -52,6 +52,11 @@ def cost_table(
     CostTable
     tuple of str
         Remarks.
+
+    Raises
+    ------
+    UnsupportedError
+        If the recipe's target cannot be met, before anything is predicted.
     """
     proto, found = source.proto, limits(report, recipe)
     planned = {name for name in found if not found[name].excluded} if plan is None else {layer.name for layer in plan.layers}
@@ -60,7 +65,10 @@ def cost_table(
     grid: Grid = "asymmetric" if recipe.method == "dfmpc" else "symmetric"
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, report, widths, recipe.form, grid=grid)[rows]
-    base = base_size(proto, report, names, widths, recipe.form, grid=grid, metadata=metadata)
+    base = base_size(proto, report, names, widths, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata)
+    table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "")
+    if plan is None:
+        require_affordable(report, recipe, table)
     nominal = recipe.target_bits is not None
     opened = open_widths(names, widths, sizes, found, nominal=nominal) if plan is None else _given(plan, names, widths)
     kind, feeds = _feeds(source, recipe, input_range)
@@ -75,7 +83,7 @@ def cost_table(
         source=kind,
         progress=progress,
     )
-    return CostTable(names, widths, predicted.noise, sizes, base, predicted.provider), predicted.notes
+    return replace(table, noise=predicted.noise, provider=predicted.provider), predicted.notes
 
 
 def with_costs(plan: QuantPlan, table: CostTable) -> QuantPlan:
@@ -87,7 +95,9 @@ def with_costs(plan: QuantPlan, table: CostTable) -> QuantPlan:
     return _with_noise(_with_sizes(plan, sizes, table.base + sum(sizes.values())), noise, table.provider)
 
 
-def with_sizes(plan: QuantPlan, source: graph.LoadedModel, report: MatchReport, metadata: Mapping[str, str]) -> QuantPlan:
+def with_sizes(
+    plan: QuantPlan, source: graph.LoadedModel, report: MatchReport, metadata: Mapping[str, str], *, corrected: bool
+) -> QuantPlan:
     """Plan with the bytes that its bits will take."""
     proto, form = source.proto, plan.form
     grid: Grid = "asymmetric" if any(layer.grid == "asymmetric" for layer in plan.layers) else "symmetric"
@@ -95,7 +105,8 @@ def with_sizes(plan: QuantPlan, source: graph.LoadedModel, report: MatchReport, 
     stored = dict(zip((layer.name for layer in report.layers), stored_sizes(proto, report, widths, form, grid=grid), strict=True))
     sizes = {layer.name: int(stored[layer.name][widths.index(layer.bits)]) for layer in plan.layers}
     bits = {layer.name: layer.bits for layer in plan.layers}
-    return _with_sizes(plan, sizes, predicted_size(proto, report, bits, form, grid=grid, metadata=metadata))
+    total = predicted_size(proto, report, bits, form, grid=grid, corrected=corrected, metadata=metadata)
+    return _with_sizes(plan, sizes, total)
 
 
 def with_noise(plan: QuantPlan, report: MatchReport, solved: Sequence[QuantizedLayer], flow: sensitivity.Flow) -> QuantPlan:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from onnx_dfmpc.layout import to_rows
 from onnx_dfmpc.spec import Array, BatchNorm, Layer, QuantizedLayer, QuantizedWeight
 
-SMALLEST = float(np.finfo(np.float32).tiny)
-"""Scales below it are denormal, which some runtimes take for zero: a channel that small is silent."""
+SMALLEST = {np.dtype(np.float32): float(np.finfo(np.float32).tiny), np.dtype(np.float16): float(np.finfo(np.float16).smallest_subnormal)}
+"""Channels with a smaller scale are silent: in float32 some runtimes take what is denormal for zero, in float16 it would become zero."""
 
 MARGIN = 4.0
 """How far quantization and its repair may move a scale or a bias from what the float weight suggests."""
@@ -25,7 +25,7 @@ MARGIN = 4.0
 LEVELS = 256
 
 
-def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None) -> QuantizedLayer:
+def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None, dtype: DTypeLike = np.float32) -> QuantizedLayer:
     """The same layer without its batch norm.
 
     Parameters
@@ -37,11 +37,13 @@ def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None) 
         With a batch norm.
     bias : float array, shape (channels,), or None
         Of the float layer, for where ``done`` has no new one.
+    dtype : dtype
+        Float type that the scales will have in the file: float32 or float16.
 
     Returns
     -------
     QuantizedLayer
-        With ``folded`` set. Per-tensor grids have become per-channel ones.
+        With a new bias, and without a batch norm. Per-tensor grids have become per-channel ones.
 
     Examples
     --------
@@ -56,7 +58,8 @@ def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None) 
     if norm is None:
         raise ValueError(f"{layer.name} has no batch norm")
     factor, shift = _affine(norm, bias if done.bias is None else done.bias)
-    return replace(done, weight=_scaled(done.weight, factor, layer.axis), bias=shift.astype(np.float32), batch_norm=None, folded=True)
+    weight = _scaled(done.weight, factor, layer.axis, SMALLEST[np.dtype(dtype)])
+    return replace(done, weight=weight, bias=shift.astype(np.float32), batch_norm=None)
 
 
 def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] | None) -> bool:
@@ -74,7 +77,7 @@ def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] 
     assert layer.batch_norm is not None
     factor, shift = _affine(layer.batch_norm, bias)
     largest = np.abs(to_rows(weight, layer)).max(axis=2).ravel().astype(np.float64) * np.abs(factor)
-    heard = largest[largest > LEVELS * MARGIN * SMALLEST]
+    heard = largest[largest > LEVELS * MARGIN * SMALLEST[np.dtype(np.float32)]]
     limits = np.finfo(weight.dtype)
     most, least = float(limits.max) / MARGIN, float(limits.tiny) * MARGIN * LEVELS
     return bool((np.abs(shift) <= most).all() and (largest <= most).all() and (heard >= least).all())
@@ -86,11 +89,11 @@ def _affine(norm: BatchNorm, bias: NDArray[np.floating] | None) -> tuple[Array, 
     return factor, norm.beta + factor * ((0.0 if bias is None else bias.astype(np.float64)) - norm.mean)
 
 
-def _scaled(weight: QuantizedWeight, factor: Array, axis: int) -> QuantizedWeight:
+def _scaled(weight: QuantizedWeight, factor: Array, axis: int, smallest: float) -> QuantizedWeight:
     """Weight times a factor per output channel."""
     along = tuple(-1 if d == axis else 1 for d in range(weight.codes.ndim))
     scale = np.abs(factor) * weight.scale
-    silent = scale < SMALLEST
+    silent = scale < smallest
     ends = 0 if weight.signed else 2**weight.bits - 1  # lowest and highest code together
     zeros = np.broadcast_to(0 if weight.zero_point is None else weight.zero_point, scale.shape).astype(np.int16)
     zeros = np.where(factor < 0, ends - zeros, zeros)

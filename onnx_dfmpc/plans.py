@@ -190,7 +190,8 @@ def _skipped(position: int, row: Any) -> Skipped:
 
 def _form(values: Mapping[str, Any]) -> Form:
     known = [key.name for key in fields(Form)]
-    return _recipe_of("form", {key: value for key, value in values.items() if key in known}).form
+    given = {key: value for key, value in values.items() if key in known}
+    return _recipe_of("form", asdict(Form()) | given).form
 
 
 def _recipe_of(where: str, values: Mapping[str, Any]) -> Recipe:

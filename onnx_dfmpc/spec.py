@@ -348,8 +348,7 @@ class QuantizedLayer:
     """Everything rewrite needs to know about one layer.
 
     ``batch_norm`` replaces the parameters of the layer's BatchNormalization; ``bias`` (float32, shape (channels,)) replaces the layer's
-    bias, and is added as a new one where there was none. None leaves what is there. ``folded`` says that the batch norm is in weight and
-    bias, and has to go.
+    bias, and is added as a new one where there was none. None leaves what is there.
     """
 
     name: str
@@ -360,7 +359,6 @@ class QuantizedLayer:
     predicted_sqnr_db: float | None = None
     provider: str = ""
     notes: tuple[str, ...] = field(default=())
-    folded: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 
@@ -26,7 +26,7 @@ from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.result import QuantizeResult
 from onnx_dfmpc.rewrite import Rewritten, rewrite
 from onnx_dfmpc.sensitivity import Flow
-from onnx_dfmpc.spec import CostTable, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint, WeightHistogram
+from onnx_dfmpc.spec import CostTable, Form, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint, WeightHistogram
 from onnx_dfmpc.validate import ValidationReport, check_data, layer_sqnr, validate
 
 Model = str | os.PathLike[str] | ModelProto
@@ -69,7 +69,8 @@ class Work:
     def table(self, plan: QuantPlan | None = None) -> CostTable:
         """What the layers cost at every width that is open, or at the bits of a plan."""
         with self.clock("predict"):
-            metadata = _metadata(self.source, self.recipe, {layer.name: 8 for layer in self.report.layers})
+            planned = chosen(self.report, self.recipe)[0] if plan is None else plan.layers
+            metadata = _metadata(self.source, self.recipe, self.recipe.form, {layer.name: 8 for layer in planned})
             found, remarks = cost_table(
                 self.source,
                 self.report,
@@ -97,7 +98,8 @@ class Work:
         else:
             table = self.open_table
             with self.clock("allocate"):
-                made = replace(spend(report, recipe, source.sha256, table), provider=table.provider)
+                made = replace(spend(report, recipe, source.sha256, table), provider=table.provider, form=recipe.form)
+                made = self._sized(made)
         name = "" if source.path is None else source.path.name
         return replace(made, model_name=name, form=recipe.form, recipe=recipe.to_dict())
 
@@ -160,15 +162,14 @@ class Work:
         """Everything behind allocation."""
         source, report, recipe, flow = self.source, self.report, self.recipe, Flow(self.source.proto)
         _require_layers(source, plan.layers, plan.skipped)
-        metadata = _metadata(source, recipe, {layer.name: layer.bits for layer in plan.layers})
         if plan.predicted_bytes is None:
-            plan = with_sizes(plan, source, report, metadata)
+            plan = self._sized(plan)
         with self.clock("quantize"):
             solved = solve_layers(source, report, plan, recipe, input_range=self.input_range, progress=self.progress, watch=flow.see)
         if plan.predicted_sqnr_db is None:
             plan = with_noise(plan, report, solved, flow)
         with self.clock("rewrite"):
-            rewritten = rewrite(source.proto, report, solved, form=plan.form, metadata=metadata)
+            rewritten = rewrite(source.proto, report, solved, form=plan.form, metadata=self._metadata(plan))
         with self.clock("check"):
             graph.verify(rewritten.proto, "the quantized model")
         with self.clock("validate"):
@@ -189,6 +190,12 @@ class Work:
             validation=validation,
             histograms=tuple(_histograms(report, solved, rows, table)),
         )
+
+    def _sized(self, plan: QuantPlan) -> QuantPlan:
+        return with_sizes(plan, self.source, self.report, self._metadata(plan), corrected=self.recipe.corrects)
+
+    def _metadata(self, plan: QuantPlan) -> dict[str, str]:
+        return _metadata(self.source, self.recipe, plan.form, {layer.name: layer.bits for layer in plan.layers})
 
     def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer]) -> tuple[Mapping[str, float | None], ValidationReport]:
         """Every layer on a few inputs, and the outputs on all."""
@@ -288,8 +295,8 @@ def _histograms(
         yield evidence.histogram(layer.name, table[layer.weight].astype(np.float32), done.weight.dequantize(), layer.axis)
 
 
-def _metadata(source: graph.LoadedModel, recipe: Recipe, bits: Mapping[str, int]) -> dict[str, str]:
-    settings = json.dumps(recipe.to_dict(), sort_keys=True)
+def _metadata(source: graph.LoadedModel, recipe: Recipe, form: Form, bits: Mapping[str, int]) -> dict[str, str]:
+    settings = json.dumps(recipe.to_dict() | asdict(form), sort_keys=True)
     return {
         "version": version("onnx-dfmpc"),
         "recipe_sha256": hashlib.sha256(settings.encode()).hexdigest(),

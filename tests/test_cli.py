@@ -348,7 +348,7 @@ def test_version_and_help() -> None:
 def test_every_flag_becomes_a_recipe() -> None:
     argv = (
         "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --cost bn --storage compact --unpack int8 --weight-format dq "
-        "--low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
+        "--fold-batch-norm no --low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
         "--nodes-to-exclude x y --nodes-to-exclude z --method paper --lambda1 1 --lambda2 0.1 --absorb consumer --rounding nearest "
         "--no-compensate --no-bias-correction --statistics calibration --calibration-data c.npz --data d.npz --labels l.npy "
         "--input-range -1,2.5 --samples 9 --seed 4 --min-cosine 0.9 --min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5"
@@ -356,8 +356,9 @@ def test_every_flag_becomes_a_recipe() -> None:
     recipe = recipe_of(parse(argv.split()))
     assert recipe.to_dict() == {
         "min_bits": 2, "max_bits": 6, "rules": [], "cost": "bn", "storage": "compact", "unpack": "int8", "weight_format": "dq",
-        "low_bits": 2, "high_bits": 5, "low_position": "second", "first_last_bits": 7, "set": [["a", 3], ["b=c", 4]],
-        "nodes_to_exclude": ["x", "y", "z"], "nodes_to_quantize": [], "method": "paper", "lambda1": 1.0, "lambda2": 0.1,
+        "fold_batch_norm": "no", "low_bits": 2, "high_bits": 5, "low_position": "second", "first_last_bits": 7,
+        "set": [["a", 3], ["b=c", 4]], "nodes_to_exclude": ["x", "y", "z"], "nodes_to_quantize": [],
+        "method": "paper", "lambda1": 1.0, "lambda2": 0.1,
         "absorb": "consumer", "rounding": "nearest", "compensate": False, "bias_correction": False, "statistics": "calibration",
         "calibration_data": "c.npz", "data": "d.npz", "labels": "l.npy", "input_range": [-1.0, 2.5], "samples": 9, "seed": 4,
         "min_cosine": 0.9, "min_sqnr_db": -3.0, "max_top1_drop": 0.02, "min_top1_agreement": 0.5,

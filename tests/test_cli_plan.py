@@ -144,6 +144,21 @@ def test_flags_beside_a_plan(run: Run, digits_bn: Path, plan: Path, tmp_path: Pa
     assert (used.seed, used.lambda1, used.rounding, used.low_bits) == (7, 0.25, "nearest", 2)
 
 
+def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: Path, tmp_path: Path) -> None:
+    path, folded, kept = tmp_path / "plan.json", tmp_path / "folded.onnx", tmp_path / "kept.onnx"
+    assert run("plan", digits_bn, "-o", path, "--target-bits", 4, "--cost", "bn", *FAST, "-q")[0] == 0
+    form = json.loads(path.read_text(encoding="utf-8"))["form"]
+    assert form == {"storage": "compact", "unpack": "none", "weight_format": "dq", "fold_batch_norm": "yes"}
+    _, out, _ = run("quantize", digits_bn, "-o", folded, "--plan", path, "--json", "-")
+    assert json.loads(out)["predicted"]["bytes"] == folded.stat().st_size
+    assert "batch norm of 15 layers folded into scales and biases" in json.loads(out)["notes"]
+    _, out, _ = run("quantize", digits_bn, "-o", kept, "--plan", path, "--fold-batch-norm", "no", "--json", "-")
+    assert folded.stat().st_size < kept.stat().st_size <= json.loads(out)["predicted"]["bytes"]
+    assert json.loads(out)["form"]["fold_batch_norm"] == "no"
+    counts = [sum(node.op_type == "BatchNormalization" for node in onnx.load(model).graph.node) for model in (folded, kept)]
+    assert counts == [0, 15]
+
+
 def test_bits_edited_by_hand(run: Run, digits_bn: Path, plan: Path, tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["layers"][1]["bits"] = 7

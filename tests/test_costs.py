@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnx_dfmpc import Recipe, apply, plan, quantize
-from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.recipe import limits
 from onnx_dfmpc.work import Work
 
@@ -117,3 +117,12 @@ def test_a_size_is_used_up_and_never_exceeded(shared_dir: Path, tmp_path: Path, 
     assert 0.94 * recipe.target_size <= target.stat().st_size == result.size <= recipe.target_size
     assert len({layer.bits for layer in result.layers}) > 1
     assert all(layer.reason for layer in result.layers)
+
+
+@pytest.mark.parametrize("target", [{"target_size": "20kB"}, {"target_bits": 2.5, "min_bits": 3}])
+def test_what_cannot_be_met_is_refused_before_anything_is_predicted(
+    digits_bn: Path, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("onnx_dfmpc.sensitivity.predict", lambda *_, **__: pytest.fail("predicted"))
+    with pytest.raises(UnsupportedError, match="cannot be met"):
+        plan(digits_bn, Recipe(**target))

@@ -209,6 +209,13 @@ def test_batch_norm_behind_matmul_and_its_bias() -> None:
         np.testing.assert_array_equal(parameter, values[name])
 
 
+def test_batch_norm_along_another_axis_than_the_features() -> None:
+    body = "y = MatMul(x, w) z = BatchNormalization(y, g, b, m, v)"
+    (layer,) = match(net(body, {"w": (4, 4)} | dict.fromkeys("gbmv", (4,)), x="float[2, 4, 4] x")).layers
+    assert layer.batch_norm is None
+    assert "along another axis" in layer.notes[0]
+
+
 def test_batch_norm_that_leaves_the_graph() -> None:
     model = net("y = Conv(x, w) z = BatchNormalization(y, g, b, m, v)", NORM, z="float[] z, float[] y")
     assert match(model).layers[0].batch_norm is None

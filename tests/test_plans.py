@@ -38,7 +38,7 @@ quant_plans = st.builds(
     layers=st.lists(layer_plans).map(tuple),
     skipped=st.lists(st.builds(Skipped, TEXTS.filter(bool), TEXTS, TEXTS)).map(tuple),
     model_name=TEXTS,
-    form=st.sampled_from([Form(), Form("compact", "int8"), Form("portable", "float"), Form(weight_format="qdq")]),
+    form=st.sampled_from([Form(), Form("compact", "int8"), Form("portable", "float"), Form(weight_format="qdq", fold_batch_norm="yes")]),
     recipe=st.sampled_from([{}, Recipe(target_size="30KiB", data="x.npz").to_dict(), Recipe(bits=3, set={"a": 2}).to_dict()]),
     predicted_bytes=st.none() | st.integers(0, 10**12),
     predicted_sqnr_db=st.none() | st.floats(-100, 100),
@@ -124,6 +124,16 @@ def test_a_plan_written_by_hand(tmp_path: Path) -> None:
     plan = load_plan(path)
     assert [(layer.name, layer.bits, layer.reason) for layer in plan.layers] == [("a", 4, "plan"), ("b", 2, "plan")]
     assert (plan.form, plan.recipe, plan.skipped) == (Form(), {}, ())
+
+
+def test_a_plan_from_before_batch_norm_could_be_folded(file: Path) -> None:
+    """Its bytes were predicted for a file that keeps it, whatever the recipe would choose today."""
+
+    def age(content: dict[str, Any]) -> None:
+        del content["form"]["fold_batch_norm"]
+        content["recipe"] = {"target_bits": 4.0}
+
+    assert edited(file, age).form == PLAN.form == Form(fold_batch_norm="no")
 
 
 def row(key: str, value: Any) -> Edit:

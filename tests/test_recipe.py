@@ -39,6 +39,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     values["method"] = draw(st.sampled_from(["dfmpc", "paper"]))
     values["rounding"] = draw(st.sampled_from([None, "nearest", "squant"]))
     values["storage"] = draw(st.sampled_from(["native", "portable", "compact"]))
+    values["fold_batch_norm"] = draw(st.sampled_from(["auto", "no", "yes"]))
     values["input_range"] = draw(st.sampled_from([None, (0, 255), [-1.0, 1.0]]))
     values["min_cosine"] = draw(st.none() | st.floats(-1, 1))
     return Recipe(**values)
@@ -84,6 +85,7 @@ def test_each_kind_of_bits_alone(kind: str) -> None:
 
 def test_without_bits_there_is_one_kind_and_it_is_shown() -> None:
     assert Recipe().to_dict().items() >= dict(DEFAULT_BITS).items()
+    assert (Recipe(min_bits=5).target_bits, Recipe(max_bits=3).target_bits) == (5, 3)
     assert all(key in Recipe().to_text() for key in DEFAULT_BITS)
 
 
@@ -145,6 +147,7 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"target_bits": 1.9}, ["target_bits = 1.9", "2 to 8"]),
         ({"preset": "tiny"}, ["preset = 'tiny'", "smallest, balanced, lossless"]),
         ({"storage": "dense"}, ["storage = 'dense'", "native, portable, compact"]),
+        ({"fold_batch_norm": True}, ["fold_batch_norm = True", "auto, no, yes"]),
         ({"unpack": "float", "weight_format": "qdq"}, ["weight_format = 'qdq'", "unpack = 'float'"]),
         ({"unpack": "int4"}, ["unpack = 'int4'", "none, int8, float"]),
         ({"weight_format": "qlinear"}, ["weight_format", "dq, qdq"]),

@@ -449,7 +449,7 @@ def test_who_asks_for_the_shape_of_a_weight_does_not_keep_it():
             n = Size(w)
             y = Conv(x, w)
         }""")
-    result = quantize(model, recipe=Recipe(first_last_bits=8, samples=1))
+    result = quantize(model, recipe=Recipe(bits=8, samples=1))
     assert "w" not in {tensor.name for tensor in result.model.graph.initializer}
     session = onnxruntime.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
     _, shape, size = session.run(None, {"x": np.zeros((1, 2, 4, 4), np.float32)})

@@ -232,6 +232,19 @@ def test_planes_only_where_they_are_smaller(shape, kinds):
 
 
 @pytest.mark.parametrize("bits", BITS)
+def test_a_new_bias_beside_planes(bits):
+    """All new tensors of a layer have names of their own."""
+    model, weight = large(bits)
+    report = match(model)
+    bias = np.arange(LARGE[0], dtype=np.float32)
+    layer = QuantizedLayer(report.layers[0].name, weight, bias)
+    proto = rewrite(model, report, [layer], form=Form("compact")).proto
+    checker.check_model(proto, full_check=True)
+    names = [tensor.name for tensor in proto.graph.initializer] + [name for node in proto.graph.node for name in node.output]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("form", [form for form in FORMS if form.weight_format == "dq"], ids=label)
 def test_onnx_runtime_unpacks_when_it_loads(form, bits, tmp_path):
     model, weight = large(bits)

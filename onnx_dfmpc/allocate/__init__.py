@@ -5,7 +5,7 @@ knapsack   the least noise for every number of bytes
 budget     a target or a preset to a plan, with reasons
 """
 
-from onnx_dfmpc.allocate.budget import budgets, mean_bits, open_widths, spend, sweep
+from onnx_dfmpc.allocate.budget import budgets, mean_bits, open_widths, require_affordable, spend, sweep
 from onnx_dfmpc.allocate.fixed import allocate, chosen, layer_plan, pairs
 from onnx_dfmpc.allocate.knapsack import Frontier, choose, frontier
 
@@ -20,6 +20,7 @@ __all__ = [
     "mean_bits",
     "open_widths",
     "pairs",
+    "require_affordable",
     "spend",
     "sweep",
 ]

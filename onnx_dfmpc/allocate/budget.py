@@ -41,6 +41,7 @@ def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
     UnsupportedError
         If the target cannot be met; the message says what can.
     """
+    require_affordable(report, recipe, table)
     found = limits(report, recipe)
     allowed = open_widths(table.layers, table.widths, table.sizes, found, nominal=recipe.target_bits is not None)
     if recipe.target_size is not None:
@@ -51,8 +52,39 @@ def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
         assert recipe.wanted_sqnr_db is not None
         chosen = frontier(table, allowed).below(_noise_of(recipe.wanted_sqnr_db))
     if chosen is None:
-        raise _refusal(report, recipe, table, allowed)
+        raise _too_noisy(recipe, table, allowed)
     return _plan(report, recipe, model_sha256, table, found, allowed, chosen)
+
+
+def require_affordable(report: MatchReport, recipe: Recipe, table: CostTable) -> None:
+    """Refuse a target in bytes or bits that even the fewest bits exceed. The noise is not asked, so that nobody has to predict it before.
+
+    Parameters
+    ----------
+    report : MatchReport
+    recipe : Recipe
+    table : CostTable
+        Of every layer that the recipe does not exclude.
+
+    Raises
+    ------
+    UnsupportedError
+        The message says what the least is.
+    """
+    allowed = open_widths(table.layers, table.widths, table.sizes, limits(report, recipe), nominal=recipe.target_bits is not None)
+    least = table.base + int(np.where(allowed, table.sizes, np.iinfo(np.int64).max).min(axis=1).sum())
+    if recipe.target_size is not None and least > recipe.target_size:
+        raise UnsupportedError(
+            f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are allowed the file has {least:,} bytes",
+            hint=f"ask for {least} bytes or more" + _what_holds(recipe),
+        )
+    weights, fewest = _weights(report, table), np.array(table.widths)[allowed.argmax(axis=1)]
+    if recipe.target_bits is not None and int(weights @ fewest) > _all_bits(recipe.target_bits, weights):
+        mean = math.ceil(1000 * float(weights @ fewest) / float(weights.sum())) / 1000
+        raise UnsupportedError(
+            f"target_bits = {recipe.target_bits:g} cannot be met: the fewest bits that are allowed are {mean:g} on average",
+            hint="ask for more bits" + _what_holds(recipe),
+        )
 
 
 def sweep(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable, budgets: Sequence[int]) -> list[QuantPlan | None]:
@@ -142,8 +174,12 @@ def mean_bits(plan: QuantPlan, report: MatchReport) -> float:
 def _within_mean_bits(report: MatchReport, target: float, table: CostTable, allowed: Mask) -> Choice | None:
     weights = _weights(report, table)
     nominal = replace(table, sizes=weights[:, None] * np.array(table.widths), base=0)
-    budget = math.floor(target * int(weights.sum()))
+    budget = _all_bits(target, weights)
     return frontier(nominal, allowed, budget).within(budget)
+
+
+def _all_bits(mean: float, weights: NDArray[np.int64]) -> int:
+    return math.floor(mean * int(weights.sum()))
 
 
 def _weights(report: MatchReport, table: CostTable) -> NDArray[np.int64]:
@@ -160,21 +196,8 @@ def _sqnr_db(noise: float) -> float | None:
     return -10 * math.log10(noise) if noise > 0 else None
 
 
-def _refusal(report: MatchReport, recipe: Recipe, table: CostTable, allowed: Mask) -> UnsupportedError:
-    """What to say when even the fewest bits are too many, or the most are too few."""
-    if recipe.target_size is not None:
-        least = table.base + int(np.where(allowed, table.sizes, np.iinfo(np.int64).max).min(axis=1).sum())
-        return UnsupportedError(
-            f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are allowed the file has {least:,} bytes",
-            hint=f"ask for {least} bytes or more" + _what_holds(recipe),
-        )
-    weights, widths = _weights(report, table), np.array(table.widths)
-    if recipe.target_bits is not None:
-        fewest = math.ceil(1000 * float(weights @ widths[allowed.argmax(axis=1)] / weights.sum())) / 1000
-        return UnsupportedError(
-            f"target_bits = {recipe.target_bits:g} cannot be met: the fewest bits that are allowed are {fewest:g} on average",
-            hint="ask for more bits" + _what_holds(recipe),
-        )
+def _too_noisy(recipe: Recipe, table: CostTable, allowed: Mask) -> UnsupportedError:
+    """What to say when even the most bits are too few."""
     best = _sqnr_db(float(np.where(allowed, table.noise, np.inf).min(axis=1).sum()))
     asked = f"preset = {recipe.preset!r} ({recipe.wanted_sqnr_db:g} dB)" if recipe.preset else f"target_sqnr_db = {recipe.wanted_sqnr_db:g}"
     return UnsupportedError(
@@ -186,6 +209,7 @@ def _refusal(report: MatchReport, recipe: Recipe, table: CostTable, allowed: Mas
 def _what_holds(recipe: Recipe) -> str:
     """What the recipe does to keep the bits up."""
     bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > 2 else []
+    bounds += [f"first_last_bits = {recipe.first_last_bits}"] if recipe.first_last_bits else []
     bounds += ["the rules"] if recipe.ordered_rules else []
     return f", or relax {' and '.join(bounds)}" if bounds else ""
 

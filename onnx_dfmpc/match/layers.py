@@ -192,6 +192,8 @@ def _batch_norm(walk: Walk, node: gs.Node, channels: int) -> tuple[BatchNorm | N
     if norm is None or op(norm) != "BatchNormalization" or walk.origin(norm.inputs[0]) is not end:
         return None, ""
     name = walk.name(norm)
+    if op(node) == "MatMul" and _rank(node) not in (None, 2):
+        return None, f"BatchNormalization '{name}' behind it is along another axis than its output features: left as it is"
     constants = [walk.constant(source) for source in norm.inputs[1:5]]
     if any(c is None or tuple(c.shape) != (channels,) for c in constants):
         return None, f"BatchNormalization '{name}' behind it has no constant parameters per channel: left as it is"
@@ -202,6 +204,12 @@ def _batch_norm(walk: Walk, node: gs.Node, channels: int) -> tuple[BatchNorm | N
     if np.any(var + epsilon <= 0):
         raise ModelError(f"BatchNormalization '{name}': variance + epsilon is not positive", hint="the file is damaged: export it again")
     return BatchNorm(name, norm.outputs[0].name, gamma, beta, mean, var, epsilon), ""
+
+
+def _rank(node: gs.Node) -> int | None:
+    """Number of dimensions of a MatMul's output, where the file tells."""
+    shapes = [tensor.shape for tensor in (node.outputs[0], node.inputs[0]) if tensor.shape is not None]
+    return len(shapes[0]) if shapes else None
 
 
 def _activation(walk: Walk, tensor: gs.Tensor) -> str:

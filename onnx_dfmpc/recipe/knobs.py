@@ -115,6 +115,9 @@ class Recipe:
         worth having only if they take fewer bytes than 4 and 8; else native.
     unpack, weight_format : str
         What ONNX Runtime unpacks when it loads the weights, and in front of which nodes; see `Form`.
+    fold_batch_norm : {"auto", "no", "yes"}
+        Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes. "auto" is yes where a target or a
+        preset decides, since bytes count there; else no, and the graph stays as it was.
     data, labels : str or None
         Paths of validation inputs and labels; None validates on synthetic inputs.
     input_range : (float, float) or None
@@ -168,6 +171,7 @@ class Recipe:
     storage: Literal["auto", "native", "portable", "compact"] = choice_knob("auto", "auto", "native", "portable", "compact")
     unpack: Literal["none", "int8", "float"] = choice_knob("none", "none", "int8", "float")
     weight_format: Literal["dq", "qdq"] = choice_knob("dq", "dq", "qdq")
+    fold_batch_norm: Literal["auto", "no", "yes"] = choice_knob("auto", "auto", "no", "yes")
     data: str | None = _path_knob()
     labels: str | None = _path_knob()
     input_range: tuple[float, float] | None = knob(None, "two numbers, the smaller one first", checks.interval)
@@ -196,7 +200,8 @@ class Recipe:
         if self.min_bits > self.max_bits:
             raise RecipeError(f"min_bits = {self.min_bits} is more than max_bits = {self.max_bits}")
         if not kinds:
-            self._fill(DEFAULT_BITS if self.method == "dfmpc" else PAIR)
+            bits = {key: min(max(value, self.min_bits), self.max_bits) for key, value in DEFAULT_BITS.items()}
+            self._fill(bits if self.method == "dfmpc" else PAIR)
         if self.kind == "pairs":
             self._settle_pairs()
         for key in ("low_bits", "high_bits", "bits"):
@@ -255,12 +260,20 @@ class Recipe:
         return (*self.rules, *(Rule(regex=pattern, bits=bits) for pattern, bits in self.set))
 
     @property
+    def corrects(self) -> bool:
+        """Whether every layer gets a new batch norm or a new bias."""
+        return self.bias_correction or (self.method == "paper" and self.compensate)
+
+    @property
     def form(self) -> Form:
         """How codes are put into the file."""
-        storage = self.storage
+        fixed = self.kind in ("pairs", "bits")
+        storage, fold = self.storage, self.fold_batch_norm
         if storage == "auto":
-            storage = "native" if self.kind in ("pairs", "bits") or self.weight_format == "qdq" else "compact"
-        return Form(storage, self.unpack, self.weight_format)
+            storage = "native" if fixed or self.weight_format == "qdq" else "compact"
+        if fold == "auto":
+            fold = "no" if fixed else "yes"
+        return Form(storage, self.unpack, self.weight_format, fold)
 
     @property
     def gates(self) -> dict[str, float]:

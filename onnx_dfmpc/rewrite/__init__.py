@@ -1,7 +1,6 @@
 """Quantized layers -> an edited copy of the model: the room that puts codes, gains and corrections into the graph."""
 
 from onnx_dfmpc.rewrite.apply import PREFIX, Rewritten, StoredLayer, rewrite
-from onnx_dfmpc.rewrite.foldable import foldable
 from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
 
-__all__ = ["PREFIX", "Rewritten", "StoredLayer", "base_size", "foldable", "predicted_size", "rewrite", "stored_sizes"]
+__all__ = ["PREFIX", "Rewritten", "StoredLayer", "base_size", "predicted_size", "rewrite", "stored_sizes"]

@@ -9,9 +9,11 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from onnx_dfmpc.errors import DfmpcError
+from onnx_dfmpc.fold import fold
 from onnx_dfmpc.forms import NATIVE, check_form
 from onnx_dfmpc.graph import Blueprint, ConstantTable, Outline, lay_out, opset_of, raise_opset
 from onnx_dfmpc.rewrite.editor import Edit, Editor
+from onnx_dfmpc.rewrite.foldable import floats, why_kept
 from onnx_dfmpc.rewrite.names import Names, choose_names
 from onnx_dfmpc.spec import Form, Layer, MatchReport, QuantizedLayer, QuantizedWeight
 
@@ -69,7 +71,8 @@ def rewrite(
     layers : sequence of QuantizedLayer
         What to put there. ``bias`` is in the units of the constant that it replaces: Gemm multiplies its third input by ``beta``.
     form : Form
-        How codes are put into the file. The float weights are the same in every form.
+        How codes are put into the file. The float weights are the same in every form; those of a layer whose batch norm is folded, in
+        every form that folds.
     metadata : mapping, optional
         Added to ``metadata_props`` under ``onnx_dfmpc.``.
 
@@ -91,22 +94,28 @@ def rewrite(
     if strangers := [layer.name for layer in layers if layer.name not in known]:
         raise DfmpcError(f"layer {strangers[0]!r} is not in the match report")
     table, names = ConstantTable(proto), choose_names(proto, report)
+    kept = why_kept(proto, report) if form.fold_batch_norm == "yes" else {}
     edits, stored = [], {}
     for quantized in layers:
-        layer, weight = known[quantized.name], quantized.weight
-        if weight.codes.shape != layer.shape:
-            raise DfmpcError(f"layer {layer.name!r}: codes of shape {weight.codes.shape} for a weight {layer.shape}")
+        layer, why = known[quantized.name], kept.get(quantized.name)
+        if quantized.weight.codes.shape != layer.shape:
+            raise DfmpcError(f"layer {layer.name!r}: codes of shape {quantized.weight.codes.shape} for a weight {layer.shape}")
+        if why == "":
+            quantized = _folded(quantized, layer, table)
+        weight = quantized.weight
         blueprint = design(
             layer, table, names, form, bits=weight.bits, signed=weight.signed, axis=weight.axis, zero_point=_has_zero_point(weight)
         )
-        edits.append(Edit(layer, blueprint, blueprint.fill(weight), quantized.bias, quantized.batch_norm, quantized.folded))
-        stored[layer.name] = StoredLayer(blueprint.label, blueprint.size, _notes(layer, weight, form, blueprint))
+        edits.append(Edit(layer, blueprint, blueprint.fill(weight), quantized.bias, quantized.batch_norm, folded=why == ""))
+        notes = (*_notes(layer, weight, form, blueprint), *([f"its batch norm is not folded: {why}"] if why else []))
+        stored[layer.name] = StoredLayer(blueprint.label, blueprint.size, notes)
     blueprints = [edit.blueprint for edit in edits]
     opset, reason = max(((blueprint.opset, blueprint.reason) for blueprint in blueprints), default=(0, ""))
     shared = frozenset[str]().union(*(blueprint.shared for blueprint in blueprints))
     edited = raise_opset(proto, opset)
     apply_edits(edited, edits, names, shared, metadata or {})
-    return Rewritten(edited, stored, _opset_note(opset_of(proto), opset_of(edited), reason))
+    notes = (*_opset_note(opset_of(proto), opset_of(edited), reason), *_fold_note(edits))
+    return Rewritten(edited, stored, notes)
 
 
 def design(
@@ -150,6 +159,11 @@ def apply_edits(proto: ModelProto, edits: Sequence[Edit], names: Names, shared: 
     helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | ours)
 
 
+def _folded(quantized: QuantizedLayer, layer: Layer, table: ConstantTable) -> QuantizedLayer:
+    bias = None if layer.bias is None else floats(table[layer.bias]).ravel()
+    return fold(quantized, layer, bias, floats(table[layer.weight]).dtype)
+
+
 def _miscomputed(layer: Layer) -> bool:
     """Whether ONNX Runtime gets 2-bit weights of this layer wrong.
 
@@ -168,6 +182,11 @@ def _notes(layer: Layer, weight: QuantizedWeight, form: Form, blueprint: Bluepri
 
 def _has_zero_point(weight: QuantizedWeight) -> bool:
     return weight.zero_point is not None and bool(np.any(weight.zero_point))
+
+
+def _fold_note(edits: Sequence[Edit]) -> tuple[str, ...]:
+    count = sum(edit.folded for edit in edits)
+    return (f"batch norm of {count} layer{'' if count == 1 else 's'} folded into scales and biases",) if count else ()
 
 
 def _opset_note(old: int, new: int, reason: str) -> tuple[str, ...]:

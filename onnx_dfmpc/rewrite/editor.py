@@ -27,7 +27,7 @@ class Edit:
     weight: StoredWeight
     bias: NDArray[np.float32] | None
     batch_norm: BatchNorm | None
-    folded: bool = False
+    folded: bool
 
 
 class Editor:

@@ -13,11 +13,8 @@ from onnx_dfmpc.layout import shares_grid
 from onnx_dfmpc.spec import Layer, MatchReport
 
 
-def foldable(proto: ModelProto, report: MatchReport) -> frozenset[str]:
-    """Layers whose batch norm can be folded into scales and bias.
-
-    Not that of a grouped ConvTranspose, whose groups share scales; nor that behind a MatMul of more than two dimensions, which normalizes
-    another axis than that of the scales; nor one that would leave float16.
+def why_kept(proto: ModelProto, report: MatchReport) -> dict[str, str]:
+    """Why the batch norm of a layer cannot be folded into scales and bias, in words.
 
     Parameters
     ----------
@@ -27,21 +24,29 @@ def foldable(proto: ModelProto, report: MatchReport) -> frozenset[str]:
 
     Returns
     -------
-    frozenset of str
-        Names of layers.
+    dict of str by layer name
+        Of the layers with a batch norm; "" where it can be folded.
     """
     table = ConstantTable(proto)
-    behind = [layer for layer in report.layers if layer.batch_norm is not None and not shares_grid(layer)]
+    behind = [layer for layer in report.layers if layer.batch_norm is not None]
     matrices = _matrices(proto) if any(layer.op_type == "MatMul" for layer in behind) else frozenset()
-    return frozenset(layer.name for layer in behind if (layer.op_type != "MatMul" or layer.output in matrices) and _fits(layer, table))
+    return {layer.name: _why_kept(layer, table, matrices) for layer in behind}
 
 
-def _fits(layer: Layer, table: ConstantTable) -> bool:
-    return fits(layer, _floats(table[layer.weight]), None if layer.bias is None else _floats(table[layer.bias]).ravel())
-
-
-def _floats(array: NDArray[np.generic]) -> NDArray[np.floating]:
+def floats(array: NDArray[np.generic]) -> NDArray[np.floating]:
+    """Numbers in float32, or in float16 where they are."""
     return array.astype(np.float16 if array.dtype == np.float16 else np.float32, copy=False)
+
+
+def _why_kept(layer: Layer, table: ConstantTable, matrices: frozenset[str]) -> str:
+    if shares_grid(layer):
+        return "the groups of a ConvTranspose share one scale"
+    if layer.op_type == "MatMul" and layer.output not in matrices:
+        return "its input is not known to be a matrix, and in larger ones batch norm has another axis"
+    weight = floats(table[layer.weight])
+    if not fits(layer, weight, None if layer.bias is None else floats(table[layer.bias]).ravel()):
+        return f"scales or biases would leave the range of {weight.dtype}"
+    return ""
 
 
 def _matrices(proto: ModelProto) -> frozenset[str]:

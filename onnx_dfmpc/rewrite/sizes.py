@@ -16,7 +16,7 @@ from onnx_dfmpc.graph.protobuf import copy_fields, framed, framed_size, is_large
 from onnx_dfmpc.layout import shares_grid
 from onnx_dfmpc.rewrite.apply import apply_edits, design
 from onnx_dfmpc.rewrite.editor import Edit
-from onnx_dfmpc.rewrite.foldable import foldable
+from onnx_dfmpc.rewrite.foldable import why_kept
 from onnx_dfmpc.rewrite.names import choose_names
 from onnx_dfmpc.spec import Form, Grid, Layer, MatchReport
 
@@ -163,7 +163,8 @@ def _designs(
 
 def _folded(proto: ModelProto, report: MatchReport, form: Form) -> frozenset[str]:
     """Layers whose batch norm will go."""
-    return foldable(proto, report) if form.fold_batch_norm == "yes" else frozenset()
+    kept = why_kept(proto, report) if form.fold_batch_norm == "yes" else {}
+    return frozenset(name for name, why in kept.items() if not why)
 
 
 def _shared(blueprints: Iterable[Blueprint]) -> frozenset[str]:

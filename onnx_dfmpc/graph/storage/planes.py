@@ -91,7 +91,7 @@ def _bits(draft: Draft, position: int, shape: tuple[int, ...], codes: UnsignedCo
         return np.packbits(codes(weight).ravel() >> position & 1, bitorder="little")
 
     draft.shared.add(f"_t{position}")
-    packed = draft.slot("b", TensorProto.UINT8, (int(np.prod(shape)) // 8,), numbers)
+    packed = draft.slot("p", TensorProto.UINT8, (int(np.prod(shape)) // 8,), numbers)
     rows = draft.node("Gather", f"{prefix}_t{position}", draft.cast(packed, TensorProto.INT32))
     return draft.node("Reshape", rows, draft.constant("r", TensorProto.INT64, shape))
 
