@@ -226,6 +226,18 @@ def test_markdown_has_a_row_for_every_layer_and_every_cell_in_its_column() -> No
     assert widths == [width for table in expected for width in table]
 
 
+def test_a_long_ranking_folds_and_loses_nothing() -> None:
+    row = quantized()["per_layer"][1]
+    names = [f"/block.{position}/Conv" for position in range(40)]
+    outline = run_outline(quantized(per_layer=[row | {"name": name} for name in names]))
+    text = markdown(outline)
+    visible, _, folded = text.partition("<details><summary>30 more rows</summary>")
+    assert [name for name in names if f"`{name}`" in visible] == names[:10]
+    assert [name for name in names if f"`{name}`" in folded] == names[10:]
+    assert "and 28 more: -v" in shown(outline, 200)
+    assert all(name in shown(outline, 400, wide=True) for name in names)
+
+
 def test_long_networks_stay_within_a_step_summary() -> None:
     text = markdown(run_outline(quantized((4,) * 2000)))
     assert len(text.encode()) < 2**20

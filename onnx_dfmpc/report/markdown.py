@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from onnx_dfmpc.report.outline import Block, Chart, Code, Column, Line, Outline, Table
+from onnx_dfmpc.report.outline import Block, Cell, Chart, Code, Column, Line, Outline, Table
 
-LONG = 200
-"""Rows of a table, above which the rest is left to the other formats: a step summary holds 1 MiB."""
+FIRST, MOST = 10, 200
+"""Rows of a long table that are seen at once, and rows after which the rest is left to the JSON document: a step summary holds 1 MiB."""
 
 SIGNS = {"good": "✅ ", "bad": "❌ ", "warn": "⚠️ "}
 
@@ -52,7 +52,7 @@ def _parts(outline: Outline) -> Iterator[str]:
         rows = [f"| {_escape(figure.label)} | **{_escape(figure.value)}** | {_escape(figure.note)} |" for figure in outline.figures]
         yield "\n".join(["| | | |", "| --- | ---: | --- |", *rows])
     for section in outline.sections:
-        blocks = [_block(block) for block in section.blocks if not isinstance(block, Chart)]
+        blocks = [_block(block, whole=section.folded) for block in section.blocks if not isinstance(block, Chart)]
         if not blocks:
             continue
         if section.folded:
@@ -65,28 +65,34 @@ def _parts(outline: Outline) -> Iterator[str]:
     yield f"<sub>{_escape(' · '.join(part for part in (outline.subtitle, outline.footer) if part))}</sub>"
 
 
-def _block(block: Block) -> str:
+def _block(block: Block, *, whole: bool) -> str:
     if isinstance(block, Line):
         return SIGNS.get(block.tone, "") + _escape(block.text)
     if isinstance(block, Code):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
         return (f"{_escape(block.title)}:\n\n" if block.title else "") + f"{fence}sh\n{block.text}\n{fence}"
     assert isinstance(block, Table)
-    return _table(block)
+    return _table(block, whole=whole)
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, *, whole: bool) -> str:
+    """Rows under their head; of a long table that is not to be seen as a `whole`, all but the first are folded."""
+    title = f"**{_escape(table.title)}**\n\n" if table.title else ""
+    rows = table.rows[:MOST]
+    more = f"\n\n{len(table.rows) - MOST} more rows are in the JSON document." if len(table.rows) > MOST else ""
+    if whole or not table.long or len(rows) <= FIRST + 2:
+        return title + _grid(table, rows) + more
+    fold = f"<details><summary>{len(rows) - FIRST} more rows</summary>"
+    return f"{title}{_grid(table, rows[:FIRST])}\n\n{fold}\n\n{_grid(table, rows[FIRST:])}{more}\n\n</details>"
+
+
+def _grid(table: Table, rows: Sequence[tuple[Cell, ...]]) -> str:
     head = [
         "| " + " | ".join(_escape(column.title) for column in table.columns) + " |",
         "| " + " | ".join("---:" if column.numeric else "---" for column in table.columns) + " |",
     ]
-    rows = [
-        "| " + " | ".join(_cell(column, cell.text) for column, cell in zip(table.columns, row, strict=True)) + " |"
-        for row in table.rows[:LONG]
-    ]
-    title = f"**{_escape(table.title)}**\n\n" if table.title else ""
-    more = len(table.rows) - LONG
-    return title + "\n".join([*head, *rows]) + (f"\n\n{more} more rows are in the JSON document." if more > 0 else "")
+    cells = [[_cell(column, cell.text) for column, cell in zip(table.columns, row, strict=True)] for row in rows]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in cells)])
 
 
 def _cell(column: Column, text: str) -> str:

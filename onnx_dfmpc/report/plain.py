@@ -10,6 +10,9 @@ from rich.text import Text
 
 from onnx_dfmpc.report.outline import Block, Chart, Code, Column, Line, Outline, Table
 
+FIRST = 12
+"""Rows of a long table that are seen without `wide`."""
+
 STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "muted": "dim", "": ""}
 LEFT_OUT = ("why", "statistics", "weight", "op", "role", "stored", "alone, dB", "gain from", "to", "same top-1 alone", "why in B")
 """Columns of a long table for which a terminal has no room."""
@@ -40,22 +43,24 @@ def terminal(outline: Outline, *, wide: bool = False) -> Group:
     if outline.figures:
         parts.append(Padding(figures, (1, 0, 0, 0)))
     for section in outline.sections:
-        blocks = [_block(block, wide=wide) for block in section.blocks if not isinstance(block, Chart)]
+        blocks = [_block(block, wide=wide, whole=wide or section.folded) for block in section.blocks if not isinstance(block, Chart)]
         if blocks:
             parts.append(Padding(Group(Text(section.title, "bold"), *blocks), (1, 0, 0, 0)))
     return Group(*parts)
 
 
-def _block(block: Block, *, wide: bool) -> RenderableType:
+def _block(block: Block, *, wide: bool, whole: bool) -> RenderableType:
     if isinstance(block, Line):
         return Text(block.text, STYLES[block.tone])
     if isinstance(block, Code):
         return Group(Text(f"{block.title}:"), Padding(Text(block.text), (0, 0, 0, 4)))
     assert isinstance(block, Table)
-    return _table(block, wide=wide)
+    hidden = 0 if whole or not block.long else max(0, len(block.rows) - FIRST)
+    shown = _table(block, len(block.rows) - hidden, wide=wide)
+    return Group(shown, Text(f"and {hidden} more: -v", "dim")) if hidden else shown
 
 
-def _table(table: Table, *, wide: bool) -> Grid:
+def _table(table: Table, count: int, *, wide: bool) -> Grid:
     """Grid whose names and prose give way where the terminal is narrow: numbers never break."""
     style = {"title_justify": "left", "title_style": "italic", "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
     grid = Grid(title=table.title or None, box=box.SIMPLE_HEAD, **style)  # type: ignore[arg-type]
@@ -67,7 +72,7 @@ def _table(table: Table, *, wide: bool) -> Grid:
     for position in shown:
         column = table.columns[position]
         grid.add_column(_head(column), justify="right" if column.numeric else "left", overflow="fold", no_wrap=column.numeric)
-    for row in table.rows:
+    for row in table.rows[:count]:
         grid.add_row(*(Text(row[position].text, STYLES[row[position].tone]) for position in shown))
     return grid
 

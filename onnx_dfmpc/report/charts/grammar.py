@@ -14,6 +14,9 @@ Spec = dict[str, Any]
 BYTES = "format(datum.value, '~s') + 'B'"
 """Label of an axis of bytes."""
 
+END = "length(datum.label) > 24 ? '…' + slice(datum.label, -23) : datum.label"
+"""Label of a layer whose name is long: its end tells it from the others."""
+
 NOW, BEFORE, OTHER, INK = "var(--now)", "var(--before)", "var(--other)", "var(--ink-soft)"
 
 

@@ -144,7 +144,7 @@ def ranking(ranked: Sequence[Row]) -> Chart | None:
     ]
     if not values:
         return None
-    axis = {"labelLimit": 150, "ticks": False, "domain": False}
+    axis = {"labelExpr": grammar.END, "labelLimit": 180, "ticks": False, "domain": False}
     encoding = {
         "y": {"field": "name", "type": "nominal", "title": None, "sort": None, "axis": axis},
         "x": grammar.quantity("share", "share of the noise", axis={"format": "%", "tickCount": 5}),
