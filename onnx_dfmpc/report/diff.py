@@ -118,7 +118,7 @@ def _totals(first: Json, second: Json) -> Table | None:
         ("seconds", lambda document: sum(filter(None, (document.get("seconds") or {}).values())) or None, _fixed(1), _signed(1), 0),
     ):
         rows += _number_row(title, read(first), read(second), show, change, better)
-    return table((Column(""), Column("A", "number"), Column("B", "number"), Column("change", "number")), tuple(rows))
+    return table((Column("what"), Column("A", "number"), Column("B", "number"), Column("change", "number")), tuple(rows))
 
 
 def _text_row(title: str, before: str, after: str) -> tuple[Cell, ...]:
