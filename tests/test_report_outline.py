@@ -161,9 +161,9 @@ def test_worst_layers_come_with_the_line_to_paste() -> None:
     outline = run_outline(quantized())
     codes = [block.text for part in outline.sections if part.title == "Worst layers" for block in part.blocks if isinstance(block, Code)]
     assert [shlex.split(line) for line in codes[0].splitlines()] == [["--set", f"^{NASTY}$=6"]]
-    first, second = column(tables(outline, "Worst layers")[0], "try")
-    assert first.endswith("(+1,152 bytes, +2.2 dB)")
-    assert second == ""
+    (table,) = tables(outline, "Worst layers")
+    assert column(table, "try") == [codes[0], ""]
+    assert column(table, "for") == ["+1,152 bytes, +2.2 dB", ""]
 
 
 def test_every_layer_is_there_with_its_numbers() -> None:

@@ -14,7 +14,7 @@ FIRST = 12
 """Rows of a long table that are seen without `wide`."""
 
 STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "muted": "dim", "": ""}
-LEFT_OUT = ("why", "statistics", "weight", "op", "role", "stored", "alone, dB", "gain from", "to", "same top-1 alone", "why in B")
+LEFT_OUT = ("why", "statistics", "weight", "op", "role", "stored", "gain from", "to", "same top-1 alone", "cosine here", "try", "why in B")
 """Columns of a long table for which a terminal has no room."""
 
 

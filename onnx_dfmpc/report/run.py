@@ -153,13 +153,14 @@ def _sessions(validation: Mapping[str, Any]) -> list[Block]:
 def _ranking(document: Json) -> tuple[Section, ...]:
     """Which layers hurt most, and the lines that would change it."""
     ranked = document.get("per_layer") or []
-    titles = ("bytes", "SQNR here, dB", "alone, dB", "share of noise", "same top-1 alone")
+    titles = ("bytes", "SQNR here, dB", "cosine here", "alone, dB", "share of noise", "same top-1 alone")
     columns = (
         Column("#", "number"),
         Column("layer", "code"),
         Column("bits", "bits"),
         *(Column(title, "number") for title in titles),
         Column("try", "code"),
+        Column("for"),
     )
     rows = tuple(
         (
@@ -168,16 +169,21 @@ def _ranking(document: Json) -> tuple[Section, ...]:
             words.cell(words.whole(row.get("bits")), row.get("bits")),
             words.cell(words.whole(row.get("bytes")), row.get("bytes")),
             words.cell(words.digits(row.get("sqnr_db"), 1), row.get("sqnr_db")),
+            words.cell(words.digits(row.get("cosine"), 5), row.get("cosine")),
             words.cell(words.digits(row.get("own_sqnr_db"), 1), row.get("own_sqnr_db")),
             words.cell(words.percent(row.get("own_share")), row.get("own_share")),
             words.cell(words.percent(row.get("own_top1_agreement")), row.get("own_top1_agreement")),
-            Cell(_suggested(row)),
+            *_suggested(row.get("suggestion") or {}),
         )
         for rank, row in enumerate(ranked, 1)
     )
     lines = [_flag(row["suggestion"]) for row in ranked if (row.get("suggestion") or {}).get("set")]
     paste = Code(" \\\n  ".join(lines[:5]), "Add to the command, one line at a time, worst layer first") if lines else None
-    lead = Line("Worst first. “alone” is the output's SQNR when only this layer is quantized.") if rows else None
+    lead = (
+        Line("Worst first. “here” is at the output of the layer, “alone” at the output of the network when only this layer is quantized.")
+        if rows
+        else None
+    )
     return section("Worst layers", lead, paste, charts.ranking(ranked), table(columns, rows, long=True))
 
 
@@ -186,15 +192,16 @@ def _flag(suggestion: Mapping[str, Any]) -> str:
     return given if given.startswith("--") else f"--set {shlex.quote(given)}"
 
 
-def _suggested(row: Mapping[str, Any]) -> str:
-    """Line to paste, with its price and what it is expected to bring."""
-    suggestion = row.get("suggestion") or {}
-    if not suggestion.get("set"):
-        return ""
+def _suggested(suggestion: Mapping[str, Any]) -> tuple[Cell, Cell]:
+    """Line to paste, and its price."""
+    return (Cell(_flag(suggestion)), Cell(_price(suggestion))) if suggestion.get("set") else (Cell(""), Cell(""))
+
+
+def _price(suggestion: Mapping[str, Any]) -> str:
+    """What a line costs, and what it is expected to bring."""
     extra, gain = suggestion.get("extra_bytes"), suggestion.get("gain_db")
-    effects = ["" if extra is None else f"{words.signed_whole(extra)} bytes", "" if gain is None else f"{words.signed(gain, 1)} dB"]
-    told = ", ".join(effect for effect in effects if effect)
-    return _flag(suggestion) + (f" ({told})" if told else "")
+    effects = ("" if extra is None else f"{words.signed_whole(extra)} bytes", "" if gain is None else f"{words.signed(gain, 1)} dB")
+    return ", ".join(filter(None, effects))
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> Table | None:
