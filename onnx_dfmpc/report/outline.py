@@ -130,9 +130,10 @@ def table(columns: tuple[Column, ...], rows: tuple[tuple[Cell, ...], ...], title
     >>> [column.title for column in found.columns]
     ['name']
     """
-    kept = [position for position in range(len(columns)) if any(row[position].text for row in rows)]
     if not rows:
         return None
+    filled = zip(columns, zip(*rows, strict=True), strict=True)
+    kept = [position for position, (_, cells) in enumerate(filled) if any(cell.text for cell in cells)]
     return Table(
         tuple(columns[position] for position in kept), tuple(tuple(row[position] for position in kept) for row in rows), title, long
     )

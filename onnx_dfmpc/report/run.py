@@ -14,6 +14,9 @@ from onnx_dfmpc.report.outline import Block, Cell, Code, Column, Line, Outline, 
 __all__ = ["run_outline"]
 
 SESSIONS = "Weight-only quantization buys size, not speed: with the recommended session options it is at best as fast as float."
+PASTED = 5
+"""Lines that are offered to be pasted together."""
+
 NAMED = 3
 """Layers that a note names."""
 
@@ -178,7 +181,7 @@ def _ranking(document: Json) -> tuple[Section, ...]:
         for rank, row in enumerate(ranked, 1)
     )
     lines = [_flag(row["suggestion"]) for row in ranked if (row.get("suggestion") or {}).get("set")]
-    paste = Code(" \\\n  ".join(lines[:5]), "Add to the command, one line at a time, worst layer first") if lines else None
+    paste = Code(" \\\n  ".join(lines[:PASTED]), "Add to the command, one line at a time, worst layer first") if lines else None
     lead = (
         Line("Worst first. “here” is at the output of the layer, “alone” at the output of the network when only this layer is quantized.")
         if rows
