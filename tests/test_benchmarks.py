@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper, parser
 
-from benchmarks import accuracy, methods, networks, package, sensitivity, speed
+from benchmarks import accuracy, broken, methods, networks, package, sensitivity, speed
 from benchmarks.baselines import Unavailable, dfq
 from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
@@ -253,3 +253,13 @@ class TestSensitivity:
             assert row["true"]["kl"] > 0
             assert set(row["predicted"]) == {"raw", "local", "bn", "probe", "measured"}
         assert "Spearman with the truth" in capsys.readouterr().out
+
+
+class TestBroken:
+    def test_a_broken_layer_is_found_and_repaired(self, capsys):
+        assert broken.main(["--network", "digits_resnet_bn", "--choices", "1"]) == 0
+        assert "$=" in capsys.readouterr().out
+
+    def test_mistakes_are_one_line(self, capsys):
+        assert broken.main(["--network", "nothing"]) != 0
+        assert capsys.readouterr().err.startswith("error: ")

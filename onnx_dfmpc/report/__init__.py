@@ -2,10 +2,11 @@
 
 from onnx_dfmpc.report.formats import FORMATS, format_of, render, report_view, require_format
 from onnx_dfmpc.report.reading import read_document
-from onnx_dfmpc.report.terminal import inspect_view, plan_view, quantize_view, validate_view
+from onnx_dfmpc.report.terminal import comparison_view, inspect_view, plan_view, quantize_view, validate_view
 
 __all__ = [
     "FORMATS",
+    "comparison_view",
     "format_of",
     "inspect_view",
     "plan_view",
