@@ -41,7 +41,8 @@ def saved(tmp_path: Path) -> Path:
 
 def test_reports_of_a_run_are_those_of_its_document(run: Run, digits_bn: Path, tmp_path: Path) -> None:
     document, page, text = tmp_path / "run.json", tmp_path / "run.html", tmp_path / "run.md"
-    argv = ["quantize", digits_bn, "--dry-run", *FAST, "--min-cosine", 0.1, "--json", document, "--report", page, "--report", text]
+    shown = ["--min-cosine", 0.1, "--per-layer", "--latency"]
+    argv = ["quantize", digits_bn, "--dry-run", *FAST, *shown, "--json", document, "--report", page, "--report", text]
     code, _, err = run(*argv)
     assert (code, err) == (0, "")
     for made in (page, text):
@@ -49,6 +50,9 @@ def test_reports_of_a_run_are_those_of_its_document(run: Run, digits_bn: Path, t
         assert run("report", document, "-o", again) == (0, f"{document} -> {again}\n", "")
         assert again.read_bytes() == made.read_bytes()
     assert run("report", document, "--format", "markdown") == (0, text.read_text(encoding="utf-8"), "")
+    written = text.read_text(encoding="utf-8")
+    assert all(f"### {title}\n" in written for title in ("Validation", "Worst layers", "Latency"))
+    assert "`--set '^" in written
     assert json.loads(document.read_text(encoding="utf-8"))["command_line"] == shlex.join([PROGRAM, *map(str, argv)])
 
 
