@@ -24,8 +24,6 @@ from models import zoo
 from onnx_dfmpc import cli
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-COLOURS = 128
-"""Of the palette that the pictures are reduced to."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,12 @@ def report_of(shot: Shot) -> Path:
 
 
 def photograph(browser: Browser, page: Path, shot: Shot) -> None:
-    """Upper part of a page as a PNG with a palette."""
+    """Upper part of a page as a PNG."""
     context = browser.new_context(viewport={"width": shot.width, "height": shot.height}, color_scheme=shot.scheme, offline=True)
     tab = context.new_page()
     tab.goto(page.as_uri())
     tab.wait_for_selector("html[data-ready]", state="attached")
-    picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(DOCS / shot.target, optimize=True)
+    Image.open(io.BytesIO(tab.screenshot())).convert("RGB").save(DOCS / shot.target, optimize=True)
     context.close()
     print(f"{shot.target}: {(DOCS / shot.target).stat().st_size:,} bytes, of a page of {page.stat().st_size:,}")
 
