@@ -1,0 +1,152 @@
+"""How a model is to be stored: bits and form, what every width would cost, what other budgets would buy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_dfmpc.spec.arrays import Array
+from onnx_dfmpc.spec.matched import Skipped
+
+Role = Literal["low", "high", "edge", "inner"]
+Grid = Literal["ternary", "symmetric", "asymmetric"]
+Rounding = Literal["nearest", "squant", "covariance"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, in front of which nodes, and
+    whether batch norm goes into scales and biases, wherever it can.
+    """
+
+    storage: Literal["native", "portable", "compact"] = "native"
+    unpack: Literal["none", "int8", "float"] = "none"
+    weight_format: Literal["dq", "qdq"] = "dq"
+    fold_batch_norm: Literal["no", "yes"] = "no"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer is to be stored.
+
+    Attributes
+    ----------
+    reason : str
+        Why it got its bits, in words.
+    noise : float or None
+        Predicted noise power at the network's output, relative to the signal there, when this layer alone is quantized.
+    bytes : int or None
+        Predicted bytes on disk of its weight: codes, scales, zero points, nodes.
+    """
+
+    name: str
+    bits: int
+    role: Role
+    grid: Grid
+    rounding: Rounding
+    per_channel: bool
+    reason: str = ""
+    noise: float | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Bits per layer for one model: plain data, JSON in and out (see ``plans``).
+
+    Attributes
+    ----------
+    model_sha256 : str
+        Of the model that the plan is for.
+    layers : tuple of LayerPlan
+        In topological order.
+    skipped : tuple of Skipped
+        Every weighted node that stays float, and why.
+    model_name : str
+        Name of the model's file, for the reader.
+    form : Form
+        How codes are put into the file.
+    recipe : mapping
+        Plain data of the recipe that it was made with.
+    predicted_bytes : int or None
+        Bytes of the whole file.
+    predicted_sqnr_db : float or None
+        Of the network's output.
+    provider : str
+        Where the predicted noise comes from, as in `CostTable`; "" where there is none.
+    """
+
+    model_sha256: str
+    layers: tuple[LayerPlan, ...]
+    skipped: tuple[Skipped, ...] = ()
+    model_name: str = ""
+    form: Form = Form()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    predicted_bytes: int | None = None
+    predicted_sqnr_db: float | None = None
+    provider: str = ""
+
+    def __getitem__(self, name: str) -> LayerPlan:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """What every layer costs at every width, in predicted noise and in bytes.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        Names, in topological order.
+    widths : tuple of int
+        Bits, ascending.
+    noise : float64 array, shape (layers, widths)
+        Predicted noise power at the network's output, relative to the signal there, when this layer alone has that width.
+        Noise of several layers adds up.
+    sizes : int64 array, shape (layers, widths)
+        Bytes on disk of the layer's weight: codes, scales, zero points, nodes.
+    base : int
+        Bytes of everything else in the file.
+    provider : str
+        Where the noise comes from: "bn", "probe" or "measured".
+    """
+
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+    noise: Array
+    sizes: NDArray[np.int64]
+    base: int
+    provider: str
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """What one budget buys.
+
+    Attributes
+    ----------
+    budget : int
+        Bytes that were allowed.
+    bytes : int or None
+        Predicted bytes of the whole file; None where the budget cannot be met.
+    nominal_bits : float or None
+        Mean bits per quantized weight.
+    predicted_sqnr_db : float or None
+        Of the network's output.
+    measured_sqnr_db, top1 : float or None
+        Of the output and as a fraction, where it was quantized and measured.
+    """
+
+    budget: int
+    bytes: int | None = None
+    nominal_bits: float | None = None
+    predicted_sqnr_db: float | None = None
+    measured_sqnr_db: float | None = None
+    top1: float | None = None

@@ -1,0 +1,133 @@
+"""What a report says of layers and runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_dfmpc.spec.planned import Role
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of the report: what was done to a layer, what it cost, what it bought. SQNR in dB, sizes in bytes on disk."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    role: Role
+    bits: int
+    storage: str
+    bytes: int
+    provider: str
+    gain_min: float
+    gain_max: float
+    predicted_sqnr_db: float | None
+    measured_sqnr_db: float | None
+    reason: str
+    notes: tuple[str, ...] = ()
+    gain_quartiles: tuple[float, float, float] | None = None
+    bias_shift_rms: float | None = None
+    bias_shift_max: float | None = None
+
+
+@dataclass(frozen=True)
+class WeightHistogram:
+    """Weights of one layer in equal bins from ``low`` to ``high``, before and after, as shares of the largest in their channel."""
+
+    name: str
+    low: float
+    high: float
+    float_counts: tuple[int, ...]
+    quantized_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """More bits for a layer that stands out, what they cost and what they are predicted to bring.
+
+    Attributes
+    ----------
+    set : str
+        ``REGEX=BITS``, for ``--set`` and for `Recipe.set`; matches this layer alone.
+    bits : int
+    extra_bytes : int
+        In the file.
+    own_sqnr_db : float
+        `LayerEffect.own_sqnr_db` to expect, in dB.
+    gain_db : float
+        By how much the noise of all layers together is expected to fall, in dB.
+    """
+
+    set: str
+    bits: int
+    extra_bytes: int
+    own_sqnr_db: float
+    gain_db: float
+
+
+@dataclass(frozen=True)
+class LayerEffect:
+    """What quantizing one layer does, among the others and alone.
+
+    Attributes
+    ----------
+    name, op : str
+    bits : int or None
+        None where the file does not tell.
+    bytes : int
+        Of its weight in the file: codes, scales, zero points, nodes.
+    sqnr_db, cosine : float or None
+        Of its output, behind its batch norm, in the quantized network against the float one. None where it is not finite.
+    own_sqnr_db : float or None
+        Of the network's worst output when this layer alone is quantized, in dB; infinite where nothing differs, None where it is not
+        finite.
+    own_top1_agreement : float or None
+        Fraction of samples whose highest score stays the same then; None for a network without scores.
+    own_share : float
+        Of the noise of all layers, each alone.
+    suggestion : Suggestion or None
+    """
+
+    name: str
+    op: str
+    bits: int | None
+    bytes: int
+    sqnr_db: float | None
+    cosine: float | None
+    own_sqnr_db: float | None
+    own_top1_agreement: float | None
+    own_share: float = 0.0
+    suggestion: Suggestion | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one inference over many runs: quartiles and the least."""
+
+    name: str
+    median: float
+    first_quartile: float
+    third_quartile: float
+    least: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Inference of the float model and of the quantized one with different session options, run in turn.
+
+    Attributes
+    ----------
+    timings : tuple of Timing
+        "float" first, then "quantized, default" and "quantized, recommended" where both apply.
+    runs : int
+        Of each.
+    threads : int
+        Of a session.
+    batch : int
+        Samples in every run.
+    """
+
+    timings: tuple[Timing, ...]
+    runs: int
+    threads: int
+    batch: int
