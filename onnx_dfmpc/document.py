@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -12,11 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
 from onnx_dfmpc.result import ComparisonResult, QuantizeResult
 from onnx_dfmpc.spec import Chain, Latency, Layer, LayerPlan, LayerReport, MatchReport, QuantPlan, Skipped, WeightHistogram
+from onnx_dfmpc.validate import runtime_version
 
 SCHEMA = 1
 
@@ -43,9 +48,21 @@ def nominal_bits(layers: Iterable[LayerReport]) -> float | None:
     return mean_bits((math.prod(layer.shape), layer.bits) for layer in layers)
 
 
+def environment() -> Json:
+    """What the numbers were computed with: versions of Python and the libraries, and the machine."""
+    return {
+        "python": platform.python_version(),
+        "onnx": onnx.__version__,
+        "onnxruntime": runtime_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
 def head(command: str) -> Json:
     """What every document begins with."""
-    return {"schema": SCHEMA, "tool": {"name": "onnx-dfmpc", "version": tool_version()}, "command": command}
+    tool = {"name": "onnx-dfmpc", "version": tool_version()}
+    return {"schema": SCHEMA, "tool": tool, "environment": environment(), "command": command}
 
 
 def model_row(source: LoadedModel) -> Json:

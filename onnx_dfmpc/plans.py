@@ -13,7 +13,7 @@ from onnx_dfmpc.document import SCHEMA, Json, dumps, head, mean_bits, model_row,
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Recipe, checks, nearest
 from onnx_dfmpc.result import PlanResult
-from onnx_dfmpc.spec import Form, Grid, LayerPlan, QuantPlan, Role, Rounding, Skipped
+from onnx_dfmpc.spec import Form, Grid, Layer, LayerPlan, QuantPlan, Role, Rounding, Skipped
 
 __all__ = ["load_plan", "plan_document", "plan_result_document", "save_plan"]
 
@@ -47,8 +47,11 @@ LAYER: Mapping[str, Check] = {
     "noise": _optional("a number, 0 or more", checks.number(0)),
     "bytes": BYTES,
 }
+SHAPE: Mapping[str, Check] = {"op": TEXT, "shape": ("a list of integers", lambda value: [checks.integer(0)(size) for size in value])}
+"""What a row says for the reader alone."""
+
 LAYER_DEFAULTS: Json = {"role": "inner", "grid": "asymmetric", "rounding": "covariance", "per_channel": True, "reason": "plan"}
-SKIPPED: Mapping[str, Check] = {**LAYER, "op": TEXT}
+SKIPPED: Mapping[str, Check] = {**LAYER, **SHAPE}
 """A row that was moved here from the layers keeps what it had."""
 
 PREDICTED: Mapping[str, Check] = {
@@ -73,10 +76,11 @@ def plan_document(plan: QuantPlan) -> Json:
 def plan_result_document(result: PlanResult) -> Json:
     """Document of ``plan``: the plan, what it is for, and what other budgets buy."""
     document = plan_document(result.plan)
-    weights = {layer.name: layer.size for layer in result.report.layers}
-    planned = [(weights[layer.name], layer.bits) for layer in result.plan.layers]
+    matched = {layer.name: layer for layer in result.report.layers}
+    planned = [(matched[layer.name].size, layer.bits) for layer in result.plan.layers]
     return document | {
         "model": document["model"] | model_row(result.source),
+        "layers": [_with_shape(row, matched[row["name"]]) for row in document["layers"]],
         "totals": {
             "layers": len(planned),
             "skipped": len(result.plan.skipped),
@@ -87,6 +91,10 @@ def plan_result_document(result: PlanResult) -> Json:
         "notes": list(result.notes),
         "seconds": dict(result.seconds),
     }
+
+
+def _with_shape(row: Json, layer: Layer) -> Json:
+    return {"name": layer.name, "op": layer.op_type, "shape": list(layer.shape)} | row
 
 
 def save_plan(plan: QuantPlan, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -172,9 +180,9 @@ def _plan(content: Json) -> QuantPlan:
 
 def _layer(position: int, row: Any) -> tuple[LayerPlan, int]:
     """Plan of a layer, and the bits that were proposed for it."""
-    values = LAYER_DEFAULTS | _row(f"layers, row {position}", row, LAYER, required=("name", "bits"))
+    values = LAYER_DEFAULTS | _row(f"layers, row {position}", row, {**LAYER, **SHAPE}, required=("name", "bits"))
     proposed = values.pop(PROPOSED, values["bits"])
-    layer = LayerPlan(**values)
+    layer = LayerPlan(**{key.name: values[key.name] for key in fields(LayerPlan) if key.name in values})
     if layer.grid == "ternary" and layer.bits != 2:
         layer = replace(layer, grid="symmetric")
     if layer.bits != proposed:

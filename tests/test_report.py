@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +25,8 @@ from onnx_dfmpc import document, graph, plans, report
 from onnx_dfmpc.match import match
 from onnx_dfmpc.metrics import DefaultRun, Gate, OutputMetrics, ValidationReport
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.report.outline import Chart
+from onnx_dfmpc.report.run import run_outline
 from onnx_dfmpc.result import ComparisonResult, PlanResult
 from onnx_dfmpc.spec import (
     Latency,
@@ -320,6 +325,27 @@ def test_plan_document(planned: PlanResult) -> None:
     assert plain["totals"] == {"layers": 16, "skipped": 1, "weights": 97_932, "nominal_bits": 2.0}
     assert [point["bytes"] for point in plain["sweep"]] == [990, 1980, 2970]
     assert Recipe.from_dict(plain["recipe"] or planned.recipe.to_dict()) == planned.recipe
+
+
+def test_the_environment_is_that_of_the_installed_packages(planned: PlanResult) -> None:
+    found = plans.plan_document(planned.plan)["environment"]
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    for name in ("onnx", "onnxruntime", "numpy"):
+        assert found[name] == metadata.version(name)
+    assert found["platform"].startswith(platform.system())
+
+
+def test_the_report_of_a_plan_shows_what_float_weights_take(planned: PlanResult) -> None:
+    plain = plans.plan_result_document(planned)
+    shapes = {layer.name: layer.shape for layer in planned.report.layers}
+    (chart,) = [
+        block
+        for part in run_outline(plain).sections
+        for block in part.blocks
+        if isinstance(block, Chart) and block.title == "Size of every layer"
+    ]
+    drawn = {row["name"]: row["bytes"] for row in chart.spec["data"]["values"] if row["series"] == "float"}
+    assert drawn == {layer["name"]: 4 * math.prod(shapes[layer["name"]]) for layer in plain["layers"]}
 
 
 def test_the_worst_output_counts() -> None:

@@ -183,6 +183,13 @@ def test_nothing_is_made_up_where_nothing_is_known() -> None:
     assert not [block for part in outline.sections for block in part.blocks if isinstance(block, Chart)]
 
 
+def test_what_it_was_made_with() -> None:
+    document = quantized()
+    *_, made_with = tables(run_outline(document), "Reproduce")
+    versions = {"onnx-dfmpc": "0.2.0"} | document["environment"]
+    assert dict(zip(column(made_with, "made with"), column(made_with, "version"), strict=True)) == versions
+
+
 # ------------------------------------------------------------------------------------------------------------------------ formats
 
 
@@ -251,7 +258,7 @@ def test_a_run_does_not_differ_from_itself() -> None:
     outline = diff_outline(quantized(), quantized())
     (totals,) = tables(outline, "At a glance")
     assert set(column(totals, "change")) == {"the same"}
-    assert not {"Recipe", "Bits that changed", "In one run only"} & {part.title for part in outline.sections}
+    assert not {"Recipe", "Environment", "Bits that changed", "In one run only"} & {part.title for part in outline.sections}
 
 
 def test_what_differs() -> None:
@@ -265,10 +272,17 @@ def test_what_differs() -> None:
         "nodes_to_exclude": ("[]", "not set"),
         "rounding": ("not set", "nearest"),
     }
+    assert not tables(outline, "Environment")
     (changed,) = tables(outline, "Bits that changed")
     assert column(changed, "layer") == [LONG, "/layer5/conv/Conv"]
     assert (column(changed, "bits A"), column(changed, "bits B"), column(changed, "bytes")) == (["4", "3"], ["3", "4"], ["−288", "+288"])
     assert "a.json" in outline.subtitle
+
+
+def test_another_environment_is_pointed_out() -> None:
+    newer = quantized(environment=quantized()["environment"] | {"onnxruntime": "1.33.0"})
+    (versions,) = tables(diff_outline(quantized(), newer), "Environment")
+    assert [[cell.text for cell in row] for row in versions.rows] == [["onnxruntime", "1.32.0", "1.33.0"]]
 
 
 @given(st.lists(st.integers(2, 8), min_size=3, max_size=6), st.lists(st.integers(2, 8), min_size=3, max_size=6))

@@ -40,7 +40,8 @@ def diff_outline(first: Json, second: Json, names: tuple[str, str] = ("A", "B"))
         figures=(),
         sections=(
             *section("At a glance", _totals(first, second), *_caveats(first, second)),
-            *section("Recipe", _recipe(first, second)),
+            *section("Recipe", _unlike("knob", *map(_knobs, (first, second)))),
+            *section("Environment", _unlike("made with", *map(_environment, (first, second)))),
             *section("Along the network", *charts.compared(before, after)),
             *section("Bits that changed", _changed(before, after)),
             *section("In one run only", _alone(first, second)),
@@ -172,14 +173,22 @@ def _caveats(first: Json, second: Json) -> list[Block]:
 # ------------------------------------------------------------------------------------------------------------------ what differs
 
 
-def _recipe(first: Json, second: Json) -> Table | None:
-    before, after = ((document.get("recipe") or {}) | (document.get("form") or {}) for document in (first, second))
+def _knobs(document: Json) -> Mapping[str, Any]:
+    return (document.get("recipe") or {}) | (document.get("form") or {})
+
+
+def _environment(document: Json) -> Mapping[str, Any]:
+    return document.get("environment") or {}
+
+
+def _unlike(what: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Table | None:
+    """Keys whose values differ."""
     rows = tuple(
         (Cell(key), Cell(_shown(before.get(key))), Cell(_shown(after.get(key))))
         for key in {**before, **after}
         if before.get(key) != after.get(key)
     )
-    return table((Column("knob", "code"), Column("A", "code"), Column("B", "code")), rows)
+    return table((Column(what, "code"), Column("A", "code"), Column("B", "code")), rows)
 
 
 def _shown(value: Any) -> str:

@@ -55,6 +55,7 @@ RANKED = {
 }
 DOCUMENT = {
     "tool": {"name": TEXT, "version": TEXT},
+    "environment": {EACH: TEXT},
     "command_line": TEXT,
     "model": FILE,
     "output": FILE,

@@ -12,7 +12,7 @@ from onnx_dfmpc.validate.command import repeat_command
 from onnx_dfmpc.validate.compare import check_data, compare, validate
 from onnx_dfmpc.validate.latency import measure_latency
 from onnx_dfmpc.validate.layers import layer_sqnr
-from onnx_dfmpc.validate.sessions import check_providers, is_weight_only, session_options
+from onnx_dfmpc.validate.sessions import check_providers, is_weight_only, runtime_version, session_options
 
 __all__ = [
     "DefaultRun",
@@ -26,6 +26,7 @@ __all__ = [
     "layer_sqnr",
     "measure_latency",
     "repeat_command",
+    "runtime_version",
     "session_options",
     "validate",
 ]

@@ -53,6 +53,11 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
+def runtime_version() -> str:
+    """Version of ONNX Runtime, whichever of its packages is installed."""
+    return str(ort.__version__)
+
+
 def check_providers(providers: Sequence[str]) -> list[str]:
     """Execution providers to run on; without any, the CPU's.
 
