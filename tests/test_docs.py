@@ -1,0 +1,109 @@
+"""The pages say what is so: links lead somewhere, the map has every room, and what a reader would paste runs on the shipped network."""
+
+import re
+import shlex
+import shutil
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from onnx_dfmpc import cli
+from onnx_dfmpc.recipe import Recipe
+from tests.conftest import ROOT
+
+PAGES = ("README.md", "docs/bits.md", "docs/report.md", "docs/storage.md", "docs/validate.md")
+EVERY_PAGE = sorted(path for folder in (".", "docs", "models", "benchmarks") for path in (ROOT / folder).glob("*.md"))
+ELSEWHERE = ("torch", "spectrogram", "options.add_session_config_entry", "def test_")
+"""What a block of Python says that needs more than the shipped network."""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = re.findall(r"^ {4}onnx-dfmpc (.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def anchors(path: Path) -> set[str]:
+    """Names that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file), link
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in text, page.name
+
+
+def test_the_map_has_every_room() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {name.strip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    rooms = {path.stem for path in (ROOT / "onnx_dfmpc").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__", "__main__"} <= named
+
+
+def test_the_map_is_the_order_of_the_arrows() -> None:
+    """A room stands below those that import it, in the map as in the contract."""
+    rows = re.findall(r"^\| (`[^|]*`) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    place = {name.strip("/"): number for number, row in enumerate(rows) for name in re.findall(r"`([^`]+)`", row)}
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
+    layers = [[name for name in layer.replace("|", " ").split() if name in place] for layer in contract["layers"]]
+    for above, below in pairwise(layers):
+        assert not above or not below or max(place[name] for name in above) <= min(place[name] for name in below), (above, below)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader follows the pages, with a model, labelled data, and the recipe of a page."""
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copy(ROOT / "models" / "digits_resnet_bn.onnx", folder / "model.onnx")
+    shutil.copy(ROOT / "models" / "digits_test.npz", folder / "test.npz")
+    (recipe,) = (block for block in blocks("docs/bits.md", "toml") if "[target]" in block)
+    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_reader_would_paste_runs(page: str, desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    for extra in ("jinja2", "vl_convert"):
+        pytest.importorskip(extra, reason="the extra 'report' is not installed")
+    monkeypatch.chdir(desk)
+    if not (desk / "small.onnx").exists():
+        run(["quantize", "model.onnx", "-o", "small.onnx", "--bits", "4", "-q"], capfd)
+    for words in commands(page):
+        run(words, capfd)
+    for block in blocks(page, "python"):
+        if not any(word in block for word in ELSEWHERE):
+            exec(compile(block, page, "exec"), {})
+
+
+def run(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    if words[0] in ("quantize", "plan"):
+        words = [*words, "--overwrite"]
+    assert cli.main(words) == 0, (words, capfd.readouterr().err)
+
+
+def test_recipes_of_the_pages_are_recipes(tmp_path: Path) -> None:
+    found = [block for page in PAGES for block in blocks(page, "toml")]
+    assert found
+    for number, block in enumerate(found):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block, encoding="utf-8")
+        Recipe.from_toml(path)
