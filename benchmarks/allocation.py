@@ -23,8 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.evaluate import Reference, Score, reference, standard_error
-from benchmarks.networks import Network, network
-from models import zoo
+from benchmarks.networks import Network, available
 from onnx_dfmpc import quantize
 from onnx_dfmpc.allocate import mean_bits, spend
 from onnx_dfmpc.errors import UnsupportedError
@@ -186,20 +185,15 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     floats: dict[str, dict[str, Score]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        for name in options.networks:
-            try:
-                source = network(name)
-            except zoo.ZooError as error:
-                console.print(f"{name}: left out: {error}")
-                continue
+        for source in available(options.networks, console):
             references = {data: reference(source, data) for data in source.data if options.data is None or data in options.data}
-            floats[name] = {data: kept.score(Work(source.path, Recipe()).source.proto) for data, kept in references.items()}
+            floats[source.name] = {data: kept.score(Work(source.path, Recipe()).source.proto) for data, kept in references.items()}
             given = _calibration(source, Path(directory)) if options.calibration else {}
             for storage in options.storage:
                 subject = Subject(source, references, {"storage": storage, "cost": options.cost} | given)
                 found = list(compare(subject, options.settings.split(","), options.budgets, options.means))
                 rows += found
-                console.print(table(found, floats[name]))
+                console.print(table(found, floats[source.name]))
                 if options.json is not None:
                     document = {"schema": SCHEMA, "rows": [asdict(row) for row in rows], "shortfalls": shortfalls(rows, floats)}
                     options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

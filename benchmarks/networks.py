@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from rich.console import Console
 
 from models import zoo
 
@@ -82,6 +84,17 @@ def resnet50_shape() -> Path:
         onnx.save(resnet50(np.random.default_rng(0)), partial)
         partial.replace(path)
     return path
+
+
+def available(names: Iterable[str], console: Console) -> Iterator[Network]:
+    """Networks by name; those that are not on this machine are left out, and said to be."""
+    for name in names:
+        try:
+            found = network(name)
+        except zoo.ZooError as error:
+            console.print(f"{name}: left out: {error}")
+        else:
+            yield found
 
 
 class _Builder:

@@ -33,8 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from benchmarks.networks import LABELLED, Network, network
-from models import zoo
+from benchmarks.networks import LABELLED, Network, available
 from onnx_dfmpc import graph, sensitivity, statistics
 from onnx_dfmpc.allocate import layer_plan
 from onnx_dfmpc.inputs import Feeding
@@ -268,12 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     console, rows, summaries = Console(width=140), [], []
-    for name in options.networks:
-        try:
-            source = network(name)
-        except zoo.ZooError as error:
-            console.print(f"{name}: left out: {error}")
-            continue
+    for source in available(options.networks, console):
         found, summary = compare(source, bits=options.bits, images=options.images)
         rows += found
         summaries += summary

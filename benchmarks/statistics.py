@@ -25,8 +25,7 @@ from onnx import ModelProto
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.networks import LABELLED, Network, network
-from models import zoo
+from benchmarks.networks import LABELLED, Network, available
 from onnx_dfmpc import graph, statistics
 from onnx_dfmpc.match import match
 from onnx_dfmpc.matrices import matrix
@@ -162,12 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     console, all_errors, summaries = Console(width=140), [], []
-    for name in options.networks:
-        try:
-            source = network(name)
-        except zoo.ZooError as error:
-            console.print(f"{name}: left out: {error}")
-            continue
+    for source in available(options.networks, console):
         found, seconds = compare(source)
         all_errors += found
         summaries += summarize(found, seconds)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from onnx_dfmpc.document import SCHEMA, Json, dumps, head, mean_bits, model_row, predicted_row, skipped_rows, write_text
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import Recipe, checks, nearest
+from onnx_dfmpc.recipe import Recipe, checks
 from onnx_dfmpc.result import PlanResult
 from onnx_dfmpc.spec import Form, Grid, Layer, LayerPlan, QuantPlan, Role, Rounding, Skipped
 
@@ -228,9 +228,10 @@ def _row(where: str, row: Any, known: Mapping[str, Check], *, required: tuple[st
     if not isinstance(row, dict):
         raise RecipeError(f"{where}: expected an object")
     where = f"{where} ({row['name']})" if isinstance(row.get("name"), str) else where
-    for key in row:
-        if key not in known:
-            raise RecipeError(f"{where}: unknown key {key!r}", hint=nearest(key, known) or "known keys: " + ", ".join(known))
+    try:
+        checks.require_known(row, known)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}", hint=error.hint) from None
     for key in required:
         if key not in row:
             raise RecipeError(f"{where}: there is no {key}")

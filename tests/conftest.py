@@ -1,13 +1,18 @@
 """What every test may ask for: the shared networks and data, the small network that ships with the project."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from onnx_dfmpc import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
+
+Run = Callable[..., tuple[int, str, str]]
 
 SHARED_MODELS = (
     "cifar10_resnet20_bn",
@@ -68,3 +73,15 @@ def digits_folded() -> Path:
 def digits_data() -> Path:
     """Its test images (key ``input``, float32, as the network wants them) and ``labels``."""
     return MODELS / "digits_test.npz"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

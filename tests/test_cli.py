@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,7 @@ from onnx_dfmpc.arguments import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.validate import latency
-
-ROOT = Path(__file__).resolve().parents[1]
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        code = cli.main([str(word) for word in argv])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+from tests.conftest import ROOT, Run
 
 
 @pytest.fixture

@@ -10,26 +10,13 @@ from typing import Any
 import onnx
 import pytest
 
-from onnx_dfmpc import cli
 from onnx_dfmpc.recipe import Recipe
+from tests.conftest import Run
 
-Run = Callable[..., tuple[int, str, str]]
 Edit = Callable[[dict[str, Any]], object]
 
 FAST = ("--samples", 4)
 BITS = ("--low-bits", 2, "--high-bits", 5, "--set", "conv2=4", "--nodes-to-exclude", "/fc/Gemm", "--rounding", "nearest")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        code = cli.main([str(word) for word in argv])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -5,31 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onnx_dfmpc import cli, report, work
+from onnx_dfmpc import report, work
 from onnx_dfmpc.arguments import PROGRAM
+from tests.conftest import Run
 from tests.documents import quantized
 
-Run = Callable[..., tuple[int, str, str]]
 FAST = ("--samples", 4, "--rounding", "nearest", "--no-compensate", "--no-bias-correction", "--statistics", "analytic", "--bits", 4)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        code = cli.main([str(word) for word in argv])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

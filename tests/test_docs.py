@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from onnx_dfmpc import cli
 from onnx_dfmpc.recipe import Recipe
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 PAGES = ("README.md", "docs/bits.md", "docs/report.md", "docs/storage.md", "docs/validate.md")
 EVERY_PAGE = sorted(path for folder in (".", "docs", "models", "benchmarks") for path in (ROOT / folder).glob("*.md"))
@@ -81,23 +80,19 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_reader_would_paste_runs(page: str, desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_reader_would_paste_runs(page: str, desk: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for extra in ("jinja2", "vl_convert"):
         pytest.importorskip(extra, reason="the extra 'report' is not installed")
     monkeypatch.chdir(desk)
     if not (desk / "small.onnx").exists():
-        run(["quantize", "model.onnx", "-o", "small.onnx", "--bits", "4", "-q"], capfd)
+        assert run("quantize", "model.onnx", "-o", "small.onnx", "--bits", 4)[0] == 0
     for words in commands(page):
-        run(words, capfd)
+        overwrite = ["--overwrite"] if words[0] in ("quantize", "plan") else []
+        code, _, err = run(*words, *overwrite)
+        assert code == 0, (words, err)
     for block in blocks(page, "python"):
         if not any(word in block for word in ELSEWHERE):
             exec(compile(block, page, "exec"), {})
-
-
-def run(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    if words[0] in ("quantize", "plan"):
-        words = [*words, "--overwrite"]
-    assert cli.main(words) == 0, (words, capfd.readouterr().err)
 
 
 def test_recipes_of_the_pages_are_recipes(tmp_path: Path) -> None:
