@@ -1,10 +1,20 @@
 """Data-free mixed-precision weight quantization of ONNX convolutional networks.
 
+    quantize            a float model to a quantized one: bits, codes, repair, validation, file
+    plan, apply         the same in two steps, with a plan in between that can be saved, edited and loaded
+    match               what there is to quantize, and what would stay float and why
+    validate            how far a quantized model is from its float original
+    session_options     ONNX Runtime options that run the result at float speed
+
+A model is a path or a ``ModelProto``, which is never changed. What to do stands in a `Recipe`; whatever goes wrong is a `DfmpcError`.
+
 Examples
 --------
->>> from onnx_dfmpc import Recipe
->>> Recipe(low_bits=2, high_bits=6).low_bits
-2
+>>> import onnx_dfmpc
+>>> recipe = onnx_dfmpc.Recipe(low_bits=2, high_bits=6, rounding="nearest", compensate=False, bias_correction=False)
+>>> result = onnx_dfmpc.quantize("models/digits_resnet_bn.onnx", recipe=recipe)
+>>> result.passed, len(result.layers), sorted({layer.bits for layer in result.layers})
+(True, 16, [2, 6, 8])
 """
 
 from onnx_dfmpc.errors import DfmpcError

@@ -27,26 +27,45 @@ def match(model: Model) -> MatchReport:
     Returns
     -------
     MatchReport
+
+    Raises
+    ------
+    ModelError
+        A model that cannot be read, or is not sound.
+
+    Examples
+    --------
+    >>> found = match("models/digits_resnet_bn.onnx")
+    >>> len(found.layers), len(found.skipped), found.layers[0].name
+    (16, 0, '/conv/Conv')
     """
     return matching.match(graph.load(model).proto)
 
 
 def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
-    """Bits of every layer, without touching a weight.
+    """Bits of every layer, with reasons and what they are predicted to cost, without touching a weight.
 
     Parameters
     ----------
     model : path or ModelProto
     recipe : Recipe, optional
+        Bits, rules, statistics; by default a mean of 4 bits.
 
     Returns
     -------
     QuantPlan
+        For `apply`; `save_plan` and `load_plan` make it a file and read it back.
 
     Raises
     ------
     RecipeError, ModelError, UnsupportedError
-        Bad settings, or a budget that cannot be met; a bad model; nothing to quantize.
+        Bad settings; a bad model; nothing to quantize, or a budget that cannot be met.
+
+    Examples
+    --------
+    >>> made = plan("models/digits_resnet_bn.onnx", Recipe(bits=4, set={"conv2": 6}, rounding="nearest"))
+    >>> made["/conv/Conv"].bits, made["/blocks/blocks.0/conv1/Conv"].bits, made["/blocks/blocks.0/conv2/Conv"].bits
+    (8, 4, 6)
     """
     return plan_result(model, recipe).plan
 
@@ -96,6 +115,13 @@ def apply(
     ------
     RecipeError
         If the plan is for another model, or does not have every layer once.
+
+    Examples
+    --------
+    >>> recipe = Recipe(bits=4, rounding="nearest", compensate=False, bias_correction=False)
+    >>> made = plan("models/digits_resnet_bn.onnx", recipe)
+    >>> apply("models/digits_resnet_bn.onnx", made, validated=False).plan["/fc/Gemm"].bits
+    8
     """
     work = Work(model, recipe or Recipe.from_dict(plan.recipe), progress)
     work.require_fit(plan)
@@ -121,11 +147,11 @@ def quantize(
     model_input : path or ModelProto
         Never changed.
     model_output : path, optional
-        Where to save it; not written if a gate of the validation fails.
+        Where to save it; not written if the validation fails.
     recipe : Recipe, optional
-        What to do; see `Recipe`.
+        Bits, method, output and validation; by default a mean of 4 bits, without data.
     nodes_to_quantize, nodes_to_exclude : sequence of str, optional
-        Added to the recipe's.
+        The only nodes to quantize, and nodes that stay float: added to the recipe's.
     use_external_data_format : bool
         Put the weights into a file beside the model.
     overwrite : bool
@@ -138,11 +164,12 @@ def quantize(
     Returns
     -------
     QuantizeResult
+        A gate that does not hold is no exception: `QuantizeResult.passed` is false then, and nothing was written.
 
     Raises
     ------
     RecipeError, ModelError, UnsupportedError
-        Bad settings; a bad model; nothing to quantize. Nothing is written then.
+        Bad settings, or an output that exists; a bad model; nothing to quantize, or a budget that cannot be met. Nothing is written then.
     """
     recipe = recipe or Recipe()
     recipe = replace(

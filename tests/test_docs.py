@@ -12,7 +12,7 @@ import pytest
 from onnx_dfmpc.recipe import Recipe
 from tests.conftest import ROOT, Run
 
-PAGES = ("README.md", "docs/bits.md", "docs/report.md", "docs/storage.md", "docs/validate.md")
+PAGES = ("README.md", "docs/bits.md", "docs/python.md", "docs/report.md", "docs/storage.md", "docs/validate.md")
 EVERY_PAGE = sorted(path for folder in (".", "docs", "models", "benchmarks") for path in (ROOT / folder).glob("*.md"))
 ELSEWHERE = ("torch", "spectrogram", "options.add_session_config_entry", "def test_")
 """What a block of Python says that needs more than the shipped network."""

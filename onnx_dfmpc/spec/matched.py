@@ -121,7 +121,18 @@ class Skipped:
 
 @dataclass(frozen=True, eq=False)
 class MatchReport:
-    """What matching found: every weighted node is in ``layers`` or in ``skipped``, once."""
+    """What matching found: every weighted node is in ``layers`` or in ``skipped``, once.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        What can be quantized, in topological order.
+    chains : tuple of Chain
+        Which layers follow each other, and through what.
+    skipped : tuple of Skipped
+        What stays float, and why.
+    weighted_nodes : int
+    """
 
     layers: tuple[Layer, ...]
     chains: tuple[Chain, ...]

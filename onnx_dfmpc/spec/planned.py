@@ -56,7 +56,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Bits per layer for one model: plain data, JSON in and out (see ``plans``).
+    """Bits per layer for one model: plain data, JSON in and out (see `save_plan`). ``plan["name"]`` is the plan of a layer.
 
     Attributes
     ----------
