@@ -1,4 +1,4 @@
-"""Write the tables of README.md: measure what they show, and replace what stands between their markers.
+"""Write the tables of the pages: measure what they show, and replace what stands between their markers.
 
 python -m benchmarks.readme [--only demo|networks]
 """
@@ -17,7 +17,9 @@ from benchmarks.evaluate import Score
 from models import demo
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "bits.md", ROOT / "models" / "README.md")
+"""Where tables stand; each has its markers on one of them."""
+
 RESULTS = ROOT / "benchmarks" / "results" / "networks.json"
 
 SHOWN = (
@@ -46,6 +48,14 @@ def replace(text: str, marker: str, content: str) -> str:
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
     head, rest = text.split(begin)
     return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def write(marker: str, content: str) -> None:
+    """Put a table where its markers are."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if f"<!-- {marker}:begin -->" in text:
+            page.write_text(replace(text, marker, content), encoding="utf-8")
 
 
 def demo_table() -> str:
@@ -77,16 +87,14 @@ def _percent(score: Score) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and rewrite README.md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description="Measure and write the tables of README.md.")
+    """Measure, and rewrite the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description="Measure and write the tables of the pages.")
     parser.add_argument("--only", choices=["demo", "networks"], help="just one of them")
     options = parser.parse_args(arguments)
-    text = README.read_text(encoding="utf-8")
     if options.only != "networks":
-        text = replace(text, "demo", demo_table())
+        write("demo", demo_table())
     if options.only != "demo":
-        text = replace(text, "networks", networks_table(Console(stderr=True)))
-    README.write_text(text, encoding="utf-8")
+        write("networks", networks_table(Console(stderr=True)))
     return 0
 
 

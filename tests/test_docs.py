@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme
 from onnx_dfmpc.recipe import Recipe
 from tests.conftest import ROOT, Run
 
@@ -49,6 +50,14 @@ def test_every_page_is_found_from_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert f"(docs/{page.name})" in text, page.name
+
+
+def test_every_measured_table_has_one_place() -> None:
+    found = [marker for page in EVERY_PAGE for marker in re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8"))]
+    assert sorted(found) == ["demo", "networks", "presets", "sizes"]
+    text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb"
+    assert readme.replace(text, "x", "new") == text.replace("old", "new")
+    assert {page for page in EVERY_PAGE if ":begin -->" in page.read_text(encoding="utf-8")} == set(readme.PAGES)
 
 
 def test_the_map_has_every_room() -> None:
