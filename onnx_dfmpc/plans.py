@@ -229,7 +229,7 @@ def _row(where: str, row: Any, known: Mapping[str, Check], *, required: tuple[st
         raise RecipeError(f"{where}: expected an object")
     where = f"{where} ({row['name']})" if isinstance(row.get("name"), str) else where
     try:
-        checks.require_known(row, known)
+        checks.require_known(row, list(known))
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}", hint=error.hint) from None
     for key in required:

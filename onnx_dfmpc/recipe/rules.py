@@ -99,7 +99,7 @@ def rule_from(value: Rule | Mapping[str, Any]) -> Rule:
     if isinstance(value, Rule):
         return value
     checks.require(isinstance(value, Mapping))
-    checks.require_known(value, SELECTORS + EFFECTS)
+    checks.require_known(value, SELECTORS + EFFECTS, " in a rule")
     return Rule(**value)
 
 
