@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc import graph, sensitivity
-from onnx_dfmpc.allocate import open_widths, require_affordable
+from onnx_dfmpc.allocate import open_widths, require_affordable, smallest
 from onnx_dfmpc.layerwise import Progress, Range, provider
 from onnx_dfmpc.recipe import Recipe, limits
 from onnx_dfmpc.rewrite import base_size, predicted_size, stored_sizes
@@ -66,11 +66,14 @@ def cost_table(
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, report, widths, recipe.form, grid=grid)[rows]
     base = base_size(proto, report, names, widths, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata)
-    table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "")
-    if plan is None:
-        require_affordable(report, recipe, table)
     nominal = recipe.target_bits is not None
     opened = open_widths(names, widths, sizes, found, nominal=nominal) if plan is None else _given(plan, names, widths)
+    fewest = dict(zip(names, np.array(widths)[smallest(sizes, opened)].tolist(), strict=True))
+    least = predicted_size(proto, report, fewest, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata)
+    spare = base + int(np.where(opened, sizes, np.iinfo(np.int64).max).min(axis=1).sum()) - least
+    table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "", spare)
+    if plan is None:
+        require_affordable(report, recipe, table)
     kind, feeds = _feeds(source, recipe, input_range)
     predicted = sensitivity.predict(
         proto,

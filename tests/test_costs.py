@@ -10,6 +10,7 @@ import pytest
 
 from onnx_dfmpc import Recipe, apply, plan, quantize
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.pipeline import plan_result
 from onnx_dfmpc.recipe import limits
 from onnx_dfmpc.work import Work
 
@@ -126,3 +127,17 @@ def test_what_cannot_be_met_is_refused_before_anything_is_predicted(
     monkeypatch.setattr("onnx_dfmpc.sensitivity.predict", lambda *_, **__: pytest.fail("predicted"))
     with pytest.raises(UnsupportedError, match="cannot be met"):
         plan(digits_bn, Recipe(**target))
+
+
+def test_the_smallest_file_is_named_to_the_byte(digits_bn: Path, tmp_path: Path) -> None:
+    fast: dict[str, Any] = {"cost": "bn", "statistics": "analytic", "rounding": "nearest"}
+    with pytest.raises(UnsupportedError, match="cannot be met") as refused:
+        plan(digits_bn, Recipe(target_size=1000, **fast))
+    least = int(refused.value.hint.split()[2])
+    with pytest.raises(UnsupportedError):
+        plan(digits_bn, Recipe(target_size=least - 1, **fast))
+    target = tmp_path / "small.onnx"
+    quantize(digits_bn, target, Recipe(target_size=least, **fast), validated=False)
+    assert target.stat().st_size == least
+    smallest, *_ = plan_result(digits_bn, Recipe(target_bits=4, **fast), sweep=3).sweep
+    assert (smallest.budget, smallest.bytes) == (least, least)
