@@ -105,7 +105,9 @@ def _rule(text: str) -> tuple[str, int]:
 
 def _sweep(text: str) -> int | tuple[int, ...]:
     """Number of budgets, or the budgets themselves in bytes."""
-    if re.fullmatch(r"\d{1,3}", text) and int(text) > 1:
+    if re.fullmatch(r"\d{1,3}", text):
+        if int(text) < 2:
+            raise argparse.ArgumentTypeError(f"{text}: a sweep needs two budgets or more, such as 20 or 200KiB,300KiB")
         return int(text)
     try:
         return tuple(parse_size(part) for part in text.split(","))
