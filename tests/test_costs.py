@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from onnx_dfmpc import Recipe, apply, plan, quantize
+from onnx_dfmpc.allocate import budgets, spend
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.graph import load
+from onnx_dfmpc.match import match
 from onnx_dfmpc.pipeline import plan_result
 from onnx_dfmpc.recipe import limits
+from onnx_dfmpc.rewrite import base_size, stored_sizes
+from onnx_dfmpc.spec import CostTable
 from onnx_dfmpc.work import Work
 
 FORMS: tuple[dict[str, Any], ...] = (
@@ -141,3 +146,18 @@ def test_the_smallest_file_is_named_to_the_byte(digits_bn: Path, tmp_path: Path)
     assert target.stat().st_size == least
     smallest, *_ = plan_result(digits_bn, Recipe(target_bits=4, **fast), sweep=3).sweep
     assert (smallest.budget, smallest.bytes) == (least, least)
+
+
+def test_any_size_is_used_up(shared_model: Path) -> None:
+    """Whatever the layers' noise is: at least 94 % of every budget from the smallest file to the largest, unless all have 8 bits."""
+    model = load(shared_model).proto
+    report, recipe, widths = match(model), Recipe(target_bits=4), tuple(range(2, 9))
+    names = tuple(layer.name for layer in report.layers)
+    sizes, base = stored_sizes(model, report, widths, recipe.form), base_size(model, report, names, widths, recipe.form)
+    noise = 10 ** np.random.default_rng(0).uniform(-6, -3, (len(names), 1)) * 4.0 ** -np.arange(len(widths))
+    table = CostTable(names, widths, noise, sizes, base, "bn")
+    for budget in budgets(report, recipe, table, 20):
+        made = spend(report, Recipe(target_size=budget), "", table)
+        assert made.predicted_bytes is not None
+        assert made.predicted_bytes <= budget
+        assert made.predicted_bytes >= 0.94 * budget or all(layer.bits == 8 for layer in made.layers)
