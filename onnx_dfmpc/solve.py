@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.compensate import Response, affine, balanced_gain, coefficients, mean_shift, reestimate, respond, signal_gain
 from onnx_dfmpc.layout import from_rows, shares_grid, taps, to_rows
-from onnx_dfmpc.quantize import Codes, dequantize, quantize_rows, regularize
+from onnx_dfmpc.matrices import Covariance
+from onnx_dfmpc.quantize import Codes, dequantize, doubted, quantize_rows, regularize
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer, LayerPlan, Outputs, QuantizedLayer, QuantizedWeight
 
@@ -88,10 +89,16 @@ def round_layer(layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], sta
         rounding=plan.rounding,
         per_channel=plan.per_channel and not shares_grid(layer),
         taps=taps(layer),
-        covariance=regularize(statistics.covariance, taps(layer), statistics.samples) if plan.rounding == "covariance" else None,
+        covariance=for_rounding(layer, statistics) if plan.rounding == "covariance" else None,
     )
     response = respond(rows, dequantize(codes), statistics.mean, statistics.covariance)
     return Rounded(layer, plan, rows, codes, response, statistics)
+
+
+def for_rounding(layer: Layer, statistics: InputStatistics) -> Covariance:
+    """What rounding makes small: the covariance as far as it can be trusted, and what is not known of the mean."""
+    trusted = regularize(statistics.covariance, taps(layer), statistics.samples)
+    return doubted(trusted, statistics.mean, taps(layer))
 
 
 def correct(rounded: Rounded, recipe: Recipe, outputs: Outputs | None) -> Correction:

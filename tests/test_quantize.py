@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnx_dfmpc.matrices import Dense, Kronecker, matrix
 from onnx_dfmpc.quantize import covariance as rounding
-from onnx_dfmpc.quantize import dequantize, min_max, nearest, quantize_rows, regularize, ternary
+from onnx_dfmpc.quantize import dequantize, min_max, nearest, quantize_rows, ternary
 from onnx_dfmpc.quantize import rows as searching
 from onnx_dfmpc.quantize import sweep as sweeping
 from onnx_dfmpc.quantize.covariance import Root, Target
@@ -433,87 +433,3 @@ def test_rounding_by_covariance_stays_on_its_grid(kernel, seed, b, per_channel):
     assert (found.scale > 0).all()
     if not per_channel:
         assert len(np.unique(found.scale)) == 1
-
-
-# Regularisation
-
-
-@given(kernels, seeds, st.sampled_from([0, 10, 1000, 10**6]), st.booleans())
-def test_regularized_covariance_is_symmetric_and_positive_definite(kernel, seed, samples, dead):
-    g, _, i, k = kernel
-    rng = np.random.default_rng(seed)
-    patches = rng.standard_normal((g, 5, i * k))  # rank at most 5
-    if dead:
-        patches[:, :, : i * k // 2] = 0
-    second = patches.transpose(0, 2, 1) @ patches / 5
-    found = regularize(second, k, samples)
-    np.testing.assert_allclose(found, found.transpose(0, 2, 1), atol=1e-12)
-    assert (np.linalg.eigvalsh(found) > 0).all()
-    assert (np.einsum("gnn->gn", found) > 0).all()
-    root = Root.of(found)
-    assert np.isfinite(root.matrix.dense()).all()
-    assert np.isfinite(root.diagonal).all()
-
-
-@given(st.integers(1, 3), st.integers(1, 5), st.sampled_from([4, 9]), seeds, st.sampled_from([0, 10, 10**6]))
-def test_a_pattern_keeps_its_variances_and_loses_a_tenth_of_its_correlations(g, i, k, seed, samples):
-    rng = np.random.default_rng(seed)
-    deviation = np.sqrt(np.einsum("gnn->gn", spatial := covariance(g, k, rng)))
-    second = np.stack(
-        [np.kron(c, s) for c, s in zip(covariance(g, i, rng), spatial / deviation[:, :, None] / deviation[:, None], strict=True)]
-    )
-    found = regularize(second, k, samples)
-    np.testing.assert_allclose(np.einsum("gnn->gn", found), np.einsum("gnn->gn", second), rtol=1e-4)
-    off = ~np.eye(i * k, dtype=bool)
-    np.testing.assert_allclose(found[:, off], (1 - rounding.SHRINKAGE) * second[:, off], rtol=1e-4, atol=1e-6)
-
-
-@given(st.integers(1, 3), st.integers(2, 9), seeds)
-def test_without_taps_few_samples_are_worth_little(g, n, seed):
-    second = covariance(g, n, np.random.default_rng(seed))
-    off = ~np.eye(n, dtype=bool)
-    left = [regularize(second, 1, samples)[:, off] / second[:, off] for samples in (0, 10**6, n, 1)]
-    for share in left:
-        np.testing.assert_allclose(share, share.flat[0], rtol=1e-4)
-    exact, many, as_many, one = (share.flat[0] for share in left)
-    assert exact == pytest.approx(many) == pytest.approx(1 - rounding.SHRINKAGE)
-    assert as_many == pytest.approx(0.5)
-    assert one < 1 / n
-
-
-@given(kernels, seeds, st.sampled_from([0, 10, 10**6]))
-def test_every_channel_keeps_its_power(kernel, seed, samples):
-    g, _, i, k = kernel
-    second = covariance(g, i * k, np.random.default_rng(seed))
-    power = np.einsum("gnn->gn", second).reshape(g, i, k).sum(axis=2)
-    kept = np.einsum("gnn->gn", regularize(second, k, samples)).reshape(g, i, k).sum(axis=2)
-    np.testing.assert_allclose(kept, power, rtol=1e-4)
-
-
-@given(st.tuples(st.integers(1, 2), st.integers(2, 5), st.sampled_from([4, 9])), seeds, st.sampled_from([0, 10, 10**6]))
-def test_factors_are_regularized_much_as_the_matrix_that_they_make(shape, seed, samples):
-    g, i, k = shape
-    rng = np.random.default_rng(seed)
-    spatial = covariance(g, k, rng)
-    deviation = np.sqrt(np.einsum("gnn->gn", spatial))
-    pattern = Kronecker(covariance(g, i, rng), spatial / deviation[:, :, None] / deviation[:, None])
-    found, expected = regularize(pattern, k, samples), regularize(pattern.dense(), k, samples)
-    assert isinstance(found, Kronecker)
-    np.testing.assert_allclose(found.diagonal(), np.einsum("gnn->gn", expected), rtol=1e-4)
-    power = np.sqrt(found.diagonal())
-    difference = (found.dense() - expected) / power[:, :, None] / power[:, None]
-    assert np.abs(difference).max() < rounding.SHRINKAGE  # one factor shrinks by half as much, both together by nearly as much
-    assert (np.linalg.eigvalsh(found.dense()) > 0).all()
-
-
-def test_inputs_without_variance_get_one():
-    assert (np.einsum("gnn->gn", regularize(np.zeros((2, 8, 8)), 4, 100)) > 0).all()
-    assert (np.einsum("gnn->gn", regularize(np.zeros((2, 8, 8)), 1, 100)) > 0).all()
-
-
-def test_more_samples_are_trusted_more():
-    rng = np.random.default_rng(0)
-    second = covariance(1, 36, rng)
-    distance = [np.abs(regularize(second, 9, samples) - second).max() for samples in (10, 300, 3000)]
-    assert distance == sorted(distance, reverse=True)
-    assert distance[0] > distance[-1]

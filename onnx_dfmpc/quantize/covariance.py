@@ -22,68 +22,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_dfmpc.matrices import Covariance, Diagonal, Kronecker, Matrix, matrix
+from onnx_dfmpc.matrices import Covariance, Matrix, matrix
 from onnx_dfmpc.quantize.sweep import sweep
 from onnx_dfmpc.spec import Array
 
 DAMPING = 0.01
-SHRINKAGE = 0.1
-SAMPLES_PER_INPUT = 28
-"""Patches of one image are neighbours: about so many count as one independent sample."""
-
-
-def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
-    """Covariance that rounding can trust: blended with its Kronecker approximation, correlations shrunk.
-
-    A covariance measured on a sample knows less about each single pair of inputs than about the pattern behind them: C (x) R, the channel
-    covariance times one spatial correlation. The fewer samples per input, the more weight the pattern gets. It has at least half, since
-    even exact statistics of a synthetic input are not those of a real one. Where there are no taps there is no pattern, and correlations
-    measured on fewer samples than inputs are shrunk by as much as these say too little.
-
-    Parameters
-    ----------
-    covariance : Covariance
-    taps : int
-        Kernel taps per input channel; ``n`` is a multiple of it.
-    samples : int
-        That it was measured on; 0 if it is exact.
-
-    Returns
-    -------
-    Covariance
-        With a positive diagonal. What is a pattern already stays one: the correlations of both factors are shrunk, by half as much.
-    """
-    if isinstance(covariance, Diagonal):
-        return covariance
-    if isinstance(covariance, Kronecker):
-        return Kronecker(_shrunk(covariance.channels, SHRINKAGE / 2), _shrunk(covariance.spatial, SHRINKAGE / 2))
-    g, n, _ = covariance.shape
-    i = n // taps
-    if taps == 1:
-        return _shrunk(covariance, max(SHRINKAGE, n / (n + samples) if samples else 0))
-    if i == 1:
-        return _shrunk(covariance, SHRINKAGE)
-    blocks = covariance.reshape(g, i, taps, i, taps)
-    channels = np.einsum("giaja->gij", blocks) / taps
-    tiny = np.finfo(np.float32).tiny
-    power = np.maximum(np.einsum("gii->gi", channels), tiny)
-    live = np.maximum((power > tiny).sum(axis=1), 1)
-    spatial = np.einsum("giaib,gi->gab", blocks, 1 / power) / live[:, None, None]
-    trust = 0.5 if samples == 0 else max(0.5, n / (n + samples / SAMPLES_PER_INPUT))
-    blended: Array = (1 - trust) * covariance
-    into = blended.reshape(g, i, taps, i, taps)
-    into += (trust * channels)[:, :, None, :, None] * spatial[:, None, :, None, :]
-    return _shrunk(blended, SHRINKAGE)
-
-
-def _shrunk(covariance: Array, share: float) -> Array:
-    """Correlations less a share, variances as they are but for a floor."""
-    n = covariance.shape[1]
-    diagonal = np.einsum("gnn->gn", covariance)
-    floor = 1e-6 * diagonal.mean(axis=1, keepdims=True)
-    shrunk: Array = (1 - share) * covariance
-    shrunk[:, np.arange(n), np.arange(n)] = diagonal + np.where(floor > 0, floor, 1)
-    return shrunk
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from onnx_dfmpc.quantize import Codes, dequantize, min_max, regularize
 from onnx_dfmpc.quantize.covariance import Root, feedback
 from onnx_dfmpc.quantize.grids import limits
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.solve import Rounded, correct, noise_share, round_layer
+from onnx_dfmpc.solve import Rounded, correct, for_rounding, noise_share, round_layer
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, LayerPlan
 
 RATIO = {2: 0.75, 3: 0.85, 4: 0.95}
@@ -76,7 +76,7 @@ def _sketched(layer: Layer, plans: Sequence[LayerPlan], weight: NDArray[np.float
     """Error feedback at one ratio, with one factor of the covariance for all widths."""
     rows = to_rows(weight.astype(np.float64), layer)
     covariance = regularize(statistics.covariance, taps(layer), statistics.samples)
-    upright, root = rows.transpose(0, 2, 1), Root.of(covariance)
+    upright, root = rows.transpose(0, 2, 1), Root.of(for_rounding(layer, statistics))
     found = []
     for plan in plans:
         low, high = limits(plan.bits, plan.grid)

@@ -6,7 +6,8 @@ Two kinds, since what a layer deep in a network sees depends on what the picture
    and a texture. They have the edges, the scale invariance and the colour correlation of photographs.
  * surfaces: a few large shapes in front of a gradient, with stripes here and there: the smooth places, and the regular ones.
 
-Colours have most of their variance in common between channels. Values have mean about 0 and variance about 1.
+Colours have most of their variance in common between channels. As in a camera, a pixel is the mean over its area: pictures are drawn at
+twice the size. Contrast differs from picture to picture. Values have mean about 0 and variance about 1.
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ COMMON = 0.85
 """Share of the variance of a colour that all channels have in common."""
 
 
+CONTRAST = (0.4, 1.4)
+"""Range of the contrast of a picture, which is about 1 in the mean."""
+
+FINER = 2
+"""Places along each axis of a pixel."""
+
+
 def picture(number: int, channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
     """One picture, shape (channels, height, width); the kinds take turns by ``number``."""
     kind = (dead_leaves, surfaces)[number % 2]
-    return kind(channels, height, width, rng)
+    fine = kind(channels, FINER * height, FINER * width, rng)
+    pixels: Array = fine.reshape(channels, height, FINER, width, FINER).mean(axis=(2, 4))
+    return rng.uniform(*CONTRAST) * pixels
 
 
 def dead_leaves(channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
