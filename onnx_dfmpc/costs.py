@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +99,7 @@ def with_costs(plan: QuantPlan, table: CostTable) -> QuantPlan:
 
 
 def with_sizes(
-    plan: QuantPlan, source: graph.LoadedModel, report: MatchReport, metadata: Mapping[str, str], *, corrected: bool
+    plan: QuantPlan, source: graph.LoadedModel, report: MatchReport, metadata: Mapping[str, str], *, corrected: Collection[str]
 ) -> QuantPlan:
     """Plan with the bytes that its bits will take."""
     proto, form = source.proto, plan.form
