@@ -42,7 +42,7 @@ class Reference:
         tally = Tally(self.names, self.samples.labels)
         for (start, stop, feeds), expected in zip(self.samples.batches(), self.outputs, strict=True):
             tally.add(start, stop, expected, session.run(list(self.names), feeds))
-        report = tally.report({}, samples=self.samples.count, data=self.samples.description, synthetic=False)
+        report = tally.report((), samples=self.samples.count, data=self.samples.description, synthetic=False)
         return Score(report.samples, report.top1_quantized, report.top1_agreement, report.sqnr_db, report.failures)
 
 

@@ -37,6 +37,7 @@ from benchmarks.networks import LABELLED, Network, network
 from models import zoo
 from onnx_dfmpc import graph, sensitivity, statistics
 from onnx_dfmpc.allocate import layer_plan
+from onnx_dfmpc.inputs import Feeding
 from onnx_dfmpc.match import match
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.sensitivity.heard import relative, scores
@@ -168,7 +169,7 @@ def predictions(
         if kind == "probe":
             feeds = sensitivity.probe_feeds(proto, input_range=span)
         elif kind == "measured":
-            feeds = sensitivity.data_feeds(proto, _other(source, images))
+            feeds = sensitivity.data_feeds(proto, Feeding(_other(source, images)))
         start = time.process_time()
         provider = _provider(proto, span)
         predicted = sensitivity.predict(proto, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=kind)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NoReturn
 
 from onnx_dfmpc.document import tool_version
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import DEFAULT_BITS, KINDS, PRESETS, Recipe, nearest, parse_size, read_recipe
+from onnx_dfmpc.recipe import DEFAULT_BITS, GATE_KEYS, KINDS, PRESETS, Recipe, nearest, parse_size, read_recipe
 from onnx_dfmpc.spec import QuantPlan
 
 __all__ = ["PROGRAM", "parse", "planned_recipe_of", "recipe_of"]
@@ -19,8 +20,16 @@ PROGRAM = "onnx-dfmpc"
 DEFAULT_TEXT = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in DEFAULT_BITS.items())
 PRESET_TEXT = ", ".join(f"{name} {decibels:g} dB" for name, decibels in PRESETS.items())
 KNOBS = tuple(knob.name for knob in fields(Recipe))
+IMAGE = "image_"
+"""What the flags for pictures begin with."""
+
 SWEEP = 12
 """Budgets of a sweep that does not say how many."""
+
+EXIT_CODES = (
+    "Exit codes: 0 done, and every gate holds; 1 validation failed: a gate, NaN, or outputs of different shapes; 2 wrong usage, recipe, "
+    "plan or data; 3 a model that cannot be read, run or quantized, or two that do not belong together; 4 a bug. See docs/exit-codes.md."
+)
 
 DECIDED = (
     *(key for keys in KINDS.values() for key in keys),
@@ -32,7 +41,7 @@ DECIDED = (
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(allow_abbrev=False, **{"epilog": EXIT_CODES, **settings})
 
     def error(self, message: str) -> NoReturn:
         choice = re.fullmatch(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message)
@@ -59,6 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise RecipeError(f"unexpected argument {flag!r}", hint=f"{command.prog} --help")
         known = [name for action in command._actions for name in action.option_strings]
         raise RecipeError(f"unknown flag {flag}", hint=nearest(flag, known) or f"{command.prog} --help")
+    args.command_line = shlex.join([PROGRAM, *argv])
     return args
 
 
@@ -86,14 +96,23 @@ def planned_recipe_of(args: argparse.Namespace, plan: QuantPlan) -> Recipe:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(args).items() if name in KNOBS}
+    given = {name: value for name, value in vars(args).items() if name in KNOBS and name not in GATE_KEYS}
+    images = {name.removeprefix(IMAGE): value for name, value in vars(args).items() if name.startswith(IMAGE)}
+    return given | _gates(args) | ({"images": images} if images else {})
+
+
+def _gates(args: argparse.Namespace) -> dict[str, Any]:
+    """Limits for the worst output, the last of each gate, and those for single ones."""
+    limits = [(name, output, limit) for name in GATE_KEYS for output, limit in getattr(args, name, ())]
+    single = [(output, name, limit) for name, output, limit in limits if output]
+    return {name: limit for name, output, limit in limits if not output} | ({"output_gates": single} if single else {})
 
 
 def _glued(argv: Sequence[str]) -> Iterator[str]:
-    """Join ``--input-range -1,1`` with "=": argparse takes a value that starts with a minus for a flag."""
+    """Join ``--input-range -1,1`` and the like with "=": argparse takes a value that starts with a minus for a flag."""
     tokens = iter(argv)
     for token in tokens:
-        value = next(tokens, None) if token == "--input-range" else None
+        value = next(tokens, None) if token in ("--input-range", "--image-mean") else None
         yield token if value is None else f"{token}={value}"
 
 
@@ -114,6 +133,32 @@ def _sweep(text: str) -> int | tuple[int, ...]:
         return tuple(parse_size(part) for part in text.split(","))
     except RecipeError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of budgets nor sizes, such as 20 or 200KiB,300KiB") from None
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """Output, "" for the worst one, and limit."""
+    output, _, number = text.rpartition("=")
+    try:
+        return output, float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor OUTPUT=NUMBER, such as 0.99 or scores=0.99") from None
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    if not name or not re.fullmatch(r"\d+(,\d+)*", sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHAPE, such as input=1,3,224,224")
+    return name, tuple(map(int, sizes.split(",")))
+
+
+def _numbers(kind: type[int] | type[float], example: str) -> Callable[[str], tuple[float, ...]]:
+    def parse_numbers(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not what it should be, such as {example}") from None
+
+    return parse_numbers
 
 
 def _interval(text: str) -> tuple[float, ...]:
@@ -221,23 +266,53 @@ def _add_method(parser: _Parser) -> None:
     _knob(group, "--no-bias-correction", "without the re-estimated mean", action="store_false", dest="bias_correction")
     statistics = ("auto", "analytic", "probe", "calibration")
     _knob(group, "--statistics", "where the moments of the layers' inputs come from (auto)", choices=statistics)
-    _knob(group, "--calibration-data", "real inputs for the statistics", metavar="FILE.npz")
+    _knob(group, "--calibration-data", "real inputs for the statistics", metavar="PATH")
 
 
 def _add_validation(parser: _Parser, *, gates: bool = True) -> None:
     group = parser.add_argument_group("validation", "Without data: seeded synthetic inputs, a sanity check, not accuracy.")
-    _knob(group, "--data", "inputs by name, and labels", metavar="FILE.npz")
+    source = group.add_mutually_exclusive_group()
+    kinds = "inputs: .npz, .npy, a folder of these or of images, Polygraphy's .json"
+    source.add_argument("--data", help=kinds, metavar="PATH", default=argparse.SUPPRESS)
+    script = "inputs from a Python function (load_data) that yields mappings of arrays, or pairs with labels"
+    source.add_argument("--data-loader-script", help=script, metavar="FILE.py[:FUNCTION]", dest="data", default=argparse.SUPPRESS)
     _knob(group, "--labels", "class indices: .npz, .npy, or text", metavar="FILE")
+    _knob(group, "--shape", "shape of an input with open dimensions", type=_shape, action="append", dest="shapes", metavar="NAME=N,C,H,W")
+    _knob(group, "--batch-size", "samples in a run, where the model leaves that open", type=int, metavar="N")
     _knob(group, "--input-range", "range of synthetic inputs, such as 0,255", type=_interval, metavar="A,B")
     _knob(group, "--samples", "at most so many samples", type=int, metavar="N")
     _knob(group, "--seed", "seed of synthetic inputs and of the choice of samples (0)", type=int, metavar="S")
+    _add_images(parser)
     if not gates:
         return
-    group = parser.add_argument_group("gates", "Where one does not hold: exit code 1, no output. Shares are fractions: 0.01 is one point.")
-    _knob(group, "--min-cosine", "lowest cosine of an output", type=float, metavar="X")
-    _knob(group, "--min-sqnr-db", "lowest signal-to-quantization-noise ratio of an output", type=float, metavar="DB")
-    _knob(group, "--max-top1-drop", "largest loss of top-1; needs labels", type=float, metavar="X")
-    _knob(group, "--min-top1-agreement", "lowest share of samples with the same top-1", type=float, metavar="X")
+    _knob(group, "--providers", "execution providers of ONNX Runtime (CPUExecutionProvider)", nargs="+", action="extend", metavar="NAME")
+    _knob(group, "--per-layer", "what every layer alone does to the outputs, worst first, with what helps", action="store_true")
+    _knob(group, "--latency", "time inferences of both models", action="store_true")
+    group = parser.add_argument_group(
+        "gates",
+        "For the worst output, or OUTPUT=X for one of them, repeatable. Where one does not hold: exit code 1, no output. Shares are "
+        "fractions: 0.01 is one point.",
+    )
+    _gate(group, "--min-cosine", "lowest cosine", "X")
+    _gate(group, "--min-sqnr-db", "lowest signal-to-quantization-noise ratio", "DB")
+    _knob(group, "--max-top1-drop", "largest loss of top-1; needs labels", type=_limit, action="append", metavar="X")
+    _gate(group, "--min-top1-agreement", "lowest share of samples with the same top-1", "X")
+
+
+def _gate(group: argparse._ArgumentGroup, flag: str, text: str, unit: str) -> None:
+    _knob(group, flag, text, type=_limit, action="append", metavar=f"[OUTPUT=]{unit}")
+
+
+def _add_images(parser: _Parser) -> None:
+    group = parser.add_argument_group("images", "How pictures become inputs: resized, cropped, then (pixel * scale - mean) / std.")
+    sides = _numbers(int, "256 or 240,320")
+    _knob(group, "--image-size", "shorter side, or height and width (what the model takes)", type=sides, metavar="N|H,W")
+    _knob(group, "--image-crop", "cut from the middle", type=sides, metavar="N|H,W")
+    _knob(group, "--image-mean", "in the order of the model's channels (0)", type=_numbers(float, "0.485,0.456,0.406"), metavar="X,X,X")
+    _knob(group, "--image-std", "in the order of the model's channels (1)", type=_numbers(float, "0.229,0.224,0.225"), metavar="X,X,X")
+    _knob(group, "--image-scale", "of pixels, which are 0 to 255 (1/255)", type=float, metavar="X")
+    _knob(group, "--image-layout", "where the channels are (as the input's shape says)", choices=("auto", "nchw", "nhwc"))
+    _knob(group, "--image-channels", "their order (gray for one, else rgb)", choices=("auto", "rgb", "bgr", "gray"))
 
 
 def _add_common(parser: _Parser) -> None:

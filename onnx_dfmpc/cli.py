@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from onnx_dfmpc import document, graph, pipeline, plans, report
 from onnx_dfmpc.arguments import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
-from onnx_dfmpc.validate import ValidationReport, validate
+from onnx_dfmpc.metrics import ValidationReport
 
 __all__ = ["main"]
 
@@ -133,6 +133,8 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
             plan = replace(plan, form=recipe.form, predicted_bytes=None)
         result = pipeline.apply(args.model, plan, recipe, progress=callback)
     failure = None if result.validation is None else _failure(result.validation, "nothing was written; more bits may help, or other gates")
+    if result.validation is not None:  # until there is a file to validate
+        result = replace(result, validation=replace(result.validation, command=args.command_line))
     if failure is None and not args.dry_run:
         result = result.save(args.output, external_data=args.save_as_external_data, overwrite=args.overwrite)
     view = report.quantize_view(result, verbose=args.verbose or Console().width >= WIDE)
@@ -144,27 +146,15 @@ def _files(*wanted: tuple[str | None, str]) -> tuple[tuple[Path, str], ...]:
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
-    recipe = recipe_of(args)
-    float_model, quantized_model = graph.load(args.float_model), graph.load(args.quantized_model)
-    compared = validate(
-        args.float_model,
-        args.quantized_model,
-        recipe.data,
-        recipe.labels,
-        gates=recipe.gates,
-        samples=recipe.samples,
-        seed=recipe.seed,
-        input_range=recipe.input_range,
-        progress=callback,
-    )
-    view, plain = report.validate_view(compared), document.validate_document(float_model, quantized_model, compared)
-    return _Outcome(view, plain, failure=_failure(compared, "more bits may help, or other gates"))
+    result = pipeline.compare_files(args.float_model, args.quantized_model, recipe_of(args), callback)
+    failure = _failure(result.validation, "more bits may help (--per-layer says where), or other gates")
+    return _Outcome(report.comparison_view(result, verbose=args.verbose), document.validate_document(result), failure=failure)
 
 
 def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
     if validation:
         return None
-    missed = [f"{gate.name} = {gate.limit:g} missed" for gate in validation.gates if not gate.passed]
+    missed = [f"{gate.label} = {gate.limit:g} missed" for gate in validation.gates if not gate.passed]
     return ValidationFailed("validation failed: " + "; ".join([*validation.failures, *missed]), hint=hint)
 
 
@@ -186,7 +176,7 @@ def _require_targets(args: argparse.Namespace) -> None:
 def _render(view: RenderableType) -> str:
     console = Console(markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
-        console.print(view)
+        console.print(view, crop=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -196,7 +186,7 @@ def _progress(args: argparse.Namespace) -> Iterator[Callback | None]:
     if args.quiet or args.no_progress or not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc import graph, sensitivity
 from onnx_dfmpc.allocate import open_widths, require_affordable, smallest
+from onnx_dfmpc.inputs import calibration_feeding, feeding_of
 from onnx_dfmpc.layerwise import Progress, Range, provider
 from onnx_dfmpc.recipe import Recipe, limits
 from onnx_dfmpc.rewrite import base_size, predicted_size, stored_sizes
@@ -148,7 +149,6 @@ def _feeds(source: graph.LoadedModel, recipe: Recipe, input_range: Callable[[], 
     if kind == "bn":
         return kind, None
     if kind == "probe":
-        return kind, sensitivity.probe_feeds(source.proto, seed=recipe.seed, input_range=input_range())
-    data = recipe.calibration_data or recipe.data
-    assert data is not None
-    return kind, sensitivity.data_feeds(source.proto, data, seed=recipe.seed)
+        shapes = dict(recipe.shapes)
+        return kind, sensitivity.probe_feeds(source.proto, seed=recipe.seed, input_range=input_range(), shapes=shapes)
+    return kind, sensitivity.data_feeds(source.proto, calibration_feeding(recipe) if recipe.calibration_data else feeding_of(recipe))

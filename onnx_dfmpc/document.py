@@ -15,7 +15,7 @@ from typing import Any
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
-from onnx_dfmpc.result import QuantizeResult
+from onnx_dfmpc.result import ComparisonResult, QuantizeResult
 from onnx_dfmpc.spec import Chain, Latency, Layer, LayerPlan, LayerReport, MatchReport, QuantPlan, Skipped, WeightHistogram
 
 SCHEMA = 1
@@ -131,23 +131,17 @@ def _validation(report: ValidationReport) -> Json:
         "top1_agreement": report.top1_agreement,
         "top1_float": report.top1_float,
         "top1_quantized": report.top1_quantized,
+        "top1_interval": report.top1_interval,
+        "top5_float": report.top5_float,
+        "top5_quantized": report.top5_quantized,
         "labelled": report.labelled,
-        "gates": [{"name": gate.name, "limit": gate.limit, "value": gate.value, "passed": gate.passed} for gate in report.gates],
+        "gates": [asdict(gate) for gate in report.gates],
         "failures": list(report.failures),
-        "outputs": [
-            {
-                "name": output.name,
-                "cosine": output.cosine,
-                "sqnr_db": output.sqnr_db,
-                "max_abs": output.max_abs,
-                "mean_abs": output.mean_abs,
-                "top1_agreement": output.top1_agreement,
-            }
-            for output in report.outputs
-        ],
+        "outputs": [asdict(output) for output in report.outputs],
         "weight_only": report.weight_only,
         "default_run": None if run is None else {"samples": run.samples, "max_abs": run.max_abs, "sqnr_db": run.sqnr_db},
         "notes": list(report.notes),
+        "command": report.command or None,
     }
 
 
@@ -190,6 +184,7 @@ def quantize_document(result: QuantizeResult) -> Json:
         "validation": None if result.validation is None else _validation(result.validation),
         "sweep": [asdict(point) for point in result.sweep],
         "histograms": [_histogram(shown) for shown in result.histograms],
+        "per_layer": [asdict(effect) for effect in result.per_layer],
         "latency": latency_row(result.latency),
         "seconds": dict(result.seconds),
     }
@@ -217,15 +212,14 @@ def latency_row(latency: Latency | None) -> Json | None:
     }
 
 
-def validate_document(
-    float_model: LoadedModel, quantized_model: LoadedModel, report: ValidationReport, latency: Latency | None = None
-) -> Json:
+def validate_document(result: ComparisonResult) -> Json:
     """Document of ``validate``: ``model`` is the float model, ``output`` the quantized one."""
     return head("validate") | {
-        "model": model_row(float_model),
-        "output": model_row(quantized_model),
-        "validation": _validation(report),
-        "latency": latency_row(latency),
+        "model": model_row(result.source),
+        "output": model_row(result.quantized),
+        "validation": _validation(result.validation),
+        "per_layer": [asdict(effect) for effect in result.per_layer],
+        "latency": latency_row(result.latency),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc import graph, statistics
+from onnx_dfmpc.inputs import calibration_feeding
 from onnx_dfmpc.layout import taps
 from onnx_dfmpc.matrices import rescaled
 from onnx_dfmpc.recipe import Recipe
@@ -96,9 +97,9 @@ def provider(source: graph.LoadedModel, report: MatchReport, recipe: Recipe, inp
         Range of synthetic inputs; asked only where some are needed.
     """
     if recipe.calibration_data is not None:
-        real = statistics.real_feeds(source.proto, recipe.calibration_data, seed=recipe.seed)
+        real = statistics.real_feeds(source.proto, calibration_feeding(recipe))
         return statistics.Probe(source.proto, real, provider="calibration", seed=recipe.seed)
-    specs, span = statistics.model_inputs(source.proto), input_range()
+    specs, span = statistics.model_inputs(source.proto, dict(recipe.shapes)), input_range()
     synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=span)
     if recipe.statistics == "analytic":
         return statistics.Analytic(source.proto, report.layers, synthetic, input_range=span, seed=recipe.seed)

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from onnx_dfmpc import graph
 from onnx_dfmpc import match as matching
+from onnx_dfmpc.comparison import compare_files
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.result import PlanResult, QuantizeResult
+from onnx_dfmpc.result import ComparisonResult, PlanResult, QuantizeResult
 from onnx_dfmpc.spec import MatchReport, QuantPlan
 from onnx_dfmpc.work import Model, Progress, Work
 
-__all__ = ["PlanResult", "QuantizeResult", "apply", "match", "plan", "plan_result", "quantize"]
+__all__ = ["ComparisonResult", "PlanResult", "QuantizeResult", "apply", "compare_files", "match", "plan", "plan_result", "quantize"]
 
 
 def match(model: Model) -> MatchReport:

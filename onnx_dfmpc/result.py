@@ -10,9 +10,11 @@ from pathlib import Path
 from onnx import ModelProto
 
 from onnx_dfmpc import graph
-from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.inputs import feeding_of
+from onnx_dfmpc.metrics import ValidationReport, limits_of
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.spec import Chain, Latency, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint, WeightHistogram
+from onnx_dfmpc.spec import Chain, Latency, LayerEffect, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint, WeightHistogram
+from onnx_dfmpc.validate import repeat_command
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,8 @@ class QuantizeResult:
         What other budgets would have bought, as predicted, where bits were chosen for a target.
     latency : Latency or None
         None where it was not asked for.
+    per_layer : tuple of LayerEffect
+        What every layer alone does to the outputs, the worst first; empty where it was not asked for.
     """
 
     model: ModelProto
@@ -64,6 +68,7 @@ class QuantizeResult:
     histograms: tuple[WeightHistogram, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()
     latency: Latency | None = None
+    per_layer: tuple[LayerEffect, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -92,7 +97,15 @@ class QuantizeResult:
             If the file exists and may not be overwritten, or cannot be written.
         """
         size = graph.save(self.model, path, external_data=external_data, overwrite=overwrite)
-        return replace(self, size=size, output=Path(path))
+        return replace(self, size=size, output=Path(path), validation=self._repeatable(path))
+
+    def _repeatable(self, path: str | os.PathLike[str]) -> ValidationReport | None:
+        """Validation with the command that repeats it on the file."""
+        if self.validation is None or self.source.path is None:
+            return self.validation
+        limits = limits_of(self.recipe.gates)
+        command = repeat_command(self.source.path, path, feeding_of(self.recipe), limits, self.recipe.providers)
+        return replace(self.validation, command=command)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,3 +133,24 @@ class PlanResult:
     sweep: tuple[SweepPoint, ...]
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonResult:
+    """Two models, and how far the second is from the first.
+
+    Attributes
+    ----------
+    source, quantized : LoadedModel
+    validation : ValidationReport
+    per_layer : tuple of LayerEffect
+        What every layer alone does to the outputs, the worst first; empty where it was not asked for.
+    latency : Latency or None
+        None where it was not asked for.
+    """
+
+    source: graph.LoadedModel
+    quantized: graph.LoadedModel
+    validation: ValidationReport
+    per_layer: tuple[LayerEffect, ...] = ()
+    latency: Latency | None = None

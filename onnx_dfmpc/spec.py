@@ -399,6 +399,65 @@ class WeightHistogram:
 
 
 @dataclass(frozen=True)
+class Suggestion:
+    """More bits for a layer that stands out, what they cost and what they are predicted to bring.
+
+    Attributes
+    ----------
+    set : str
+        ``REGEX=BITS``, for ``--set`` and for `Recipe.set`; matches this layer alone.
+    bits : int
+    extra_bytes : int
+        In the file.
+    own_sqnr_db : float
+        `LayerEffect.own_sqnr_db` to expect, in dB.
+    gain_db : float
+        By how much the noise of all layers together is expected to fall, in dB.
+    """
+
+    set: str
+    bits: int
+    extra_bytes: int
+    own_sqnr_db: float
+    gain_db: float
+
+
+@dataclass(frozen=True)
+class LayerEffect:
+    """What quantizing one layer does, among the others and alone.
+
+    Attributes
+    ----------
+    name, op : str
+    bits : int or None
+        None where the file does not tell.
+    bytes : int
+        Of its weight in the file: codes, scales, zero points, nodes.
+    sqnr_db, cosine : float or None
+        Of its output, behind its batch norm, in the quantized network against the float one. None where it is not finite.
+    own_sqnr_db : float or None
+        Of the network's worst output when this layer alone is quantized, in dB; infinite where nothing differs, None where it is not
+        finite.
+    own_top1_agreement : float or None
+        Fraction of samples whose highest score stays the same then; None for a network without scores.
+    own_share : float
+        Of the noise of all layers, each alone.
+    suggestion : Suggestion or None
+    """
+
+    name: str
+    op: str
+    bits: int | None
+    bytes: int
+    sqnr_db: float | None
+    cosine: float | None
+    own_sqnr_db: float | None
+    own_top1_agreement: float | None
+    own_share: float = 0.0
+    suggestion: Suggestion | None = None
+
+
+@dataclass(frozen=True)
 class Timing:
     """Seconds of one inference over many runs: quartiles and the least."""
 

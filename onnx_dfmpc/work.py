@@ -19,6 +19,7 @@ from onnx import ModelProto
 from onnx_dfmpc import evidence, graph, inputs, statistics
 from onnx_dfmpc import match as matching
 from onnx_dfmpc.allocate import allocate, budgets, chosen, mean_bits, spend, sweep
+from onnx_dfmpc.comparison import Findings, examine, range_note
 from onnx_dfmpc.costs import cost_table, with_costs, with_noise, with_sizes
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.layerwise import solve_layers, weight_noise
@@ -27,7 +28,7 @@ from onnx_dfmpc.result import QuantizeResult
 from onnx_dfmpc.rewrite import Rewritten, rewrite
 from onnx_dfmpc.sensitivity import Flow
 from onnx_dfmpc.spec import CostTable, Form, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint, WeightHistogram
-from onnx_dfmpc.validate import ValidationReport, check_data, layer_sqnr, validate
+from onnx_dfmpc.validate import check_data, layer_sqnr
 
 Model = str | os.PathLike[str] | ModelProto
 Progress = Callable[[str, int, int], None]
@@ -48,13 +49,14 @@ class Work:
         with self.clock("match"):
             self.report = matching.match(self.source.proto)
         _require_layers(self.source, self.report.layers, self.report.skipped)
-        if recipe.data or recipe.labels or recipe.gates:
-            check_data(self.source.proto, recipe.data, recipe.labels, gates=recipe.gates)
+        self.feeding = inputs.feeding_of(recipe)
+        if recipe.data or recipe.labels or recipe.gates or recipe.shapes or recipe.providers:
+            check_data(self.source.proto, self.feeding, gates=recipe.gates, providers=recipe.providers)
 
     @cached_property
     def inferred_range(self) -> tuple[float, float] | None:
         """What the first layer suggests; looked at only by those who need synthetic inputs."""
-        specs = statistics.model_inputs(self.source.proto)
+        specs = statistics.model_inputs(self.source.proto, dict(self.recipe.shapes))
         return statistics.infer_range(self.source.proto, self.report.layers, specs, seed=self.recipe.seed)
 
     def input_range(self) -> tuple[float, float] | None:
@@ -64,7 +66,7 @@ class Work:
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on the inputs, and on the predictions."""
-        return (*_range_note(vars(self).get("inferred_range")), *self._remarks)
+        return (*range_note(vars(self).get("inferred_range")), *self._remarks)
 
     def table(self, plan: QuantPlan | None = None) -> CostTable:
         """What the layers cost at every width that is open, or at the bits of a plan."""
@@ -173,7 +175,8 @@ class Work:
         with self.clock("check"):
             graph.verify(rewritten.proto, "the quantized model")
         with self.clock("validate"):
-            measured, validation = self._validate(rewritten.proto, solved) if validated else ({}, None)
+            measured, found = self._validate(rewritten.proto, solved, plan.form) if validated else ({}, (None, (), None))
+        validation, per_layer, latency = found
         table = graph.ConstantTable(source.proto)
         rows = tuple(_rows(report, plan, solved, rewritten, measured, table))
         return QuantizeResult(
@@ -188,6 +191,8 @@ class Work:
             notes=(*rewritten.notes, *self.notes),
             seconds=self.clock.seconds,
             validation=validation,
+            per_layer=per_layer,
+            latency=latency,
             histograms=tuple(_histograms(report, solved, rows, table)),
         )
 
@@ -197,23 +202,12 @@ class Work:
     def _metadata(self, plan: QuantPlan) -> dict[str, str]:
         return _metadata(self.source, self.recipe, plan.form, {layer.name: layer.bits for layer in plan.layers})
 
-    def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer]) -> tuple[Mapping[str, float | None], ValidationReport]:
+    def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer], form: Form) -> tuple[Mapping[str, float | None], Findings]:
         """Every layer on a few inputs, and the outputs on all."""
-        source, recipe = self.source.proto, self.recipe
-        input_range = None if recipe.data else self.input_range()
-        measured = layer_sqnr(source, quantized, _tensors(self.report, solved), _few_samples(source, recipe, input_range))
-        validation = validate(
-            source,
-            quantized,
-            recipe.data,
-            recipe.labels,
-            gates=recipe.gates,
-            samples=recipe.samples,
-            seed=recipe.seed,
-            input_range=input_range,
-            progress=self.progress,
-        )
-        return measured, validation
+        source, report = self.source.proto, self.report
+        feeding = self.feeding if self.recipe.data else replace(self.feeding, input_range=self.input_range())
+        measured = layer_sqnr(source, quantized, _tensors(report, solved), _few_samples(source, feeding))
+        return measured, examine(source, quantized, report, feeding, self.recipe, form=form, progress=self.progress)
 
 
 def _require_layers(source: graph.LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:
@@ -229,13 +223,10 @@ def _require_layers(source: graph.LoadedModel, layers: Sequence[object], skipped
     raise UnsupportedError(f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found")
 
 
-def _few_samples(source: ModelProto, recipe: Recipe, input_range: tuple[float, float] | None) -> inputs.Samples:
+def _few_samples(source: ModelProto, feeding: inputs.Feeding) -> inputs.Samples:
     """Inputs for comparing every layer, one at a time, since all the activations of a run are in memory at once."""
-    specs = statistics.model_inputs(source)
-    if recipe.data is not None:
-        found = inputs.from_data(specs, recipe.data, recipe.labels, samples=LAYER_SAMPLES, seed=recipe.seed)
-    else:
-        found = inputs.synthetic(specs, samples=LAYER_SAMPLES, seed=recipe.seed, input_range=input_range)
+    specs = inputs.with_shapes(statistics.model_inputs(source), feeding.shapes)
+    found = inputs.samples_of(specs, replace(feeding, samples=LAYER_SAMPLES))
     return found if inputs.fixed_batch(specs) else replace(found, batch=1)
 
 
@@ -303,13 +294,6 @@ def _metadata(source: graph.LoadedModel, recipe: Recipe, form: Form, bits: Mappi
         "input_sha256": source.sha256,
         "bits": json.dumps(bits, separators=(",", ":")),
     }
-
-
-def _range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
-    if inferred is None:
-        return ()
-    low, high = inferred
-    return (f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",)
 
 
 class _Clock:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 from rich.console import Console
 
-from benchmarks import accuracy, methods, networks, package, readme, sensitivity, speed
+from benchmarks import accuracy, broken, methods, networks, package, readme, sensitivity, speed
 from benchmarks.baselines import Unavailable, dfq
 from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
@@ -277,3 +277,13 @@ class TestReadme:
         text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb"
         assert readme.replace(text, "x", "new") == text.replace("old", "new")
         assert set(re.findall(r"<!-- (\w+):begin", readme.README.read_text(encoding="utf-8"))) == {"demo", "networks", "sizes", "presets"}
+
+
+class TestBroken:
+    def test_a_broken_layer_is_found_and_repaired(self, capsys):
+        assert broken.main(["--network", "digits_resnet_bn", "--choices", "1"]) == 0
+        assert "$=" in capsys.readouterr().out
+
+    def test_mistakes_are_one_line(self, capsys):
+        assert broken.main(["--network", "nothing"]) != 0
+        assert capsys.readouterr().err.startswith("error: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from onnx_dfmpc import cli, work
 from onnx_dfmpc.arguments import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.validate import latency
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +73,7 @@ def test_quantize_then_validate(run: Run, digits_bn: Path, digits_data: Path, ta
     code, out, err = run("quantize", digits_bn, "-o", target, "--bits", 6, "--data", digits_data, "--min-cosine", 0.9, "--json", document)
     assert (code, err) == (0, "")
     assert "PASSED min_cosine" in out
-    assert max(map(len, out.splitlines())) <= 80
+    assert max(len(line) for line in out.splitlines() if not line.startswith("onnx-dfmpc validate ")) <= 80
     plain = json.loads(document.read_text(encoding="utf-8"))
     assert plain["output"] == {"path": str(target), "bytes": target.stat().st_size, "opset": plain["output"]["opset"]}
     assert plain["output"]["bytes"] < plain["model"]["bytes"] / 2
@@ -87,6 +89,24 @@ def test_quantize_then_validate(run: Run, digits_bn: Path, digits_data: Path, ta
     assert again["output"]["sha256"] != again["model"]["sha256"]
 
 
+def test_what_broke_and_how_fast_it_is(run: Run, digits_bn: Path, digits_data: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    name = "/blocks/blocks.1/conv2/Conv"
+    flags = ("--bits", 6, "--rounding", "nearest", "--set", f"^{name}$=2", "--samples", 8)
+    assert run("quantize", digits_bn, "-o", target, *flags)[0] == 0
+    code, out, err = run("validate", digits_bn, target, "--data", digits_data, "--samples", 40, "--per-layer", "--latency", "--json", "-")
+    assert (code, err) == (0, "")
+    plain = json.loads(out)
+    assert plain["per_layer"][0]["name"] == name
+    assert plain["per_layer"][0]["bits"] == 2
+    assert plain["per_layer"][0]["suggestion"]["set"].startswith(f"^{re.escape(name)}$=")
+    assert [timing["name"] for timing in plain["latency"]["timings"]] == ["float", "quantized, default", "quantized, recommended"]
+    assert "per layer: measured on 32 samples" in plain["validation"]["notes"]
+    code, out, err = run("validate", digits_bn, target, "--samples", 8, "--per-layer")
+    assert (code, err) == (0, "")
+    assert f"--set '^{re.escape(name)}$=" in out
+
+
 def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: Path, tmp_path: Path) -> None:
     document = tmp_path / "run.json"
     code, out, err = run("quantize", digits_bn, "-o", target, "--low-bits", 2, "--min-sqnr-db", 90, *FAST, "--json", document)
@@ -98,6 +118,7 @@ def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: P
     plain = json.loads(document.read_text(encoding="utf-8"))
     assert plain["output"]["path"] is None
     assert plain["validation"]["passed"] is False
+    assert plain["validation"]["command"].startswith(f"onnx-dfmpc quantize {digits_bn}")
 
 
 def test_dry_run_writes_nothing(run: Run, digits_bn: Path, target: Path) -> None:
@@ -330,7 +351,7 @@ def test_the_module_runs_without_colour_or_noise(digits_bn: Path, tmp_path: Path
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("onnx-dfmpc validate ")) <= 80
     assert "synthetic" in done.stdout
     assert "a sanity check, not accuracy" in " ".join(done.stdout.split())
 
@@ -352,7 +373,9 @@ def test_every_flag_becomes_a_recipe() -> None:
         "--fold-batch-norm no --low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
         "--nodes-to-exclude x y --nodes-to-exclude z --method paper --lambda1 1 --lambda2 0.1 --absorb consumer --rounding nearest "
         "--no-compensate --no-bias-correction --statistics calibration --calibration-data c.npz --data d.npz --labels l.npy "
-        "--input-range -1,2.5 --samples 9 --seed 4 --min-cosine 0.9 --min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5"
+        "--input-range -1,2.5 --samples 9 --seed 4 --min-cosine 0.9 --min-cosine a=b=0.8 "
+        "--min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5 --shape x=1,3,8,8 --batch-size 2 --providers A B --per-layer "
+        "--latency --image-size 256 --image-crop 224,200 --image-mean -1,2,3.5 --image-scale 1 --image-channels bgr"
     )
     recipe = recipe_of(parse(argv.split()))
     assert recipe.to_dict() == {
@@ -363,6 +386,9 @@ def test_every_flag_becomes_a_recipe() -> None:
         "absorb": "consumer", "rounding": "nearest", "compensate": False, "bias_correction": False, "statistics": "calibration",
         "calibration_data": "c.npz", "data": "d.npz", "labels": "l.npy", "input_range": [-1.0, 2.5], "samples": 9, "seed": 4,
         "min_cosine": 0.9, "min_sqnr_db": -3.0, "max_top1_drop": 0.02, "min_top1_agreement": 0.5,
+        "output_gates": [["a=b", "min_cosine", 0.8]], "shapes": [["x", [1, 3, 8, 8]]], "batch_size": 2, "providers": ["A", "B"],
+        "per_layer": True, "latency": True,
+        "images": {"size": [256], "crop": [224, 200], "mean": [-1.0, 2.0, 3.5], "scale": 1.0, "channels": "bgr"},
     }  # fmt: skip
 
 

@@ -75,8 +75,8 @@ def test_wheel_holds_the_package_and_nothing_else(project: dict[str, Any], tmp_p
     assert wheel.name == f"onnx_dfmpc-{project['version']}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         files = {Path(name) for name in archive.namelist()}
-    assert {path.parts[0] for path in files} == {"onnx_dfmpc", f"onnx_dfmpc-{project['version']}.dist-info"}
-    sources = {path.relative_to(ROOT) for path in (ROOT / "onnx_dfmpc").rglob("*.py")}
+    assert {path.parts[0] for path in files} == {"onnx_dfmpc", "pytest_onnx_dfmpc.py", f"onnx_dfmpc-{project['version']}.dist-info"}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "onnx_dfmpc").rglob("*.py")} | {Path("pytest_onnx_dfmpc.py")}
     assert {path for path in files if path.suffix == ".py"} == sources
     assert Path("onnx_dfmpc/py.typed") in files
     assert any(path.name == "LICENSE" for path in files)

@@ -222,7 +222,7 @@ def test_an_existing_file_is_found_before_the_work_is_done(tmp_path: Path, monke
 def test_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = Recipe(**FAST)
     validated = quantize(chain(), None, recipe)
-    for room in ("validate", "layer_sqnr"):
+    for room in ("examine", "layer_sqnr"):
         monkeypatch.setattr(work, room, lambda *_, **__: pytest.fail("left out"))
     result = quantize(chain(), tmp_path / "small.onnx", recipe, validated=False)
     assert (result.validation, result.layers[0].measured_sqnr_db) == (None, None)

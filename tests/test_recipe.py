@@ -42,6 +42,10 @@ def recipes(draw: st.DrawFn) -> Recipe:
     values["fold_batch_norm"] = draw(st.sampled_from(["auto", "no", "yes"]))
     values["input_range"] = draw(st.sampled_from([None, (0, 255), [-1.0, 1.0]]))
     values["min_cosine"] = draw(st.none() | st.floats(-1, 1))
+    values["output_gates"] = draw(st.sampled_from([(), {'a "b"=c': {"min_cosine": 0.5, "min_sqnr_db": -3}}]))
+    values["shapes"] = draw(st.sampled_from([(), {"x": [1, 3, 8, 8], "y.z": []}]))
+    values["providers"] = draw(st.lists(NAMES, max_size=2))
+    values["images"] = draw(st.sampled_from([{}, {"size": 256, "crop": [224, 200], "mean": (1, 2, 3), "channels": "bgr"}, {"scale": 2}]))
     return Recipe(**values)
 
 
@@ -217,7 +221,36 @@ def test_values_become_immutable_and_equal() -> None:
 
 def test_gates_are_those_that_are_set() -> None:
     assert Recipe().gates == {}
-    assert Recipe(min_cosine=0.9, max_top1_drop=0).gates == {"min_cosine": 0.9, "max_top1_drop": 0.0}
+    assert Recipe(min_cosine=0.9, max_top1_drop=0).gates == {"min_cosine": {None: 0.9}, "max_top1_drop": {None: 0.0}}
+    several = Recipe(min_cosine=0.9, output_gates={"a": {"min_cosine": 0.8, "min_sqnr_db": 20}})  # type: ignore[arg-type]
+    assert several.gates == {"min_cosine": {None: 0.9, "a": 0.8}, "min_sqnr_db": {"a": 20.0}}
+
+
+def test_pictures_and_outputs_have_sections(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    text = "[images]\nsize = 256\nmean = 127.5\n[shapes]\nx = [1, 3, 8, 8]\n[output_gates.boxes]\nmin_cosine = 0.9\n"
+    file.write_text(text, encoding="utf-8")
+    recipe = Recipe.from_toml(file, {"images": {"crop": (224,)}})
+    assert (recipe.images.size, recipe.images.mean, recipe.images.crop) == ((256,), (127.5,), (224,))
+    assert recipe.shapes == (("x", (1, 3, 8, 8)),)
+    assert recipe.output_gates == (("boxes", "min_cosine", 0.9),)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"images": {"sizes": 3}}, "images: unknown key 'sizes'"),
+        ({"images": {"size": (1, 2, 3)}}, r"size = \(1, 2, 3\)"),
+        ({"images": {"std": 0}}, "std = 0"),
+        ({"images": 3}, "images = 3"),
+        ({"shapes": {"x": (0, 3)}}, "shapes = "),
+        ({"output_gates": {"a": {"max_top1_drop": 0.1}}}, "output_gates: 'max_top1_drop' is not a gate of a single output"),
+        ({"output_gates": {"a": 0.1}}, "output_gates = "),
+    ],
+)
+def test_pictures_and_outputs_that_make_no_sense(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Recipe(**values)
 
 
 def test_toml_with_overrides(tmp_path: Path) -> None:

@@ -22,8 +22,19 @@ from onnx_dfmpc import document, graph, plans, report
 from onnx_dfmpc.match import match
 from onnx_dfmpc.metrics import DefaultRun, Gate, OutputMetrics, ValidationReport
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.result import PlanResult
-from onnx_dfmpc.spec import Latency, LayerPlan, LayerReport, QuantPlan, Skipped, SweepPoint, Timing, WeightHistogram
+from onnx_dfmpc.result import ComparisonResult, PlanResult
+from onnx_dfmpc.spec import (
+    Latency,
+    LayerEffect,
+    LayerPlan,
+    LayerReport,
+    QuantPlan,
+    Skipped,
+    Suggestion,
+    SweepPoint,
+    Timing,
+    WeightHistogram,
+)
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "json.md"
 
@@ -42,6 +53,9 @@ VALIDATION = ValidationReport(
 
 
 LATENCY = Latency((Timing("float", 2e-3, 1.9e-3, 2.1e-3, 1.8e-3), Timing("quantized, default", 3e-3, 2.9e-3, 3.1e-3, 2.8e-3)), 30, 1, 1)
+
+
+EFFECT = LayerEffect("head[bold]", "Conv", 2, 1234, 9.5, 0.94, 12.25, 0.75, 0.8, Suggestion(r"^head\[bold\]$=6", 6, 4321, 38.5, 6.75))
 
 
 def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
@@ -81,6 +95,7 @@ def result() -> Any:
         sweep=(SweepPoint(500, 480, 4.0, 21.0),),
         histograms=(WeightHistogram("head[bold]", -1.0, 1.0, (1, 2, 1), (2, 0, 2)),),
         latency=LATENCY,
+        per_layer=(EFFECT,),
     )
 
 
@@ -147,6 +162,33 @@ def test_gates_are_words_not_colours(result: Any) -> None:
     assert "sanity check" not in shown
     assert "WARNING" not in shown
     assert "WARNING" in text(report.validate_view(replace(VALIDATION, default_run=DefaultRun(12, 5.0, -2.0))))
+
+
+def test_layers_that_do_harm_come_with_what_helps(result: Any) -> None:
+    shown = text(report.quantize_view(result))
+    assert re.search(r"head\[bold\] +2 +1,234 +9\.5 +12\.2 +80\.0 % +75\.0 %", shown)
+    assert r"--set '^head\[bold\]$=6'" in shown.splitlines()
+    assert "+4,321 bytes; alone 38.5 dB then, all layers together 6.8 dB better" in shown
+    many = tuple(replace(EFFECT, name=f"layer {number}", suggestion=None) for number in range(12))
+    result.per_layer = many
+    short, full = (text(report.quantize_view(result, verbose=verbose)) for verbose in (False, True))
+    assert "layer 9 " in short
+    assert "layer 10" not in short
+    assert "and 2 layers more" in short
+    assert "layer 11" in full
+
+
+def test_latency_is_told_in_words(result: Any) -> None:
+    shown = " ".join(text(report.quantize_view(result)).split())
+    assert "quantized, default 3.00 2.90-3.10 1.50x" in shown
+    assert "30 runs of each in turn, 1 thread, batch 1" in shown
+    assert "Activations are quantized too" in shown
+    timings = (*LATENCY.timings, Timing("quantized, recommended", 2.1e-3, 2e-3, 2.2e-3, 1.9e-3))
+    result.latency = replace(LATENCY, timings=timings)
+    shown = " ".join(text(report.quantize_view(result)).split())
+    assert "buys size, not speed" in shown
+    assert "(1.50x of the float model's time here)" in shown
+    assert "when it loads the model (1.05x)" in shown
 
 
 def test_what_could_not_be_measured_is_said() -> None:
@@ -272,7 +314,7 @@ def test_every_key_is_documented(result: Any, planned: PlanResult, digits_bn: Pa
         document.quantize_document(result),
         plans.plan_result_document(planned),
         document.inspect_document(source, match(source.proto)),
-        document.validate_document(source, source, VALIDATION, LATENCY),
+        document.validate_document(ComparisonResult(source, source, VALIDATION, (EFFECT,), LATENCY)),
     )
     for plain in documents:
         assert keys(plain) <= documented(), keys(plain) - documented()
@@ -288,7 +330,8 @@ def test_plan_document(planned: PlanResult) -> None:
 
 
 def test_the_worst_output_counts() -> None:
-    plain = document.validate_document(*[SimpleNamespace(path=None, sha256="", size=0, opset=17)] * 2, VALIDATION)["validation"]
+    file: Any = SimpleNamespace(path=None, sha256="", size=0, opset=17)
+    plain = document.validate_document(ComparisonResult(file, file, VALIDATION))["validation"]
     assert (plain["cosine"], plain["sqnr_db"], plain["max_abs"], plain["top1_agreement"]) == (0.99, 20.5, 0.1, 0.75)
     assert not plain["passed"]
 

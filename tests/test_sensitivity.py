@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from onnx_dfmpc import graph, statistics
 from onnx_dfmpc.compensate import respond
 from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.inputs import Feeding
 from onnx_dfmpc.layout import taps, to_rows
 from onnx_dfmpc.match import match
 from onnx_dfmpc.quantize import dequantize, regularize
@@ -290,7 +291,7 @@ def predicted(model: ModelProto, source: str, data: np.ndarray | None = None, **
     report = match(model)
     specs = statistics.model_inputs(model)
     provider = statistics.Probe(model, statistics.synthetic_feeds(specs, samples=16, **knobs), provider="probe")
-    feeds = None if source == "bn" else probe_feeds(model, **knobs) if data is None else data_feeds(model, data)
+    feeds = None if source == "bn" else probe_feeds(model, **knobs) if data is None else data_feeds(model, Feeding(data))
     allowed = {one.name: np.ones(len(WIDTHS), bool) for one in report.layers}
     return predict(model, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=source)
 

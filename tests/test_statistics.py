@@ -13,7 +13,7 @@ from onnx import ModelProto, helper, numpy_helper, parser
 from onnx_dfmpc import graph
 from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.graph import ConstantTable
-from onnx_dfmpc.inputs import InputSpec
+from onnx_dfmpc.inputs import Feeding, InputSpec
 from onnx_dfmpc.layout import to_rows
 from onnx_dfmpc.match import match
 from onnx_dfmpc.statistics import Probe, model_inputs, real_feeds, synthetic, synthetic_feeds
@@ -386,11 +386,13 @@ def test_inputs_that_cannot_be_drawn():
 def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred():
     model = parse("g (float[N, 4] x) => (float[] y) { y = Relu(x) }")
     data = noise(700, 4)
-    few = real_feeds(model, {"x": data[:30]})
+    few = real_feeds(model, Feeding({"x": data[:30]}))
     np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in few]), data[:30])
-    many = np.concatenate([feed["x"] for feed in real_feeds(model, {"x": data})])
+    many = np.concatenate([feed["x"] for feed in real_feeds(model, Feeding({"x": data}))])
     assert len(many) == 512
     assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
+    loaded = real_feeds(model, Feeding(lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3))
+    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in loaded]), data[:28])
 
 
 def test_matched_layers_can_be_measured_one_after_the_other():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,9 +17,9 @@ from onnx import numpy_helper, parser
 
 from onnx_dfmpc import inputs
 from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
-from onnx_dfmpc.inputs import InputSpec
+from onnx_dfmpc.inputs import Feeding, InputSpec
 from onnx_dfmpc.metrics import Comparison
-from onnx_dfmpc.validate import layer_sqnr, session_options, validate
+from onnx_dfmpc.validate import latency, layer_sqnr, measure_latency, session_options, validate
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 
@@ -383,7 +384,7 @@ def test_quantized_activations_keep_the_default_options() -> None:
 
 
 def test_a_default_session_that_cannot_be_created_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = validate.__globals__["ort"].InferenceSession
+    real = onnxruntime.InferenceSession
 
     def refuse(source: Any, options: Any, **rest: Any) -> Any:
         try:
@@ -393,7 +394,7 @@ def test_a_default_session_that_cannot_be_created_fails(monkeypatch: pytest.Monk
                 raise RuntimeError("no kernel") from None
         return real(source, options, **rest)
 
-    monkeypatch.setattr(validate.__globals__["ort"], "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     report = validate(float_matmul(), quantized_matmul())
     assert not report
     assert any("default session options" in failure and "no kernel" in failure for failure in report.failures)
@@ -438,3 +439,29 @@ def test_every_sample_is_seen_once(count: int, limit: int | None) -> None:
     seen = np.concatenate([feeds["x"] for _, _, feeds in samples.batches()])
     assert len(seen) == samples.count == min(count, limit or count)
     assert len(np.unique(seen[:, 0])) == samples.count
+
+
+# ----------------------------------------------------------------------------------------------------------------------- latency
+
+
+def test_latency_of_models_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    calls: list[int] = []
+    found = measure_latency(float_matmul(), quantized_matmul(), Feeding(samples=1), threads=2, progress=lambda *step: calls.append(step[1]))
+    assert [timing.name for timing in found.timings] == ["float", "quantized, default", "quantized, recommended"]
+    assert (found.runs, found.threads, found.batch) == (latency.FEWEST, 2, 1)
+    assert calls == list(range(1, found.runs + 1))
+    for timing in found.timings:
+        assert 0 < timing.least <= timing.first_quartile <= timing.median <= timing.third_quartile
+
+
+def test_latency_of_quantized_activations_has_no_recommended_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    found = measure_latency(float_matmul(), quantized_matmul(activations=True), Feeding())
+    assert [timing.name for timing in found.timings] == ["float", "quantized, default"]
+
+
+def test_latency_of_a_fixed_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    assert measure_latency(classifier(batch="4"), classifier(batch="4"), Feeding()).batch == 4
+    assert measure_latency(classifier(), classifier(), Feeding(images(3), shapes={"x": (3, 3, 8, 8)})).batch == 3

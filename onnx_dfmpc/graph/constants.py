@@ -37,10 +37,14 @@ class Uses:
         return self.nodes + self.subgraphs + self.outputs
 
 
+SMALL = 1 << 16
+"""Bytes of an array that is kept: all large ones together would be a second copy of the model."""
+
+
 class ConstantTable(Mapping[str, NDArray[np.generic]]):
     """Constant tensors of the main graph by name: initializers, outputs of Constant nodes, and Identity of either.
 
-    Arrays are read-only and decoded when first asked for. Sparse and string constants are not in the table.
+    Arrays are read-only and decoded when asked for; only small ones are kept. Sparse and string constants are not in the table.
 
     Parameters
     ----------
@@ -96,11 +100,13 @@ class ConstantTable(Mapping[str, NDArray[np.generic]]):
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         source = self._source[name]
-        if source not in self._arrays:
-            array = _decode(self._held[source])
-            array.setflags(write=False)
+        if source in self._arrays:
+            return self._arrays[source]
+        array = _decode(self._held[source])
+        array.setflags(write=False)
+        if array.nbytes <= SMALL:
             self._arrays[source] = array
-        return self._arrays[source]
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source)

@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
 from decimal import Decimal
 from numbers import Real
@@ -140,6 +140,13 @@ def interval(value: Any) -> tuple[float, float]:
     found = (number()(low), number()(high))
     require(found[0] < found[1])
     return found
+
+
+def shapes(value: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Shapes by name: a mapping, or a list of pairs."""
+    require(not isinstance(value, str))
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple((name(key), tuple(integer(1)(size) for size in shape)) for key, shape in pairs)
 
 
 def choice(*allowed: str) -> Check:

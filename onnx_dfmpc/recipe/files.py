@@ -4,6 +4,7 @@
     [defaults]    how: method, statistics, storage, bounds ...
     [[rule]]      node, regex or op_type, with bits, min_bits, max_bits or exclude; the last match wins
     [validate]    data, labels, samples, gates
+    [images]      how pictures become inputs: size, crop, mean, std, scale, layout, channels
     [set]         "regex" = bits, for short; behind the rules
 
 The flat form has every key at the top. In ``[target]`` the keys have short names; those of the flat form are understood too.
@@ -32,17 +33,20 @@ TARGET = {
 }
 """Keys of ``[target]``, and the knobs that they are."""
 
-VALIDATE = ("data", "labels", "samples", "min_cosine", "min_sqnr_db", "max_top1_drop", "min_top1_agreement", "input_range", "seed")
+VALIDATE = (
+    *("data", "labels", "images", "samples", "shapes", "batch_size", "providers", "input_range", "seed"),
+    *("min_cosine", "min_sqnr_db", "max_top1_drop", "min_top1_agreement", "output_gates", "per_layer", "latency"),
+)
 """Knobs of ``[validate]``."""
 
-EITHER = ("input_range", "seed")
+EITHER = ("input_range", "seed", "images", "shapes")
 """Those that the statistics share, and that ``[defaults]`` may hold as well."""
 
 PATHS = ("calibration_data", "data", "labels")
 """Knobs that are paths, in a file relative to it."""
 
 TABLES = {"rule": "rules", "rules": "rules", "set": "set"}
-SECTIONS = ("target", "defaults", "rule", "validate", "set")
+SECTIONS = ("target", "defaults", "rule", "validate", "set", "images", "shapes", "output_gates")
 
 
 def read_recipe(path: str | os.PathLike[str], knobs: Iterable[str]) -> dict[str, Any]:
@@ -156,4 +160,6 @@ def _lines(content: Mapping[str, Any]) -> str:
 
 def _literal(value: Any) -> str:
     """Value as TOML, whose strings and arrays are those of JSON."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(key)} = {_literal(item)}" for key, item in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

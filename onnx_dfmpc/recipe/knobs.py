@@ -16,6 +16,8 @@ from onnx_dfmpc.forms import check_form
 from onnx_dfmpc.recipe import checks
 from onnx_dfmpc.recipe.checks import bits_knob, choice_knob, knob, nearest
 from onnx_dfmpc.recipe.files import read_recipe, write_recipe
+from onnx_dfmpc.recipe.gates import GATE_KEYS, Gates, output_gates
+from onnx_dfmpc.recipe.images import Preprocessing, preprocessing_from
 from onnx_dfmpc.recipe.rules import Rule, rule_list, shorthand
 from onnx_dfmpc.spec import Form
 
@@ -44,7 +46,6 @@ PRESETS = {"smallest": 15.0, "balanced": 20.0, "lossless": 30.0}
 """Predicted output SQNR of each preset, in dB."""
 
 BITS_HINT = "low_bits and high_bits, bits, target_size, target_bits, target_sqnr_db, or preset"
-GATE_KEYS = ("min_cosine", "min_sqnr_db", "max_top1_drop", "min_top1_agreement")
 
 
 def _flag_knob(default: bool) -> Any:
@@ -109,7 +110,7 @@ class Recipe:
     statistics : {"auto", "analytic", "probe", "calibration"}
         Where the mean and covariance of a layer's input come from.
     calibration_data : str or None
-        Path of an .npz with real inputs for ``statistics="calibration"``.
+        Path of real inputs for ``statistics="calibration"``, of any kind that `data` takes.
     storage : {"auto", "native", "portable", "compact"}
         Element types of the codes, see `Form`. "auto" is compact where a target or a preset decides, since there 3, 5, 6 and 7 bits are
         worth having only if they take fewer bytes than 4 and 8; else native.
@@ -119,7 +120,15 @@ class Recipe:
         Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes. "auto" is yes where a target or a
         preset decides, since bytes count there; else no, and the graph stays as it was.
     data, labels : str or None
-        Paths of validation inputs and labels; None validates on synthetic inputs.
+        Paths of validation inputs (see `inputs.Feeding`) and labels; None validates on synthetic inputs.
+    images : Preprocessing
+        How pictures become inputs; a mapping is accepted too.
+    shapes : tuple of (str, tuple of int)
+        Inputs with open dimensions, and their shapes. A mapping is accepted too.
+    batch_size : int or None
+        Samples per run, where the model leaves that open.
+    providers : tuple of str
+        Execution providers of ONNX Runtime for validation; empty is the CPU's.
     input_range : (float, float) or None
         Range of synthetic inputs, such as (0, 255).
     samples : int or None
@@ -127,7 +136,13 @@ class Recipe:
     seed : int
         Seed of everything random.
     min_cosine, min_sqnr_db, max_top1_drop, min_top1_agreement : float or None
-        Gates on the validation; shares are fractions (0.01 is one percentage point).
+        Gates on the validation, for the worst output; shares are fractions (0.01 is one percentage point).
+    output_gates : tuple of (str, str, float)
+        Output, gate and limit. A mapping of outputs to mappings is accepted too.
+    per_layer : bool
+        Whether to measure what every layer alone does to the outputs.
+    latency : bool
+        Whether to measure inference.
 
     Raises
     ------
@@ -174,6 +189,10 @@ class Recipe:
     fold_batch_norm: Literal["auto", "no", "yes"] = choice_knob("auto", "auto", "no", "yes")
     data: str | None = _path_knob()
     labels: str | None = _path_knob()
+    images: Preprocessing = knob(Preprocessing(), "how pictures become inputs", preprocessing_from)
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = knob((), "shapes by input name", checks.shapes)
+    batch_size: int | None = knob(None, "an integer, 1 or more", checks.integer(1))
+    providers: tuple[str, ...] = knob((), "a list of execution providers", checks.names)
     input_range: tuple[float, float] | None = knob(None, "two numbers, the smaller one first", checks.interval)
     samples: int | None = knob(None, "an integer, 1 or more", checks.integer(1))
     seed: int = knob(0, "an integer, 0 or more", checks.integer(0))
@@ -181,6 +200,9 @@ class Recipe:
     min_sqnr_db: float | None = knob(None, "a number of decibels", checks.number())
     max_top1_drop: float | None = knob(None, "a fraction from 0 to below 1 (0.01 is one percentage point)", checks.number(0, below=1))
     min_top1_agreement: float | None = knob(None, "a fraction from 0 to 1 (0.98 is 98 %)", checks.number(0, 1))
+    output_gates: tuple[tuple[str, str, float], ...] = knob((), "limits by output and gate", output_gates)
+    per_layer: bool = _flag_knob(False)
+    latency: bool = _flag_knob(False)
 
     def __post_init__(self) -> None:
         checks.check_knobs(self)
@@ -278,9 +300,12 @@ class Recipe:
         return Form(storage, self.unpack, self.weight_format, fold)
 
     @property
-    def gates(self) -> dict[str, float]:
-        """The validation gates that are set, by name."""
-        return {key: getattr(self, key) for key in GATE_KEYS if getattr(self, key) is not None}
+    def gates(self) -> Gates:
+        """The validation gates that are set, by name and output; None is the worst output."""
+        found: dict[str, dict[str | None, float]] = {key: {None: getattr(self, key)} for key in GATE_KEYS if getattr(self, key) is not None}
+        for output, key, limit in self.output_gates:
+            found.setdefault(key, {})[output] = limit
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
@@ -348,6 +373,7 @@ class Recipe:
             values = {key: value for key, value in values.items() if key not in replaced}
         for key in ("rules", "set"):
             values[key] = [*getattr(base, key), *overrides.pop(key, ())]
+        values["images"] = base.images.to_dict() | overrides.pop("images", {})
         return cls.from_dict(values | overrides)
 
     def to_toml(self) -> str:
@@ -359,7 +385,9 @@ class Recipe:
         plain: dict[str, Any] = {}
         for key in fields(self):
             value = getattr(self, key.name)
-            if isinstance(value, tuple):
+            if isinstance(value, Preprocessing):
+                value = value.to_dict() or None
+            elif isinstance(value, tuple):
                 value = [_plain(item) for item in value]
             if value is not None:
                 plain[key.name] = value
@@ -373,4 +401,4 @@ class Recipe:
 
 
 def _plain(item: Any) -> Any:
-    return item.to_dict() if isinstance(item, Rule) else list(item) if isinstance(item, tuple) else item
+    return item.to_dict() if isinstance(item, Rule) else [_plain(part) for part in item] if isinstance(item, tuple) else item

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.padding import Padding
@@ -16,46 +15,12 @@ from rich.text import Text
 from onnx_dfmpc.document import mean_bits, nominal_bits
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
-from onnx_dfmpc.result import PlanResult, QuantizeResult
+from onnx_dfmpc.report.findings import effects_view, latency_view
+from onnx_dfmpc.report.style import NONE, count, line_to_paste, new_table, number, percent, section, small
+from onnx_dfmpc.result import ComparisonResult, PlanResult, QuantizeResult
 from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint
 
-__all__ = ["inspect_view", "plan_view", "quantize_view", "validate_view"]
-
-NONE = "-"
-PROSE = ("reason", "why")
-
-
-def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
-    """Table whose first column and prose give way where the terminal is narrow: numbers never break."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
-    )
-    for column in columns:
-        wraps = column == columns[0] or column in PROSE
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wraps)
-    return table
-
-
-def _section(*parts: RenderableType) -> Padding:
-    return Padding(Group(*parts), (1, 0, 0, 0))
-
-
-def _number(value: float | None, digits: int) -> str:
-    if value is None:
-        return NONE
-    return f"{value:.{digits}f}" if math.isfinite(value) else ("same" if value > 0 else "no signal")
-
-
-def _small(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3g}"
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.2f} %"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+__all__ = ["comparison_view", "inspect_view", "plan_view", "quantize_view", "validate_view"]
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -69,15 +34,15 @@ def _name(source: LoadedModel) -> str:
 def _skipped_table(skipped: Sequence[Skipped]) -> list[RenderableType]:
     if not skipped:
         return []
-    table = _table("Skipped (stays float)", "node", "op", "reason")
+    table = new_table("Skipped (stays float)", "node", "op", "reason")
     for node in skipped:
         table.add_row(node.name, node.op_type, node.reason)
-    return [_section(table)]
+    return [section(table)]
 
 
 def _notes(notes: Iterable[str]) -> list[RenderableType]:
     lines = [Text(f"note: {note}") for note in dict.fromkeys(notes)]
-    return [_section(*lines)] if lines else []
+    return [section(*lines)] if lines else []
 
 
 def _layer_notes(layers: Sequence[Layer] | Sequence[LayerReport]) -> list[str]:
@@ -90,7 +55,7 @@ def _layer_notes(layers: Sequence[Layer] | Sequence[LayerReport]) -> list[str]:
 
 
 def _others(number: int) -> str:
-    return f" and {_count(number, 'other')}" if number else ""
+    return f" and {count(number, 'other')}" if number else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------- inspect
@@ -99,7 +64,7 @@ def _others(number: int) -> str:
 def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
     """Layers, chains and skipped nodes of a model."""
     columns = ("layer", "op", "weight", "batch\nnorm", "activation", "chain")
-    layers = _table("Layers", *columns)
+    layers = new_table("Layers", *columns)
     for layer in report.layers:
         layers.add_row(
             layer.name,
@@ -112,18 +77,18 @@ def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
     weights = sum(layer.size for layer in report.layers)
     kept = sum(layer.batch_norm is not None for layer in report.layers)
     totals = (
-        f"{_count(report.weighted_nodes, 'weighted node')}: {_count(len(report.layers), 'layer')} to quantize, "
-        f"{len(report.skipped)} skipped. {_count(len(report.chains), 'chain')}, "
-        f"{_count(weights, 'weight')}, batch norm kept behind {_count(kept, 'layer')}."
+        f"{count(report.weighted_nodes, 'weighted node')}: {count(len(report.layers), 'layer')} to quantize, "
+        f"{len(report.skipped)} skipped. {count(len(report.chains), 'chain')}, "
+        f"{count(weights, 'weight')}, batch norm kept behind {count(kept, 'layer')}."
     )
     parts: list[RenderableType] = [Text(f"{_name(source)}: {source.size:,} bytes, opset {source.opset}, sha256 {source.sha256[:12]}")]
     if report.layers:
-        parts.append(_section(layers))
+        parts.append(section(layers))
     if report.chains:
-        parts.append(_section(Text("Chains", style="bold italic"), *map(_chain, report.chains)))
+        parts.append(section(Text("Chains", style="bold italic"), *map(_chain, report.chains)))
     parts += _skipped_table(report.skipped)
     parts += _notes(_layer_notes(report.layers))
-    return Group(*parts, _section(Text(totals)))
+    return Group(*parts, section(Text(totals)))
 
 
 def _batch_norm(layer: Layer) -> str:
@@ -152,23 +117,23 @@ def _chain(chain: Chain) -> RenderableType:
 def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
     """What was done to every layer, what it cost, how far the outputs moved; with `verbose` also why, the recipe, and the seconds."""
     columns = ["layer", "role", "bits", "stored", "bytes", "SQNR\ndB", "gain", *(["why"] if verbose else [])]
-    table = _table("Layers", *columns, right=("bits", "bytes", "SQNR\ndB", "gain"))
+    table = new_table("Layers", *columns, right=("bits", "bytes", "SQNR\ndB", "gain"))
     for layer in result.layers:
         sqnr = layer.measured_sqnr_db if layer.measured_sqnr_db is not None else layer.predicted_sqnr_db
-        row = [layer.name, layer.role, str(layer.bits), layer.storage, f"{layer.bytes:,}", _number(sqnr, 1), _gain(layer)]
+        row = [layer.name, layer.role, str(layer.bits), layer.storage, f"{layer.bytes:,}", number(sqnr, 1), _gain(layer)]
         table.add_row(*row, *([layer.reason] if verbose else []))
     target = "not written" if result.output is None else str(result.output)
     parts: list[RenderableType] = [Text(f"{_name(result.source)} -> {target}")]
     if verbose:
         parts.append(Text(f"recipe: {result.recipe.to_text()}"))
     if result.layers:
-        parts.append(_section(table))
+        parts.append(section(table))
     parts += _skipped_table(result.skipped)
     parts += _notes([*result.notes, *_layer_notes(result.layers)])
-    parts.append(_section(*_totals(result, verbose=verbose)))
+    parts.append(section(*_totals(result, verbose=verbose)))
     if result.validation is not None:
-        parts.append(_section(validate_view(result.validation)))
-    return Group(*parts)
+        parts.append(section(validate_view(result.validation)))
+    return Group(*parts, *effects_view(result.per_layer, verbose=verbose), *latency_view(result.latency), *_repeat(result.validation))
 
 
 def _gain(layer: LayerReport) -> str:
@@ -187,7 +152,7 @@ def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
     ]
     if plan.predicted_sqnr_db is not None:
         measured = None if result.validation is None else result.validation.sqnr_db
-        lines.append(f"output SQNR: predicted {_number(plan.predicted_sqnr_db, 1)} dB{_by(plan)}, measured {_number(measured, 1)} dB")
+        lines.append(f"output SQNR: predicted {number(plan.predicted_sqnr_db, 1)} dB{_by(plan)}, measured {number(measured, 1)} dB")
     if verbose:
         lines.append(_seconds(result.seconds))
     return [Text(line) for line in lines]
@@ -198,7 +163,7 @@ def _by(plan: QuantPlan) -> str:
 
 
 def _weights(weights: int, layers: int, bits: float | None, skipped: Sequence[Skipped]) -> str:
-    return f"{_count(weights, 'weight')} in {_count(layers, 'layer')}, {_number(bits, 2)} nominal bits each; {len(skipped)} skipped"
+    return f"{count(weights, 'weight')} in {count(layers, 'layer')}, {number(bits, 2)} nominal bits each; {len(skipped)} skipped"
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:
@@ -211,26 +176,26 @@ def _seconds(seconds: Mapping[str, float]) -> str:
 def plan_view(result: PlanResult, target: str | None = None, *, verbose: bool = False) -> Group:
     """Bits of every layer and why, predicted size and quality; with `verbose` also the recipe, and the seconds."""
     plan, source = result.plan, result.source
-    table = _table("Layers", "layer", "role", "bits", "bytes", "dB\nalone", "why", right=("bits", "bytes", "dB\nalone"))
+    table = new_table("Layers", "layer", "role", "bits", "bytes", "dB\nalone", "why", right=("bits", "bytes", "dB\nalone"))
     for layer in plan.layers:
         size = NONE if layer.bytes is None else f"{layer.bytes:,}"
-        table.add_row(layer.name, layer.role, str(layer.bits), size, _number(_decibels(layer.noise), 1), layer.reason)
+        table.add_row(layer.name, layer.role, str(layer.bits), size, number(_decibels(layer.noise), 1), layer.reason)
     parts: list[RenderableType] = [Text(f"{_name(source)} -> {target or 'not written'}")]
     if verbose:
         parts.append(Text(f"recipe: {result.recipe.to_text()}"))
-    parts += [_section(table), *_skipped_table(plan.skipped), *_notes(result.notes)]
+    parts += [section(table), *_skipped_table(plan.skipped), *_notes(result.notes)]
     weights = {layer.name: layer.size for layer in result.report.layers}
     planned = [(weights[layer.name], layer.bits) for layer in plan.layers]
     lines = [_weights(sum(count for count, _ in planned), len(planned), mean_bits(planned), plan.skipped)]
     if plan.predicted_bytes is not None:
         lines.append(f"{source.size:,} -> {plan.predicted_bytes:,} bytes predicted ({plan.predicted_bytes / source.size:.1%})")
     if plan.predicted_sqnr_db is not None:
-        lines.append(f"output SQNR: {_number(plan.predicted_sqnr_db, 1)} dB predicted{_by(plan)}")
+        lines.append(f"output SQNR: {number(plan.predicted_sqnr_db, 1)} dB predicted{_by(plan)}")
     if verbose:
         lines.append(_seconds(result.seconds))
-    parts.append(_section(*map(Text, lines)))
+    parts.append(section(*map(Text, lines)))
     if result.sweep:
-        parts.append(_section(_sweep_table(result.sweep)))
+        parts.append(section(_sweep_table(result.sweep)))
     return Group(*parts)
 
 
@@ -244,14 +209,14 @@ def _sweep_table(points: Sequence[SweepPoint]) -> Table:
     numbers = ["budget", "bytes", "bits", "SQNR dB"]
     numbers += ["measured"] if any(point.measured_sqnr_db is not None for point in points) else []
     numbers += ["top-1"] if any(point.top1 is not None for point in points) else []
-    table = _table("Size against quality", *numbers, "", right=numbers)
+    table = new_table("Size against quality", *numbers, "", right=numbers)
     heights = [point.predicted_sqnr_db for point in points]
     known = [height for height in heights if height is not None and math.isfinite(height)]
     for point, height in zip(points, heights, strict=True):
         size = "too small" if point.bytes is None else f"{point.bytes:,}"
-        row = [f"{point.budget:,}", size, _number(point.nominal_bits, 2), _number(height, 1)]
-        row += [_number(point.measured_sqnr_db, 1)] if "measured" in numbers else []
-        row += [_percent(point.top1)] if "top-1" in numbers else []
+        row = [f"{point.budget:,}", size, number(point.nominal_bits, 2), number(height, 1)]
+        row += [number(point.measured_sqnr_db, 1)] if "measured" in numbers else []
+        row += [percent(point.top1)] if "top-1" in numbers else []
         bar = _Bar(0 if height is None else height, min(0, *known, 0), max(known, default=1))
         table.add_row(*row, bar)
     return table
@@ -277,35 +242,62 @@ class _Bar:
 # --------------------------------------------------------------------------------------------------------------------- validate
 
 
+def comparison_view(result: ComparisonResult, *, verbose: bool = False) -> Group:
+    """How far a quantized model is from the float one; with `verbose` every layer, where layers were asked for."""
+    parts = [*effects_view(result.per_layer, verbose=verbose), *latency_view(result.latency), *_repeat(result.validation)]
+    return Group(validate_view(result.validation), *parts)
+
+
 def validate_view(report: ValidationReport) -> Group:
     """Metrics, labelled accuracy, gates and failures of a validation."""
-    numbers = ("cosine", "SQNR dB", "max abs", "mean abs", "same top-1")
-    table = _table("Validation: float against quantized", "output", *numbers, right=numbers)
+    classes = any(output.kl is not None for output in report.outputs)
+    few = all(output.top5_agreement is None for output in report.outputs)
+    numbers = ["cosine", "SQNR\ndB", "max\nabs", "mean\nabs", "same\ntop-1"]
+    numbers += ([] if few else ["same\ntop-5"]) + (["KL"] if classes else [])
+    table = new_table("Validation: float against quantized", "output", *numbers, right=numbers)
     for output in report.outputs:
         table.add_row(
             output.name,
-            _number(output.cosine, 6),
-            _number(output.sqnr_db, 2),
-            _small(output.max_abs),
-            _small(output.mean_abs),
-            _percent(output.top1_agreement),
+            number(output.cosine, 6),
+            number(output.sqnr_db, 2),
+            small(output.max_abs),
+            small(output.mean_abs),
+            percent(output.top1_agreement),
+            *([] if few else [percent(output.top5_agreement)]),
+            *([small(output.kl)] if classes else []),
         )
     lines = [Text(f"data: {report.data}" + (": a sanity check, not accuracy" if report.synthetic else ""))]
     lines += [Text(f"note: {note}") for note in report.notes]
-    if report.top1_float is not None and report.top1_quantized is not None:
-        points = 100 * (report.top1_quantized - report.top1_float)
-        lines.append(
-            Text(
-                f"top-1 on {_count(report.labelled, 'labelled sample')}: float {_percent(report.top1_float)}, "
-                f"quantized {_percent(report.top1_quantized)} ({points:+.2f} points)"
-            )
-        )
+    lines += _label_lines(report)
     lines += _session_lines(report)
     lines += [Text(f"FAILED {failure}", style="bold red") for failure in report.failures]
     for gate in report.gates:
         verdict, style = ("PASSED", "green") if gate.passed else ("FAILED", "bold red")
-        lines.append(Text(f"{verdict} {gate.name}: {_small_or_plain(gate.value)}, limit {gate.limit:g}", style=style))
-    return Group(table, _section(*lines))
+        lines.append(Text(f"{verdict} {gate.label}: {_small_or_plain(gate.value)}, limit {gate.limit:g}", style=style))
+    return Group(table, section(*lines))
+
+
+def _label_lines(report: ValidationReport) -> list[Text]:
+    """What both models get right."""
+    found = []
+    for name, before, after in (
+        ("top-1", report.top1_float, report.top1_quantized),
+        ("top-5", report.top5_float, report.top5_quantized),
+    ):
+        if before is not None and after is not None:
+            points = f"{100 * (after - before):+.2f} points"
+            where = f"{name} on {count(report.labelled, 'labelled sample')}"
+            found.append(Text(f"{where}: float {percent(before)}, quantized {percent(after)} ({points})"))
+    if report.top1_interval is not None:
+        low, high = (100 * limit for limit in report.top1_interval)
+        found.insert(1, Text(f"the top-1 difference is {low:+.2f} to {high:+.2f} points with 95 % confidence (paired)"))
+    return found
+
+
+def _repeat(report: ValidationReport | None) -> list[RenderableType]:
+    if report is None or not report.command:
+        return []
+    return [section(Text("to repeat it:")), line_to_paste(report.command)]
 
 
 def _small_or_plain(value: float | None) -> str:
@@ -319,8 +311,8 @@ def _session_lines(report: ValidationReport) -> list[Text]:
     run = report.default_run
     if run is None:
         return lines
-    moved = "the same outputs" if run.max_abs == 0 else f"outputs differ by at most {_small(run.max_abs)} ({_number(run.sqnr_db, 1)} dB)"
-    lines.append(Text(f"with default session options: {moved} ({_count(run.samples, 'sample')})"))
+    moved = "the same outputs" if run.max_abs == 0 else f"outputs differ by at most {small(run.max_abs)} ({number(run.sqnr_db, 1)} dB)"
+    lines.append(Text(f"with default session options: {moved} ({count(run.samples, 'sample')})"))
     if run.sqnr_db is not None and report.sqnr_db is not None and run.sqnr_db < report.sqnr_db:
         lines.append(Text("WARNING: default session options cost more than quantization did; use those above", style="yellow"))
     return lines

@@ -6,7 +6,7 @@ synthetic inputs are therefore drawn anew, and half are noise with the spectrum 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc import inputs
-from onnx_dfmpc.inputs import DataSource, fixed_batch
+from onnx_dfmpc.inputs import Feeding, Samples, fixed_batch, with_shapes
 from onnx_dfmpc.statistics import model_inputs, synthetic_feeds
 
 FEWEST, MOST = 8, 32
@@ -27,24 +27,45 @@ BATCHES = 4
 Feed = Mapping[str, NDArray[Any]]
 
 
-def probe_feeds(proto: ModelProto, *, seed: int = 0, input_range: tuple[float, float] | None = None) -> list[Feed]:
+def probe_feeds(
+    proto: ModelProto,
+    *,
+    seed: int = 0,
+    input_range: tuple[float, float] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[Feed]:
     """Synthetic inputs, half of each kind."""
-    specs = model_inputs(proto)
+    specs = model_inputs(proto, shapes)
     one = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=1)[0]
-    positions = max(int(np.prod(array.shape[2:])) for array in one.values())
-    half = int(np.clip(POSITIONS // positions, FEWEST, MOST)) // 2
+    half = _few(one) // 2
     leaves = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=half)
     noise = inputs.synthetic(specs, samples=half, seed=seed + 1, input_range=input_range)
     spectra = replace(noise, batch=noise.batch if fixed_batch(specs) else max(1, half // (BATCHES // 2)))
     return [*leaves, *(feed for _, _, feed in spectra.batches())]
 
 
-def data_feeds(proto: ModelProto, data: DataSource, *, seed: int = 0) -> list[Feed]:
-    """Some of the user's inputs."""
-    specs = model_inputs(proto)
-    found = inputs.from_data(specs, data, samples=None, seed=seed)
-    if found.count > MOST:
-        found = inputs.from_data(specs, data, samples=MOST, seed=seed)
-    if not fixed_batch(specs):
-        found = replace(found, batch=max(1, -(-found.count // BATCHES)))
-    return [feed for _, _, feed in found.batches()]
+def data_feeds(proto: ModelProto, feeding: Feeding) -> list[Feed]:
+    """Some of the user's inputs, however many are for validation."""
+    return [feed for _, _, feed in some_samples(proto, replace(feeding, samples=None), MOST).batches()]
+
+
+def some_samples(proto: ModelProto, feeding: Feeding, most: int) -> Samples:
+    """Some of the user's inputs, or of synthetic ones where the user has none, in a few batches."""
+    specs = with_shapes(model_inputs(proto), feeding.shapes)
+    fixed = fixed_batch(specs)
+    wanted = max(min(most, feeding.samples or most), fixed or 1)
+    found = inputs.samples_of(specs, replace(feeding, samples=wanted))
+    several = found.batch > 1 and fixed is None
+    return replace(found, batch=max(1, -(-found.count // BATCHES))) if several else found
+
+
+def few(proto: ModelProto, feeding: Feeding) -> int:
+    """How many samples are enough to listen with: fewer of large ones."""
+    specs = with_shapes(model_inputs(proto), feeding.shapes)
+    one = next(inputs.samples_of(specs, replace(feeding, samples=fixed_batch(specs) or 1, batch_size=None)).batches())[2]
+    return _few(one)
+
+
+def _few(one: Feed) -> int:
+    positions = max((int(np.prod(array.shape[2:])) for array in one.values()), default=1)
+    return int(np.clip(POSITIONS // positions, FEWEST, MOST))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,19 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.inputs import DataSource, InputSpec, from_data
+from onnx_dfmpc.inputs import Feeding, InputSpec, samples_of, with_shapes
 
 MAX_CALIBRATION = 512
 
 
-def model_inputs(proto: ModelProto) -> list[InputSpec]:
+def model_inputs(proto: ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> list[InputSpec]:
     """Inputs that a caller has to feed, initializers left out.
+
+    Parameters
+    ----------
+    proto : ModelProto
+    shapes : mapping, optional
+        Shapes of inputs with open dimensions, by name.
 
     Raises
     ------
@@ -32,11 +40,16 @@ def model_inputs(proto: ModelProto) -> list[InputSpec]:
             raise UnsupportedError(f"input {value.name!r} is not a tensor of numbers", hint="statistics need inputs that can be drawn")
         sizes = (dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or "?" for dim in tensor.shape.dim)
         specs.append(InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(sizes)))
-    return specs
+    return with_shapes(specs, shapes or {})
 
 
-def real_feeds(proto: ModelProto, data: DataSource, *, seed: int = 0) -> list[dict[str, NDArray[Any]]]:
-    """Batches of the user's inputs, at most 512 samples.
+def real_feeds(proto: ModelProto, feeding: Feeding) -> list[dict[str, NDArray[Any]]]:
+    """Batches of the user's inputs, at most 512 samples, whatever `feeding` says about their number.
+
+    Parameters
+    ----------
+    proto : ModelProto
+    feeding : Feeding
 
     Raises
     ------
@@ -44,7 +57,7 @@ def real_feeds(proto: ModelProto, data: DataSource, *, seed: int = 0) -> list[di
         Data that does not fit the model.
     """
     specs = model_inputs(proto)
-    found = from_data(specs, data, samples=None, seed=seed)
+    found = samples_of(specs, replace(feeding, samples=None))
     if found.count > MAX_CALIBRATION:
-        found = from_data(specs, data, samples=MAX_CALIBRATION, seed=seed)
+        found = samples_of(specs, replace(feeding, samples=MAX_CALIBRATION))
     return [feeds for _, _, feeds in found.batches()]

@@ -52,7 +52,7 @@ def measure(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, s
     if layer.op_type == "ConvTranspose":
         return _transposed(layer, node, batches, rng, provider)
     if layer.op_type in ("Gemm", "MatMul"):
-        samples = _vectors([batch.reshape(-1, batch.shape[-1]) for batch in batches], rng)
+        samples = _vectors(batches, -1, rng)
     else:
         images = sum(map(len, batches))
         samples = (_gather(layer, node, batch, images, rng) for batch in batches)
@@ -98,11 +98,13 @@ def _pattern(channels: Array, taps_of_each: Array, rest: Array) -> Kronecker:
     return Kronecker(channels.astype(np.float32), spatial.astype(np.float32))
 
 
-def _vectors(batches: Sequence[NDArray[Any]], rng: np.random.Generator) -> Iterator[Array]:
-    """Sample of vectors out of batches of shape (N, i), as arrays of shape (i, 1, P), float32."""
-    share = _share(sum(map(len, batches)), batches[0].shape[1], 1)
+def _vectors(batches: Sequence[NDArray[Any]], axis: int, rng: np.random.Generator) -> Iterator[Array]:
+    """Sample of vectors along an axis of the batches, as arrays of shape (i, 1, P), float32."""
+    channels = batches[0].shape[axis]
+    share = _share(sum(batch.size // channels for batch in batches), channels, 1)
     for batch in batches:
-        chosen = batch[np.sort(rng.permutation(len(batch))[: max(1, round(share * len(batch)))])]
+        vectors = np.moveaxis(batch, axis, -1).reshape(-1, channels)
+        chosen = vectors[np.sort(rng.permutation(len(vectors))[: max(1, round(share * len(vectors)))])]
         yield np.ascontiguousarray(chosen.T, dtype=np.float32)[:, None]
 
 
@@ -141,7 +143,7 @@ def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], 
     """
     kernel = layer.shape[2:]
     strides = attributes(node).get("strides", (1,) * len(kernel))
-    vectors = _vectors([np.moveaxis(batch, 1, -1).reshape(-1, batch.shape[1]) for batch in batches], rng)
+    vectors = _vectors(batches, 1, rng)
     channels = _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in vectors), provider)
     phases = np.array(list(product(*map(range, kernel)))) % np.array(strides)
     same = ((phases[:, None] == phases[None]).all(axis=-1) / math.prod(strides)).astype(np.float32)

@@ -11,15 +11,16 @@ as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer, Outputs
+from onnx_dfmpc.statistics.batches import Value
 from onnx_dfmpc.statistics.moments import measure
-from onnx_dfmpc.statistics.stream import Stream, Value
+from onnx_dfmpc.statistics.stream import Stream
 
 FLOOR = 1e-3
 """Share of sigma^2 that is added to the measured variance, so that a channel which is dead on the synthetic inputs is not blown up."""
@@ -106,19 +107,23 @@ class Probe:
 
 
 def _moments(batches: Sequence[Value], layer: Layer) -> tuple[Array, Array]:
-    """Mean and variance per channel, float64."""
-    axis = _channel_axis(batches[0], layer)
-    axes = tuple(a for a in range(batches[0].ndim) if a != axis)
-    count = sum(batch.size // batch.shape[axis] for batch in batches)
-    mean = np.sum([batch.sum(axis=axes, dtype=np.float64) for batch in batches], axis=0) / count
-    centre = _per_channel(mean, batches[0], layer)
-    variance = np.sum([np.square(batch - centre).sum(axis=axes, dtype=np.float64) for batch in batches], axis=0) / count
-    return mean, variance
+    """Mean and variance per channel, float64, added up one batch after the other (Chan, Golub & LeVeque 1979)."""
+    count, mean, squares = 0, np.zeros(layer.channels), np.zeros(layer.channels)
+    for batch in batches:
+        axis = _channel_axis(batch, layer)
+        axes = tuple(a for a in range(batch.ndim) if a != axis)
+        more = batch.size // batch.shape[axis]
+        own = batch.sum(axis=axes, dtype=np.float64) / more
+        moved = own - mean
+        squares += np.square(batch - _per_channel(own, batch, layer)).sum(axis=axes, dtype=np.float64)
+        squares += moved**2 * (count * more / (count + more))
+        mean += moved * (more / (count + more))
+        count += more
+    return mean, squares / count
 
 
-def _affine(batches: Sequence[Value], scale: Array, offset: Array, layer: Layer) -> list[Value]:
-    factor, term = (_per_channel(array, batches[0], layer) for array in (scale, offset))
-    return [batch * factor + term for batch in batches]
+def _affine(batches: Sequence[Value], scale: Array, offset: Array, layer: Layer) -> Iterator[Value]:
+    return (batch * _per_channel(scale, batch, layer) + _per_channel(offset, batch, layer) for batch in batches)
 
 
 def _channel_axis(batch: Value, layer: Layer) -> int:

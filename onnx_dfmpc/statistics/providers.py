@@ -11,8 +11,8 @@ from onnx import ModelProto
 from onnx_dfmpc.matrices import Diagonal
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, Outputs
 from onnx_dfmpc.statistics.analytic import analytic_layers
+from onnx_dfmpc.statistics.batches import Value
 from onnx_dfmpc.statistics.probe import Feeds, Probe
-from onnx_dfmpc.statistics.stream import Value
 
 
 class Provider(Protocol):

@@ -1,25 +1,23 @@
-"""Run a model piece by piece under ONNX Runtime, holding only the tensors that are still needed."""
+"""Run a model piece by piece under ONNX Runtime, holding only the tensors that are still needed, and of large ones a batch at a time."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.errors import DfmpcError, ModelError
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.graph.constants import outer_names
 from onnx_dfmpc.graph.protobuf import subgraphs
-from onnx_dfmpc.statistics.rest import SHIFT, UNSHIFTED, WEIGHT, Rest
+from onnx_dfmpc.statistics.batches import Batches, Stored, Value, stored
+from onnx_dfmpc.statistics.rest import SHIFT, UNSHIFTED, WEIGHT, Rest, Tail
 
-Value = NDArray[Any]
 SILENT = 4
 
 
@@ -35,7 +33,9 @@ class Stream:
     table : ConstantTable
         Of the same model.
     feeds : sequence of mapping
-        Input arrays by name, one mapping per batch.
+        Arrays by name, one mapping per batch: the model's inputs, or whatever tensors those that are asked for depend on.
+    disable_qdq : bool
+        Fold dequantized weights: for models with quantized weights and float activations.
 
     Raises
     ------
@@ -43,26 +43,27 @@ class Stream:
         If ONNX Runtime cannot run a part of the model.
     """
 
-    def __init__(self, proto: ModelProto, table: ConstantTable, feeds: Sequence[Mapping[str, Value]]) -> None:
+    def __init__(self, proto: ModelProto, table: ConstantTable, feeds: Sequence[Mapping[str, Value]], *, disable_qdq: bool = False) -> None:
         self._proto = proto
         self._table = table
+        self._disable_qdq = disable_qdq
         self._nodes = [node for node in proto.graph.node if not all(name in table for name in node.output if name)]
         self._replaced: dict[str, Value] = {}
         self._producer = {name: index for index, node in enumerate(self._nodes) for name in node.output if name}
         self._reads = [sorted(set(_inputs(node))) for node in self._nodes]
         self._waiting = Counter(name for names in self._reads for name in names)
         self._batches = len(feeds)
-        self._live: dict[str, list[Value]] = {name: [feed[name] for feed in feeds] for name in feeds[0]}
+        self._live = {name: Batches(feed[name] for feed in feeds) for name in feeds[0]}
 
-    def value(self, name: str) -> list[Value]:
+    def value(self, name: str) -> Batches:
         """Value of a tensor for each batch."""
         if name not in self._live:
             self._run(self._ancestors(name), name)
         return self._live[name]
 
-    def put(self, name: str, values: list[Value]) -> None:
-        """Let the nodes that have not run yet see other values of a tensor."""
-        self._live[name] = values
+    def put(self, name: str, values: Iterable[Value]) -> None:
+        """Let the nodes that have not run yet see other values of a tensor, one for each batch."""
+        self._live[name] = Batches(stored(value, self._batches) for value in values)
 
     def replace(self, output: str, position: int, array: Value) -> None:
         """Give the node that makes ``output``, before it has run, another constant as its input at ``position``."""
@@ -107,6 +108,29 @@ class Stream:
         batches = [{name: self._live[name][batch] for name in feeds} for batch in range(self._batches)]
         return Rest(names, batches, lambda feed: list(session.run(names, feed)))
 
+    def tail(self, tensor: str, names: Sequence[str]) -> Tail:
+        """The part of the model from a tensor whose value was just asked for to tensors behind it. The stream stays as it is.
+
+        Parameters
+        ----------
+        tensor : str
+        names : sequence of str
+            Those that do not depend on ``tensor`` are left out.
+        """
+        needed = {name: self._ancestors(name) for name in names}
+        behind = [name for name in names if any(tensor in self._reads[index] for index in needed[name])]
+        heard = [name for name in names if name in behind or name == tensor]
+        if not behind:
+            return Tail(tensor, heard, [{}] * self._batches, lambda _: [])
+        indices = list(dict.fromkeys(index for name in behind for index in needed[name]))
+        nodes = [self._nodes[index] for index in indices]
+        made = {name for node in nodes for name in node.output if name}
+        read = {name for index in indices for name in self._reads[index]}
+        feeds = sorted(name for name in read - made if self._constant(name) is None)
+        session = self._session(nodes, {name: self._live[name][0] for name in feeds}, behind, read)
+        batches = [{name: self._live[name][batch] for name in feeds} for batch in range(self._batches)]
+        return Tail(tensor, heard, batches, lambda feed: list(session.run(behind, feed)))
+
     def _constant(self, name: str) -> Value | None:
         if name in self._replaced:
             return self._replaced[name]
@@ -141,19 +165,23 @@ class Stream:
         feeds = sorted(name for name in read - made if self._constant(name) is None)
         session = self._session(nodes, {name: self._live[name][0] for name in feeds}, keep, read)
 
-        def run(batch: int) -> list[Value]:
-            return list(session.run(keep, {name: self._live[name][batch] for name in feeds}))
+        def run(batch: int) -> list[Value | Stored]:
+            found = session.run(keep, {name: self._live[name][batch] for name in feeds})
+            return [stored(value, self._batches) for value in found]
 
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 results = list(pool.map(run, range(self._batches)))
+        except DfmpcError:
+            raise
         except Exception as error:  # ONNX Runtime has no common base for its errors
             raise ModelError(f"cannot run the float model up to {wanted!r}: {_first_line(error)}") from error
         for position, name in enumerate(keep):
-            self._live[name] = [result[position] for result in results]
+            self._live[name] = Batches(result[position] for result in results)
         for name in read:
             if self._waiting[name] <= 0 and name != wanted:
                 self._live.pop(name, None)
+                self._replaced.pop(name, None)
 
     def _session(self, nodes: list[NodeProto], examples: Mapping[str, Value], keep: list[str], read: set[str]) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -161,6 +189,8 @@ class Stream:
         options.inter_op_num_threads = 1
         options.log_severity_level = SILENT
         options.enable_cpu_mem_arena = False  # few runs: not worth keeping memory for the next
+        if self._disable_qdq:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             return ort.InferenceSession(self._serialized(nodes, examples, keep, read), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
@@ -190,7 +220,7 @@ def _inputs(node: NodeProto) -> Iterator[str]:
         yield from outer_names(body)
 
 
-def _value_info(name: str, array: Value) -> Any:
+def _value_info(name: str, array: Value) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
 
 

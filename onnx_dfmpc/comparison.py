@@ -1,0 +1,99 @@
+"""A float model and a quantized one: how far the outputs moved, which layer did it, how long an inference takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnx_dfmpc import graph, inputs, statistics
+from onnx_dfmpc.diagnosis import diagnose
+from onnx_dfmpc.errors import ModelError, UnsupportedError
+from onnx_dfmpc.match import match
+from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.result import ComparisonResult
+from onnx_dfmpc.spec import Form, Latency, LayerEffect, MatchReport
+from onnx_dfmpc.validate import ValidationReport, compare, measure_latency
+
+Model = str | Path | ModelProto
+Progress = Callable[[str, int, int], None]
+Findings = tuple[ValidationReport, tuple[LayerEffect, ...], Latency | None]
+
+
+def compare_files(float_path: str, quantized_path: str, recipe: Recipe, progress: Progress | None = None) -> ComparisonResult:
+    """Compare two files as a recipe says.
+
+    Parameters
+    ----------
+    float_path, quantized_path : path
+    recipe : Recipe
+        Its data, gates and switches.
+    progress : callable, optional
+        Called with ``(stage, done, total)``.
+
+    Raises
+    ------
+    RecipeError, ModelError
+        As `onnx_dfmpc.validate`.
+    """
+    source, quantized = graph.load(float_path), graph.load(quantized_path)
+    report, feeding = match(source.proto), inputs.feeding_of(recipe)
+    notes: tuple[str, ...] = ()
+    if feeding.data is None and feeding.input_range is None:
+        specs = statistics.model_inputs(source.proto, feeding.shapes)
+        feeding = replace(feeding, input_range=statistics.infer_range(source.proto, report.layers, specs, seed=recipe.seed))
+        notes = range_note(feeding.input_range)
+    found = examine(source.proto, quantized.proto, report, feeding, recipe, files=(float_path, quantized_path), progress=progress)
+    validation, per_layer, latency = found
+    validation = replace(validation, notes=(*validation.notes, *notes))
+    return ComparisonResult(source, quantized, validation, per_layer, latency)
+
+
+def examine(
+    float_model: ModelProto,
+    quantized_model: ModelProto,
+    report: MatchReport,
+    feeding: inputs.Feeding,
+    recipe: Recipe,
+    *,
+    files: tuple[Model, Model] | None = None,
+    form: Form | None = None,
+    progress: Progress | None = None,
+) -> Findings:
+    """Validation, and, where the recipe asks for them, the effects of the layers and inference times.
+
+    Parameters
+    ----------
+    float_model, quantized_model : ModelProto
+    report : MatchReport
+        Of the float model.
+    feeding : Feeding
+    recipe : Recipe
+        Its gates and switches.
+    files : (path, path), optional
+        Where the models lie.
+    form : Form, optional
+        How codes are put into the file, where it is known.
+    progress : callable, optional
+    """
+    run = files or (float_model, quantized_model)
+    validation = compare(*run, feeding, gates=recipe.gates, providers=recipe.providers, progress=progress)
+    effects: tuple[LayerEffect, ...] = ()
+    notes: tuple[str, ...] = ()
+    if recipe.per_layer:
+        try:
+            effects, notes = diagnose(float_model, quantized_model, report, feeding, form=form, progress=progress)
+        except (ModelError, UnsupportedError) as error:  # what validation found is worth showing all the same
+            notes = (f"per layer: {error}",)
+    latency = measure_latency(*run, feeding, providers=recipe.providers, progress=progress) if recipe.latency else None
+    return replace(validation, notes=(*validation.notes, *notes)), effects, latency
+
+
+def range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
+    """Remark on a range of synthetic inputs that nobody gave."""
+    if inferred is None:
+        return ()
+    low, high = inferred
+    return (f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",)
