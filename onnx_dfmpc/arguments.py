@@ -176,6 +176,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
 
     inspect = commands.add_parser("inspect", help="what there is to quantize", description="Chains, layers and skipped nodes with reasons.")
     inspect.add_argument("model", metavar="MODEL", help="float .onnx file")
+    inspect.set_defaults(report=[])
     _add_common(inspect)
 
     plan = commands.add_parser("plan", help="bits per layer", description="Bits per layer, predicted size and quality; writes no weights.")
@@ -207,6 +208,10 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     validate.add_argument("quantized_model", metavar="QUANTIZED", help="the quantized one")
     _add_validation(validate)
     _add_common(validate)
+    _add_report(commands)
+    for command in (plan, quantize, validate):
+        text = "write a report beside, repeatable: a page (.html, needs the extra 'report') or Markdown (.md)"
+        command.add_argument("--report", help=text, action="append", default=[], metavar="FILE")
     return parser, commands.choices
 
 
@@ -315,9 +320,27 @@ def _add_images(parser: _Parser) -> None:
     _knob(group, "--image-channels", "their order (gray for one, else rgb)", choices=("auto", "rgb", "bgr", "gray"))
 
 
+def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
+    text = "Show the JSON document of quantize, validate or plan again, without computing; or compare two."
+    report = commands.add_parser("report", help="show or compare runs", description=text)
+    report.add_argument("runs", nargs="+", metavar="RUN.json", help="one document, or two to compare")
+    report.add_argument(
+        "-o", "--output", metavar="FILE", help="page (.html, needs the extra 'report') or Markdown (.md); replaced if it exists"
+    )
+    report.add_argument(
+        "--format", choices=("html", "markdown"), help="that of the output, where its suffix does not say; on stdout without -o"
+    )
+    _add_volume(report.add_argument_group("common"))
+    report.set_defaults(json=None, report=[], overwrite=True)
+
+
 def _add_common(parser: _Parser) -> None:
     group = parser.add_argument_group("common")
     group.add_argument("--json", metavar="FILE", help="write the JSON document, to stdout and nothing else with -")
+    _add_volume(group)
+
+
+def _add_volume(group: argparse._ArgumentGroup) -> None:
     volume = group.add_mutually_exclusive_group()
     volume.add_argument("-v", "--verbose", action="store_true", help="more detail; a traceback for an internal error")
     volume.add_argument("-q", "--quiet", action="store_true", help="nothing but errors")

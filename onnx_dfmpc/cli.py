@@ -7,6 +7,7 @@ behind), 2 wrong usage or recipe, 3 this model cannot be quantized or nothing ma
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import traceback
@@ -36,7 +37,7 @@ Callback = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a command has to show and to write beside it, and the error to end with once that is done."""
+    """What a command has to show (text goes out as it is) and to write beside it, and the error to end with once that is done."""
 
     view: RenderableType
     document: dict[str, Any]
@@ -90,20 +91,46 @@ def _complain(message: str, hint: str) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    commands = {"inspect": _inspect, "plan": _plan, "quantize": _quantize, "validate": _validate}
+    commands = {"inspect": _inspect, "plan": _plan, "quantize": _quantize, "validate": _validate, "report": _report}
     _require_targets(args)
     with _progress(args) as callback:
         outcome = commands[args.command](args, callback)
-    text = document.dumps(outcome.document) + "\n"
+    text = document.dumps(_typed(args, outcome.document)) + "\n"
     if args.json == "-":
         sys.stdout.write(text)
     elif not args.quiet:
         sys.stdout.write(_render(outcome.view))
     sys.stdout.flush()
-    for target, content in (*outcome.files, *(() if args.json == "-" else _files((args.json, text)))):
+    for target, content in (*outcome.files, *(() if args.json == "-" else _files((args.json, text))), *_reports(args, text)):
         document.write_text(target, content)
     if outcome.failure is not None:
         raise outcome.failure
+
+
+def _typed(args: argparse.Namespace, plain: document.Json) -> document.Json:
+    """Document with what was typed, behind what every document begins with."""
+    first = {key: plain[key] for key in ("schema", "tool", "command") if key in plain}
+    return first | {"command_line": args.command_line} | plain
+
+
+def _reports(args: argparse.Namespace, text: str) -> Iterator[tuple[Path, str]]:
+    """What ``report`` would make of the document."""
+    for name in args.report:
+        yield Path(name), report.render([json.loads(text)], report.format_of(name))
+
+
+def _report(args: argparse.Namespace, _: Callback | None) -> _Outcome:
+    if len(args.runs) > 2:
+        raise RecipeError(f"{len(args.runs)} runs: a report shows one, or compares two", hint=f"{PROGRAM} report --help")
+    documents = [report.read_document(run) for run in args.runs]
+    form = args.format or (None if args.output is None else report.format_of(args.output))
+    if form is None:
+        return _Outcome(report.report_view(documents, args.runs, wide=args.verbose or Console().width >= WIDE), {})
+    report.require_format(form)
+    rendered = report.render(documents, form, args.runs)
+    if args.output is None:
+        return _Outcome(rendered, {})
+    return _Outcome(f"{', '.join(args.runs)} -> {args.output}\n", {}, _files((args.output, rendered)))
 
 
 def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
@@ -115,7 +142,7 @@ def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
 def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     recipe = recipe_of(args)
     result = pipeline.plan_result(args.model, recipe, sweep=args.sweep, progress=callback)
-    plain = plans.plan_result_document(result)
+    plain = _typed(args, plans.plan_result_document(result))
     files = _files((args.output, document.dumps(plain) + "\n"), (args.save_recipe, recipe.to_toml()))
     return _Outcome(report.plan_view(result, args.output, verbose=args.verbose), plain, files)
 
@@ -162,6 +189,7 @@ def _require_targets(args: argparse.Namespace) -> None:
     """Refuse what cannot be written before the work is done, not after it."""
     sources = ("model", "float_model", "quantized_model", "config", "plan", "data", "labels", "calibration_data")
     taken = [Path(value).resolve() for name in sources if (value := getattr(args, name, None)) is not None]
+    taken += [Path(run).resolve() for run in getattr(args, "runs", ())]
     external, overwrite = getattr(args, "save_as_external_data", False), getattr(args, "overwrite", False)
     for name in ("output", "json", "save_recipe"):
         value = getattr(args, name, None)
@@ -171,9 +199,20 @@ def _require_targets(args: argparse.Namespace) -> None:
         if Path(value).resolve() in taken:
             raise RecipeError(f"{value}: is also another file of this run", hint="choose another output path")
         taken.append(Path(value).resolve())
+    _require_reports(args.report, taken)
+
+
+def _require_reports(targets: Sequence[str], taken: Sequence[Path]) -> None:
+    for position, value in enumerate(targets):
+        report.require_format(report.format_of(value))
+        graph.require_writable(value, overwrite=True)
+        if Path(value).resolve() in (*taken, *(Path(other).resolve() for other in targets[:position])):
+            raise RecipeError(f"{value}: is also another file of this run", hint="choose another output path")
 
 
 def _render(view: RenderableType) -> str:
+    if isinstance(view, str):
+        return view
     console = Console(markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
         console.print(view, crop=False)

@@ -13,7 +13,7 @@ from onnx_dfmpc.errors import DfmpcError
 
 Value = NDArray[Any]
 
-IN_MEMORY = 1 << 24
+IN_MEMORY = 1 << 23
 """Bytes that all batches of a tensor may take in memory."""
 
 

@@ -16,7 +16,7 @@ MAX_SAMPLES, MIN_SAMPLES = 128, 32
 POSITIONS = 1 << 17
 """Samples are as many as give about so many input positions, within the bounds above."""
 
-BATCH_ELEMENTS = 1 << 19
+BATCH_ELEMENTS = 1 << 18
 
 
 def smooth_noise(shape: Sequence[int], rng: np.random.Generator) -> Array:

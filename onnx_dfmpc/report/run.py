@@ -1,0 +1,344 @@
+"""One run as an outline: every section from the JSON document alone."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnx_dfmpc.document import Json
+from onnx_dfmpc.report import charts, headline, words
+from onnx_dfmpc.report.outline import Block, Cell, Code, Column, Line, Outline, Section, Table, Tone, section, table
+
+__all__ = ["run_outline"]
+
+SESSIONS = "Weight-only quantization buys size, not speed: with the recommended session options it is at best as fast as float."
+PASTED = 5
+"""Lines that are offered to be pasted together."""
+
+NAMED = 3
+"""Layers that a note names."""
+
+
+def run_outline(document: Json) -> Outline:
+    """Report of one run.
+
+    Parameters
+    ----------
+    document : dict
+        Document of ``quantize``, ``validate`` or ``plan`` (docs/json.md), as `read_document` accepts it.
+
+    Returns
+    -------
+    Outline
+    """
+    layers = document.get("layers") or []
+    return Outline(
+        title=headline.model_name(document),
+        subtitle=headline.subtitle(document),
+        verdict=headline.verdict(document),
+        figures=headline.figures(document),
+        sections=(
+            *_validation(document),
+            *_ranking(document),
+            *section("Size and bits", charts.sizes(layers), charts.bits(layers)),
+            *section("Noise", *charts.noise(layers)),
+            *section("Trade-off", charts.frontier(document), _sweep(document)),
+            *section("Weights", *map(charts.histogram, document.get("histograms") or [])),
+            *section("Gains and shifts", charts.gains(layers), charts.shifts(layers)),
+            *_latency(document),
+            *section("Layers", _layers(layers), folded=True),
+            *section("Stays float", _skipped(document)),
+            *section("Notes", *_notes(document)),
+            *_reproduce(document),
+        ),
+        footer=headline.footer(document),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------- validation
+
+
+def _validation(document: Json) -> tuple[Section, ...]:
+    validation = document.get("validation")
+    if validation is None:
+        return ()
+    lines = [f"Data: {validation.get('data') or 'unknown'}."]
+    lines += [f"Note: {note}." for note in validation.get("notes") or []]
+    failures = [Line(failure, "bad") for failure in validation.get("failures") or []]
+    command = validation.get("command")
+    return section(
+        "Validation",
+        *failures,
+        _gates(validation),
+        _labelled(validation),
+        _outputs(validation),
+        *map(Line, lines),
+        *_sessions(validation),
+        None if not command else Code(command, "The command that repeats it"),
+    )
+
+
+def _gates(validation: Mapping[str, Any]) -> Table | None:
+    rows = []
+    for gate in validation.get("gates") or []:
+        passed, value, output = gate.get("passed"), gate.get("value"), gate.get("output")
+        tone: Tone = "good" if passed else "bad"
+        name = str(gate.get("name")) + (f" ({output})" if output else "")
+        rows.append(
+            (
+                Cell("✓ passed" if passed else "✗ failed", tone=tone),
+                Cell(name),
+                _general(value, "not measured"),
+                _general(gate.get("limit")),
+            )
+        )
+    return table((Column("gate"), Column("what", "code"), Column("measured", "number"), Column("limit", "number")), tuple(rows))
+
+
+def _general(value: float | None, missing: str = "") -> Cell:
+    return Cell(missing) if value is None else words.cell(words.general(value), value)
+
+
+def _labelled(validation: Mapping[str, Any]) -> Table | None:
+    rows = []
+    for key, name in (("top1", "top-1"), ("top5", "top-5")):
+        before, after = validation.get(f"{key}_float"), validation.get(f"{key}_quantized")
+        if before is None or after is None:
+            continue
+        interval = validation.get("top1_interval") if key == "top1" else None
+        between = "" if not interval else " to ".join(words.signed(100 * end, 2) for end in interval)
+        difference = words.cell(words.signed(100 * (after - before), 2), after - before)
+        rows.append((Cell(name), Cell(words.percent(before, 2)), Cell(words.percent(after, 2)), difference, Cell(between)))
+    titles = ("float", "quantized", "difference, points", "95 % interval, points")
+    count = words.plural(validation.get("labelled") or 0, "labelled input")
+    return table((Column("accuracy"), *(Column(title, "number") for title in titles)), tuple(rows), f"On {count}")
+
+
+def _outputs(validation: Mapping[str, Any]) -> Table | None:
+    titles = ("cosine", "SQNR, dB", "max abs", "mean abs", "KL", "same top-1", "same top-5")
+    rows = tuple(
+        (
+            Cell(str(output.get("name"))),
+            Cell(words.digits(output.get("cosine"), 6), output.get("cosine")),
+            Cell("same" if output.get("max_abs") == 0 else words.digits(output.get("sqnr_db"), 1), output.get("sqnr_db")),
+            Cell(words.short(output.get("max_abs")), output.get("max_abs")),
+            Cell(words.short(output.get("mean_abs")), output.get("mean_abs")),
+            Cell(words.short(output.get("kl")), output.get("kl")),
+            Cell(words.percent(output.get("top1_agreement"), 2), output.get("top1_agreement")),
+            Cell(words.percent(output.get("top5_agreement"), 2), output.get("top5_agreement")),
+        )
+        for output in validation.get("outputs") or []
+    )
+    return table((Column("output", "code"), *(Column(title, "number") for title in titles)), rows)
+
+
+def _sessions(validation: Mapping[str, Any]) -> list[Block]:
+    if validation.get("weight_only") is False:
+        return [Line("Run with default session options, because activations are quantized too.")]
+    run = validation.get("default_run")
+    if run is None:
+        return []
+    moved = run.get("max_abs")
+    if moved == 0:
+        return [Line("Default session options give the same outputs as session.disable_quant_qdq=1.")]
+    noise, quantized = run.get("sqnr_db"), validation.get("sqnr_db")
+    warn: Tone = "warn" if noise is not None and quantized is not None and noise < quantized else ""
+    more = " They cost more than quantization did: set session.disable_quant_qdq=1." if warn else ""
+    text = f"Default session options move the outputs by at most {words.short(moved)} ({words.decibels(noise)})."
+    return [Line(text + more, warn)]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- layers
+
+
+def _ranking(document: Json) -> tuple[Section, ...]:
+    """Which layers hurt most, and the lines that would change it."""
+    ranked = document.get("per_layer") or []
+    titles = ("bytes", "SQNR here, dB", "cosine here", "alone, dB", "share of noise", "same top-1 alone")
+    columns = (
+        Column("#", "number"),
+        Column("layer", "code"),
+        Column("bits", "bits"),
+        *(Column(title, "number") for title in titles),
+        Column("try", "code"),
+        Column("for"),
+    )
+    rows = tuple(
+        (
+            words.cell(str(rank), rank),
+            Cell(row["name"]),
+            words.cell(words.whole(row.get("bits")), row.get("bits")),
+            words.cell(words.whole(row.get("bytes")), row.get("bytes")),
+            words.cell(words.digits(row.get("sqnr_db"), 1), row.get("sqnr_db")),
+            words.cell(words.digits(row.get("cosine"), 5), row.get("cosine")),
+            words.cell(words.digits(row.get("own_sqnr_db"), 1), row.get("own_sqnr_db")),
+            words.cell(words.percent(row.get("own_share")), row.get("own_share")),
+            words.cell(words.percent(row.get("own_top1_agreement")), row.get("own_top1_agreement")),
+            *_suggested(row.get("suggestion") or {}),
+        )
+        for rank, row in enumerate(ranked, 1)
+    )
+    lines = [_flag(row["suggestion"]) for row in ranked if (row.get("suggestion") or {}).get("set")]
+    paste = Code(" \\\n  ".join(lines[:PASTED]), "Add to the command, one line at a time, worst layer first") if lines else None
+    lead = (
+        Line("Worst first. “here” is at the output of the layer, “alone” at the output of the network when only this layer is quantized.")
+        if rows
+        else None
+    )
+    return section("Worst layers", lead, paste, charts.ranking(ranked), table(columns, rows, long=True))
+
+
+def _flag(suggestion: Mapping[str, Any]) -> str:
+    given = str(suggestion["set"])
+    return given if given.startswith("--") else f"--set {shlex.quote(given)}"
+
+
+def _suggested(suggestion: Mapping[str, Any]) -> tuple[Cell, Cell]:
+    """Line to paste, and its price."""
+    return (Cell(_flag(suggestion)), Cell(_price(suggestion))) if suggestion.get("set") else (Cell(""), Cell(""))
+
+
+def _price(suggestion: Mapping[str, Any]) -> str:
+    """What a line costs, and what it is expected to bring."""
+    extra, gain = suggestion.get("extra_bytes"), suggestion.get("gain_db")
+    effects = ("" if extra is None else f"{words.signed_whole(extra)} bytes", "" if gain is None else f"{words.signed(gain, 1)} dB")
+    return ", ".join(filter(None, effects))
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> Table | None:
+    numbers = ("bytes", "SQNR, dB", "predicted, dB", "alone, dB", "gain from", "to", "bias shift")
+    columns = (
+        Column("#", "number"),
+        Column("layer", "code"),
+        Column("op"),
+        Column("weight"),
+        Column("role"),
+        Column("bits", "bits"),
+        *(Column(title, "number") for title in numbers),
+        Column("stored"),
+        Column("statistics"),
+        Column("why", "prose"),
+    )
+    return table(columns, tuple(_layer(position, layer) for position, layer in enumerate(layers, 1)), long=True)
+
+
+def _layer(position: int, layer: Mapping[str, Any]) -> tuple[Cell, ...]:
+    noise = layer.get("predicted_noise", layer.get("noise"))
+    alone = None if not noise else -10 * math.log10(noise) if noise > 0 else None
+    return (
+        words.cell(str(position), position),
+        Cell(layer["name"]),
+        Cell(layer.get("op") or ""),
+        words.cell(words.shape(layer.get("shape")), math.prod(layer["shape"]) if layer.get("shape") else None),
+        Cell(layer.get("role") or ""),
+        words.cell(words.whole(layer.get("bits")), layer.get("bits")),
+        words.cell(words.whole(layer.get("bytes")), layer.get("bytes")),
+        words.cell(words.digits(layer.get("measured_sqnr_db"), 1), layer.get("measured_sqnr_db")),
+        words.cell(words.digits(layer.get("predicted_sqnr_db"), 1), layer.get("predicted_sqnr_db")),
+        words.cell(words.digits(alone, 1), alone),
+        words.cell(words.digits(layer.get("gain_min"), 3), layer.get("gain_min")),
+        words.cell(words.digits(layer.get("gain_max"), 3), layer.get("gain_max")),
+        words.cell(words.short(layer.get("bias_shift_rms")), layer.get("bias_shift_rms")),
+        Cell(layer.get("storage") or ""),
+        Cell(layer.get("provider") or ""),
+        Cell(layer.get("reason") or ""),
+    )
+
+
+def _skipped(document: Json) -> Table | None:
+    rows = tuple((Cell(node["name"]), Cell(node.get("op") or ""), Cell(node.get("reason") or "")) for node in document.get("skipped") or [])
+    return table((Column("node", "code"), Column("op"), Column("why", "prose")), rows)
+
+
+# --------------------------------------------------------------------------------------------------------------- trade-offs, speed
+
+
+def _sweep(document: Json) -> Table | None:
+    rows = tuple(
+        (
+            words.cell(words.whole(point.get("budget")), point.get("budget")),
+            words.cell("too small" if point.get("bytes") is None else words.whole(point["bytes"]), point.get("bytes")),
+            words.cell(words.digits(point.get("nominal_bits"), 2), point.get("nominal_bits")),
+            words.cell(words.digits(point.get("predicted_sqnr_db"), 1), point.get("predicted_sqnr_db")),
+            words.cell(words.digits(point.get("measured_sqnr_db"), 1), point.get("measured_sqnr_db")),
+            words.cell(words.percent(point.get("top1"), 2), point.get("top1")),
+        )
+        for point in document.get("sweep") or []
+    )
+    titles = ("budget, bytes", "bytes", "bits per weight", "predicted SQNR, dB", "measured SQNR, dB", "top-1")
+    return table(tuple(Column(title, "number") for title in titles), rows, "What other budgets buy")
+
+
+def _latency(document: Json) -> tuple[Section, ...]:
+    latency = document.get("latency")
+    if not latency or not latency.get("timings"):
+        return ()
+    timings = latency["timings"]
+    first = timings[0].get("median")
+    rows = tuple(
+        (
+            Cell(str(timing.get("name"))),
+            words.cell(words.seconds(timing.get("median")), timing.get("median")),
+            Cell(f"{words.seconds(timing.get('first_quartile'))} to {words.seconds(timing.get('third_quartile'))}"),
+            words.cell(words.seconds(timing.get("least")), timing.get("least")),
+            Cell("" if not first or timing.get("median") is None else f"{timing['median'] / first:.2f} ×"),
+        )
+        for timing in timings
+    )
+    titles = ("median", "middle half", "least", "of float")
+    text = (
+        f"{words.plural(latency.get('runs') or 0, 'run')} of each, interleaved; "
+        f"{words.plural(latency.get('threads') or 0, 'thread')}, batch of {latency.get('batch') or 1}."
+    )
+    columns = (Column("session"), *(Column(title, "number") for title in titles))
+    return section("Latency", Line(SESSIONS), charts.latency(timings), table(columns, rows), Line(text, "muted"))
+
+
+# ------------------------------------------------------------------------------------------------------------------------ the rest
+
+
+def _notes(document: Json) -> list[Line]:
+    """Remarks on the model, then those on layers: what holds for many is said once."""
+    layers: dict[str, list[str]] = {}
+    for layer in document.get("layers") or []:
+        for note in layer.get("notes") or []:
+            layers.setdefault(note, []).append(layer["name"])
+    lines = [*dict.fromkeys(document.get("notes") or []), *(f"{_some(names)}: {note}" for note, names in layers.items())]
+    return list(map(Line, lines))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {words.plural(more, 'more layer')}" if more > 0 else "")
+
+
+def _reproduce(document: Json) -> tuple[Section, ...]:
+    command = document.get("command_line")
+    recipe = document.get("recipe") or {}
+    rows = tuple(
+        (Cell(key), Cell(words.plain(value))) for key, value in (recipe | (document.get("form") or {})).items() if value not in ([], None)
+    )
+    files = [
+        (
+            Cell(title),
+            Cell(str(row.get("path") or row.get("name") or "in memory")),
+            words.cell(words.whole(row.get("bytes")), row.get("bytes")),
+            Cell(str(row.get("sha256") or "")),
+        )
+        for title, row in (("float", document.get("model") or {}), ("quantized", document.get("output") or {}))
+        if row
+    ]
+    stages = tuple((Cell(stage), words.cell(words.seconds(value), value)) for stage, value in (document.get("seconds") or {}).items())
+    columns = (Column("model"), Column("file", "code"), Column("bytes", "number"), Column("sha256", "code"))
+    return section(
+        "Reproduce",
+        None if not command else Code(command, "Command"),
+        table(columns, tuple(files)),
+        table((Column("recipe", "code"), Column("value", "code")), rows, "Recipe"),
+        table((Column("stage"), Column("time", "number")), stages, "Time"),
+        Line(f"Made with {headline.footer(document)}.", "muted"),
+        folded=True,
+    )

@@ -1,0 +1,312 @@
+"""Reports from documents alone: what is refused, what an outline says, how Markdown and the terminal say it, and two runs compared."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from onnx_dfmpc import report
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.report.diff import diff_outline
+from onnx_dfmpc.report.markdown import markdown
+from onnx_dfmpc.report.outline import Chart, Code, Outline, Table
+from onnx_dfmpc.report.plain import terminal
+from onnx_dfmpc.report.reading import check_document, read_document
+from onnx_dfmpc.report.run import run_outline
+from tests.documents import LONG, NASTY, Json, quantized, validation
+
+
+def shown(outline: Outline, width: int = 80, *, wide: bool = False) -> str:
+    console = Console(width=width, markup=False, highlight=False, color_system=None)
+    with console.capture() as capture:
+        console.print(terminal(outline, wide=wide))
+    return capture.get()
+
+
+def tables(outline: Outline, section: str) -> list[Table]:
+    return [block for part in outline.sections if part.title == section for block in part.blocks if isinstance(block, Table)]
+
+
+def column(table: Table, title: str) -> list[str]:
+    position = [column.title for column in table.columns].index(title)
+    return [row[position].text for row in table.rows]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ reading
+
+
+def paths(value: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a document."""
+    if prefix:
+        yield prefix
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from paths(item, (*prefix, key))
+
+
+def refusal(document: Json) -> str:
+    try:
+        check_document(document, "run.json")
+    except RecipeError as error:
+        return str(error)
+    return ""
+
+
+PLACES = list(paths(quantized()))
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(st.sampled_from(PLACES), ANYTHING | st.just(...))
+@settings(max_examples=100)
+def test_a_document_is_refused_or_shown(place: tuple[Any, ...], value: Any) -> None:
+    """Whatever stands in one place, or is missing there: a line that says where, or a report."""
+    document = copy.deepcopy(quantized())
+    inner: Any = document
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    complaint = refusal(document)
+    if complaint:
+        assert complaint.startswith("run.json: ")
+        assert "\n" not in complaint
+        return
+    for outline in (run_outline(document), diff_outline(document, quantized()), diff_outline(quantized(), document)):
+        assert markdown(outline)
+        assert shown(outline)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not a JSON file"),
+        (b"\xff\xfe\x00", "not a JSON file"),
+        (b"[1, 2]", "not a document of this tool"),
+        (b'{"schema": 1, "rows": []}', "not a document of this tool"),
+        (b'{"schema": 2, "command": "quantize"}', "schema = 2: expected 1"),
+        (b'{"schema": 1, "command": "inspect"}', "a document of 'inspect'"),
+        (b'{"schema": 1, "command": "quantize", "layers": [{"bits": 2}]}', "layers, row 1: there is no name"),
+        (b'{"schema": 1, "command": "quantize", "layers": [{"name": "a", "bits": "2"}]}', "layers[1].bits = '2': expected a number"),
+        (b'{"schema": 1, "command": "quantize", "seconds": {"load": "long"}}', "seconds.load = 'long': expected a number"),
+        (b'{"schema": 1, "command": "quantize", "model": {"bytes": NaN}}', "NaN"),
+        (b"[" * 100_000, "not a JSON file"),
+    ],
+)
+def test_what_is_no_document_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=re.escape(words)) as caught:
+        read_document(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_document_survives_reading(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(quantized()), encoding="utf-8")
+    assert read_document(path) == quantized()
+
+
+# ------------------------------------------------------------------------------------------------------------------------ one run
+
+
+def test_the_first_things_to_see() -> None:
+    outline = run_outline(quantized())
+    values = {figure.label: figure.value for figure in outline.figures}
+    size = quantized()["output"]["bytes"]
+    assert values == {"File size": f"{size / 1000:.1f} kB", "Bits per weight": "5.00", "Top-1": "90.0 %", "Output SQNR": "17.5 dB"}
+    assert (outline.title, outline.verdict.word, outline.verdict.tone) == ("net", "Passed", "good")
+    assert "opset 17 → 25" in outline.subtitle
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "tone"),
+    [
+        ({"validation": validation(drop=0.05)}, "Failed", "bad"),
+        ({"validation": validation() | {"failures": ["NaN in output 'y'"]}}, "Failed", "bad"),
+        ({"validation": validation() | {"gates": []}}, "Measured", "muted"),
+        ({"validation": None}, "Not validated", "warn"),
+        ({"validation": None, "command": "plan"}, "Planned", "muted"),
+    ],
+)
+def test_verdicts(changes: Json, word: str, tone: str) -> None:
+    verdict = run_outline(quantized(**changes)).verdict
+    assert (verdict.word, verdict.tone) == (word, tone)
+
+
+def test_synthetic_inputs_are_no_accuracy() -> None:
+    outline = run_outline(quantized(validation=validation() | {"synthetic": True, "top1_float": None, "top1_quantized": None}))
+    assert "a sanity check, not accuracy" in outline.verdict.text
+    assert "Same top-1 as float" in [figure.label for figure in outline.figures]
+
+
+def test_worst_layers_come_with_the_line_to_paste() -> None:
+    outline = run_outline(quantized())
+    codes = [block.text for part in outline.sections if part.title == "Worst layers" for block in part.blocks if isinstance(block, Code)]
+    assert [shlex.split(line) for line in codes[0].splitlines()] == [["--set", f"^{NASTY}$=6"]]
+    (table,) = tables(outline, "Worst layers")
+    assert column(table, "try") == [codes[0], ""]
+    assert column(table, "for") == ["+1,152 bytes, +2.2 dB", ""]
+
+
+def test_every_layer_is_there_with_its_numbers() -> None:
+    (table,) = tables(run_outline(quantized()), "Layers")
+    layers = quantized()["layers"]
+    assert column(table, "layer") == [row["name"] for row in layers]
+    assert column(table, "bits") == [str(row["bits"]) for row in layers]
+    assert column(table, "alone, dB") == [f"{-10 * math.log10(row['predicted_noise']):.1f}" for row in layers]
+    assert column(table, "why") == [row["reason"] for row in layers]
+
+
+def test_nothing_is_made_up_where_nothing_is_known() -> None:
+    bare = {"schema": 1, "command": "validate", "model": {"path": "net.onnx", "sha256": "0" * 64, "bytes": 5, "opset": 17}}
+    outline = run_outline(bare)
+    assert outline.figures == ()
+    assert [part.title for part in outline.sections] == ["Reproduce"]
+    assert not [block for part in outline.sections for block in part.blocks if isinstance(block, Chart)]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ formats
+
+
+def test_terminal_fits_and_loses_no_name() -> None:
+    for outline in (run_outline(quantized()), diff_outline(quantized(), quantized((8, 3, 3, 4, 6, 3, 8)))):
+        assert max(map(len, shown(outline).splitlines())) <= 80
+        assert all(name in shown(outline, 400) for name in (LONG, NASTY))
+    assert "one bit more would cost" in shown(run_outline(quantized()), 200, wide=True)
+    assert "one bit more would cost" not in shown(run_outline(quantized()), 200)
+
+
+def tokens(text: str) -> list[Any]:
+    """What an independent parser of Markdown makes of a text."""
+    found = []
+    for token in MarkdownIt("commonmark", {"html": True}).enable("table").parse(text):
+        found += [token, *(token.children or ())]
+    return found
+
+
+def test_markdown_says_what_it_means() -> None:
+    """Names keep every character, and none of them becomes HTML or a link."""
+    for outline in (run_outline(quantized()), diff_outline(quantized(), quantized((8, 3, 3, 4, 6, 3, 8)))):
+        found = tokens(markdown(outline))
+        html = {token.content.strip() for token in found if token.type.startswith("html")}
+        assert all(re.fullmatch(r"</?(details|summary|sub)>|<details><summary>[\w ]+</summary>", line) for line in html), html
+        assert not [token for token in found if token.type in ("link_open", "image")]
+        cells = [token.children for before, token in itertools.pairwise(found) if before.type == "td_open"]
+        texts = ["".join(child.content for child in children) for children in cells]
+        assert NASTY in texts
+        assert LONG in texts
+
+
+def test_markdown_has_a_row_for_every_layer_and_every_cell_in_its_column() -> None:
+    found = [token.type for token in tokens(markdown(run_outline(quantized())))]
+    rows = " ".join(found).split("tr_open")[1:]
+    widths = [row.count("td_open") + row.count("th_open") for row in rows]
+    outline = run_outline(quantized())
+    expected = [[3] * (len(outline.figures) + 1)]
+    every = [block for part in outline.sections for block in part.blocks if isinstance(block, Table)]
+    expected += [[len(table.columns)] * (len(table.rows) + 1) for table in every]
+    assert widths == [width for table in expected for width in table]
+
+
+def test_a_long_ranking_folds_and_loses_nothing() -> None:
+    row = quantized()["per_layer"][1]
+    names = [f"/block.{position}/Conv" for position in range(40)]
+    outline = run_outline(quantized(per_layer=[row | {"name": name} for name in names]))
+    text = markdown(outline)
+    visible, _, folded = text.partition("<details><summary>30 more rows</summary>")
+    assert [name for name in names if f"`{name}`" in visible] == names[:10]
+    assert [name for name in names if f"`{name}`" in folded] == names[10:]
+    assert "and 28 more: -v" in shown(outline, 200)
+    assert all(name in shown(outline, 400, wide=True) for name in names)
+
+
+def test_long_networks_stay_within_a_step_summary() -> None:
+    text = markdown(run_outline(quantized((4,) * 2000)))
+    assert len(text.encode()) < 2**20
+    assert "1800 more rows" in text
+
+
+# ----------------------------------------------------------------------------------------------------------------------- two runs
+
+
+def test_a_run_does_not_differ_from_itself() -> None:
+    outline = diff_outline(quantized(), quantized())
+    (totals,) = tables(outline, "At a glance")
+    assert set(column(totals, "change")) == {"the same"}
+    assert not {"Recipe", "Bits that changed", "In one run only"} & {part.title for part in outline.sections}
+
+
+def test_what_differs() -> None:
+    bits = (8, 3, 2, 4, 6, 4, 8)
+    other = quantized(bits, recipe={"target_size": 9000, "method": "dfmpc", "rounding": "nearest"})
+    outline = diff_outline(quantized(), other, ("a.json", "b.json"))
+    (recipe,) = tables(outline, "Recipe")
+    assert {row[0].text: (row[1].text, row[2].text) for row in recipe.rows} == {
+        "target_size": ("10240", "9000"),
+        "set": ('[["^a$", 4]]', "not set"),
+        "nodes_to_exclude": ("[]", "not set"),
+        "rounding": ("not set", "nearest"),
+    }
+    (changed,) = tables(outline, "Bits that changed")
+    assert column(changed, "layer") == [LONG, "/layer5/conv/Conv"]
+    assert (column(changed, "bits A"), column(changed, "bits B"), column(changed, "bytes")) == (["4", "3"], ["3", "4"], ["−288", "+288"])
+    assert "a.json" in outline.subtitle
+
+
+@given(st.lists(st.integers(2, 8), min_size=3, max_size=6), st.lists(st.integers(2, 8), min_size=3, max_size=6))
+@settings(max_examples=40)
+def test_the_other_way_round_the_signs_change(first: list[int], second: list[int]) -> None:
+    runs = quantized(tuple(first)), quantized(tuple(second))
+    (there,), (back,) = (tables(diff_outline(*pair), "At a glance") for pair in (runs, runs[::-1]))
+    assert column(there, "A") == column(back, "B")
+    changes = [[row[3].value for row in table.rows] for table in (there, back)]
+    assert changes[0] == [None if value is None else -value for value in changes[1]]
+
+
+def test_layers_of_one_run_only() -> None:
+    less = quantized()
+    moved = less["layers"].pop(3)
+    less["skipped"].append({"name": moved["name"], "op": "Conv", "reason": "excluded by name"})
+    (alone,) = tables(diff_outline(quantized(), less), "In one run only")
+    assert [tuple(cell.text for cell in row) for row in alone.rows] == [(moved["name"], "A", "excluded by name")]
+
+
+def test_other_models_and_other_data_are_pointed_out() -> None:
+    other = quantized(model={"path": "other.onnx", "sha256": "cd" * 32, "bytes": 66_000, "opset": 17})
+    assert diff_outline(quantized(), other).verdict.word == "Different models"
+    outline = diff_outline(quantized(), quantized(validation=validation() | {"data": "synthetic"}))
+    assert "different data" in shown(outline)
+    assert "different data" not in shown(diff_outline(quantized(), quantized()))
+
+
+def test_a_gate_that_fails_now_is_said_first() -> None:
+    outline = diff_outline(quantized(), quantized(validation=validation(drop=0.05)))
+    assert (outline.verdict.word, outline.verdict.tone) == ("Passed → failed", "bad")
+
+
+# -------------------------------------------------------------------------------------------------------------------- what is made
+
+
+def test_format_by_suffix() -> None:
+    assert [report.format_of(name) for name in ("a.html", "b.MD", "c.htm", "d.markdown")] == ["html", "markdown", "html", "markdown"]
+    for name in ("a.pdf", "a", "html", "a.json"):
+        with pytest.raises(RecipeError, match=re.escape(name)):
+            report.format_of(name)
