@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from onnx_dfmpc import document, graph, pipeline, plans, report
 from onnx_dfmpc.arguments import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
-from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.metrics import ValidationReport, typed
 
 __all__ = ["main"]
 
@@ -181,7 +181,7 @@ def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
 def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
     if validation:
         return None
-    missed = [f"{gate.label} = {gate.limit:g} missed" for gate in validation.gates if not gate.passed]
+    missed = [f"{gate.label} = {typed(gate.limit)} missed" for gate in validation.gates if not gate.passed]
     return ValidationFailed("validation failed: " + "; ".join([*validation.failures, *missed]), hint=hint)
 
 

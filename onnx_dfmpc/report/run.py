@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx_dfmpc.document import Json
+from onnx_dfmpc.metrics import measured, typed
 from onnx_dfmpc.report import charts, headline, words
 from onnx_dfmpc.report.outline import Block, Cell, Code, Column, Line, Outline, Section, Table, Tone, section, table
 
@@ -83,22 +84,18 @@ def _validation(document: Json) -> tuple[Section, ...]:
 def _gates(validation: Mapping[str, Any]) -> Table | None:
     rows = []
     for gate in validation.get("gates") or []:
-        passed, value, output = gate.get("passed"), gate.get("value"), gate.get("output")
+        passed, value, limit, output = gate.get("passed"), gate.get("value"), gate["limit"], gate.get("output")
         tone: Tone = "good" if passed else "bad"
         name = str(gate.get("name")) + (f" ({output})" if output else "")
         rows.append(
             (
                 Cell("✓ passed" if passed else "✗ failed", tone=tone),
                 Cell(name),
-                _general(value, "not measured"),
-                _general(gate.get("limit")),
+                words.cell(measured(value, limit), value),
+                words.cell(typed(limit), limit),
             )
         )
     return table((Column("gate"), Column("what", "code"), Column("measured", "number"), Column("limit", "number")), tuple(rows))
-
-
-def _general(value: float | None, missing: str = "") -> Cell:
-    return Cell(missing) if value is None else words.cell(words.general(value), value)
 
 
 def _labelled(validation: Mapping[str, Any]) -> Table | None:

@@ -259,8 +259,7 @@ def validate_view(report: ValidationReport) -> Group:
     lines += _session_lines(report)
     lines += [Text(f"FAILED {failure}", style="bold red") for failure in report.failures]
     for gate in report.gates:
-        verdict, style = ("PASSED", "green") if gate.passed else ("FAILED", "bold red")
-        lines.append(Text(f"{verdict} {gate.label}: {_small_or_plain(gate.value)}, limit {gate.limit:g}", style=style))
+        lines.append(Text(str(gate), style="green" if gate.passed else "bold red"))
     return Group(table, section(*lines))
 
 
@@ -285,10 +284,6 @@ def _repeat(report: ValidationReport | None) -> list[RenderableType]:
     if report is None or not report.command:
         return []
     return [section(Text("to repeat it:")), line_to_paste(report.command)]
-
-
-def _small_or_plain(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.6g}"
 
 
 def _session_lines(report: ValidationReport) -> list[Text]:
