@@ -148,7 +148,12 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(map(int, sizes.split(",")))
 
 
-def _numbers(kind: type[int] | type[float], example: str) -> Callable[[str], tuple[float, ...]]:
+def _side(text: str) -> float:
+    """Pixels, or a share."""
+    return int(text) if text.isdecimal() else float(text)
+
+
+def _numbers(kind: Callable[[str], float], example: str) -> Callable[[str], tuple[float, ...]]:
     def parse_numbers(text: str) -> tuple[float, ...]:
         try:
             return tuple(kind(part) for part in text.split(","))
@@ -309,7 +314,8 @@ def _add_images(parser: _Parser) -> None:
     group = parser.add_argument_group("images", "How pictures become inputs: resized, cropped, then (pixel * scale - mean) / std.")
     sides = _numbers(int, "256 or 240,320")
     _knob(group, "--image-size", "shorter side, or height and width (what the model takes)", type=sides, metavar="N|H,W")
-    _knob(group, "--image-crop", "cut from the middle", type=sides, metavar="N|H,W")
+    cut = "cut from the middle; 0.875 cuts that share of each side before resizing"
+    _knob(group, "--image-crop", cut, type=_numbers(_side, "224, 240,320 or 0.875"), metavar="N|H,W|SHARE")
     _knob(group, "--image-mean", "in the order of the model's channels (0)", type=_numbers(float, "0.485,0.456,0.406"), metavar="X,X,X")
     _knob(group, "--image-std", "in the order of the model's channels (1)", type=_numbers(float, "0.229,0.224,0.225"), metavar="X,X,X")
     _knob(group, "--image-scale", "of pixels, which are 0 to 255 (1/255)", type=float, metavar="X")

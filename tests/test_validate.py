@@ -231,12 +231,38 @@ def test_data_and_labels_from_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [np.zeros(5, int), np.zeros(4), np.full(4, 3), np.full(4, -1), np.zeros((4, 3), int)],
+    [np.zeros(5, int), np.full(4, 0.5), np.full(4, 3), np.full(4, -1), np.zeros((4, 3), int)],
     ids=["n", "float", "high", "negative", "one-hot"],
 )
 def test_bad_labels(labels: np.ndarray) -> None:
     with pytest.raises(RecipeError, match="labels"):
         validate(classifier(), classifier(), images(4), labels)
+
+
+@pytest.mark.parametrize("labels", [np.array([0.0, 1.0, 2.0, 0.0]), np.array([[0], [1], [2], [0]], np.uint8)], ids=["float", "column"])
+def test_labels_as_others_save_them(labels: np.ndarray) -> None:
+    x = images(4)
+    expected = validate(classifier(), classifier(), x, np.array([0, 1, 2, 0]))
+    assert validate(classifier(), classifier(), x, labels).top1_float == expected.top1_float
+
+
+@pytest.mark.parametrize(
+    ("labels", "hint"), [(np.array([1, 2, 3, 3]), "subtract 1"), (np.eye(4, 3), "argmax")], ids=["from 1", "one-hot"]
+)
+def test_labels_of_another_kind_are_recognised(labels: np.ndarray, hint: str) -> None:
+    with pytest.raises(RecipeError, match="labels") as caught:
+        validate(classifier(), classifier(), images(4), labels)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [((4, 8, 8, 3), "array.transpose(0, 3, 1, 2)"), ((3, 8, 8), "array[None]"), ((4, 3, 9, 8), "preprocess"), ((4, 192), "preprocess")],
+)
+def test_how_data_would_fit(shape: tuple[int, ...], hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        validate(classifier(), classifier(), np.zeros(shape, np.float32))
+    assert hint in caught.value.hint
 
 
 def test_labels_need_data() -> None:

@@ -175,7 +175,7 @@ class LabelTally:
         if labels.min() < 0 or labels.max() >= count:
             raise RecipeError(
                 f"labels from {labels.min()} to {labels.max()} for the {count} classes of output {name!r}",
-                hint="labels are class indices, counted from 0",
+                hint="labels are class indices, counted from 0" + (": subtract 1" if labels.min() > 0 and labels.max() == count else ""),
             )
         right = np.stack([side.argmax(axis=1) == labels for side in (scores, other)])
         self._labelled += len(labels)
