@@ -29,6 +29,9 @@ __all__ = ["main"]
 
 INTERNAL, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
 
+NARROW = 80
+"""Columns that every table fits into."""
+
 WIDE = 120
 """Columns from which the reasons have room beside the numbers."""
 
@@ -213,7 +216,8 @@ def _require_reports(targets: Sequence[str], taken: Sequence[Path]) -> None:
 def _render(view: RenderableType) -> str:
     if isinstance(view, str):
         return view
-    console = Console(markup=False, highlight=False, emoji=False)
+    width = max(NARROW, Console().width)  # what does not fit is folded by the terminal: better than numbers that lose digits
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
         console.print(view, crop=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

@@ -64,6 +64,15 @@ def process(*argv: object, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-m", "onnx_dfmpc", *map(str, argv)], capture_output=True, text=True, env=env, check=False)
 
 
+@pytest.mark.parametrize("columns", [30, 60])
+def test_a_narrow_terminal_loses_nothing(run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """A table squeezed into 30 columns had no names, and numbers without their last digits."""
+    monkeypatch.setenv("COLUMNS", "80")
+    expected = run("inspect", digits_bn)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run("inspect", digits_bn) == expected
+
+
 # ------------------------------------------------------------------------------------------------------------------- end to end
 
 

@@ -337,6 +337,15 @@ def test_other_names_are_an_error() -> None:
         validate(classifier(), other)
 
 
+@pytest.mark.parametrize(("kind", "shape"), [("float16", "N, 3, 8, 8"), ("float", "N, 9, 8"), ("float", "N, 3, 8, 9")])
+def test_other_inputs_are_an_error(kind: str, shape: str) -> None:
+    other = parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g ({kind}[{shape}] x) => (float[N, K] scores) {{ flat = Flatten(x) scores = Cast<to = 1>(flat) }}""")
+    with pytest.raises(ModelError, match=rf"its input is x: \w+ \({shape}\), that of float model is x: float32 \(N, 3, 8, 8\)"):
+        validate(classifier(), other)
+
+
 def test_shapes_that_differ_fail() -> None:
     wide = parser.parse_model("""
         <ir_version: 8, opset_import: ["" : 17]>

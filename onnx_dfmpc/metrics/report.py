@@ -9,18 +9,18 @@ DIGITS = 12
 """Of a number that is typed, and of a difference of shares, which would else miss a limit that it meets: 0.92 - 0.91 > 0.01."""
 
 
-def typed(number: float) -> str:
-    """A limit as it was typed.
+def typed(number: float | None) -> str:
+    """A limit as it was typed; "" where there is none.
 
     Examples
     --------
     >>> typed(0.01), typed(0.9999999)
     ('0.01', '0.9999999')
     """
-    return f"{number:.{DIGITS}g}"
+    return "" if number is None else f"{number:.{DIGITS}g}"
 
 
-def measured(value: float | None, limit: float) -> str:
+def measured(value: float | None, limit: float | None) -> str:
     """A value in six digits, or in as many as tell it from its limit.
 
     Examples
@@ -31,7 +31,7 @@ def measured(value: float | None, limit: float) -> str:
     if value is None:
         return "not measured"
     short = f"{value:.6g}"
-    return typed(value) if short == f"{limit:.6g}" else short
+    return typed(value) if limit is not None and short == f"{limit:.6g}" else short
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def verdict(document: Json) -> Verdict:
     failures = validation.get("failures") or []
     caveat = " Synthetic inputs: a sanity check, not accuracy." if validation.get("synthetic") else ""
     if failures or missed or validation.get("passed") is False:
-        reasons = [*failures, *(f"{gate.get('name')} = {typed(gate['limit'])} missed" for gate in missed)]
+        reasons = [*failures, *(f"{gate.get('name')} = {typed(gate.get('limit'))} missed" for gate in missed)]
         return Verdict("Failed", ("; ".join(reasons) or "validation failed") + "." + caveat, "bad")
     if not gates:
         return Verdict("Measured", "Nothing failed, and no gate was set." + caveat, "muted")

@@ -84,7 +84,7 @@ def _validation(document: Json) -> tuple[Section, ...]:
 def _gates(validation: Mapping[str, Any]) -> Table | None:
     rows = []
     for gate in validation.get("gates") or []:
-        passed, value, limit, output = gate.get("passed"), gate.get("value"), gate["limit"], gate.get("output")
+        passed, value, limit, output = gate.get("passed"), gate.get("value"), gate.get("limit"), gate.get("output")
         tone: Tone = "good" if passed else "bad"
         name = str(gate.get("name")) + (f" ({output})" if output else "")
         rows.append(
@@ -108,7 +108,7 @@ def _labelled(validation: Mapping[str, Any]) -> Table | None:
         between = "" if not interval else " to ".join(words.signed(100 * end, 2) for end in interval)
         difference = words.cell(words.signed(100 * (after - before), 2), after - before)
         rows.append((Cell(name), Cell(words.percent(before, 2)), Cell(words.percent(after, 2)), difference, Cell(between)))
-    titles = ("float", "quantized", "difference, points", "95 % interval, points")
+    titles = ("float", "quantized", "difference, points", "95\u00a0% interval, points")
     count = words.plural(validation.get("labelled") or 0, "labelled input")
     return table((Column("accuracy"), *(Column(title, "number") for title in titles)), tuple(rows), f"On {count}")
 
