@@ -270,6 +270,16 @@ def test_labels_need_data() -> None:
         validate(classifier(), classifier(), labels=np.zeros(4, int))
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"samples": 0}, {"batch_size": -3}, {"seed": -1}, {"input_range": (1, 0)}, {"providers": "CPUExecutionProvider"}, {"shapes": {"x": 3}}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_settings_that_make_no_sense(setting: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(setting))):
+        validate(classifier(), classifier(), images(4), **setting)
+
+
 # ------------------------------------------------------------------------------------------------------------------------ gates
 
 

@@ -20,7 +20,8 @@ def effects_view(effects: Sequence[LayerEffect], *, verbose: bool = False) -> li
     """Layers by what each of them alone does to the outputs, and the flags that help the worst; with `verbose` all layers."""
     if not effects:
         return []
-    columns = ("layer", "bits", "bytes", "SQNR\ndB", "alone\ndB", "share", "same\ntop-1")
+    classes = any(effect.own_top1_agreement is not None for effect in effects)
+    columns = ("layer", "bits", "bytes", "SQNR\ndB", "alone\ndB", "share", *(["same\ntop-1"] if classes else []))
     shown = new_table("Per layer: noise at the outputs when it alone is quantized", *columns, right=columns[1:])
     rows = effects if verbose else effects[:SHOWN]
     for effect in rows:
@@ -31,7 +32,7 @@ def effects_view(effects: Sequence[LayerEffect], *, verbose: bool = False) -> li
             number(effect.sqnr_db, 1),
             "not finite" if effect.own_sqnr_db is None else number(effect.own_sqnr_db, 1),
             percent(effect.own_share, 1),
-            percent(effect.own_top1_agreement, 1),
+            *([percent(effect.own_top1_agreement, 1)] if classes else []),
         )
     parts: list[RenderableType] = [section(shown)]
     if len(rows) < len(effects):

@@ -239,8 +239,8 @@ def validate_view(report: ValidationReport) -> Group:
     """Metrics, labelled accuracy, gates and failures of a validation."""
     classes = any(output.kl is not None for output in report.outputs)
     few = all(output.top5_agreement is None for output in report.outputs)
-    numbers = ["cosine", "SQNR\ndB", "max\nabs", "mean\nabs", "same\ntop-1"]
-    numbers += ([] if few else ["same\ntop-5"]) + (["KL"] if classes else [])
+    numbers = ["cosine", "SQNR\ndB", "max\nabs", "mean\nabs"]
+    numbers += (["same\ntop-1"] if classes else []) + ([] if few else ["same\ntop-5"]) + (["KL"] if classes else [])
     table = new_table("Validation: float against quantized", "output", *numbers, right=numbers)
     for output in report.outputs:
         table.add_row(
@@ -249,7 +249,7 @@ def validate_view(report: ValidationReport) -> Group:
             number(output.sqnr_db, 2),
             small(output.max_abs),
             small(output.mean_abs),
-            percent(output.top1_agreement),
+            *([percent(output.top1_agreement)] if classes else []),
             *([] if few else [percent(output.top5_agreement)]),
             *([small(output.kl)] if classes else []),
         )
