@@ -246,9 +246,7 @@ def test_labels_as_others_save_them(labels: np.ndarray) -> None:
     assert validate(classifier(), classifier(), x, labels).top1_float == expected.top1_float
 
 
-@pytest.mark.parametrize(
-    ("labels", "hint"), [(np.array([1, 2, 3, 3]), "subtract 1"), (np.eye(4, 3), "argmax")], ids=["from 1", "one-hot"]
-)
+@pytest.mark.parametrize(("labels", "hint"), [(np.array([1, 2, 3, 3]), "subtract 1"), (np.eye(4, 3), "argmax")], ids=["from 1", "one-hot"])
 def test_labels_of_another_kind_are_recognised(labels: np.ndarray, hint: str) -> None:
     with pytest.raises(RecipeError, match="labels") as caught:
         validate(classifier(), classifier(), images(4), labels)
@@ -272,7 +270,14 @@ def test_labels_need_data() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"samples": 0}, {"batch_size": -3}, {"seed": -1}, {"input_range": (1, 0)}, {"providers": "CPUExecutionProvider"}, {"shapes": {"x": 3}}],
+    [
+        {"samples": 0},
+        {"batch_size": -3},
+        {"seed": -1},
+        {"input_range": (1, 0)},
+        {"providers": "CPUExecutionProvider"},
+        {"shapes": {"x": 3}},
+    ],
     ids=lambda setting: next(iter(setting)),
 )
 def test_settings_that_make_no_sense(setting: dict[str, Any]) -> None:
