@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import checks
-from onnx_dfmpc.recipe.checks import choice_knob, knob, nearest
+from onnx_dfmpc.recipe.checks import choice_knob, knob
 
 
 def _sides(value: Any) -> tuple[int, ...]:
@@ -93,8 +92,5 @@ def preprocessing_from(value: Preprocessing | Mapping[str, Any]) -> Preprocessin
     if isinstance(value, Preprocessing):
         return value
     checks.require(isinstance(value, Mapping))
-    known = [key.name for key in fields(Preprocessing)]
-    for key in value:
-        if key not in known:
-            raise RecipeError(f"unknown key {key!r}", hint=nearest(str(key), known) or "known keys: " + ", ".join(known))
+    checks.require_known(value, [key.name for key in fields(Preprocessing)])
     return Preprocessing(**value)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from onnx_dfmpc.report.style import NONE, count, line_to_paste, new_table, number, percent, section
+from onnx_dfmpc.report.style import NONE, line_to_paste, new_table, number, percent, section
+from onnx_dfmpc.report.words import plural
 from onnx_dfmpc.spec import Latency, LayerEffect, Suggestion
 
 SHOWN = 10
@@ -36,7 +37,7 @@ def effects_view(effects: Sequence[LayerEffect], *, verbose: bool = False) -> li
         )
     parts: list[RenderableType] = [section(shown)]
     if len(rows) < len(effects):
-        parts.append(Text(f"and {count(len(effects) - len(rows), 'layer')} more, with less noise: -v shows them"))
+        parts.append(Text(f"and {plural(len(effects) - len(rows), 'layer')} more, with less noise: -v shows them"))
     helped = [effect.suggestion for effect in effects if effect.suggestion is not None]
     if helped:
         parts.append(section(Text("What helps, to paste behind onnx-dfmpc quantize:", style="bold italic")))
@@ -59,7 +60,7 @@ def latency_view(latency: Latency | None) -> list[RenderableType]:
     for timing in latency.timings:
         low, high = 1e3 * timing.first_quartile, 1e3 * timing.third_quartile
         shown.add_row(timing.name, f"{1e3 * timing.median:.2f}", f"{low:.2f}-{high:.2f}", _ratio(timing.median, reference))
-    how = f"{count(latency.runs, 'run')} of each in turn, {count(latency.threads, 'thread')}, batch {latency.batch}"
+    how = f"{plural(latency.runs, 'run')} of each in turn, {plural(latency.threads, 'thread')}, batch {latency.batch}"
     return [section(shown, Text(how)), section(Text(_meaning(latency)))]
 
 

@@ -16,7 +16,8 @@ from onnx_dfmpc.document import mean_bits, nominal_bits
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
 from onnx_dfmpc.report.findings import effects_view, latency_view
-from onnx_dfmpc.report.style import NONE, count, line_to_paste, new_table, number, percent, section, small
+from onnx_dfmpc.report.style import NONE, line_to_paste, new_table, number, percent, section, small
+from onnx_dfmpc.report.words import plural
 from onnx_dfmpc.result import ComparisonResult, PlanResult, QuantizeResult
 from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint
 
@@ -64,9 +65,9 @@ def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
     weights = sum(layer.size for layer in report.layers)
     kept = sum(layer.batch_norm is not None for layer in report.layers)
     totals = (
-        f"{count(report.weighted_nodes, 'weighted node')}: {count(len(report.layers), 'layer')} to quantize, "
-        f"{len(report.skipped)} skipped. {count(len(report.chains), 'chain')}, "
-        f"{count(weights, 'weight')}, batch norm kept behind {count(kept, 'layer')}."
+        f"{plural(report.weighted_nodes, 'weighted node')}: {plural(len(report.layers), 'layer')} to quantize, "
+        f"{len(report.skipped)} skipped. {plural(len(report.chains), 'chain')}, "
+        f"{plural(weights, 'weight')}, batch norm kept behind {plural(kept, 'layer')}."
     )
     parts: list[RenderableType] = [Text(f"{_name(source)}: {source.size:,} bytes, opset {source.opset}, sha256 {source.sha256[:12]}")]
     if report.layers:
@@ -150,7 +151,7 @@ def _by(plan: QuantPlan) -> str:
 
 
 def _weights(weights: int, layers: int, bits: float | None, skipped: Sequence[Skipped]) -> str:
-    return f"{count(weights, 'weight')} in {count(layers, 'layer')}, {number(bits, 2)} nominal bits each; {len(skipped)} skipped"
+    return f"{plural(weights, 'weight')} in {plural(layers, 'layer')}, {number(bits, 2)} nominal bits each; {len(skipped)} skipped"
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:
@@ -272,7 +273,7 @@ def _label_lines(report: ValidationReport) -> list[Text]:
     ):
         if before is not None and after is not None:
             points = f"{100 * (after - before):+.2f} points"
-            where = f"{name} on {count(report.labelled, 'labelled sample')}"
+            where = f"{name} on {plural(report.labelled, 'labelled sample')}"
             found.append(Text(f"{where}: float {percent(before)}, quantized {percent(after)} ({points})"))
     if report.top1_interval is not None:
         low, high = (100 * limit for limit in report.top1_interval)
@@ -294,7 +295,7 @@ def _session_lines(report: ValidationReport) -> list[Text]:
     if run is None:
         return lines
     moved = "the same outputs" if run.max_abs == 0 else f"outputs differ by at most {small(run.max_abs)} ({number(run.sqnr_db, 1)} dB)"
-    lines.append(Text(f"with default session options: {moved} ({count(run.samples, 'sample')})"))
+    lines.append(Text(f"with default session options: {moved} ({plural(run.samples, 'sample')})"))
     if run.sqnr_db is not None and report.sqnr_db is not None and run.sqnr_db < report.sqnr_db:
         lines.append(Text("WARNING: default session options cost more than quantization did; use those above", style="yellow"))
     return lines
