@@ -208,6 +208,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     validate = commands.add_parser("validate", help="compare two models", description="Compare two models under ONNX Runtime.")
     validate.add_argument("float_model", metavar="FLOAT", help="float .onnx file")
     validate.add_argument("quantized_model", metavar="QUANTIZED", help="the quantized one")
+    _add_config(validate)
     _add_validation(validate)
     _add_common(validate)
     _add_report(commands)
@@ -238,9 +239,13 @@ def _add_bits(parser: _Parser) -> argparse._ArgumentGroup:
     _knob(group, "--first-last-bits", "bits of the first and the last layer (8; a target decides for them itself)", type=int, metavar="N")
     _knob(group, "--set", "bits for layers by name; repeatable, the last match wins", type=_rule, action="append", metavar="REGEX=BITS")
     _knob(group, "--nodes-to-exclude", "nodes that stay float", nargs="+", action="extend", metavar="NAME")
-    group.add_argument("-c", "--config", metavar="FILE", help="recipe.toml; flags win over it")
+    _add_config(group)
     group.add_argument("--save-recipe", metavar="FILE", help="write the recipe that results, for -c")
     return group
+
+
+def _add_config(group: argparse._ActionsContainer) -> None:
+    group.add_argument("-c", "--config", metavar="FILE", help="recipe.toml; flags win over it")
 
 
 def _add_form(parser: _Parser) -> argparse._ArgumentGroup:

@@ -400,6 +400,23 @@ def test_every_flag_becomes_a_recipe() -> None:
     }  # fmt: skip
 
 
+def test_validate_takes_data_and_gates_from_a_recipe(run: Run, digits_bn: Path, digits_data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(f"[target]\nbits = 4\n[validate]\ndata = {str(digits_data)!r}\nmin_cosine = 0.99\n", encoding="utf-8")
+    code, out, _ = run("validate", digits_bn, digits_bn, "-c", file, "--min-sqnr-db", 10)
+    assert code == 0
+    assert "PASSED min_cosine" in out
+    assert "PASSED min_sqnr_db" in out
+    assert f"--data {digits_data}" in out
+
+
+def test_a_share_of_a_picture() -> None:
+    assert recipe_of(parse(["validate", "a", "b", "--image-crop", "0.875"])).images.crop == 0.875
+    for wrong in ("1.5", "0", "224,0.5", "half"):
+        with pytest.raises(RecipeError, match="crop"):
+            recipe_of(parse(["validate", "a", "b", "--image-crop", wrong]))
+
+
 @pytest.mark.parametrize(
     ("flags", "knobs"),
     [
