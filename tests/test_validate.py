@@ -239,6 +239,17 @@ def test_bad_labels(labels: np.ndarray) -> None:
         validate(classifier(), classifier(), images(4), labels)
 
 
+def test_a_float_model_that_only_guesses_is_said() -> None:
+    """An identity of five classes: with the labels as they are, and shuffled as if others had numbered them."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5] x) => (float[N, 5] y) { y = Identity(x) }'
+    model, labels = parser.parse_model(text), np.arange(100) % 5
+    scores = np.eye(5, dtype=np.float32)[labels]
+    notes = {name: validate(model, model, scores, given).notes for name, given in (("same", labels), ("other", (labels + 1) % 5))}
+    assert notes["same"] == ()
+    assert "by chance" in notes["other"][0]
+    assert validate(model, model, scores[:20], (labels[:20] + 1) % 5).notes == ()
+
+
 @pytest.mark.parametrize("labels", [np.array([0.0, 1.0, 2.0, 0.0]), np.array([[0], [1], [2], [0]], np.uint8)], ids=["float", "column"])
 def test_labels_as_others_save_them(labels: np.ndarray) -> None:
     x = images(4)
