@@ -48,6 +48,15 @@ def process(*argv: object, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-m", "onnx_dfmpc", *map(str, argv)], capture_output=True, text=True, env=env, check=False)
 
 
+@pytest.mark.parametrize("columns", [30, 60])
+def test_a_narrow_terminal_loses_nothing(run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """A table squeezed into 30 columns had no names, and numbers without their last digits."""
+    monkeypatch.setenv("COLUMNS", "80")
+    expected = run("inspect", digits_bn)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run("inspect", digits_bn) == expected
+
+
 # ------------------------------------------------------------------------------------------------------------------- end to end
 
 
@@ -374,6 +383,23 @@ def test_every_flag_becomes_a_recipe() -> None:
         "per_layer": True, "latency": True,
         "images": {"size": [256], "crop": [224, 200], "mean": [-1.0, 2.0, 3.5], "scale": 1.0, "channels": "bgr"},
     }  # fmt: skip
+
+
+def test_validate_takes_data_and_gates_from_a_recipe(run: Run, digits_bn: Path, digits_data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(f"[target]\nbits = 4\n[validate]\ndata = {str(digits_data)!r}\nmin_cosine = 0.99\n", encoding="utf-8")
+    code, out, _ = run("validate", digits_bn, digits_bn, "-c", file, "--min-sqnr-db", 10)
+    assert code == 0
+    assert "PASSED min_cosine" in out
+    assert "PASSED min_sqnr_db" in out
+    assert f"--data {digits_data}" in out
+
+
+def test_a_share_of_a_picture() -> None:
+    assert recipe_of(parse(["validate", "a", "b", "--image-crop", "0.875"])).images.crop == 0.875
+    for wrong in ("1.5", "0", "224,0.5", "half"):
+        with pytest.raises(RecipeError, match="crop"):
+            recipe_of(parse(["validate", "a", "b", "--image-crop", wrong]))
 
 
 @pytest.mark.parametrize(
