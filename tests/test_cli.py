@@ -32,7 +32,7 @@ def _directory(target: Path) -> None:
     target.parent.mkdir()
 
 
-FAST = ("--samples", 8, "--rounding", "nearest")
+FAST = ("--samples", 8, "--rounding", "nearest", "--cost", "bn")
 
 
 def assert_one_line(err: str) -> None:
@@ -349,12 +349,12 @@ def test_the_module_runs_without_colour_or_noise(digits_bn: Path, tmp_path: Path
     assert "a sanity check, not accuracy" in " ".join(done.stdout.split())
 
 
-def test_version_and_help() -> None:
+def test_version_and_help(run: Run) -> None:
     version = process("--version")
     assert version.returncode == 0
     assert version.stdout.startswith("onnx-dfmpc ")
-    for command in ("inspect", "plan", "quantize", "validate"):
-        assert f"usage: onnx-dfmpc {command}" in process(command, "--help").stdout
+    for command in ("inspect", "plan", "quantize", "validate", "report"):
+        assert f"usage: onnx-dfmpc {command}" in run(command, "--help")[1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- parsing

@@ -44,7 +44,7 @@ def _gates(validation: Mapping[str, Any]) -> Table | None:
             (
                 Cell("✓ passed" if passed else "✗ failed", tone=tone),
                 Cell(name),
-                words.cell(measured(value, limit), value),
+                words.cell("∞" if passed and value is None else measured(value, limit), value),  # JSON has no infinity
                 words.cell(typed(limit), limit),
             )
         )
