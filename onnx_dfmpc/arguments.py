@@ -151,7 +151,12 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(map(int, sizes.split(",")))
 
 
-def _numbers(kind: type[int] | type[float], example: str) -> Callable[[str], tuple[float, ...]]:
+def _side(text: str) -> float:
+    """Pixels, or a share."""
+    return int(text) if text.isdecimal() else float(text)
+
+
+def _numbers(kind: Callable[[str], float], example: str) -> Callable[[str], tuple[float, ...]]:
     def parse_numbers(text: str) -> tuple[float, ...]:
         try:
             return tuple(kind(part) for part in text.split(","))
@@ -206,6 +211,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     validate = commands.add_parser("validate", help="compare two models", description="Compare two models under ONNX Runtime.")
     validate.add_argument("float_model", metavar="FLOAT", help="float .onnx file")
     validate.add_argument("quantized_model", metavar="QUANTIZED", help="the quantized one")
+    _add_config(validate)
     _add_validation(validate)
     _add_common(validate)
     _add_report(commands)
@@ -236,9 +242,13 @@ def _add_bits(parser: _Parser) -> argparse._ArgumentGroup:
     _knob(group, "--first-last-bits", "bits of the first and the last layer (8; a target decides for them itself)", type=int, metavar="N")
     _knob(group, "--set", "bits for layers by name; repeatable, the last match wins", type=_rule, action="append", metavar="REGEX=BITS")
     _knob(group, "--nodes-to-exclude", "nodes that stay float", nargs="+", action="extend", metavar="NAME")
-    group.add_argument("-c", "--config", metavar="FILE", help="recipe.toml; flags win over it")
+    _add_config(group)
     group.add_argument("--save-recipe", metavar="FILE", help="write the recipe that results, for -c")
     return group
+
+
+def _add_config(group: argparse._ActionsContainer) -> None:
+    group.add_argument("-c", "--config", metavar="FILE", help="recipe.toml; flags win over it")
 
 
 def _add_form(parser: _Parser) -> argparse._ArgumentGroup:
@@ -312,7 +322,8 @@ def _add_images(parser: _Parser) -> None:
     group = parser.add_argument_group("images", "How pictures become inputs: resized, cropped, then (pixel * scale - mean) / std.")
     sides = _numbers(int, "256 or 240,320")
     _knob(group, "--image-size", "shorter side, or height and width (what the model takes)", type=sides, metavar="N|H,W")
-    _knob(group, "--image-crop", "cut from the middle", type=sides, metavar="N|H,W")
+    cut = "cut from the middle; 0.875 cuts that share of each side before resizing"
+    _knob(group, "--image-crop", cut, type=_numbers(_side, "224, 240,320 or 0.875"), metavar="N|H,W|SHARE")
     _knob(group, "--image-mean", "in the order of the model's channels (0)", type=_numbers(float, "0.485,0.456,0.406"), metavar="X,X,X")
     _knob(group, "--image-std", "in the order of the model's channels (1)", type=_numbers(float, "0.229,0.224,0.225"), metavar="X,X,X")
     _knob(group, "--image-scale", "of pixels, which are 0 to 255 (1/255)", type=float, metavar="X")

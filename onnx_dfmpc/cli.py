@@ -23,11 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from onnx_dfmpc import document, graph, pipeline, plans, report
 from onnx_dfmpc.arguments import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
-from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.metrics import ValidationReport, typed
 
 __all__ = ["main"]
 
 INTERNAL, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
+
+NARROW = 80
+"""Columns that every table fits into."""
 
 WIDE = 120
 """Columns from which the reasons have room beside the numbers."""
@@ -181,7 +184,7 @@ def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
 def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
     if validation:
         return None
-    missed = [f"{gate.label} = {gate.limit:g} missed" for gate in validation.gates if not gate.passed]
+    missed = [f"{gate.label} = {typed(gate.limit)} missed" for gate in validation.gates if not gate.passed]
     return ValidationFailed("validation failed: " + "; ".join([*validation.failures, *missed]), hint=hint)
 
 
@@ -213,7 +216,8 @@ def _require_reports(targets: Sequence[str], taken: Sequence[Path]) -> None:
 def _render(view: RenderableType) -> str:
     if isinstance(view, str):
         return view
-    console = Console(markup=False, highlight=False, emoji=False)
+    width = max(NARROW, Console().width)  # what does not fit is folded by the terminal: better than numbers that lose digits
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
         console.print(view, crop=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

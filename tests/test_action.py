@@ -87,3 +87,17 @@ def test_inputs_are_never_pasted_into_a_script(action: dict[str, Any]) -> None:
     for step in action["runs"]["steps"]:
         assert "${{" not in step["run"]
         assert step["shell"] == "bash"
+
+
+@pytest.mark.parametrize(("html", "extras"), [("", "[images]"), ("page.html", "[images,report]")])
+def test_what_is_installed_reads_images(action: dict[str, Any], html: str, extras: str, tmp_path: Path) -> None:
+    step = next(step for step in action["runs"]["steps"] if "pip install" in step["run"])
+    script = 'python() { echo "${@: -1}"; }\n' + step["run"]
+    env = os.environ | {"HTML": html, "GITHUB_ACTION_PATH": "/action"}
+    done = subprocess.run(["bash", "-ec", script], env=env, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == f"/action{extras}\n"
+
+
+def test_arguments_with_half_a_quote(action: dict[str, Any], digits_bn: Path, tmp_path: Path) -> None:
+    code, summary, outputs, _ = run(action, tmp_path, float_model=digits_bn, quantized_model=digits_bn, args="--data 'my data")
+    assert (code, summary, outputs["exit-code"]) == (2, "", "2")

@@ -48,7 +48,7 @@ def _directory(target: Path) -> None:
     target.parent.mkdir()
 
 
-FAST = ("--samples", 8, "--rounding", "nearest")
+FAST = ("--samples", 8, "--rounding", "nearest", "--cost", "bn")
 
 
 def assert_one_line(err: str) -> None:
@@ -62,6 +62,15 @@ def assert_one_line(err: str) -> None:
 def process(*argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"} | environment
     return subprocess.run([sys.executable, "-m", "onnx_dfmpc", *map(str, argv)], capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.mark.parametrize("columns", [30, 60])
+def test_a_narrow_terminal_loses_nothing(run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """A table squeezed into 30 columns had no names, and numbers without their last digits."""
+    monkeypatch.setenv("COLUMNS", "80")
+    expected = run("inspect", digits_bn)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run("inspect", digits_bn) == expected
 
 
 # ------------------------------------------------------------------------------------------------------------------- end to end
@@ -356,12 +365,12 @@ def test_the_module_runs_without_colour_or_noise(digits_bn: Path, tmp_path: Path
     assert "a sanity check, not accuracy" in " ".join(done.stdout.split())
 
 
-def test_version_and_help() -> None:
+def test_version_and_help(run: Run) -> None:
     version = process("--version")
     assert version.returncode == 0
     assert version.stdout.startswith("onnx-dfmpc ")
-    for command in ("inspect", "plan", "quantize", "validate"):
-        assert f"usage: onnx-dfmpc {command}" in process(command, "--help").stdout
+    for command in ("inspect", "plan", "quantize", "validate", "report"):
+        assert f"usage: onnx-dfmpc {command}" in run(command, "--help")[1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- parsing
@@ -390,6 +399,23 @@ def test_every_flag_becomes_a_recipe() -> None:
         "per_layer": True, "latency": True,
         "images": {"size": [256], "crop": [224, 200], "mean": [-1.0, 2.0, 3.5], "scale": 1.0, "channels": "bgr"},
     }  # fmt: skip
+
+
+def test_validate_takes_data_and_gates_from_a_recipe(run: Run, digits_bn: Path, digits_data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(f"[target]\nbits = 4\n[validate]\ndata = {str(digits_data)!r}\nmin_cosine = 0.99\n", encoding="utf-8")
+    code, out, _ = run("validate", digits_bn, digits_bn, "-c", file, "--min-sqnr-db", 10)
+    assert code == 0
+    assert "PASSED min_cosine" in out
+    assert "PASSED min_sqnr_db" in out
+    assert f"--data {digits_data}" in out
+
+
+def test_a_share_of_a_picture() -> None:
+    assert recipe_of(parse(["validate", "a", "b", "--image-crop", "0.875"])).images.crop == 0.875
+    for wrong in ("1.5", "0", "224,0.5", "half"):
+        with pytest.raises(RecipeError, match="crop"):
+            recipe_of(parse(["validate", "a", "b", "--image-crop", wrong]))
 
 
 @pytest.mark.parametrize(

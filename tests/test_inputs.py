@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,10 +225,32 @@ def test_resize_then_crop(tmp_path: Path, recipe: dict[str, Any], side: str) -> 
     np.testing.assert_allclose(found, expected, atol=0.5 if side == "shorter" else 1.5)
 
 
+@pytest.mark.parametrize("crop", [0.5, [0.5]])
+def test_a_share_is_cut_before_resizing(tmp_path: Path, crop: Any) -> None:
+    """Of the middle half of a ramp, 30 pixels wide, six are left."""
+    ramp = np.broadcast_to(np.arange(60, dtype=np.uint8)[None, :, None] * 4, (40, 60, 3))
+    Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "a.png")
+    found = fed(from_data([IMAGE], tmp_path, images=Preprocessing(crop=crop)))["x"][0, 0, 0] * 255 / 4
+    np.testing.assert_allclose(found[1:-1], 15 + np.arange(7.0, 25, 5), atol=0.3)
+
+
+def test_a_single_picture(photos: tuple[Path, list[np.ndarray]]) -> None:
+    folder, pixels = photos
+    np.testing.assert_allclose(fed(from_data([IMAGE], folder / "cat" / "3.png"))["x"], pixels[3].transpose(2, 0, 1)[None] / 255, rtol=1e-6)
+
+
+def test_settings_for_pictures_are_not_for_arrays() -> None:
+    assert "these are arrays" in from_data([SIGNAL], signals(3), images=Preprocessing(size=8)).notes[0]
+    assert from_data([SIGNAL], signals(3), images=Preprocessing()).notes == ()
+
+
 def test_pictures_that_do_not_fit(photos: tuple[Path, list[np.ndarray]]) -> None:
     folder, _ = photos
     with pytest.raises(RecipeError, match="one input of four dimensions"):
         from_data([SIGNAL], folder)
+    with pytest.raises(RecipeError, match="expects") as caught:
+        from_data([IMAGE], folder, images=Preprocessing(size=(8, 8)))
+    assert "--image-size" in caught.value.hint
     with pytest.raises(RecipeError, match="crop 9,9"):
         from_data([IMAGE], folder, images=Preprocessing(size=(8, 8), crop=9))
     (folder / "bird" / "0.png").write_bytes(b"not a picture")
@@ -306,6 +329,24 @@ def test_a_loader_script(tmp_path: Path) -> None:
     assert found.labels.tolist() == [n % 3 for n in range(10)]
     first = from_data([SIGNAL], f"{file}:load_data", samples=5)
     assert first.count == 5
+
+
+def test_a_loader_script_imports_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside_the_loader.py").write_text("COUNT = 3\n", encoding="utf-8")
+    script = """
+        from __future__ import annotations
+        from dataclasses import dataclass
+        import numpy as np
+        @dataclass
+        class Clip:
+            samples: int
+        def load_data():
+            from beside_the_loader import COUNT
+            return [np.zeros((Clip(COUNT).samples, 5), np.float32)]
+    """
+    file = tmp_path / "loader.py"
+    file.write_text(inspect.cleandoc(script), encoding="utf-8")
+    assert from_data([SIGNAL], file).count == 3
 
 
 def test_an_endless_loader_of_single_samples() -> None:

@@ -11,9 +11,11 @@ from onnx import ModelProto, parser
 from scipy import special, stats
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.metrics import paired_interval
+from onnx_dfmpc.inputs import Feeding
+from onnx_dfmpc.metrics import Limit, OutputMetrics, ValidationReport, paired_interval
 from onnx_dfmpc.metrics.classes import among_best, divergence
-from onnx_dfmpc.validate import validate
+from onnx_dfmpc.metrics.gates import gate_of
+from onnx_dfmpc.validate import repeat_command, validate
 
 SCORES = hnp.arrays(np.float32, (3, 7), elements=st.floats(-30, 30, width=32))
 
@@ -52,6 +54,21 @@ def test_the_interval_is_one(only_first: int, only_second: int, both: int) -> No
     assert -1 <= low < high <= 1
     mirrored = paired_interval(only_second, only_first, samples)
     assert mirrored == pytest.approx((-high, -low))
+
+
+def test_a_drop_that_is_the_limit_meets_it() -> None:
+    """In binary, 0.92 - 0.91 is more than 0.01."""
+    report = ValidationReport(100, "", False, (), top1_float=0.92, top1_quantized=0.91)
+    assert gate_of(Limit("max_top1_drop", None, 0.01), report).passed
+    assert not gate_of(Limit("max_top1_drop", None, 0.0099), report).passed
+
+
+def test_what_is_printed_tells_a_value_from_its_limit() -> None:
+    report = ValidationReport(100, "", False, (OutputMetrics("y", 0.98999999, 20.0, 0.1, 0.1),))
+    assert str(gate_of(Limit("min_cosine", None, 0.99), report)) == "FAILED min_cosine: 0.98999999, limit 0.99"
+    assert str(gate_of(Limit("min_cosine", "y", 0.9), report)) == "PASSED min_cosine of y: 0.99, limit 0.9"
+    feeding = Feeding("data.npz")
+    assert "--min-cosine 0.9999999" in repeat_command("a.onnx", "b.onnx", feeding, [Limit("min_cosine", None, 0.9999999)])
 
 
 # ------------------------------------------------------------------------------------------------------------------- two outputs

@@ -45,7 +45,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
     values["output_gates"] = draw(st.sampled_from([(), {'a "b"=c': {"min_cosine": 0.5, "min_sqnr_db": -3}}]))
     values["shapes"] = draw(st.sampled_from([(), {"x": [1, 3, 8, 8], "y.z": []}]))
     values["providers"] = draw(st.lists(NAMES, max_size=2))
-    values["images"] = draw(st.sampled_from([{}, {"size": 256, "crop": [224, 200], "mean": (1, 2, 3), "channels": "bgr"}, {"scale": 2}]))
+    values["images"] = draw(
+        st.sampled_from([{}, {"size": 256, "crop": [224, 200], "mean": (1, 2, 3), "channels": "bgr"}, {"scale": 2, "crop": 0.5}])
+    )
     return Recipe(**values)
 
 

@@ -310,3 +310,10 @@ def test_format_by_suffix() -> None:
     for name in ("a.pdf", "a", "html", "a.json"):
         with pytest.raises(RecipeError, match=re.escape(name)):
             report.format_of(name)
+
+
+def test_gates_of_outputs_that_are_the_same() -> None:
+    """Their SQNR is infinite, for which JSON has no number."""
+    gates = [{"name": "min_sqnr_db", "limit": 40, "value": None, "passed": passed} for passed in (True, False)]
+    document = quantized() | {"validation": validation() | {"gates": gates}}
+    assert column(tables(run_outline(document), "Validation")[0], "measured") == ["∞", "not measured"]

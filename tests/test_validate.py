@@ -231,7 +231,7 @@ def test_data_and_labels_from_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [np.zeros(5, int), np.zeros(4), np.full(4, 3), np.full(4, -1), np.zeros((4, 3), int)],
+    [np.zeros(5, int), np.full(4, 0.5), np.full(4, 3), np.full(4, -1), np.zeros((4, 3), int)],
     ids=["n", "float", "high", "negative", "one-hot"],
 )
 def test_bad_labels(labels: np.ndarray) -> None:
@@ -239,9 +239,61 @@ def test_bad_labels(labels: np.ndarray) -> None:
         validate(classifier(), classifier(), images(4), labels)
 
 
+def test_a_float_model_that_only_guesses_is_said() -> None:
+    """An identity of five classes: with the labels as they are, and shuffled as if others had numbered them."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5] x) => (float[N, 5] y) { y = Identity(x) }'
+    model, labels = parser.parse_model(text), np.arange(100) % 5
+    scores = np.eye(5, dtype=np.float32)[labels]
+    notes = {name: validate(model, model, scores, given).notes for name, given in (("same", labels), ("other", (labels + 1) % 5))}
+    assert notes["same"] == ()
+    assert "by chance" in notes["other"][0]
+    assert validate(model, model, scores[:20], (labels[:20] + 1) % 5).notes == ()
+
+
+@pytest.mark.parametrize("labels", [np.array([0.0, 1.0, 2.0, 0.0]), np.array([[0], [1], [2], [0]], np.uint8)], ids=["float", "column"])
+def test_labels_as_others_save_them(labels: np.ndarray) -> None:
+    x = images(4)
+    expected = validate(classifier(), classifier(), x, np.array([0, 1, 2, 0]))
+    assert validate(classifier(), classifier(), x, labels).top1_float == expected.top1_float
+
+
+@pytest.mark.parametrize(("labels", "hint"), [(np.array([1, 2, 3, 3]), "subtract 1"), (np.eye(4, 3), "argmax")], ids=["from 1", "one-hot"])
+def test_labels_of_another_kind_are_recognised(labels: np.ndarray, hint: str) -> None:
+    with pytest.raises(RecipeError, match="labels") as caught:
+        validate(classifier(), classifier(), images(4), labels)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [((4, 8, 8, 3), "array.transpose(0, 3, 1, 2)"), ((3, 8, 8), "array[None]"), ((4, 3, 9, 8), "preprocess"), ((4, 192), "preprocess")],
+)
+def test_how_data_would_fit(shape: tuple[int, ...], hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        validate(classifier(), classifier(), np.zeros(shape, np.float32))
+    assert hint in caught.value.hint
+
+
 def test_labels_need_data() -> None:
     with pytest.raises(RecipeError, match="labels without data"):
         validate(classifier(), classifier(), labels=np.zeros(4, int))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"samples": 0},
+        {"batch_size": -3},
+        {"seed": -1},
+        {"input_range": (1, 0)},
+        {"providers": "CPUExecutionProvider"},
+        {"shapes": {"x": 3}},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_settings_that_make_no_sense(setting: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(setting))):
+        validate(classifier(), classifier(), images(4), **setting)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ gates
@@ -308,6 +360,15 @@ def test_other_names_are_an_error() -> None:
     other.graph.output[0].name = "logits"
     other.graph.node[-1].output[0] = "logits"
     with pytest.raises(ModelError, match="outputs are logits, those of float model are scores"):
+        validate(classifier(), other)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("float16", "N, 3, 8, 8"), ("float", "N, 9, 8"), ("float", "N, 3, 8, 9")])
+def test_other_inputs_are_an_error(kind: str, shape: str) -> None:
+    other = parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g ({kind}[{shape}] x) => (float[N, K] scores) {{ flat = Flatten(x) scores = Cast<to = 1>(flat) }}""")
+    with pytest.raises(ModelError, match=rf"its input is x: \w+ \({shape}\), that of float model is x: float32 \(N, 3, 8, 8\)"):
         validate(classifier(), other)
 
 

@@ -92,7 +92,9 @@ def _load_file(path: Path) -> LoadedModel:
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
-        raise ModelError(f"{path}: not an ONNX model, or only a part of one", hint="pass a complete binary .onnx file") from error
+        other = "export the network to ONNX first, such as with torch.onnx.export"
+        hint = "pass a complete binary .onnx file" if path.suffix == ".onnx" else other
+        raise ModelError(f"{path}: not an ONNX model, or only a part of one", hint=hint) from error
     require_graph(proto, str(path))
     size = len(data) + _load_external_data(proto, path)
     verify(proto, str(path))

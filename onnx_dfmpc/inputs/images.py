@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.specs import InputSpec, channel_axis, listing
 from onnx_dfmpc.inputs.stored import Anything
-from onnx_dfmpc.inputs.table import Table, check_shapes
+from onnx_dfmpc.inputs.table import Table, fits, misfit
 from onnx_dfmpc.recipe import Preprocessing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -49,6 +49,8 @@ class _Pictures:
                 picture = opened.convert(self._mode)
         except (OSError, ValueError, SyntaxError) as error:
             raise RecipeError(f"{file}: not a picture that can be read: {error}", hint="remove it, or convert it") from None
+        if isinstance(self._recipe.crop, float):
+            picture = _centre(picture, *(max(1, round(side * self._recipe.crop)) for side in (picture.height, picture.width)))
         if self._size is not None:
             picture = picture.resize(_resized(self._size, picture.width, picture.height), Image.Resampling.BILINEAR)
         if self._crop is not None:
@@ -68,7 +70,7 @@ class _Pictures:
 
 def _sides(recipe: Preprocessing, height: int | str, width: int | str) -> tuple[tuple[int, ...] | None, tuple[int, int] | None]:
     """What to resize to, (shorter side,) or (height, width), and what to crop then."""
-    crop = recipe.crop if recipe.crop is None or len(recipe.crop) == 2 else recipe.crop * 2
+    crop = None if recipe.crop is None or isinstance(recipe.crop, float) else (2 * recipe.crop)[-2:]
     wanted = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     size = recipe.size
     if size is None:
@@ -121,9 +123,11 @@ def image_table(specs: Sequence[InputSpec], folder: Path, files: Sequence[Path],
     spec = specs[0]
     names = tuple(file.relative_to(folder).as_posix() for file in files)
     labels, notes = _classes(names)
-    table = Table({spec.name: _Pictures(files, spec, recipe)}, {}, str(folder), labels, names, notes)
-    check_shapes(specs, table)
-    return table
+    rows, source = _Pictures(files, spec, recipe), str(folder if len(files) > 1 else files[0])
+    if not fits(rows.shape, spec, batched=True):
+        hint = "--image-size, --image-crop and --image-layout say what pictures become"
+        raise misfit(rows.shape, rows.dtype, spec, source, hint, batched=True)
+    return Table({spec.name: rows}, {}, source, labels, names, notes)
 
 
 def _classes(names: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

@@ -131,7 +131,7 @@ def _count(piece: Piece, assigned: Mapping[str, str], specs: Sequence[InputSpec]
         if is_batched(spec, fixed):
             shape, dtype = piece.arrays[assigned[spec.name]]
             if len(shape) not in (len(spec.shape), len(spec.shape) - 1):
-                raise misfit(shape, dtype, spec, specs, piece.source, batched=True)
+                raise misfit(shape, dtype, spec, piece.source, batched=True)
             counts[spec.name] = shape[0] if len(shape) == len(spec.shape) else 1
     if len(set(counts.values())) > 1:
         raise RecipeError(f"{piece.source}: inputs differ in samples: " + ", ".join(f"{name} has {n}" for name, n in counts.items()))

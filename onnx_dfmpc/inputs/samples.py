@@ -90,8 +90,10 @@ def from_data(
     table = open_table(specs, data, images or Preprocessing(), limit=samples)
     targets = table.labels if labels is None else read_labels(labels, table)
     if targets is not None:
-        targets = check_labels(targets, table.count, str(labels) if isinstance(labels, str | os.PathLike) else "labels")
+        targets = check_labels(targets, table.count, _labels_source(labels, table))
     chosen, description, notes = _choose(specs, table, samples, seed)
+    if images not in (None, Preprocessing()) and not table.names:
+        notes += ("how pictures become inputs was said, but these are arrays: they are taken as they are",)
 
     def rows(start: int, stop: int) -> dict[str, Anything]:
         return {name: array[chosen[start:stop]] for name, array in table.batched.items()} | dict(table.constant)
@@ -115,6 +117,12 @@ def from_data(
     return found
 
 
+def _labels_source(labels: LabelSource | None, table: Table) -> str:
+    if labels is None:
+        return f"{table.description}: labels"
+    return os.fspath(labels) if isinstance(labels, str | os.PathLike) else "labels"
+
+
 def _choose(specs: Sequence[InputSpec], table: Table, samples: int | None, seed: int) -> tuple[NDArray[np.intp], str, tuple[str, ...]]:
     """Which samples to take, in words too, and remarks."""
     available, fixed = table.count, fixed_batch(specs)
@@ -128,6 +136,6 @@ def _choose(specs: Sequence[InputSpec], table: Table, samples: int | None, seed:
             )
         notes = (f"{count} samples used, because the model takes {fixed} at a time",)
     if count == available:
-        return np.arange(count), f"{table.description}, {count} samples", notes
+        return np.arange(count), f"{table.description}, {count} sample{'' if count == 1 else 's'}", notes
     chosen = np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
     return chosen, f"{table.description}, {count} of {available} samples drawn with seed {seed}", notes

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def open_table(specs: Sequence[InputSpec], data: DataSource, images: Preprocessi
         return _folder_table(specs, path, images)
     if path.suffix.lower() == ".json":
         return _json_table(specs, path)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return image_table(specs, path.parent, [path], images)
     return arrays_table(specs, dict(stored_arrays(path)), str(path))
 
 
@@ -150,6 +153,9 @@ def load_script(path: Path, function: str = DEFAULT_FUNCTION) -> Loader:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)  # for modules beside the script, also those that it imports when it is called
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -80,7 +80,8 @@ def assign(found: Sequence[str], specs: Sequence[InputSpec], source: str) -> tup
     if len(names) == 1 and len(rest) == 1:
         return {names[0]: rest[0]}, ()
     shown = ", ".join(name or "one array without a name" for name in rest) or "nothing but labels"
-    raise RecipeError(f"{source}: expected arrays named {', '.join(names)}, found {shown}", hint=listing(specs))
+    hint = listing(specs) + (f"; class indices are an array named {LABELS!r}" if LABELS not in found else "")
+    raise RecipeError(f"{source}: expected arrays named {', '.join(names)}, found {shown}", hint=hint)
 
 
 def arrays_table(specs: Sequence[InputSpec], rows: Mapping[str, Rows], source: str) -> Table:
@@ -119,7 +120,7 @@ def check_shapes(specs: Sequence[InputSpec], table: Table) -> None:
         batched = spec.name in table.batched
         rows: Rows = table.batched[spec.name] if batched else table.constant[spec.name]
         if not fits(rows.shape, spec, batched=batched):
-            raise misfit(rows.shape, rows.dtype, spec, specs, table.description, batched=batched)
+            raise misfit(rows.shape, rows.dtype, spec, table.description, batched=batched)
     counts = {name: rows.shape[0] for name, rows in table.batched.items()}
     if len(set(counts.values())) > 1:
         raise RecipeError(f"{table.description}: inputs differ in samples: " + ", ".join(f"{name} has {n}" for name, n in counts.items()))
@@ -135,18 +136,25 @@ def fits(shape: Sequence[int], spec: InputSpec, *, batched: bool) -> bool:
     )
 
 
-def misfit(
-    shape: Sequence[int], dtype: np.dtype[Any], spec: InputSpec, specs: Sequence[InputSpec], source: str, *, batched: bool
-) -> RecipeError:
-    """What to raise for an array that cannot be fed."""
+def misfit(shape: Sequence[int], dtype: np.dtype[Any], spec: InputSpec, source: str, hint: str = "", *, batched: bool) -> RecipeError:
+    """What to raise for an array that cannot be fed; without a hint, with one that the shapes suggest."""
     want = ("n", *spec.shape[1:]) if batched else spec.shape
     have = tuple("?" if size < 0 else size for size in shape)
     return RecipeError(
         f"{source}: input {spec.name!r} expects {spec.dtype} {shape_text(want)}, the data has {dtype} {shape_text(have)}",
-        hint="preprocess the data (axis order, size, normalisation) as for training and save it with numpy.savez"
-        if len(specs) == 1
-        else listing(specs),
+        hint=hint or _remedy(shape, spec, batched=batched),
     )
+
+
+def _remedy(shape: Sequence[int], spec: InputSpec, *, batched: bool) -> str:
+    """How an array would fit: with its channels on the other end, or as a batch of one."""
+    last = len(shape) - 1
+    for axes in ((0, last, *range(1, last)), (0, *range(2, last + 1), 1)) if last > 1 else ():
+        if fits([shape[axis] for axis in axes], spec, batched=batched):
+            return f"the axes are in another order: save array.transpose{axes}"
+    if batched and fits((1, *shape), spec, batched=True):
+        return "a single sample needs a batch axis: save array[None]"
+    return "preprocess the data (axis order, size, normalisation) as for training and save it with numpy.savez"
 
 
 def cast(array: Anything, spec: InputSpec, source: str) -> Anything:
@@ -193,14 +201,24 @@ def _can_cast(array: Anything, dtype: np.dtype[Any]) -> bool:
 def check_labels(labels: Anything, count: int, source: str) -> NDArray[np.int64]:
     """Labels as int64, shape (count,).
 
+    Parameters
+    ----------
+    labels : array, shape (count,) or (count, 1)
+        Whole numbers, of whatever dtype they were saved with.
+    count : int
+    source : str
+
     Raises
     ------
     RecipeError
-        If they are anything else than so many integers.
+        If they are anything else than so many whole numbers.
     """
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+    column = labels[:, 0] if labels.shape == (count, 1) else labels
+    whole = column.dtype.kind in "iu" or (column.dtype.kind == "f" and np.array_equal(column, np.rint(column)))
+    if column.shape != (count,) or not whole:
+        wide = labels.ndim == 2 and len(labels) == count
         raise RecipeError(
             f"{source}: expected {count} integers, one per sample, got {labels.dtype} {shape_text(labels.shape)}",
-            hint="labels are class indices, counted from 0",
+            hint="labels are class indices, counted from 0" + (": save labels.argmax(axis=1)" if wide else ""),
         )
-    return labels.astype(np.int64)
+    return column.astype(np.int64)

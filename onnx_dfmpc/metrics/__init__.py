@@ -10,7 +10,7 @@ tally       all of it, over the batches
 from onnx_dfmpc.metrics.classes import class_scores, paired_interval
 from onnx_dfmpc.metrics.comparison import Comparison, is_finite
 from onnx_dfmpc.metrics.gates import Limit, check_gates, limits_of
-from onnx_dfmpc.metrics.report import DefaultRun, Gate, OutputMetrics, ValidationReport
+from onnx_dfmpc.metrics.report import DefaultRun, Gate, OutputMetrics, ValidationReport, measured, typed
 from onnx_dfmpc.metrics.tally import Tally
 
 __all__ = [
@@ -25,5 +25,7 @@ __all__ = [
     "class_scores",
     "is_finite",
     "limits_of",
+    "measured",
     "paired_interval",
+    "typed",
 ]

@@ -16,6 +16,9 @@ FEW = 5
 NORMAL_95 = 1.959964
 """Two-sided 95 % quantile of the standard normal distribution."""
 
+ENOUGH = 30
+"""Labelled samples from which a share that is no better than chance means something."""
+
 
 def class_scores(output: NDArray[np.generic], count: int) -> NDArray[np.generic] | None:
     """Class scores of an output, shape (count, classes), or None where the output is not a classification.
@@ -159,7 +162,7 @@ class LabelTally:
     """Counts of samples that both models get right, added up batch by batch."""
 
     def __init__(self) -> None:
-        self._labelled = self._only_float = self._only_quantized = 0
+        self._labelled = self._only_float = self._only_quantized = self._classes = 0
         self._top1 = np.zeros(2, np.int64)
         self._top5: NDArray[np.int64] | None = np.zeros(2, np.int64)
 
@@ -175,9 +178,10 @@ class LabelTally:
         if labels.min() < 0 or labels.max() >= count:
             raise RecipeError(
                 f"labels from {labels.min()} to {labels.max()} for the {count} classes of output {name!r}",
-                hint="labels are class indices, counted from 0",
+                hint="labels are class indices, counted from 0" + (": subtract 1" if labels.min() > 0 and labels.max() == count else ""),
             )
         right = np.stack([side.argmax(axis=1) == labels for side in (scores, other)])
+        self._classes = count
         self._labelled += len(labels)
         self._top1 += right.sum(axis=1)
         self._only_float += int((right[0] & ~right[1]).sum())
@@ -186,6 +190,16 @@ class LabelTally:
             self._top5 += np.array([among_best(side, labels).sum() for side in (scores, other)])
         else:
             self._top5 = None
+
+    def remarks(self) -> tuple[str, ...]:
+        """Whether the float model looks as if it got something else than it was made for."""
+        if self._labelled < ENOUGH:
+            return ()
+        expected = self._labelled / self._classes
+        chance = expected + NORMAL_95 * math.sqrt(expected * (1 - 1 / self._classes))
+        if self._top1[0] > chance:
+            return ()
+        return ("the float model is right hardly more often than by chance: are these the data and labels that it was trained for?",)
 
     def score(self) -> LabelScore | None:
         """Shares and their difference; None where nothing was added."""

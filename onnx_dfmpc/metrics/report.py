@@ -5,6 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+DIGITS = 12
+"""Of a number that is typed, and of a difference of shares, which would else miss a limit that it meets: 0.92 - 0.91 > 0.01."""
+
+
+def typed(number: float | None) -> str:
+    """A limit as it was typed; "" where there is none.
+
+    Examples
+    --------
+    >>> typed(0.01), typed(0.9999999)
+    ('0.01', '0.9999999')
+    """
+    return "" if number is None else f"{number:.{DIGITS}g}"
+
+
+def measured(value: float | None, limit: float | None) -> str:
+    """A value in six digits, or in as many as tell it from its limit.
+
+    Examples
+    --------
+    >>> measured(0.99512345678, 0.99), measured(0.98999999, 0.99)
+    ('0.995123', '0.98999999')
+    """
+    if value is None:
+        return "not measured"
+    short = f"{value:.6g}"
+    return typed(value) if limit is not None and short == f"{limit:.6g}" else short
+
 
 @dataclass(frozen=True)
 class OutputMetrics:
@@ -51,6 +79,10 @@ class Gate:
     def label(self) -> str:
         """Name, and the output that it is for."""
         return self.name if self.output is None else f"{self.name} of {self.output}"
+
+    def __str__(self) -> str:
+        verdict = "PASSED" if self.passed else "FAILED"
+        return f"{verdict} {self.label}: {measured(self.value, self.limit)}, limit {typed(self.limit)}"
 
 
 @dataclass(frozen=True)
@@ -146,4 +178,4 @@ class ValidationReport:
         """Top-1 of the float model minus top-1 of the quantized one, a fraction."""
         if self.top1_float is None or self.top1_quantized is None:
             return None
-        return self.top1_float - self.top1_quantized
+        return round(self.top1_float - self.top1_quantized, DIGITS)

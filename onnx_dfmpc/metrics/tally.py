@@ -119,4 +119,5 @@ class Tally:
         if self.labels is not None and score is None and not failures:
             raise RecipeError("there are labels, but no output has the shape (N, classes)", hint="leave the labels out")
         report = ValidationReport(outputs=outputs, failures=failures, **context, **({} if score is None else vars(score)))
-        return replace(report, gates=tuple(gate_of(limit, report) for limit in limits))
+        notes = (*report.notes, *self._right.remarks())
+        return replace(report, notes=notes, gates=tuple(gate_of(limit, report) for limit in limits))

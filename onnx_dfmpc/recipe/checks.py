@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from decimal import Decimal
 from numbers import Real
@@ -34,6 +34,13 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.7) -> str:
     """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean {matches[0]}?" if matches else ""
+
+
+def require_known(keys: Iterable[object], known: Sequence[str], where: str = "") -> None:
+    """Raise RecipeError for the first key that is not a known one."""
+    for key in keys:
+        if key not in known:
+            raise RecipeError(f"unknown key {key!r}{where}", hint=nearest(str(key), known) or "known keys: " + ", ".join(known))
 
 
 def parse_size(size: str) -> int:

@@ -6,15 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import checks
-from onnx_dfmpc.recipe.checks import choice_knob, knob, nearest
+from onnx_dfmpc.recipe.checks import choice_knob, knob
 
 
 def _sides(value: Any) -> tuple[int, ...]:
     found = (value,) if isinstance(value, int) else tuple(value)
     checks.require(len(found) in (1, 2))
     return tuple(checks.integer(1)(side) for side in found)
+
+
+def _crop(value: Any) -> tuple[int, ...] | float:
+    found = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+    if not isinstance(found, float):
+        return _sides(found)
+    checks.require(0 < found < 1)
+    return found
 
 
 def _per_channel(value: Any) -> tuple[float, ...]:
@@ -31,15 +38,16 @@ def _deviations(value: Any) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become inputs: resized, cropped, then ``(pixel * scale - mean) / std``, with pixels from 0 to 255.
+    """How pictures become inputs: resized and cropped, then ``(pixel * scale - mean) / std``, with pixels from 0 to 255.
 
     Attributes
     ----------
     size : (int,) or (int, int) or None
-        Resize (bilinear) so that the shorter side has so many pixels, or to height and width. None resizes to `crop`, or to what the model
-        takes.
-    crop : (int,) or (int, int) or None
-        Cut a square, or height and width, from the middle. None cuts what the model takes, where `size` gives only the shorter side.
+        Resize (bilinear) so that the shorter side has so many pixels, or to height and width. None resizes to the pixels of `crop`, or to
+        what the model takes.
+    crop : (int,) or (int, int) or float or None
+        Cut a square, or height and width, from the middle of the resized picture; or, below 1, keep so much of each side and resize then.
+        None cuts what the model takes, where `size` gives only the shorter side.
     mean, std : tuple of 1 or 3 floats
         In the order of the channels that the model sees.
     scale : float or None
@@ -56,7 +64,7 @@ class Preprocessing:
     """
 
     size: tuple[int, ...] | None = knob(None, "one or two numbers of pixels", _sides)
-    crop: tuple[int, ...] | None = knob(None, "one or two numbers of pixels", _sides)
+    crop: tuple[int, ...] | float | None = knob(None, "one or two numbers of pixels, or a share between 0 and 1", _crop)
     mean: tuple[float, ...] = knob((0.0,), "one number, or one for each of three channels", _per_channel)
     std: tuple[float, ...] = knob((1.0,), "one positive number, or one for each of three channels", _deviations)
     scale: float | None = knob(None, "a number", checks.number())
@@ -84,8 +92,5 @@ def preprocessing_from(value: Preprocessing | Mapping[str, Any]) -> Preprocessin
     if isinstance(value, Preprocessing):
         return value
     checks.require(isinstance(value, Mapping))
-    known = [key.name for key in fields(Preprocessing)]
-    for key in value:
-        if key not in known:
-            raise RecipeError(f"unknown key {key!r}", hint=nearest(str(key), known) or "known keys: " + ", ".join(known))
+    checks.require_known(value, [key.name for key in fields(Preprocessing)])
     return Preprocessing(**value)

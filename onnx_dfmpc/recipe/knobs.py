@@ -14,7 +14,7 @@ from typing import Any, Literal
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.forms import check_form
 from onnx_dfmpc.recipe import checks
-from onnx_dfmpc.recipe.checks import bits_knob, choice_knob, knob, nearest
+from onnx_dfmpc.recipe.checks import bits_knob, choice_knob, knob
 from onnx_dfmpc.recipe.files import read_recipe, write_recipe
 from onnx_dfmpc.recipe.gates import GATE_KEYS, Gates, output_gates
 from onnx_dfmpc.recipe.images import Preprocessing, preprocessing_from
@@ -334,10 +334,7 @@ class Recipe:
         ...
         onnx_dfmpc.errors.RecipeError: unknown key 'bit'
         """
-        known = [key.name for key in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise RecipeError(f"unknown key {key!r}", hint=nearest(key, known) or "known keys: " + ", ".join(known))
+        checks.require_known(values, [key.name for key in fields(cls)])
         return cls(**values)
 
     @classmethod

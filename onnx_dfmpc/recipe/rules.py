@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import checks
-from onnx_dfmpc.recipe.checks import bits_knob, knob, nearest
+from onnx_dfmpc.recipe.checks import bits_knob, knob
 
 SELECTORS = ("node", "regex", "op_type")
 EFFECTS = ("bits", "min_bits", "max_bits", "exclude")
@@ -99,10 +99,7 @@ def rule_from(value: Rule | Mapping[str, Any]) -> Rule:
     if isinstance(value, Rule):
         return value
     checks.require(isinstance(value, Mapping))
-    for key in value:
-        if key not in SELECTORS + EFFECTS:
-            known = ", ".join(SELECTORS + EFFECTS)
-            raise RecipeError(f"unknown key {key!r} in a rule", hint=nearest(str(key), SELECTORS + EFFECTS) or "known keys: " + known)
+    checks.require_known(value, SELECTORS + EFFECTS, " in a rule")
     return Rule(**value)
 
 

@@ -243,7 +243,7 @@ def _latency(first: Json, second: Json) -> Table | None:
         for name in before
         if name in after
     )
-    return table((Column("session"), Column("A", "number"), Column("B", "number"), Column("B / A", "number")), rows)
+    return table((Column("session"), Column("A", "number"), Column("B", "number"), Column("B\u00a0/\u00a0A", "number")), rows)
 
 
 def _timings(document: Json) -> dict[str, float]:

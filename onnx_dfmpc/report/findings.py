@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from onnx_dfmpc.report.style import NONE, count, line_to_paste, new_table, number, percent, section
+from onnx_dfmpc.report.style import NONE, line_to_paste, new_table, number, percent, section
+from onnx_dfmpc.report.words import plural
 from onnx_dfmpc.spec import Latency, LayerEffect, Suggestion
 
 SHOWN = 10
@@ -20,7 +21,8 @@ def effects_view(effects: Sequence[LayerEffect], *, verbose: bool = False) -> li
     """Layers by what each of them alone does to the outputs, and the flags that help the worst; with `verbose` all layers."""
     if not effects:
         return []
-    columns = ("layer", "bits", "bytes", "SQNR\ndB", "alone\ndB", "share", "same\ntop-1")
+    classes = any(effect.own_top1_agreement is not None for effect in effects)
+    columns = ("layer", "bits", "bytes", "SQNR\ndB", "alone\ndB", "share", *(["same\ntop-1"] if classes else []))
     shown = new_table("Per layer: noise at the outputs when it alone is quantized", *columns, right=columns[1:])
     rows = effects if verbose else effects[:SHOWN]
     for effect in rows:
@@ -31,11 +33,11 @@ def effects_view(effects: Sequence[LayerEffect], *, verbose: bool = False) -> li
             number(effect.sqnr_db, 1),
             "not finite" if effect.own_sqnr_db is None else number(effect.own_sqnr_db, 1),
             percent(effect.own_share, 1),
-            percent(effect.own_top1_agreement, 1),
+            *([percent(effect.own_top1_agreement, 1)] if classes else []),
         )
     parts: list[RenderableType] = [section(shown)]
     if len(rows) < len(effects):
-        parts.append(Text(f"and {count(len(effects) - len(rows), 'layer')} more, with less noise: -v shows them"))
+        parts.append(Text(f"and {plural(len(effects) - len(rows), 'layer')} more, with less noise: -v shows them"))
     helped = [effect.suggestion for effect in effects if effect.suggestion is not None]
     if helped:
         parts.append(section(Text("What helps, to paste behind onnx-dfmpc quantize:", style="bold italic")))
@@ -58,7 +60,7 @@ def latency_view(latency: Latency | None) -> list[RenderableType]:
     for timing in latency.timings:
         low, high = 1e3 * timing.first_quartile, 1e3 * timing.third_quartile
         shown.add_row(timing.name, f"{1e3 * timing.median:.2f}", f"{low:.2f}-{high:.2f}", _ratio(timing.median, reference))
-    how = f"{count(latency.runs, 'run')} of each in turn, {count(latency.threads, 'thread')}, batch {latency.batch}"
+    how = f"{plural(latency.runs, 'run')} of each in turn, {plural(latency.threads, 'thread')}, batch {latency.batch}"
     return [section(shown, Text(how)), section(Text(_meaning(latency)))]
 
 

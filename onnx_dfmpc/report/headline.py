@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from onnx_dfmpc.document import Json
+from onnx_dfmpc.metrics import typed
 from onnx_dfmpc.report import words
 from onnx_dfmpc.report.outline import Figure, Verdict
 
@@ -55,7 +56,7 @@ def verdict(document: Json) -> Verdict:
     failures = validation.get("failures") or []
     caveat = " Synthetic inputs: a sanity check, not accuracy." if validation.get("synthetic") else ""
     if failures or missed or validation.get("passed") is False:
-        reasons = [*failures, *(f"{gate.get('name')} = {words.general(gate.get('limit'))} missed" for gate in missed)]
+        reasons = [*failures, *(f"{gate.get('name')} = {typed(gate.get('limit'))} missed" for gate in missed)]
         return Verdict("Failed", ("; ".join(reasons) or "validation failed") + "." + caveat, "bad")
     if not gates:
         return Verdict("Measured", "Nothing failed, and no gate was set." + caveat, "muted")

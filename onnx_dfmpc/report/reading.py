@@ -103,7 +103,8 @@ def read_document(path: str | os.PathLike[str]) -> Json:
     except OSError as error:
         raise RecipeError(f"{path}: cannot read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not a JSON file: {error}", hint="--json FILE of quantize, validate and plan writes one") from None
+        reason = "" if isinstance(error, UnicodeDecodeError) else f": {error}"
+        raise RecipeError(f"{path}: not a JSON file{reason}", hint="--json FILE of quantize, validate and plan writes one") from None
     check_document(content, str(path))
     return dict(content)
 

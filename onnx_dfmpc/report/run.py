@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx_dfmpc.document import Json
+from onnx_dfmpc.metrics import measured, typed
 from onnx_dfmpc.report import charts, headline, words
 from onnx_dfmpc.report.outline import Block, Cell, Code, Column, Line, Outline, Section, Table, Tone, section, table
 
@@ -83,22 +84,18 @@ def _validation(document: Json) -> tuple[Section, ...]:
 def _gates(validation: Mapping[str, Any]) -> Table | None:
     rows = []
     for gate in validation.get("gates") or []:
-        passed, value, output = gate.get("passed"), gate.get("value"), gate.get("output")
+        passed, value, limit, output = gate.get("passed"), gate.get("value"), gate.get("limit"), gate.get("output")
         tone: Tone = "good" if passed else "bad"
         name = str(gate.get("name")) + (f" ({output})" if output else "")
         rows.append(
             (
                 Cell("✓ passed" if passed else "✗ failed", tone=tone),
                 Cell(name),
-                _general(value, "not measured"),
-                _general(gate.get("limit")),
+                words.cell("∞" if passed and value is None else measured(value, limit), value),  # JSON has no infinity
+                words.cell(typed(limit), limit),
             )
         )
     return table((Column("gate"), Column("what", "code"), Column("measured", "number"), Column("limit", "number")), tuple(rows))
-
-
-def _general(value: float | None, missing: str = "") -> Cell:
-    return Cell(missing) if value is None else words.cell(words.general(value), value)
 
 
 def _labelled(validation: Mapping[str, Any]) -> Table | None:
@@ -111,7 +108,7 @@ def _labelled(validation: Mapping[str, Any]) -> Table | None:
         between = "" if not interval else " to ".join(words.signed(100 * end, 2) for end in interval)
         difference = words.cell(words.signed(100 * (after - before), 2), after - before)
         rows.append((Cell(name), Cell(words.percent(before, 2)), Cell(words.percent(after, 2)), difference, Cell(between)))
-    titles = ("float", "quantized", "difference, points", "95 % interval, points")
+    titles = ("float", "quantized", "difference, points", "95\u00a0% interval, points")
     count = words.plural(validation.get("labelled") or 0, "labelled input")
     return table((Column("accuracy"), *(Column(title, "number") for title in titles)), tuple(rows), f"On {count}")
 

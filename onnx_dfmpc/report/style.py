@@ -48,11 +48,6 @@ def percent(value: float | None, digits: int = 2) -> str:
     return NONE if value is None else f"{100 * value:.{digits}f} %"
 
 
-def count(number: int, what: str) -> str:
-    """How many of something, in the plural where there is not one."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def line_to_paste(text: str) -> Text:
     """Text that stays on one line, however narrow the terminal."""
     return Text(text, no_wrap=True, overflow="ignore")

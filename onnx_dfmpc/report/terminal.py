@@ -16,7 +16,8 @@ from onnx_dfmpc.document import mean_bits, nominal_bits
 from onnx_dfmpc.graph import LoadedModel, opset_of
 from onnx_dfmpc.metrics import ValidationReport
 from onnx_dfmpc.report.findings import effects_view, latency_view
-from onnx_dfmpc.report.style import NONE, count, line_to_paste, new_table, number, percent, section, small
+from onnx_dfmpc.report.style import NONE, line_to_paste, new_table, number, percent, section, small
+from onnx_dfmpc.report.words import plural
 from onnx_dfmpc.result import ComparisonResult, PlanResult, QuantizeResult
 from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint
 
@@ -77,9 +78,9 @@ def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
     weights = sum(layer.size for layer in report.layers)
     kept = sum(layer.batch_norm is not None for layer in report.layers)
     totals = (
-        f"{count(report.weighted_nodes, 'weighted node')}: {count(len(report.layers), 'layer')} to quantize, "
-        f"{len(report.skipped)} skipped. {count(len(report.chains), 'chain')}, "
-        f"{count(weights, 'weight')}, batch norm kept behind {count(kept, 'layer')}."
+        f"{plural(report.weighted_nodes, 'weighted node')}: {plural(len(report.layers), 'layer')} to quantize, "
+        f"{len(report.skipped)} skipped. {plural(len(report.chains), 'chain')}, "
+        f"{plural(weights, 'weight')}, batch norm kept behind {plural(kept, 'layer')}."
     )
     parts: list[RenderableType] = [Text(f"{_name(source)}: {source.size:,} bytes, opset {source.opset}, sha256 {source.sha256[:12]}")]
     if report.layers:
@@ -163,7 +164,7 @@ def _by(plan: QuantPlan) -> str:
 
 
 def _weights(weights: int, layers: int, bits: float | None, skipped: Sequence[Skipped]) -> str:
-    return f"{count(weights, 'weight')} in {count(layers, 'layer')}, {number(bits, 2)} nominal bits each; {len(skipped)} skipped"
+    return f"{plural(weights, 'weight')} in {plural(layers, 'layer')}, {number(bits, 2)} nominal bits each; {len(skipped)} skipped"
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:
@@ -252,8 +253,8 @@ def validate_view(report: ValidationReport) -> Group:
     """Metrics, labelled accuracy, gates and failures of a validation."""
     classes = any(output.kl is not None for output in report.outputs)
     few = all(output.top5_agreement is None for output in report.outputs)
-    numbers = ["cosine", "SQNR\ndB", "max\nabs", "mean\nabs", "same\ntop-1"]
-    numbers += ([] if few else ["same\ntop-5"]) + (["KL"] if classes else [])
+    numbers = ["cosine", "SQNR\ndB", "max\nabs", "mean\nabs"]
+    numbers += (["same\ntop-1"] if classes else []) + ([] if few else ["same\ntop-5"]) + (["KL"] if classes else [])
     table = new_table("Validation: float against quantized", "output", *numbers, right=numbers)
     for output in report.outputs:
         table.add_row(
@@ -262,7 +263,7 @@ def validate_view(report: ValidationReport) -> Group:
             number(output.sqnr_db, 2),
             small(output.max_abs),
             small(output.mean_abs),
-            percent(output.top1_agreement),
+            *([percent(output.top1_agreement)] if classes else []),
             *([] if few else [percent(output.top5_agreement)]),
             *([small(output.kl)] if classes else []),
         )
@@ -272,8 +273,7 @@ def validate_view(report: ValidationReport) -> Group:
     lines += _session_lines(report)
     lines += [Text(f"FAILED {failure}", style="bold red") for failure in report.failures]
     for gate in report.gates:
-        verdict, style = ("PASSED", "green") if gate.passed else ("FAILED", "bold red")
-        lines.append(Text(f"{verdict} {gate.label}: {_small_or_plain(gate.value)}, limit {gate.limit:g}", style=style))
+        lines.append(Text(str(gate), style="green" if gate.passed else "bold red"))
     return Group(table, section(*lines))
 
 
@@ -286,7 +286,7 @@ def _label_lines(report: ValidationReport) -> list[Text]:
     ):
         if before is not None and after is not None:
             points = f"{100 * (after - before):+.2f} points"
-            where = f"{name} on {count(report.labelled, 'labelled sample')}"
+            where = f"{name} on {plural(report.labelled, 'labelled sample')}"
             found.append(Text(f"{where}: float {percent(before)}, quantized {percent(after)} ({points})"))
     if report.top1_interval is not None:
         low, high = (100 * limit for limit in report.top1_interval)
@@ -300,10 +300,6 @@ def _repeat(report: ValidationReport | None) -> list[RenderableType]:
     return [section(Text("to repeat it:")), line_to_paste(report.command)]
 
 
-def _small_or_plain(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.6g}"
-
-
 def _session_lines(report: ValidationReport) -> list[Text]:
     if not report.weight_only:
         return [Text("run with default session options, because activations are quantized too")]
@@ -312,7 +308,7 @@ def _session_lines(report: ValidationReport) -> list[Text]:
     if run is None:
         return lines
     moved = "the same outputs" if run.max_abs == 0 else f"outputs differ by at most {small(run.max_abs)} ({number(run.sqnr_db, 1)} dB)"
-    lines.append(Text(f"with default session options: {moved} ({count(run.samples, 'sample')})"))
+    lines.append(Text(f"with default session options: {moved} ({plural(run.samples, 'sample')})"))
     if run.sqnr_db is not None and report.sqnr_db is not None and run.sqnr_db < report.sqnr_db:
         lines.append(Text("WARNING: default session options cost more than quantization did; use those above", style="yellow"))
     return lines

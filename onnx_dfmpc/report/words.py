@@ -73,11 +73,6 @@ def short(value: Number) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def general(value: Number) -> str:
-    """Six significant digits at most."""
-    return "" if value is None else f"{value:.6g}"
-
-
 def percent(share: Number, count: int = 1) -> str:
     """A fraction in percent.
 

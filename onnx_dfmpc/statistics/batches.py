@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import IO, Any, overload
 
@@ -60,6 +61,7 @@ class Stored:
     def __init__(self, value: Value) -> None:
         try:
             self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this
+            weakref.finalize(self, self._file.close)  # Python warns of files that it has to close by itself
             np.save(self._file, value, allow_pickle=False)
             self._file.flush()
         except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from onnx_dfmpc.inputs import Feeding
-from onnx_dfmpc.metrics import Limit
+from onnx_dfmpc.metrics import Limit, typed
 from onnx_dfmpc.recipe import Preprocessing
 
 PROGRAM = "onnx-dfmpc"
@@ -36,8 +36,7 @@ def repeat_command(float_model: Any, quantized_model: Any, feeding: Feeding, lim
         return ""
     words = [PROGRAM, "validate", os.fspath(float_model), os.fspath(quantized_model), *_inputs(feeding), *_pictures(feeding.images)]
     for limit in limits:
-        value = f"{limit.limit:g}" if limit.output is None else f"{limit.output}={limit.limit:g}"
-        words += [f"--{limit.gate.replace('_', '-')}", value]
+        words += [f"--{limit.gate.replace('_', '-')}", ("" if limit.output is None else f"{limit.output}=") + typed(limit.limit)]
     return shlex.join([*words, *(["--providers", *providers] if providers else [])])
 
 
@@ -64,4 +63,4 @@ def _pictures(images: Preprocessing) -> Iterator[str]:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return ",".join(f"{value:.12g}" for value in values)
+    return ",".join(map(typed, values))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnx_dfmpc.errors import ModelError
-from onnx_dfmpc.inputs import DataSource, Feeding, LabelSource, Samples, samples_of
+from onnx_dfmpc.inputs import DataSource, Feeding, LabelSource, Samples, feeding_of, samples_of
 from onnx_dfmpc.metrics import Comparison, DefaultRun, Tally, ValidationReport, check_gates, is_finite
 from onnx_dfmpc.recipe import Gates, Preprocessing, Recipe
 from onnx_dfmpc.validate.command import repeat_command
@@ -71,13 +71,16 @@ def validate(
     Raises
     ------
     RecipeError
-        Data that does not fit the model, or a gate that cannot be evaluated.
+        Data that does not fit the model, a setting that makes no sense, or a gate that cannot be evaluated.
     ModelError
         A model that cannot be loaded or run, or models whose inputs or outputs do not correspond.
     """
-    pictures = Recipe.from_dict({"images": images or {}}).images
-    feeding = Feeding(data, labels, samples, seed, input_range, shapes or {}, batch_size, pictures)
-    return compare(float_model, quantized_model, feeding, gates=gates, providers=providers, progress=progress)
+    said = Recipe.from_dict({
+        "samples": samples, "seed": seed, "input_range": input_range, "shapes": shapes or {}, "batch_size": batch_size,
+        "images": images or {}, "providers": providers,
+    })  # fmt: skip
+    feeding = replace(feeding_of(said), data=data, labels=labels)
+    return compare(float_model, quantized_model, feeding, gates=gates, providers=said.providers, progress=progress)
 
 
 def compare(

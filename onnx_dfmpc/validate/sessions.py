@@ -138,7 +138,7 @@ class Session:
             shapes = ", ".join(f"{name} {value.dtype}{value.shape}" for name, value in feeds.items())
             raise ModelError(
                 f"{self.title}: ONNX Runtime cannot run it on {shapes}: {first_line(error)}",
-                hint="give it inputs that it takes with --data, or another --shape",
+                hint="give it inputs that it takes with --data (--image-size for images), or another --shape",
             ) from error
 
 
@@ -170,13 +170,20 @@ def is_weight_only(model: Model) -> bool:
 
 
 def check_same_interface(reference: Session, other: Session) -> None:
-    """Raise ModelError unless two models have the same inputs and outputs, by name."""
-    for what, mine, theirs in (
-        ("inputs", [spec.name for spec in reference.specs()], [spec.name for spec in other.specs()]),
-        ("outputs", reference.outputs, other.outputs),
-    ):
+    """Raise ModelError unless two models have outputs of the same names, and inputs that take the same arrays."""
+    hint = "compare a model with the one it was made from"
+    inputs, taken = ({spec.name: spec for spec in session.specs()} for session in (reference, other))
+    for what, mine, theirs in (("inputs", list(inputs), list(taken)), ("outputs", reference.outputs, other.outputs)):
         if set(mine) != set(theirs):
-            raise ModelError(
-                f"{other.title}: its {what} are {', '.join(theirs)}, those of {reference.title} are {', '.join(mine)}",
-                hint="compare a model with the one it was made from",
-            )
+            names = f"its {what} are {', '.join(theirs)}, those of {reference.title} are {', '.join(mine)}"
+            raise ModelError(f"{other.title}: {names}", hint=hint)
+    for name, spec in inputs.items():
+        if not _alike(spec, taken[name]):
+            raise ModelError(f"{other.title}: its input is {taken[name]}, that of {reference.title} is {spec}", hint=hint)
+
+
+def _alike(first: InputSpec, second: InputSpec) -> bool:
+    """Whether there are arrays that both inputs take."""
+    sizes = zip(first.shape, second.shape, strict=False)
+    fixed = all(a == b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
+    return first.dtype == second.dtype and len(first.shape) == len(second.shape) and fixed
