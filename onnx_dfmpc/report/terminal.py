@@ -56,7 +56,7 @@ def _layer_notes(layers: Sequence[Layer] | Sequence[LayerReport]) -> list[str]:
 
 
 def _others(number: int) -> str:
-    return f" and {count(number, 'other')}" if number else ""
+    return f" and {plural(number, 'other')}" if number else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------- inspect
