@@ -84,13 +84,12 @@ def _validation(document: Json) -> tuple[Section, ...]:
 def _gates(validation: Mapping[str, Any]) -> Table | None:
     rows = []
     for gate in validation.get("gates") or []:
-        passed, value, limit, output = gate.get("passed"), gate.get("value"), gate.get("limit"), gate.get("output")
+        passed, value, limit = gate.get("passed"), gate.get("value"), gate.get("limit")
         tone: Tone = "good" if passed else "bad"
-        name = str(gate.get("name")) + (f" ({output})" if output else "")
         rows.append(
             (
                 Cell("✓ passed" if passed else "✗ failed", tone=tone),
-                Cell(name),
+                Cell(headline.gate_label(gate)),
                 words.cell("∞" if passed and value is None else measured(value, limit), value),  # JSON has no infinity
                 words.cell(typed(limit), limit),
             )
