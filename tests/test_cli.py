@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import parser
@@ -301,6 +302,19 @@ def test_bad_data_is_found_before_the_work_is_done(
 ) -> None:
     monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
     assert run("quantize", digits_bn, "-o", target, *flags)[0] == 2
+
+
+def test_labels_of_other_classes_are_found_before_the_work_is_done(
+    run: Run, digits_bn: Path, digits_data: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    with np.load(digits_data) as data:
+        np.save(target.with_name("labels.npy"), data["labels"] + 1)
+    flags = ("--data", digits_data, "--labels", target.with_name("labels.npy"), "--bits", 4)
+    code, _, err = run("quantize", digits_bn, "-o", target, *flags)
+    assert code == 2
+    assert "labels from 1 to 10 for the 10 classes" in err
+    assert "subtract 1" in err
 
 
 def test_an_internal_error_is_one_line(run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ gates       limits on it
 tally       all of it, over the batches
 """
 
-from onnx_dfmpc.metrics.classes import class_scores, paired_interval
+from onnx_dfmpc.metrics.classes import check_classes, class_scores, paired_interval
 from onnx_dfmpc.metrics.comparison import Comparison, is_finite
 from onnx_dfmpc.metrics.gates import Limit, check_gates, limits_of
 from onnx_dfmpc.metrics.report import DefaultRun, Gate, OutputMetrics, ValidationReport, measured, typed
@@ -21,6 +21,7 @@ __all__ = [
     "OutputMetrics",
     "Tally",
     "ValidationReport",
+    "check_classes",
     "check_gates",
     "class_scores",
     "is_finite",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +136,29 @@ def paired_interval(only_first: int, only_second: int, samples: int) -> tuple[fl
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
+def check_classes(labels: NDArray[np.int64], outputs: Iterable[tuple[str, Any]], count: int) -> None:
+    """Raise RecipeError unless labels are classes of the first output that is a classification.
+
+    Parameters
+    ----------
+    labels : int array
+    outputs : iterable of (str, object)
+        Outputs of one run, by name; those that are no arrays are passed over.
+    count : int
+        Samples in that run.
+    """
+    for name, output in outputs:
+        scores = class_scores(output, count) if isinstance(output, np.ndarray) else None
+        if scores is None:
+            continue
+        classes, low, high = scores.shape[1], labels.min(), labels.max()
+        if low < 0 or high >= classes:
+            hint = "labels are class indices, counted from 0" + (": subtract 1" if low > 0 and high == classes else "")
+            raise RecipeError(f"labels from {low} to {high} for the {classes} classes of output {name!r}", hint=hint)
+        return
+    raise RecipeError("there are labels, but no output has the shape (N, classes)", hint="leave the labels out")
+
+
 @dataclass(frozen=True)
 class LabelScore:
     """What both models get right on labelled samples.
@@ -166,20 +191,9 @@ class LabelTally:
         self._top1 = np.zeros(2, np.int64)
         self._top5: NDArray[np.int64] | None = np.zeros(2, np.int64)
 
-    def add(self, name: str, scores: NDArray[np.generic], other: NDArray[np.generic], labels: NDArray[np.int64]) -> None:
-        """Add the scores of both models, shape (N, classes), for labels of shape (N,).
-
-        Raises
-        ------
-        RecipeError
-            Labels that are no classes of the output `name`.
-        """
+    def add(self, scores: NDArray[np.generic], other: NDArray[np.generic], labels: NDArray[np.int64]) -> None:
+        """Add the scores of both models, shape (N, classes), for labels of shape (N,)."""
         count = scores.shape[1]
-        if labels.min() < 0 or labels.max() >= count:
-            raise RecipeError(
-                f"labels from {labels.min()} to {labels.max()} for the {count} classes of output {name!r}",
-                hint="labels are class indices, counted from 0" + (": subtract 1" if labels.min() > 0 and labels.max() == count else ""),
-            )
         right = np.stack([side.argmax(axis=1) == labels for side in (scores, other)])
         self._classes = count
         self._labelled += len(labels)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.metrics.classes import FEW, LabelTally, among_best, class_scores, divergence
 from onnx_dfmpc.metrics.comparison import Comparison, is_finite
 from onnx_dfmpc.metrics.gates import Limit, gate_of
@@ -58,7 +57,7 @@ class Tally:
     names : sequence of str
         Outputs, in the order in which `add` gets them.
     labels : int array, shape (samples,), optional
-        Class indices. They belong to the first output that is a classification.
+        Class indices, checked by `check_classes`. They belong to the first output that is a classification.
     """
 
     def __init__(self, names: Sequence[str], labels: NDArray[np.int64] | None = None) -> None:
@@ -81,7 +80,7 @@ class Tally:
             tally.add_classes(scores, other)
             if self.labels is not None and self._classifier in (None, name):
                 self._classifier = name
-                self._right.add(name, scores, other, self.labels[start:stop])
+                self._right.add(scores, other, self.labels[start:stop])
 
     def _compare(self, name: str, a: Any, b: Any, where: str) -> bool:
         """Whether both outputs can be compared; if not, the first reason is kept."""
@@ -112,12 +111,10 @@ class Tally:
         Raises
         ------
         RecipeError
-            Labels or a gate on top-1 for a model, or an output, that has no shape (N, classes).
+            A gate on top-1 for a model, or an output, that has no shape (N, classes).
         """
         outputs = tuple(tally.metrics(name) for name, tally in self._outputs.items())
         failures, score = tuple(self.failures.values()), self._right.score()
-        if self.labels is not None and score is None and not failures:
-            raise RecipeError("there are labels, but no output has the shape (N, classes)", hint="leave the labels out")
         report = ValidationReport(outputs=outputs, failures=failures, **context, **({} if score is None else vars(score)))
         notes = (*report.notes, *self._right.remarks())
         return replace(report, notes=notes, gates=tuple(gate_of(limit, report) for limit in limits))

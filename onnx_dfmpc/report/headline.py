@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -10,7 +11,7 @@ from onnx_dfmpc.metrics import typed
 from onnx_dfmpc.report import words
 from onnx_dfmpc.report.outline import Figure, Verdict
 
-__all__ = ["accuracy", "figures", "footer", "measured_sqnr", "model_name", "subtitle", "verdict", "written_bytes"]
+__all__ = ["accuracy", "figures", "footer", "gate_label", "measured_sqnr", "model_name", "subtitle", "verdict", "written_bytes"]
 
 
 def model_name(document: Json) -> str:
@@ -56,12 +57,17 @@ def verdict(document: Json) -> Verdict:
     failures = validation.get("failures") or []
     caveat = " Synthetic inputs: a sanity check, not accuracy." if validation.get("synthetic") else ""
     if failures or missed or validation.get("passed") is False:
-        reasons = [*failures, *(f"{gate.get('name')} = {typed(gate.get('limit'))} missed" for gate in missed)]
+        reasons = [*failures, *(f"{gate_label(gate)} = {typed(gate.get('limit'))} missed" for gate in missed)]
         return Verdict("Failed", ("; ".join(reasons) or "validation failed") + "." + caveat, "bad")
     if not gates:
         return Verdict("Measured", "Nothing failed, and no gate was set." + caveat, "muted")
     held = {1: "The gate holds.", 2: "Both gates hold."}.get(len(gates), f"All {len(gates)} gates hold.")
     return Verdict("Passed", held + caveat, "good")
+
+
+def gate_label(gate: Mapping[str, Any]) -> str:
+    """Name of a gate, and the output that it is for."""
+    return str(gate.get("name")) + (f" of {gate['output']}" if gate.get("output") else "")
 
 
 def figures(document: Json) -> tuple[Figure, ...]:

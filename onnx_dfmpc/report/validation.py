@@ -7,7 +7,7 @@ from typing import Any
 
 from onnx_dfmpc.document import Json
 from onnx_dfmpc.metrics import measured, typed
-from onnx_dfmpc.report import words
+from onnx_dfmpc.report import headline, words
 from onnx_dfmpc.report.outline import Block, Cell, Code, Column, Line, Section, Table, Tone, section, table
 
 __all__ = ["validation_section"]
@@ -37,13 +37,12 @@ def validation_section(document: Json) -> tuple[Section, ...]:
 def _gates(validation: Mapping[str, Any]) -> Table | None:
     rows = []
     for gate in validation.get("gates") or []:
-        passed, value, limit, output = gate.get("passed"), gate.get("value"), gate.get("limit"), gate.get("output")
+        passed, value, limit = gate.get("passed"), gate.get("value"), gate.get("limit")
         tone: Tone = "good" if passed else "bad"
-        name = str(gate.get("name")) + (f" ({output})" if output else "")
         rows.append(
             (
                 Cell("✓ passed" if passed else "✗ failed", tone=tone),
-                Cell(name),
+                Cell(headline.gate_label(gate)),
                 words.cell("∞" if passed and value is None else measured(value, limit), value),  # JSON has no infinity
                 words.cell(typed(limit), limit),
             )

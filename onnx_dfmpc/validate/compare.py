@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnx_dfmpc.errors import ModelError
-from onnx_dfmpc.inputs import DataSource, Feeding, LabelSource, Samples, feeding_of, samples_of
-from onnx_dfmpc.metrics import Comparison, DefaultRun, Tally, ValidationReport, check_gates, is_finite
+from onnx_dfmpc.inputs import DataSource, Feeding, LabelSource, Samples, feeding_of, fixed_batch, samples_of
+from onnx_dfmpc.metrics import Comparison, DefaultRun, Tally, ValidationReport, check_classes, check_gates, is_finite
 from onnx_dfmpc.recipe import Gates, Preprocessing, Recipe
 from onnx_dfmpc.validate.command import repeat_command
 from onnx_dfmpc.validate.sessions import Model, Output, Session, check_providers, check_same_interface, is_weight_only
@@ -154,21 +154,27 @@ def check_data(float_model: Model, feeding: Feeding, *, gates: Gates | None = No
     Raises
     ------
     RecipeError
-        Data that does not fit the model, a gate that cannot be evaluated, or an execution provider that is not there.
+        Data or labels that do not fit the model, a gate that cannot be evaluated, or an execution provider that is not there.
+    ModelError
+        A float model that cannot run on the data.
     """
     session = Session(float_model, "float model", providers=check_providers(providers))
     feeds = samples_of(session.specs(), feeding)
     check_gates(gates, labelled=feeds.labels is not None, outputs=session.outputs)
+    if not feeds.synthetic:
+        _runnable(session, feeds if fixed_batch(session.specs()) else replace(feeds, batch=1))
 
 
 def _runnable(session: Session, feeds: Samples) -> Samples:
-    """Choose batches, or one by one for a model that calls its batch dynamic and is not."""
-    start, stop, batch = next(feeds.batches())
+    """Choose batches, or one by one for a model that calls its batch dynamic and is not; look at what the labels are for."""
+    _, count, batch = next(feeds.batches())
     try:
-        session.run(batch)
+        outputs = session.run(batch)
     except ModelError:
-        if stop - start == 1:
+        if count == 1:
             raise
-        feeds = replace(feeds, batch=1, notes=(*feeds.notes, "run one by one: the model does not take batches"))
-        session.run(next(feeds.batches())[2])
+        count, feeds = 1, replace(feeds, batch=1, notes=(*feeds.notes, "run one by one: the model does not take batches"))
+        outputs = session.run(next(feeds.batches())[2])
+    if feeds.labels is not None:
+        check_classes(feeds.labels, zip(session.outputs, outputs, strict=True), count)
     return feeds
