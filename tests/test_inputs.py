@@ -225,6 +225,12 @@ def test_resize_then_crop(tmp_path: Path, recipe: dict[str, Any], side: str) -> 
     np.testing.assert_allclose(found, expected, atol=0.5 if side == "shorter" else 1.5)
 
 
+def test_a_crop_alone_does_not_resize(photos: tuple[Path, list[np.ndarray]]) -> None:
+    folder, pixels = photos
+    spec = InputSpec("x", np.dtype(np.uint8), (1, 2, 2, 3))
+    np.testing.assert_array_equal(fed(from_data([spec], folder, images=Preprocessing(crop=2)))["x"], np.stack(pixels)[:, 1:3, 2:4])
+
+
 @pytest.mark.parametrize("crop", [0.5, [0.5]])
 def test_a_share_is_cut_before_resizing(tmp_path: Path, crop: Any) -> None:
     """Of the middle half of a ramp, 30 pixels wide, six are left."""
