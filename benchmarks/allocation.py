@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from benchmarks.evaluate import Reference, Score, reference, standard_error
 from benchmarks.networks import Network, network
 from models import zoo
 from onnx_dfmpc import quantize
-from onnx_dfmpc.allocate import mean_bits, spend
+from onnx_dfmpc.allocate import budgets, mean_bits, spend
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import Recipe, parse_size
 from onnx_dfmpc.spec import QuantPlan
@@ -77,15 +78,24 @@ class Subject:
         result = quantize(self.source.path, None, recipe, validated=False)
         return self._row(setting, "", None, result, time.perf_counter() - start)
 
+    @cached_property
+    def work(self) -> Work:
+        """The network with its cost table, which all targets share."""
+        return Work(self.source.path, Recipe(target_bits=4, **self.knobs))
+
+    @property
+    def least(self) -> int:
+        """Bytes of the smallest file that can be had."""
+        return budgets(self.work.report, self.work.recipe, self.work.open_table, 2)[0]
+
     def allocated(self, wanted: Sequence[tuple[str, str, dict[str, Any]]]) -> Iterator[Row]:
-        """Targets, each with the name of its setting and of its rival."""
-        work = Work(self.source.path, Recipe(target_bits=4, **self.knobs))
-        table = work.open_table
+        """Targets that can be met, each with the name of its setting and of its rival."""
+        work = self.work
         for setting, rival, target in wanted:
             recipe = Recipe(**target, **self.knobs)
             start = time.perf_counter()
             try:
-                plan = spend(work.report, recipe, work.source.sha256, table)
+                plan = spend(work.report, recipe, work.source.sha256, work.open_table)
             except UnsupportedError:
                 continue
             result = work.run(replace(plan, form=recipe.form, recipe=recipe.to_dict()), validated=False)
@@ -97,7 +107,7 @@ class Subject:
         report = Work(self.source.path, Recipe()).report
         bits = "".join(str(layer.bits) for layer in plan.layers)
         return Row(
-            self.source.name, str(self.knobs.get("storage", "native")), setting, rival, budget, result.size, mean_bits(plan, report),
+            self.source.name, str(self.knobs.get("storage", "auto")), setting, rival, budget, result.size, mean_bits(plan, report),
             plan.predicted_sqnr_db, bits, scores, seconds,
         )  # fmt: skip
 
@@ -131,6 +141,17 @@ def shortfalls(rows: Sequence[Row], floats: Mapping[str, Mapping[str, Score]]) -
                 place = f"{row.network}, {row.storage}, {data}"
                 found.append(f"{place}: {100 * score.top1:.1f} % at the bytes of {row.rival}, which has {100 * rival:.1f} %")
     return found
+
+
+def write(rows: Sequence[Row], floats: Mapping[str, Mapping[str, Score]], path: Path) -> None:
+    """Everything that was measured, as JSON."""
+    document = {
+        "schema": SCHEMA,
+        "rows": [asdict(row) for row in rows],
+        "floats": {name: {data: asdict(score) for data, score in scores.items()} for name, scores in floats.items()},
+        "shortfalls": shortfalls(rows, floats),
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def table(rows: Sequence[Row], floats: Mapping[str, Score]) -> Table:
@@ -201,8 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rows += found
                 console.print(table(found, floats[name]))
                 if options.json is not None:
-                    document = {"schema": SCHEMA, "rows": [asdict(row) for row in rows], "shortfalls": shortfalls(rows, floats)}
-                    options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+                    write(rows, floats, options.json)
     for line in shortfalls(rows, floats):
         console.print(f"less accurate: {line}")
     return 0

@@ -45,6 +45,7 @@ FORMS: Mapping[str, Form] = {
     "compact": Form("compact"),
     "compact, int8": Form("compact", "int8"),
     "compact, float": Form("compact", "float"),
+    "compact, folded": Form("compact", fold_batch_norm="yes"),
     "portable": Form("portable"),
     "portable, float": Form("portable", "float"),
     "qdq": Form(weight_format="qdq"),

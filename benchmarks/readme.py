@@ -1,6 +1,6 @@
 """Write the tables of README.md: measure what they show, and replace what stands between their markers.
 
-python -m benchmarks.readme [--only demo|networks]
+python -m benchmarks.readme [--only demo|networks|targets]
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import accuracy, methods
-from benchmarks.evaluate import Score
+from benchmarks import accuracy, allocation, methods
+from benchmarks.evaluate import Score, reference
+from benchmarks.networks import network
 from models import demo
+from onnx_dfmpc.recipe import PRESETS, parse_size
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "networks.json"
+RESULTS = ROOT / "benchmarks" / "results"
 
 SHOWN = (
     ("cifar10_resnet20_bn", ("2/6", "2"), "cifar10_jpeg_test"),
@@ -33,6 +35,9 @@ SHOWN = (
 """Network, settings and test data of each row."""
 
 COMPARED = ("nearest", "squant", "dfmpc")
+
+SIZED, SIZES = "cifar10_resnet56_bn", ("220KiB", "300KiB", "450KiB")
+"""Network whose file shall have at most so many bytes."""
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -56,11 +61,11 @@ def demo_table() -> str:
 def networks_table(console: Console) -> str:
     """Real networks: float, rounded, SQuant and the default."""
     results = []
-    for network, settings, data in SHOWN:
+    for name, settings, data in SHOWN:
         chosen = methods.settings(",".join(settings), ["auto"])
-        results += accuracy.run([network], chosen, methods.methods(",".join(COMPARED)), [data], None, console)
-    RESULTS.parent.mkdir(exist_ok=True)
-    accuracy.write(results, RESULTS)
+        results += accuracy.run([name], chosen, methods.methods(",".join(COMPARED)), [data], None, console)
+    RESULTS.mkdir(exist_ok=True)
+    accuracy.write(results, RESULTS / "networks.json")
     rows = []
     for result in results:
         (data, score), *_ = result.float_scores.items()
@@ -72,6 +77,47 @@ def networks_table(console: Console) -> str:
     return markdown(("network", "n", "float bytes", "float top-1", "bits", "bytes", "rounded", "SQuant", "this tool"), rows)
 
 
+def targets_tables(console: Console) -> tuple[str, str]:
+    """Sizes that are asked for, and presets, each with what it gives."""
+    sized: list[tuple[str, ...]] = []
+    preset: list[tuple[str, ...]] = []
+    rows: list[allocation.Row] = []
+    floats: dict[str, dict[str, Score]] = {}
+    for name, data in {name: data for name, _, data in SHOWN}.items():
+        console.print(name)
+        source = network(name)
+        subject = allocation.Subject(source, {data: reference(source, data)}, {})
+        floats[name] = {data: subject.references[data].score(subject.work.source.proto)}
+        if name == SIZED:
+            sizes = list(subject.allocated([(size, "", {"target_size": parse_size(size)}) for size in SIZES]))
+            sized = [("float", f"{subject.work.source.size:,}", "32.00", "-", "-", _percent(floats[name][data]))]
+            sized += [_sized(size, next((row for row in sizes if row.setting == size), None), subject.least) for size in SIZES]
+            rows += sizes
+        presets = list(subject.allocated([(name, "", {"preset": name}) for name in PRESETS]))
+        met = {row.setting: (f"{row.bytes:,}", *map(_percent, row.scores.values())) for row in presets}
+        cells = [cell for name in PRESETS for cell in met.get(name, ("-", "-"))]
+        preset.append((name, f"{subject.work.source.size:,}", _percent(floats[name][data]), *cells))
+        rows += presets
+    RESULTS.mkdir(exist_ok=True)
+    allocation.write(rows, floats, RESULTS / "targets.json")
+    titles = [title for name in PRESETS for title in (f"`{name}`: bytes", "top-1")]
+    return (
+        markdown(("`--target-size`", "bytes", "bits per weight", "SQNR dB, predicted", "measured", "top-1"), sized),
+        markdown(("network", "float bytes", "top-1", *titles), preset),
+    )
+
+
+def _sized(size: str, row: allocation.Row | None, least: int) -> tuple[str, ...]:
+    if row is None:
+        return (size, f"refused: {least:,} at least", *["-"] * 4)
+    (score,) = row.scores.values()
+    return size, f"{row.bytes:,}", f"{row.mean_bits:.2f}", _decibels(row.predicted_sqnr_db), _decibels(score.sqnr_db), _percent(score)
+
+
+def _decibels(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
 def _percent(score: Score) -> str:
     return "-" if score.top1 is None else f"{100 * score.top1:.1f}"
 
@@ -79,13 +125,16 @@ def _percent(score: Score) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and rewrite README.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description="Measure and write the tables of README.md.")
-    parser.add_argument("--only", choices=["demo", "networks"], help="just one of them")
+    parser.add_argument("--only", choices=["demo", "networks", "targets"], help="just one of them")
     options = parser.parse_args(arguments)
-    text = README.read_text(encoding="utf-8")
-    if options.only != "networks":
+    text, console = README.read_text(encoding="utf-8"), Console(stderr=True)
+    if options.only in (None, "demo"):
         text = replace(text, "demo", demo_table())
-    if options.only != "demo":
-        text = replace(text, "networks", networks_table(Console(stderr=True)))
+    if options.only in (None, "networks"):
+        text = replace(text, "networks", networks_table(console))
+    if options.only in (None, "targets"):
+        sizes, presets = targets_tables(console)
+        text = replace(replace(text, "sizes", sizes), "presets", presets)
     README.write_text(text, encoding="utf-8")
     return 0
 

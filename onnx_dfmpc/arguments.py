@@ -18,6 +18,7 @@ __all__ = ["PROGRAM", "parse", "planned_recipe_of", "recipe_of"]
 
 PROGRAM = "onnx-dfmpc"
 DEFAULT_TEXT = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in DEFAULT_BITS.items())
+PRESET_TEXT = ", ".join(f"{name} {decibels:g} dB" for name, decibels in PRESETS.items())
 KNOBS = tuple(knob.name for knob in fields(Recipe))
 IMAGE = "image_"
 """What the flags for pictures begin with."""
@@ -124,7 +125,9 @@ def _rule(text: str) -> tuple[str, int]:
 
 def _sweep(text: str) -> int | tuple[int, ...]:
     """Number of budgets, or the budgets themselves in bytes."""
-    if re.fullmatch(r"\d{1,3}", text) and int(text) > 1:
+    if re.fullmatch(r"\d{1,3}", text):
+        if int(text) < 2:
+            raise argparse.ArgumentTypeError(f"{text}: a sweep needs two budgets or more, such as 20 or 200KiB,300KiB")
         return int(text)
     try:
         return tuple(parse_size(part) for part in text.split(","))
@@ -231,7 +234,7 @@ def _add_bits(parser: _Parser) -> argparse._ArgumentGroup:
     _knob(group, "--target-size", "at most so large a file, such as 300KiB or 1.5MB", metavar="SIZE")
     _knob(group, "--target-bits", "at most so many bits per weight on average", type=float, metavar="X")
     _knob(group, "--target-sqnr-db", "at least this predicted output SQNR", type=float, metavar="DB")
-    _knob(group, "--preset", "a predicted output SQNR by name", choices=tuple(PRESETS))
+    _knob(group, "--preset", f"a predicted output SQNR by name: {PRESET_TEXT}", choices=tuple(PRESETS))
     _knob(group, "--min-bits", "least bits that a target gives a layer (2)", type=int, metavar="N")
     _knob(group, "--max-bits", "most bits that a target gives a layer (8)", type=int, metavar="N")
     _knob(group, "--cost", "where the predicted noise of a layer comes from (auto)", choices=("auto", "bn", "probe", "measured"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc import graph, sensitivity
-from onnx_dfmpc.allocate import open_widths, require_affordable
+from onnx_dfmpc.allocate import open_widths, require_affordable, smallest
 from onnx_dfmpc.inputs import calibration_feeding, feeding_of
 from onnx_dfmpc.layerwise import Progress, Range, provider
 from onnx_dfmpc.recipe import Recipe, limits
@@ -67,11 +67,14 @@ def cost_table(
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, report, widths, recipe.form, grid=grid)[rows]
     base = base_size(proto, report, names, widths, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata)
-    table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "")
-    if plan is None:
-        require_affordable(report, recipe, table)
     nominal = recipe.target_bits is not None
     opened = open_widths(names, widths, sizes, found, nominal=nominal) if plan is None else _given(plan, names, widths)
+    fewest = dict(zip(names, np.array(widths)[smallest(sizes, opened)].tolist(), strict=True))
+    least = predicted_size(proto, report, fewest, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata)
+    spare = base + int(np.where(opened, sizes, np.iinfo(np.int64).max).min(axis=1).sum()) - least
+    table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "", spare)
+    if plan is None:
+        require_affordable(report, recipe, table)
     kind, feeds = _feeds(source, recipe, input_range)
     predicted = sensitivity.predict(
         proto,
@@ -97,7 +100,7 @@ def with_costs(plan: QuantPlan, table: CostTable) -> QuantPlan:
 
 
 def with_sizes(
-    plan: QuantPlan, source: graph.LoadedModel, report: MatchReport, metadata: Mapping[str, str], *, corrected: bool
+    plan: QuantPlan, source: graph.LoadedModel, report: MatchReport, metadata: Mapping[str, str], *, corrected: Collection[str]
 ) -> QuantPlan:
     """Plan with the bytes that its bits will take."""
     proto, form = source.proto, plan.form

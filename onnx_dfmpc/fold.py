@@ -23,6 +23,7 @@ MARGIN = 4.0
 """How far quantization and its repair may move a scale or a bias from what the float weight suggests."""
 
 LEVELS = 256
+"""Most levels that a scale is multiplied with."""
 
 
 def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None, dtype: DTypeLike = np.float32) -> QuantizedLayer:
@@ -65,7 +66,8 @@ def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None, 
 def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] | None) -> bool:
     """Whether scales and bias will fit the float type of the weight, as far as the float layer tells.
 
-    In float32 they always do, but for numbers that no trained network has; in float16, small channels of large layers do not.
+    In float32 they always do, but for numbers that no trained network has. In float16 small scales have few bits left: what that does to a
+    weight has to be less than the rounding of the largest one, as which the layer's outputs are rounded too.
 
     Parameters
     ----------
@@ -77,10 +79,11 @@ def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] 
     assert layer.batch_norm is not None
     factor, shift = _affine(layer.batch_norm, bias)
     largest = np.abs(to_rows(weight, layer)).max(axis=2).ravel().astype(np.float64) * np.abs(factor)
-    heard = largest[largest > LEVELS * MARGIN * SMALLEST[np.dtype(np.float32)]]
     limits = np.finfo(weight.dtype)
-    most, least = float(limits.max) / MARGIN, float(limits.tiny) * MARGIN * LEVELS
-    return bool((np.abs(shift) <= most).all() and (largest <= most).all() and (heard >= least).all())
+    most, coarsest = float(limits.max) / MARGIN, LEVELS * SMALLEST[weight.dtype]
+    return bool(
+        (np.abs(shift) <= most).all() and (largest <= most).all() and (coarsest <= float(limits.eps) * largest.max() or not largest.any())
+    )
 
 
 def _affine(norm: BatchNorm, bias: NDArray[np.floating] | None) -> tuple[Array, Array]:

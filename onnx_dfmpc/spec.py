@@ -272,9 +272,11 @@ class CostTable:
     sizes : int64 array, shape (layers, widths)
         Bytes on disk of the layer's weight: codes, scales, zero points, nodes.
     base : int
-        Bytes of everything else in the file.
+        Bytes of everything else in the file, whatever the widths.
     provider : str
         Where the noise comes from: "bn", "probe" or "measured".
+    spare : int
+        Bytes of `base` that are not there when every layer has its smallest size: what only wider codes need to be unpacked.
     """
 
     layers: tuple[str, ...]
@@ -283,6 +285,7 @@ class CostTable:
     sizes: NDArray[np.int64]
     base: int
     provider: str
+    spare: int = 0
 
 
 @dataclass(frozen=True)

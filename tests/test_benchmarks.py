@@ -1,6 +1,7 @@
 """The benchmark scripts run on the shipped network, and what they compare is what they say it is."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper, parser
+from rich.console import Console
 
-from benchmarks import accuracy, broken, methods, networks, package, sensitivity, speed
+from benchmarks import accuracy, broken, methods, networks, package, readme, sensitivity, speed
 from benchmarks.baselines import Unavailable, dfq
 from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
@@ -19,6 +21,7 @@ from onnx_dfmpc import Recipe, inputs, match, statistics, validate
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.graph import ConstantTable
 from onnx_dfmpc.layout import taps, to_rows
+from onnx_dfmpc.recipe import PRESETS
 
 PAIR = methods.settings("2/6", ["first"])[0]
 
@@ -253,6 +256,27 @@ class TestSensitivity:
             assert row["true"]["kl"] > 0
             assert set(row["predicted"]) == {"raw", "local", "bn", "probe", "measured"}
         assert "Spearman with the truth" in capsys.readouterr().out
+
+
+class TestReadme:
+    def test_targets_in_the_tables_are_those_that_were_asked_for(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(readme, "SHOWN", (("digits_resnet_bn", ("2/6",), "digits_test"),))
+        monkeypatch.setattr(readme, "SIZED", "digits_resnet_bn")
+        monkeypatch.setattr(readme, "SIZES", ("20kB", "70kB"))
+        monkeypatch.setattr(readme, "RESULTS", tmp_path)
+        sizes, presets = (text.splitlines() for text in readme.targets_tables(Console(quiet=True)))
+        *_, small, large = ([cell.strip() for cell in line.strip("|").split("|")] for line in sizes)
+        least = int(small[1].removeprefix("refused: ").removesuffix(" at least").replace(",", ""))
+        assert 20_000 < least < int(large[1].replace(",", "")) <= 70_000
+        assert len(presets) == 3
+        kept = json.loads((tmp_path / "targets.json").read_text(encoding="utf-8"))
+        assert [row["setting"] for row in kept["rows"]] == ["70kB", *PRESETS]
+        assert f"{kept['rows'][-1]['bytes']:,}" in presets[-1]
+
+    def test_text_around_a_table_stays(self):
+        text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb"
+        assert readme.replace(text, "x", "new") == text.replace("old", "new")
+        assert set(re.findall(r"<!-- (\w+):begin", readme.README.read_text(encoding="utf-8"))) == {"demo", "networks", "sizes", "presets"}
 
 
 class TestBroken:

@@ -261,6 +261,7 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["plan", "MODEL", "-o", "OUT", "--bits", "4", "--preset", "balanced"], "exclude each other"),
         (["plan", "MODEL", "--sweep", "many"], "'many' is neither a number of budgets nor sizes"),
         (["plan", "MODEL", "--sweep", "100KiB,fast"], "200KiB,300KiB"),
+        (["plan", "MODEL", "--sweep", "1"], "two budgets or more"),
         (["plan", "MODEL", "--min-cosine", "0.9"], "onnx-dfmpc plan --help"),
         (["validate", "MODEL", "MODEL", "--labels", "no.txt"], "--data"),
     ],

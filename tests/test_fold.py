@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.fold import fold
-from onnx_dfmpc.graph import load
+from onnx_dfmpc.graph import ConstantTable, load
 from onnx_dfmpc.layout import shares_grid
 from onnx_dfmpc.match import match
 from onnx_dfmpc.rewrite import Rewritten, predicted_size, rewrite
@@ -224,20 +224,35 @@ def test_a_batch_norm_that_stays_says_why(text, shape, x, why):
     assert not any("folded" in note for note in (*kept.notes, *folded.notes, *kept.layers["one"].notes))
 
 
-@pytest.mark.parametrize(("size", "folds"), [(1.0, True), (1e-4, False), (0.0, True)])
-def test_float16_folds_where_the_numbers_fit(size, folds):
-    """Scales of 1e-6 have three bits left in float16; a channel that is silent needs none."""
+@pytest.mark.parametrize(
+    ("channels", "size", "folds"), [([], 1, True), ([2], 0, True), ([2, 3], 1e-4, True), (range(6), 1e-2, False), (range(6), 0, True)]
+)
+def test_float16_folds_where_the_numbers_fit(channels, size, folds):
+    """Scales of 1e-6 have three bits left: too few for a layer, enough for channels that are small among others."""
     rng = np.random.default_rng(3)
     arrays = {name: values.astype(np.float16) for name, values in parameters(6, rng, "positive").items()}
-    arrays["gamma"][2] *= np.float16(size)
+    arrays["gamma"][list(channels)] *= np.float16(size)
     arrays["w"] = (rng.standard_normal((6, 4, 1, 1)) / 4).astype(np.float16)
     del arrays["bias"]
     model = build("[conv] c = Conv(x, w)  y = BatchNormalization(c, gamma, beta, mean, var)", arrays, kind="float16")
-    kept, folded = both(model, randomly(model, 4, rng))
+    (layer,) = match(model).layers
+    weight = nearest(ConstantTable(model)[layer.weight], 8)
+    kept, folded = both(model, [QuantizedLayer("conv", weight, batch_norm=layer.batch_norm)])
     assert ("BatchNormalization" not in operators(folded.proto)) == folds
     assert any("leave the range of float16" in note for note in folded.layers["conv"].notes) != folds
     x = rng.standard_normal((2, 4, 5, 5)).astype(np.float16)
     assert_close(run(folded.proto, x=x)[0], run(kept.proto, x=x)[0], 4e-3)
+
+
+def nearest(weight: np.ndarray, bits: int) -> QuantizedWeight:
+    """Rounded to a grid that covers each row."""
+    low, high = (extreme(weight.reshape(len(weight), -1).astype(np.float32), axis=1) for extreme in (np.min, np.max))
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scale = (high - low) / (2**bits - 1)
+    zero_point = np.rint(-low / scale)
+    along = (-1, *[1] * (weight.ndim - 1))
+    codes = np.clip(np.rint(weight / scale.reshape(along)) + zero_point.reshape(along), 0, 2**bits - 1)
+    return QuantizedWeight(codes.astype(np.uint8), scale, zero_point.astype(np.uint8), bits, False, 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- networks

@@ -433,3 +433,22 @@ def test_rounding_by_covariance_stays_on_its_grid(kernel, seed, b, per_channel):
     assert (found.scale > 0).all()
     if not per_channel:
         assert len(np.unique(found.scale)) == 1
+
+
+@pytest.mark.parametrize("b", [2, 3])
+def test_zero_points_that_may_move_are_worth_it(b, monkeypatch):
+    rng = np.random.default_rng(b)
+    rows = (rng.exponential(size=(1, 64, 36)) - 0.5).astype(np.float32)
+    second = covariance(1, 36, rng)
+
+    def found(moves: dict[int, tuple[int, ...]]) -> tuple[float, np.ndarray]:
+        monkeypatch.setattr(searching, "MOVES", moves)
+        codes = quantize_rows(rows, b, grid="asymmetric", rounding="covariance", per_channel=True, covariance=second)
+        return float(output_error(rows, codes, second).sum()), codes.zero_point
+
+    fixed, middle = found({})
+    moving, moved = found({b: (-1, 1)})
+    assert moving < fixed
+    assert np.abs(moved - middle).max() == 1
+    assert moved.min() >= 0
+    assert moved.max() <= 2**b - 1

@@ -145,6 +145,13 @@ def test_quantize_view_fits_and_loses_nothing(result: Any, verbose: bool) -> Non
     assert ("last layer" in shown) == ("load 0.25" in shown) == ("recipe: low_bits = 2" in shown) == verbose
 
 
+def test_a_remark_on_many_layers_is_one_line(result: Any) -> None:
+    notes = {"a": ("old", "odd"), "b": ("old",), "c": ("old",)}
+    result.layers = [replace(result.layers[0], name=name, notes=remarks) for name, remarks in notes.items()]
+    lines = [line.rstrip() for line in text(report.quantize_view(result)).splitlines()]
+    assert [line for line in lines if line.endswith((": old", ": odd"))] == ["note: a and 2 others: old", "note: a: odd"]
+
+
 def test_gates_are_words_not_colours(result: Any) -> None:
     shown = text(report.quantize_view(result))
     assert "PASSED min_cosine: 0.99, limit 0.98" in shown

@@ -5,7 +5,7 @@ knapsack   the least noise for every number of bytes
 budget     a target or a preset to a plan, with reasons
 """
 
-from onnx_dfmpc.allocate.budget import budgets, mean_bits, open_widths, require_affordable, spend, sweep
+from onnx_dfmpc.allocate.budget import budgets, mean_bits, open_widths, require_affordable, smallest, spend, sweep
 from onnx_dfmpc.allocate.fixed import allocate, chosen, layer_plan, pairs
 from onnx_dfmpc.allocate.knapsack import Frontier, choose, frontier
 
@@ -21,6 +21,7 @@ __all__ = [
     "open_widths",
     "pairs",
     "require_affordable",
+    "smallest",
     "spend",
     "sweep",
 ]

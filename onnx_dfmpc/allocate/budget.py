@@ -45,7 +45,7 @@ def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
     found = limits(report, recipe)
     allowed = open_widths(table.layers, table.widths, table.sizes, found, nominal=recipe.target_bits is not None)
     if recipe.target_size is not None:
-        chosen = frontier(table, allowed, recipe.target_size - table.base).within(recipe.target_size - table.base)
+        (chosen,) = _within(table, allowed, [recipe.target_size])
     elif recipe.target_bits is not None:
         chosen = _within_mean_bits(report, recipe.target_bits, table, allowed)
     else:
@@ -72,7 +72,7 @@ def require_affordable(report: MatchReport, recipe: Recipe, table: CostTable) ->
         The message says what the least is.
     """
     allowed = open_widths(table.layers, table.widths, table.sizes, limits(report, recipe), nominal=recipe.target_bits is not None)
-    least = table.base + int(np.where(allowed, table.sizes, np.iinfo(np.int64).max).min(axis=1).sum())
+    least = _least(table, allowed)
     if recipe.target_size is not None and least > recipe.target_size:
         raise UnsupportedError(
             f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are allowed the file has {least:,} bytes",
@@ -102,8 +102,7 @@ def sweep(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
     """
     found = limits(report, recipe)
     allowed = open_widths(table.layers, table.widths, table.sizes, found)
-    shared = frontier(table, allowed, max(budgets, default=0) - table.base)
-    choices = [shared.within(budget - table.base) for budget in budgets]
+    choices = _within(table, allowed, budgets)
     return [None if chosen is None else _plan(report, recipe, model_sha256, table, found, allowed, chosen) for chosen in choices]
 
 
@@ -120,7 +119,7 @@ def budgets(report: MatchReport, recipe: Recipe, table: CostTable, count: int) -
         At most so many; fewer where the files hardly differ.
     """
     allowed = open_widths(table.layers, table.widths, table.sizes, limits(report, recipe))
-    least = table.base + int(np.where(allowed, table.sizes, np.iinfo(np.int64).max).min(axis=1).sum())
+    least = _least(table, allowed)
     most = table.base + int(np.where(allowed, table.sizes, 0).max(axis=1).sum())
     return sorted({math.ceil(budget) for budget in np.geomspace(least, most, count)})
 
@@ -165,10 +164,36 @@ def open_widths(
     return opened
 
 
+def smallest(sizes: NDArray[np.int64], allowed: Mask) -> Choice:
+    """Width of every layer that takes the fewest bytes, the widest of equals, as column numbers of shape (layers,)."""
+    cost = np.where(allowed, sizes, np.iinfo(np.int64).max)
+    choice: Choice = sizes.shape[1] - 1 - cost[:, ::-1].argmin(axis=1)
+    return choice
+
+
 def mean_bits(plan: QuantPlan, report: MatchReport) -> float:
     """Mean nominal bits over all quantized weights."""
     sizes = {layer.name: layer.size for layer in report.layers}
     return sum(layer.bits * sizes[layer.name] for layer in plan.layers) / sum(sizes[layer.name] for layer in plan.layers)
+
+
+def _within(table: CostTable, allowed: Mask, budgets: Sequence[int]) -> list[Choice | None]:
+    """The least noise for each of some budgets in bytes."""
+    shared, least = frontier(table, allowed, max(budgets, default=0) - table.base), _least(table, allowed)
+    found = [shared.within(budget - table.base) for budget in budgets]
+    fewest = smallest(table.sizes, allowed)
+    return [fewest if one is None and budget >= least else one for one, budget in zip(found, budgets, strict=True)]
+
+
+def _least(table: CostTable, allowed: Mask) -> int:
+    """Bytes of the smallest file."""
+    return _file_size(table, allowed, smallest(table.sizes, allowed))
+
+
+def _file_size(table: CostTable, allowed: Mask, chosen: Choice) -> int:
+    rows = np.arange(len(chosen))
+    spare = table.spare if np.array_equal(chosen, smallest(table.sizes, allowed)) else 0
+    return table.base - spare + int(table.sizes[rows, chosen].sum())
 
 
 def _within_mean_bits(report: MatchReport, target: float, table: CostTable, allowed: Mask) -> Choice | None:
@@ -236,7 +261,7 @@ def _plan(
         model_sha256,
         tuple(plans),
         report.skipped + left_out(report, found),
-        predicted_bytes=table.base + int(sizes.sum()),
+        predicted_bytes=_file_size(table, allowed, chosen),
         predicted_sqnr_db=_sqnr_db(float(noise.sum())),
     )
 

@@ -282,9 +282,11 @@ class Recipe:
         return (*self.rules, *(Rule(regex=pattern, bits=bits) for pattern, bits in self.set))
 
     @property
-    def corrects(self) -> bool:
-        """Whether every layer gets a new batch norm or a new bias."""
-        return self.bias_correction or (self.method == "paper" and self.compensate)
+    def corrects(self) -> tuple[str, ...]:
+        """Parameters of batch norm that change; where there are any, a layer without batch norm gets a new bias."""
+        if self.method == "paper" and self.compensate:
+            return "gamma", "beta", "mean", "var"
+        return ("mean",) if self.bias_correction else ()
 
     @property
     def form(self) -> Form:

@@ -46,6 +46,19 @@ def _notes(notes: Iterable[str]) -> list[RenderableType]:
     return [section(*lines)] if lines else []
 
 
+def _layer_notes(layers: Sequence[Layer] | Sequence[LayerReport]) -> list[str]:
+    """Remarks on layers, each once."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        for note in layer.notes:
+            found.setdefault(note, []).append(layer.name)
+    return [f"{names[0]}{_others(len(names) - 1)}: {note}" for note, names in found.items()]
+
+
+def _others(number: int) -> str:
+    return f" and {plural(number, 'other')}" if number else ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------- inspect
 
 
@@ -75,7 +88,7 @@ def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
     if report.chains:
         parts.append(section(Text("Chains", style="bold italic"), *map(_chain, report.chains)))
     parts += _skipped_table(report.skipped)
-    parts += _notes(f"{layer.name}: {note}" for layer in report.layers for note in layer.notes)
+    parts += _notes(_layer_notes(report.layers))
     return Group(*parts, section(Text(totals)))
 
 
@@ -117,7 +130,7 @@ def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
     if result.layers:
         parts.append(section(table))
     parts += _skipped_table(result.skipped)
-    parts += _notes([*result.notes, *(f"{layer.name}: {note}" for layer in result.layers for note in layer.notes)])
+    parts += _notes([*result.notes, *_layer_notes(result.layers)])
     parts.append(section(*_totals(result, verbose=verbose)))
     if result.validation is not None:
         parts.append(section(validate_view(result.validation)))

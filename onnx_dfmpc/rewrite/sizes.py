@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ def predicted_size(
     form: Form = NATIVE,
     *,
     grid: Grid = "asymmetric",
-    corrected: bool = True,
+    corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
 ) -> int:
     """Bytes of the whole file for given bits per layer.
@@ -81,8 +82,8 @@ def predicted_size(
         Bits by layer name; layers that are not in it stay float.
     form : Form
     grid : {"asymmetric", "symmetric", "ternary"}
-    corrected : bool
-        Whether every layer gets a new bias or batch norm.
+    corrected : collection of str
+        Parameters of every batch norm that are new; if there are any, a layer without batch norm gets a new bias.
     metadata : mapping, optional
         As for `rewrite`; of values that are not known yet, the length is enough.
 
@@ -114,7 +115,7 @@ def base_size(
     form: Form = NATIVE,
     *,
     grid: Grid = "asymmetric",
-    corrected: bool = True,
+    corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
 ) -> int:
     """Bytes of everything in the file but the weights of the given layers, whatever their bits.
@@ -180,7 +181,7 @@ def _size(
     metadata: Mapping[str, str],
     folded: frozenset[str],
     *,
-    corrected: bool,
+    corrected: Collection[str],
 ) -> int:
     """Size of a model that is rewritten without any large weight in it, and of the weights."""
     hollow, missing = _hollow(proto, {layer.weight for layer in report.layers})
@@ -193,13 +194,14 @@ def _size(
     return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))
 
 
-def _edit(layer: Layer, blueprint: Blueprint, *, corrected: bool, folded: bool) -> Edit:
+def _edit(layer: Layer, blueprint: Blueprint, *, corrected: Collection[str], folded: bool) -> Edit:
     bias, norm = None, None
     some = np.full(layer.channels, PLACEHOLDER, np.float32)
     if folded:
         bias = some
     elif corrected and layer.batch_norm is not None:
-        norm = replace(layer.batch_norm, gamma=some, beta=some, mean=some, var=some)
+        new: dict[str, Any] = dict.fromkeys(corrected, some)
+        norm = replace(layer.batch_norm, **new)
     elif corrected:
         bias = some
     return Edit(layer, blueprint, blueprint.empty(), bias, norm, folded)

@@ -28,10 +28,10 @@ FINER = 2
 """Places along each axis of a pixel."""
 
 
-def picture(number: int, channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
-    """One picture, shape (channels, height, width); the kinds take turns by ``number``."""
-    kind = (dead_leaves, surfaces)[number % 2]
-    fine = kind(channels, FINER * height, FINER * width, rng)
+def picture(kind: int, channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
+    """One picture of kind 0 or 1, shape (channels, height, width)."""
+    draw = (dead_leaves, surfaces)[kind]
+    fine = draw(channels, FINER * height, FINER * width, rng)
     pixels: Array = fine.reshape(channels, height, FINER, width, FINER).mean(axis=(2, 4))
     return rng.uniform(*CONTRAST) * pixels
 

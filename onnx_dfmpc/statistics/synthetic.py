@@ -13,7 +13,7 @@ from onnx_dfmpc.spec import Array
 from onnx_dfmpc.statistics.pictures import picture
 
 MAX_SAMPLES, MIN_SAMPLES = 128, 32
-POSITIONS = 1 << 17
+POSITIONS = 1 << 22
 """Samples are as many as give about so many input positions, within the bounds above."""
 
 BATCH_ELEMENTS = 1 << 18
@@ -61,8 +61,7 @@ def synthetic_feeds(
     for index in range(-(-samples // batch)):
         feed = {}
         for position, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
-            rng = np.random.default_rng((seed, index, position))
-            rows = [_draw(index * batch + row, shape[1:], rng) for row in range(batch if shape else 0)]
+            rows = [_sample(index * batch + row, shape[1:], (seed, position)) for row in range(batch if shape else 0)]
             feed[spec.name] = _fit(np.stack(rows) if rows else np.ones(()), spec, input_range)
         feeds.append(feed)
     return feeds
@@ -81,15 +80,24 @@ def _concrete(spec: InputSpec) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else length for size in spec.shape)
 
 
-def _draw(number: int, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Sample of that number."""
+def _sample(number: int, shape: tuple[int, ...], key: tuple[int, int]) -> Array:
+    """Sample of that number: two kinds of pictures take turns, and so do a pair of each and their negatives.
+
+    Light and dark are as likely, so that the negative is as good a sample, and together they have exactly the mean of the inputs.
+    """
+    kind, pair, negative = number % 2, number // 4, number // 2 % 2
+    drawn = _draw(kind, shape, np.random.default_rng((*key, pair, kind)))
+    return -drawn if negative else drawn
+
+
+def _draw(kind: int, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if not is_image(shape):
         return smooth_noise(shape, rng)
     if shape[0] in (1, 3):
         channels, height, width = shape
-        return picture(number, channels, height, width, rng)
+        return picture(kind, channels, height, width, rng)
     height, width, channels = shape
-    return np.moveaxis(picture(number, channels, height, width, rng), 0, 2)
+    return np.moveaxis(picture(kind, channels, height, width, rng), 0, 2)
 
 
 def _fit(values: Array, spec: InputSpec, input_range: tuple[float, float] | None) -> NDArray[Any]:
