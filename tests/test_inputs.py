@@ -88,6 +88,18 @@ def test_a_folder_holds_batches_and_single_samples(tmp_path: Path) -> None:
     np.testing.assert_array_equal(fed(some)["s"], x[some.labels])
 
 
+def test_labels_in_the_folder(tmp_path: Path) -> None:
+    for index, part in enumerate(np.split(signals(6), 3)):
+        np.save(tmp_path / f"{index}.npy", part)
+    np.save(tmp_path / "labels.npy", np.arange(6))
+    found = from_data([SIGNAL], tmp_path, samples=4)
+    assert found.labels is not None
+    assert found.labels.shape == (4,)
+    np.save(tmp_path / "labels.npy", np.arange(5))
+    with pytest.raises(RecipeError, match="expected 6 integers"):
+        from_data([SIGNAL], tmp_path)
+
+
 def test_several_inputs_and_one_that_all_samples_share(tmp_path: Path) -> None:
     specs = [SIGNAL, InputSpec("t", np.dtype(np.int64), ("N",)), InputSpec("scale", np.dtype(np.float32), (1, 2))]
     for index in range(3):
