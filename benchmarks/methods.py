@@ -114,15 +114,26 @@ def _outcome(result: QuantizeResult) -> Outcome:
     return Outcome(result.model, tuple(sorted({layer.provider for layer in result.layers})))
 
 
+def _paper(lambda1: float, lambda2: float) -> Method:
+    about = f"the paper's with lambda1 {lambda1:g} and lambda2 {lambda2:g}"
+    return from_recipe(f"paper-{lambda1:g}-{lambda2:g}", about, method="paper", lambda1=lambda1, lambda2=lambda2)
+
+
 NO_COMPENSATION: Mapping[str, Any] = {"compensate": False}
 NO_BIAS: Mapping[str, Any] = {"bias_correction": False}
 BARE: Mapping[str, Any] = {**NO_COMPENSATION, **NO_BIAS}
 SWITCHES = (("", NOTHING), ("-nocomp", NO_COMPENSATION), ("-nobias", NO_BIAS), ("-neither", BARE))
 SAYS = {"": "", "-nocomp": ", no compensation", "-nobias": ", no bias correction", "-neither": ", neither compensation nor bias correction"}
 
+LAMBDAS = ((0.0, 0.0), (0.05, 0.0), (0.5, 0.0), (5.0, 0.0), (50.0, 0.0), (0.5, 0.5), (0.5, 5.0))
+
 GROUPS: Mapping[str, tuple[Method, ...]] = {
     "dfmpc": tuple(from_recipe(f"dfmpc{suffix}", f"the default{SAYS[suffix]}", **knobs) for suffix, knobs in SWITCHES),
     "paper": tuple(from_recipe(f"paper{suffix}", f"the paper's{SAYS[suffix]}", method="paper", **knobs) for suffix, knobs in SWITCHES),
+    "lambda": tuple(
+        _paper(one, two)
+        for one, two in LAMBDAS
+    ),
     "rounding": tuple(
         from_recipe(f"rounding-{rounding}", f"the default with {rounding} rounding", rounding=rounding)
         for rounding in ("nearest", "squant", "covariance")
