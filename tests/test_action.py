@@ -76,6 +76,12 @@ def test_what_cannot_be_compared(action: dict[str, Any], digits_bn: Path, tmp_pa
     assert err.splitlines()[0] in summary
 
 
+def test_arguments_that_cannot_be_read_do_not_drop_a_gate(action: dict[str, Any], digits_bn: Path, moved: Path, tmp_path: Path) -> None:
+    code, _, outputs, err = run(action, tmp_path, float_model=digits_bn, quantized_model=moved, args="--min-sqnr-db 200 'open")
+    assert (code, outputs) == (2, {"exit-code": "2"})
+    assert "No closing quotation" in err
+
+
 def test_inputs_are_never_pasted_into_a_script(action: dict[str, Any]) -> None:
     for step in action["runs"]["steps"]:
         assert "${{" not in step["run"]
@@ -89,8 +95,3 @@ def test_what_is_installed_reads_images(action: dict[str, Any], html: str, extra
     env = os.environ | {"HTML": html, "GITHUB_ACTION_PATH": "/action"}
     done = subprocess.run(["bash", "-ec", script], env=env, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == f"/action{extras}\n"
-
-
-def test_arguments_with_half_a_quote(action: dict[str, Any], digits_bn: Path, tmp_path: Path) -> None:
-    code, summary, outputs, _ = run(action, tmp_path, float_model=digits_bn, quantized_model=digits_bn, args="--data 'my data")
-    assert (code, summary, outputs["exit-code"]) == (2, "", "2")

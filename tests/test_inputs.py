@@ -88,6 +88,18 @@ def test_a_folder_holds_batches_and_single_samples(tmp_path: Path) -> None:
     np.testing.assert_array_equal(fed(some)["s"], x[some.labels])
 
 
+def test_labels_in_the_folder(tmp_path: Path) -> None:
+    for index, part in enumerate(np.split(signals(6), 3)):
+        np.save(tmp_path / f"{index}.npy", part)
+    np.save(tmp_path / "labels.npy", np.arange(6))
+    found = from_data([SIGNAL], tmp_path, samples=4)
+    assert found.labels is not None
+    assert found.labels.shape == (4,)
+    np.save(tmp_path / "labels.npy", np.arange(5))
+    with pytest.raises(RecipeError, match="expected 6 integers"):
+        from_data([SIGNAL], tmp_path)
+
+
 def test_several_inputs_and_one_that_all_samples_share(tmp_path: Path) -> None:
     specs = [SIGNAL, InputSpec("t", np.dtype(np.int64), ("N",)), InputSpec("scale", np.dtype(np.float32), (1, 2))]
     for index in range(3):
@@ -223,6 +235,12 @@ def test_resize_then_crop(tmp_path: Path, recipe: dict[str, Any], side: str) -> 
     per_pixel = 60 / 30 if side == "shorter" else 60 / 6
     expected = 29.5 + (np.arange(6) - 2.5) * per_pixel
     np.testing.assert_allclose(found, expected, atol=0.5 if side == "shorter" else 1.5)
+
+
+def test_a_crop_alone_does_not_resize(photos: tuple[Path, list[np.ndarray]]) -> None:
+    folder, pixels = photos
+    spec = InputSpec("x", np.dtype(np.uint8), (1, 2, 2, 3))
+    np.testing.assert_array_equal(fed(from_data([spec], folder, images=Preprocessing(crop=2)))["x"], np.stack(pixels)[:, 1:3, 2:4])
 
 
 @pytest.mark.parametrize("crop", [0.5, [0.5]])

@@ -1,6 +1,5 @@
 """Statistics of layer inputs: the stream against one run of the whole model, moments against loops, inputs as the model declares them."""
 
-import gc
 from typing import Any
 from unittest import mock
 
@@ -18,7 +17,6 @@ from onnx_dfmpc.inputs import Feeding, InputSpec
 from onnx_dfmpc.layout import to_rows
 from onnx_dfmpc.match import match
 from onnx_dfmpc.statistics import Probe, model_inputs, real_feeds, synthetic, synthetic_feeds
-from onnx_dfmpc.statistics.batches import Stored
 from onnx_dfmpc.statistics.moments import measure
 from onnx_dfmpc.statistics.probe import _moments
 from onnx_dfmpc.statistics.stream import Stream
@@ -432,13 +430,3 @@ def test_behind_a_layer_both_networks_have_what_its_batch_norm_expects(digits_bn
     assert alive.any()
     np.testing.assert_allclose(mean, first.batch_norm.mean, atol=0.02 * float(first.batch_norm.sigma.max()))
     np.testing.assert_allclose(variance[alive], first.batch_norm.sigma[alive] ** 2, rtol=0.02)
-
-
-@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
-def test_temporary_files_are_closed_when_nobody_needs_them() -> None:
-    kept = Stored(np.arange(3))
-    file = kept._file
-    np.testing.assert_array_equal(kept.read(), [0, 1, 2])
-    del kept
-    gc.collect()
-    assert file.closed

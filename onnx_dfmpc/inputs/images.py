@@ -70,15 +70,12 @@ class _Pictures:
 
 def _sides(recipe: Preprocessing, height: int | str, width: int | str) -> tuple[tuple[int, ...] | None, tuple[int, int] | None]:
     """What to resize to, (shorter side,) or (height, width), and what to crop then."""
-    crop = None if recipe.crop is None or isinstance(recipe.crop, float) else (2 * recipe.crop)[-2:]
     wanted = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    size = recipe.size
-    if size is None:
-        size = crop or wanted
-        return size, None
-    if crop is None and len(size) == 1:
-        crop = wanted
-    return size, None if crop is None else (crop[0], crop[1])
+    if isinstance(recipe.crop, tuple):
+        return recipe.size, (recipe.crop[0], recipe.crop[-1])
+    if recipe.size is None:
+        return wanted, None
+    return recipe.size, wanted if len(recipe.size) == 1 else None
 
 
 def _resized(size: tuple[int, ...], width: int, height: int) -> tuple[int, int]:
@@ -92,7 +89,7 @@ def _resized(size: tuple[int, ...], width: int, height: int) -> tuple[int, int]:
 def _centre(picture: Any, height: int, width: int) -> Any:
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     if left < 0 or top < 0:
-        raise RecipeError(f"crop {height},{width}: the resized picture has only {picture.height},{picture.width}", hint="resize to more")
+        raise RecipeError(f"crop {height},{width}: the picture has only {picture.height},{picture.width}", hint="resize to more")
     return picture.crop((left, top, left + width, top + height))
 
 

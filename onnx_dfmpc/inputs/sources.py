@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,10 @@ def open_table(specs: Sequence[InputSpec], data: DataSource, images: Preprocessi
 
 
 def _folder_table(specs: Sequence[InputSpec], path: Path, images: Preprocessing) -> Table:
-    """Arrays, of one file after the other in the order of their names, or pictures."""
+    """Arrays, of one file after the other in the order of their names, with ``labels.npy`` if it lies there, or pictures."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    arrays = [file for file in files if file.suffix.lower() in (".npy", ".npz")]
+    labels = path / f"{LABELS}.npy"
+    arrays = [file for file in files if file.suffix.lower() in (".npy", ".npz") and file != labels]
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     if arrays and pictures:
         raise RecipeError(f"{path}: has both arrays and images", hint="name a folder with one of them")
@@ -89,7 +91,10 @@ def _folder_table(specs: Sequence[InputSpec], path: Path, images: Preprocessing)
     for file in arrays:
         stored = stored_arrays(file)
         pieces.append(outline(str(file), stored, stored[LABELS].whole() if LABELS in stored else None))
-    return pieces_table(specs, pieces, lambda index: {name: rows.whole() for name, rows in stored_arrays(arrays[index]).items()}, str(path))
+    table = pieces_table(
+        specs, pieces, lambda index: {name: rows.whole() for name, rows in stored_arrays(arrays[index]).items()}, str(path)
+    )
+    return replace(table, labels=stored_arrays(labels)[""].whole()) if labels in files else table
 
 
 # ----------------------------------------------------------------------------------------------------------- Polygraphy's JSON

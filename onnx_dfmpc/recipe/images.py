@@ -43,8 +43,8 @@ class Preprocessing:
     Attributes
     ----------
     size : (int,) or (int, int) or None
-        Resize (bilinear) so that the shorter side has so many pixels, or to height and width. None resizes to the pixels of `crop`, or to
-        what the model takes.
+        Resize (bilinear) so that the shorter side has so many pixels, or to height and width. None resizes to what the model takes, or,
+        with pixels to `crop`, not at all.
     crop : (int,) or (int, int) or float or None
         Cut a square, or height and width, from the middle of the resized picture; or, below 1, keep so much of each side and resize then.
         None cuts what the model takes, where `size` gives only the shorter side.
