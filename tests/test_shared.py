@@ -14,8 +14,6 @@ WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def test_every_network_quantizes_and_loads(shared_model: Path, tmp_path: Path):
-    if shared_model.stem.startswith("cifar10_resnet56"):
-        pytest.skip("ResNet-20 with more layers: quantized below, takes seconds")
     source, target = shared_model.read_bytes(), tmp_path / "small.onnx"
     result = quantize(shared_model, target, Recipe(low_bits=3, high_bits=6, samples=4))
     assert shared_model.read_bytes() == source
