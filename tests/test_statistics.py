@@ -17,6 +17,7 @@ from onnx_dfmpc.inputs import Feeding, InputSpec
 from onnx_dfmpc.layout import to_rows
 from onnx_dfmpc.match import match
 from onnx_dfmpc.statistics import Probe, model_inputs, real_feeds, synthetic, synthetic_feeds
+from onnx_dfmpc.statistics import batches as batches_room
 from onnx_dfmpc.statistics.moments import measure
 from onnx_dfmpc.statistics.probe import _moments
 from onnx_dfmpc.statistics.stream import Stream
@@ -430,3 +431,31 @@ def test_behind_a_layer_both_networks_have_what_its_batch_norm_expects(digits_bn
     assert alive.any()
     np.testing.assert_allclose(mean, first.batch_norm.mean, atol=0.02 * float(first.batch_norm.sigma.max()))
     np.testing.assert_allclose(variance[alive], first.batch_norm.sigma[alive] ** 2, rtol=0.02)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.sampled_from(["Conv", "MatMul"]), seeds)
+def test_moments_of_batches_are_those_of_all_samples_together(sizes, op, seed):
+    rng = np.random.default_rng(seed)
+    shape = (4, 3, 3) if op == "Conv" else (3, 4)
+    batches = [(10 + 3 * rng.standard_normal((size, *shape))).astype(np.float32) for size in sizes]
+    mean, variance = _moments(batches, layer(op, (4, 3, 1, 1) if op == "Conv" else (3, 4), axis=0 if op == "Conv" else 1))
+    together = np.moveaxis(np.concatenate(batches), 1 if op == "Conv" else -1, 0).reshape(4, -1).astype(np.float64)
+    np.testing.assert_allclose(mean, together.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(variance, together.var(axis=1), rtol=1e-4)
+
+
+def test_large_tensors_of_a_run_wait_in_files_and_change_nothing(digits_bn, monkeypatch):
+    proto = graph.load(digits_bn).proto
+    first, second, *_ = match(proto).layers
+
+    def measured() -> list[np.ndarray]:
+        probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=8), provider="probe")
+        known = probe.measure(first)
+        probe.skip(first)
+        after = probe.measure(second)
+        return [known.mean, known.covariance, after.mean, after.covariance]
+
+    expected = measured()
+    monkeypatch.setattr(batches_room, "IN_MEMORY", 0)
+    for found, wanted in zip(measured(), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
