@@ -29,7 +29,8 @@ def program(costs: np.ndarray, loads: np.ndarray, capacity: float, allowed: np.n
     """Least cost of one option for each layer, loads within the capacity: the integer program, solved by HiGHS."""
     count, widths = costs.shape
     one_each = LinearConstraint(np.kron(np.eye(count), np.ones(widths)), 1, 1)
-    fits = LinearConstraint(loads.ravel()[None] / abs(capacity), -np.inf, np.sign(capacity))
+    unit = abs(capacity) or 1
+    fits = LinearConstraint(loads.ravel()[None] / unit, -np.inf, capacity / unit)
     scale, bounds = costs.max(), Bounds(0, allowed.ravel().astype(np.float64))
     whole = np.ones(costs.size)
     found = milp(costs.ravel() / scale, constraints=[one_each, fits], integrality=whole, bounds=bounds, options={"mip_rel_gap": 1e-4})
