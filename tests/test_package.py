@@ -66,6 +66,23 @@ def test_module_runs_as_a_program() -> None:
     assert done.stdout.startswith("onnx-dfmpc ")
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("3", "3")])
+def test_the_command_runs_on_one_thread_of_blas_unless_told(given: str | None, used: str) -> None:
+    program = f"""
+import os, sys
+os.environ.pop("OMP_NUM_THREADS", None)
+os.environ.update({{"OMP_NUM_THREADS": {given!r}}} if {given!r} else {{}})
+import onnx_dfmpc_cli
+assert "numpy" not in sys.modules
+sys.argv = ["onnx-dfmpc", "--version"]
+code = onnx_dfmpc_cli.main()
+print(code, os.environ["OMP_NUM_THREADS"], "numpy" in sys.modules)
+"""
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"0 {used} True"
+
+
 def test_wheel_holds_the_package_and_nothing_else(project: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("build", reason="the dev extra is not installed")
     pytest.importorskip("hatchling", reason="the dev extra is not installed")
@@ -75,9 +92,10 @@ def test_wheel_holds_the_package_and_nothing_else(project: dict[str, Any], tmp_p
     assert wheel.name == f"onnx_dfmpc-{project['version']}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         files = {Path(name) for name in archive.namelist()}
-    assert {path.parts[0] for path in files} == {"onnx_dfmpc", "pytest_onnx_dfmpc.py", f"onnx_dfmpc-{project['version']}.dist-info"}
+    beside = {"onnx_dfmpc_cli.py", "pytest_onnx_dfmpc.py"}
+    assert {path.parts[0] for path in files} == {"onnx_dfmpc", f"onnx_dfmpc-{project['version']}.dist-info"} | beside
     package = [path for path in (ROOT / "onnx_dfmpc").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    sources = {path.relative_to(ROOT) for path in package} | {Path("pytest_onnx_dfmpc.py")}
+    sources = {path.relative_to(ROOT) for path in package} | set(map(Path, beside))
     assert {path for path in files if not path.parts[0].endswith(".dist-info")} == sources
     assert {Path("onnx_dfmpc/py.typed"), Path("onnx_dfmpc/report/templates/page.html.j2")} <= files
     assert any(path.name == "LICENSE" for path in files)
