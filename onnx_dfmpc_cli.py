@@ -1,7 +1,8 @@
 """Start of the command line ``onnx-dfmpc``.
 
-Its matrix products are many and small: on more threads they mostly wait for each other, and take twice as long. How many there are has to
-be said before NumPy is loaded, which the package does at once; so it is said here, unless the user has. The result is the same bytes.
+Its matrix products are many and small: on more threads they mostly wait for each other, and take twice as
+long. How many there are has to be said before NumPy is loaded, which the package does at once; so it is said
+here, unless the user has. The result is the same bytes.
 """
 
 import os

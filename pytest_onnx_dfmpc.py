@@ -1,6 +1,8 @@
-"""Plugin for pytest: the fixture ``onnx_accuracy`` fails a test where a quantized model is too far from its float original.
+"""Plugin for pytest: the fixture ``onnx_accuracy`` fails a test where a quantized model is too far from its
+float original.
 
-It stands outside of the package, so that a test run that does not use the fixture does not import onnx and ONNX Runtime either.
+It stands outside of the package, so that a test run that does not use the fixture does not import onnx and
+ONNX Runtime either.
 """
 
 from __future__ import annotations
@@ -23,14 +25,19 @@ GATES = ("min_cosine", "min_sqnr_db", "max_top1_drop", "min_top1_agreement")
 def onnx_accuracy() -> Callable[..., ValidationReport]:
     """Compare a quantized model with its float original; the test fails where a gate does not hold.
 
-    ``onnx_accuracy(float_path, quantized_path, data, labels=None, **gates)``, with the gates and the settings of `onnx_dfmpc.validate`,
-    such as ``min_cosine=0.99, max_top1_drop=0.01, samples=500``. Returns the `ValidationReport`.
+    ``onnx_accuracy(float_path, quantized_path, data, labels=None, **gates)``, with the gates and the settings
+    of `onnx_dfmpc.validate`, such as ``min_cosine=0.99, max_top1_drop=0.01, samples=500``. Returns the
+    `ValidationReport`.
     """
     return _compare
 
 
 def _compare(
-    float_path: str | os.PathLike[str], quantized_path: str | os.PathLike[str], data: Any = None, labels: Any = None, **gates: Any
+    float_path: str | os.PathLike[str],
+    quantized_path: str | os.PathLike[str],
+    data: Any = None,
+    labels: Any = None,
+    **gates: Any,
 ) -> ValidationReport:
     __tracebackhide__ = True
     from onnx_dfmpc import DfmpcError, validate
@@ -38,7 +45,9 @@ def _compare(
     limits = {name: gates.pop(name) for name in GATES if name in gates}
     report, problem = None, ""
     try:
-        report = validate(float_path, quantized_path, data, labels, gates={**gates.pop("gates", {}), **limits}, **gates)
+        report = validate(
+            float_path, quantized_path, data, labels, gates={**gates.pop("gates", {}), **limits}, **gates
+        )
     except DfmpcError as error:
         problem = f"{error}\nhint: {error.hint}" if error.hint else str(error)
     if report is None:  # not from the handler, where pytest shows both

@@ -1,6 +1,8 @@
-"""Accuracy of every method on real data: one table per network and bit setting, all rows on the same images in the same run.
+"""Accuracy of every method on real data: one table per network and bit setting, all rows on the same images
+in the same run.
 
-python -m benchmarks.accuracy --networks cifar10_resnet20_bn --settings 2/6,3 --methods dfmpc,squant --json out.json
+python -m benchmarks.accuracy --networks cifar10_resnet20_bn --settings 2/6,3 --methods dfmpc,squant --json
+out.json
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from benchmarks.baselines import Unavailable
 from benchmarks.evaluate import Reference, Score, reference, standard_error
 from benchmarks.methods import Method, Setting, Task
 from benchmarks.networks import Network
-from onnx_dfmpc import graph
 from onnx_dfmpc.errors import DfmpcError, RecipeError
+from onnx_dfmpc.model.files import load
 
 SCHEMA = 1
 WIDTH = 150
@@ -59,7 +61,11 @@ class Result:
 
 
 def compare(
-    network: Network, references: Mapping[str, Reference], setting: Setting, chosen: Sequence[Method], calibration: Path | None
+    network: Network,
+    references: Mapping[str, Reference],
+    setting: Setting,
+    chosen: Sequence[Method],
+    calibration: Path | None,
 ) -> Iterator[Row]:
     """Run every method at one setting, and yield its row as soon as it is measured."""
     task = Task(network.path, setting, calibration)
@@ -77,7 +83,12 @@ def compare(
 
 def table(result: Result) -> Table:
     """A result for the reader."""
-    shown = Table(title=f"{result.network}, {result.setting} bits", title_justify="left", caption=_caption(result), caption_justify="left")
+    shown = Table(
+        title=f"{result.network}, {result.setting} bits",
+        title_justify="left",
+        caption=_caption(result),
+        caption_justify="left",
+    )
     shown.add_column("method", no_wrap=True)
     for data in result.float_scores:
         shown.add_column(f"{data}\ntop-1 %", justify="right")
@@ -88,12 +99,18 @@ def table(result: Result) -> Table:
     shown.add_row("float", *_cells(result.float_scores.values()), f"{result.float_bytes:,}", "")
     for row in result.rows:
         if row.unavailable is None:
-            shown.add_row(row.method, *_cells(row.scores.values()), f"{row.bytes:,}", f"{row.cpu_seconds:.2f}")
+            shown.add_row(
+                row.method, *_cells(row.scores.values()), f"{row.bytes:,}", f"{row.cpu_seconds:.2f}"
+            )
     return shown
 
 
 def _cells(scores: Any) -> list[str]:
-    return [text for score in scores for text in (_percent(score.top1), _percent(score.agreement), _number(score.sqnr_db))]
+    return [
+        text
+        for score in scores
+        for text in (_percent(score.top1), _percent(score.agreement), _number(score.sqnr_db))
+    ]
 
 
 def _percent(fraction: float | None) -> str:
@@ -107,10 +124,16 @@ def _number(value: float | None) -> str:
 def _caption(result: Result) -> str:
     parts = []
     for data, score in result.float_scores.items():
-        error = "" if score.top1 is None else f", standard error of top-1 {100 * standard_error(score.top1, score.n):.2f}"
+        error = (
+            ""
+            if score.top1 is None
+            else f", standard error of top-1 {100 * standard_error(score.top1, score.n):.2f}"
+        )
         parts.append(f"{data}: n = {score.n:,}{error}")
     lines = ["; ".join(parts)]
-    lines += [f"without {row.method}: {row.unavailable}" for row in result.rows if row.unavailable is not None]
+    lines += [
+        f"without {row.method}: {row.unavailable}" for row in result.rows if row.unavailable is not None
+    ]
     return "\n".join(lines)
 
 
@@ -119,7 +142,10 @@ def document(results: Sequence[Result]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": ["python", "-m", "benchmarks.accuracy", *sys.argv[1:]],
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
         "results": [asdict(result, dict_factory=_finite) for result in results],
     }
 
@@ -131,7 +157,9 @@ def write(results: Sequence[Result], path: Path) -> None:
 
 def _finite(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """JSON has no infinity, the SQNR of two outputs that are equal."""
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in items}
+    return {
+        key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in items
+    }
 
 
 def _calibration(network: Network, directory: Path) -> Path | None:
@@ -151,16 +179,20 @@ def run(
     output: Path | None,
     console: Console,
 ) -> list[Result]:
-    """Measure and print; `output` is written after every table, so that a run that is stopped keeps what it has."""
+    """Measure and print; `output` is written after every table, so that a run that is stopped keeps what it
+    has.
+    """
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as directory:
         for name in names:
             network = networks.network(name)
             wanted = [one for one in network.data if data is None or one in data]
             if not wanted:
-                raise RecipeError(f"{name}: none of the data fits it", hint="it has " + ", ".join(network.data))
+                raise RecipeError(
+                    f"{name}: none of the data fits it", hint="it has " + ", ".join(network.data)
+                )
             references = {one: reference(network, one) for one in wanted}
-            source = graph.load(network.path)
+            source = load(network.path)
             float_scores = {one: kept.score(source.proto) for one, kept in references.items()}
             calibration = _calibration(network, Path(directory))
             for setting in chosen_settings:
@@ -184,11 +216,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--networks", nargs="+", default=networks.LABELLED, metavar="NAME", help="default: every network with labelled data")
-    add("--settings", default="2/6,3/6,2,3,4", help="low/high bits of pairs, or bits of every layer (default: %(default)s)")
-    add("--low-positions", nargs="+", default=["first", "second"], choices=["first", "second", "auto"], help="default: first second")
-    add("--methods", default="all", help="names with commas in between, a group with a colon behind it, or all (default)")
-    add("--ablation", action="store_true", help="instead: each ingredient taken out of the default, and added to none")
+    add(
+        "--networks",
+        nargs="+",
+        default=networks.LABELLED,
+        metavar="NAME",
+        help="default: every network with labelled data",
+    )
+    add(
+        "--settings",
+        default="2/6,3/6,2,3,4",
+        help="low/high bits of pairs, or bits of every layer (default: %(default)s)",
+    )
+    add(
+        "--low-positions",
+        nargs="+",
+        default=["first", "second"],
+        choices=["first", "second", "auto"],
+        help="default: first second",
+    )
+    add(
+        "--methods",
+        default="all",
+        help="names with commas in between, a group with a colon behind it, or all (default)",
+    )
+    add(
+        "--ablation",
+        action="store_true",
+        help="instead: each ingredient taken out of the default, and added to none",
+    )
     add("--data", nargs="+", metavar="NAME", help="default: all data of a network")
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     options = parser.parse_args(arguments)
@@ -206,7 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _methods_help() -> str:
-    members = (f"  {group}:  " + ", ".join(method.name for method in found) for group, found in methods.GROUPS.items())
+    members = (
+        f"  {group}:  " + ", ".join(method.name for method in found)
+        for group, found in methods.GROUPS.items()
+    )
     return "\n".join(["methods:", *members])
 
 

@@ -1,10 +1,12 @@
-"""Allocated bits against the same bits everywhere and against pairs, at the same bytes: ``python -m benchmarks.allocation [--json FILE]``.
+"""Allocated bits against the same bits everywhere and against pairs, at the same bytes: ``python -m
+benchmarks.allocation [--json FILE]``.
 
-Every uniform and paired setting is quantized first; then the allocator gets exactly the bytes of each of these files, and further budgets.
-One cost table serves all the budgets of a network. Everything is data-free, unless ``--calibration`` says otherwise.
+Every uniform and paired setting is quantized first; then the allocator gets exactly the bytes of each of
+these files, and further budgets. One cost table serves all the budgets of a network. Everything is data-free,
+unless ``--calibration`` says otherwise.
 
-An allocated file is called less accurate than its rival where it is more than one standard error below it; a rival that is better than the
-float model has been lucky, and counts as the float model.
+An allocated file is called less accurate than its rival where it is more than one standard error below it; a
+rival that is better than the float model has been lucky, and counts as the float model.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from rich.table import Table
 from benchmarks.evaluate import Reference, Score, reference, standard_error
 from benchmarks.networks import Network, available
 from onnx_dfmpc import quantize
-from onnx_dfmpc.allocate import budgets, mean_bits, spend
+from onnx_dfmpc.allocate import allocate_budget, budgets, mean_bits
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import Recipe, parse_size
 from onnx_dfmpc.spec import QuantPlan
@@ -94,7 +96,7 @@ class Subject:
             recipe = Recipe(**target, **self.knobs)
             start = time.perf_counter()
             try:
-                plan = spend(work.report, recipe, work.source.sha256, work.open_table)
+                plan = allocate_budget(work.report, recipe, work.source.sha256, work.open_table)
             except UnsupportedError:
                 continue
             result = work.run(replace(plan, form=recipe.form, recipe=recipe.to_dict()), validated=False)
@@ -111,7 +113,9 @@ class Subject:
         )  # fmt: skip
 
 
-def compare(subject: Subject, settings: Sequence[str], budgets: Sequence[str], means: Sequence[float]) -> Iterator[Row]:
+def compare(
+    subject: Subject, settings: Sequence[str], budgets: Sequence[str], means: Sequence[float]
+) -> Iterator[Row]:
     """The fixed settings, then the allocator at their bytes, at further budgets, and at mean bits."""
     rivals = []
     for setting in settings:
@@ -132,13 +136,18 @@ def shortfalls(rows: Sequence[Row], floats: Mapping[str, Mapping[str, Score]]) -
         if not row.rival:
             continue
         for data, score in row.scores.items():
-            rival, float_ = rivals[row.network, row.storage, row.rival].scores[data].top1, floats[row.network][data].top1
+            rival, float_ = (
+                rivals[row.network, row.storage, row.rival].scores[data].top1,
+                floats[row.network][data].top1,
+            )
             if score.top1 is None or rival is None or float_ is None:
                 continue
             wanted = min(rival, float_)
             if score.top1 < wanted - standard_error(wanted, score.n):
                 place = f"{row.network}, {row.storage}, {data}"
-                found.append(f"{place}: {100 * score.top1:.1f} % at the bytes of {row.rival}, which has {100 * rival:.1f} %")
+                found.append(
+                    f"{place}: {100 * score.top1:.1f} % at the bytes of {row.rival}, which has {100 * rival:.1f} %"
+                )
     return found
 
 
@@ -147,7 +156,9 @@ def write(rows: Sequence[Row], floats: Mapping[str, Mapping[str, Score]], path: 
     document = {
         "schema": SCHEMA,
         "rows": [asdict(row) for row in rows],
-        "floats": {name: {data: asdict(score) for data, score in scores.items()} for name, scores in floats.items()},
+        "floats": {
+            name: {data: asdict(score) for data, score in scores.items()} for name, scores in floats.items()
+        },
         "shortfalls": shortfalls(rows, floats),
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -156,8 +167,16 @@ def write(rows: Sequence[Row], floats: Mapping[str, Mapping[str, Score]], path: 
 def table(rows: Sequence[Row], floats: Mapping[str, Score]) -> Table:
     """All files of a network and storage, for the reader."""
     first = rows[0]
-    parts = [f"{data}: n = {score.n:,}, float {_percent(score.top1)} +- {_percent(_error(score))}" for data, score in floats.items()]
-    shown = Table(title=f"{first.network}, {first.storage}", title_justify="left", caption="; ".join(parts), caption_justify="left")
+    parts = [
+        f"{data}: n = {score.n:,}, float {_percent(score.top1)} +- {_percent(_error(score))}"
+        for data, score in floats.items()
+    ]
+    shown = Table(
+        title=f"{first.network}, {first.storage}",
+        title_justify="left",
+        caption="; ".join(parts),
+        caption_justify="left",
+    )
     shown.add_column("setting", no_wrap=True)
     for column in ("bytes", "used %", "mean bits", "predicted dB"):
         shown.add_column(column, justify="right", no_wrap=True)
@@ -168,9 +187,18 @@ def table(rows: Sequence[Row], floats: Mapping[str, Score]) -> Table:
         used = "" if row.budget is None else f"{100 * row.bytes / row.budget:.1f}"
         predicted = "-" if row.predicted_sqnr_db is None else f"{row.predicted_sqnr_db:.1f}"
         cells = [
-            cell for score in row.scores.values() for cell in (_percent(score.top1), _percent(score.agreement), f"{score.sqnr_db:.1f}")
+            cell
+            for score in row.scores.values()
+            for cell in (_percent(score.top1), _percent(score.agreement), f"{score.sqnr_db:.1f}")
         ]
-        shown.add_row(("" if row.budget is None else "  ") + row.setting, f"{row.bytes:,}", used, f"{row.mean_bits:.2f}", predicted, *cells)
+        shown.add_row(
+            ("" if row.budget is None else "  ") + row.setting,
+            f"{row.bytes:,}",
+            used,
+            f"{row.mean_bits:.2f}",
+            predicted,
+            *cells,
+        )
     return shown
 
 
@@ -183,7 +211,9 @@ def _percent(fraction: float | None) -> str:
 
 
 def _calibration(source: Network, directory: Path) -> dict[str, Any]:
-    """Real inputs for the statistics and the cost: calibration images, or a fifth of the test images, which then count twice."""
+    """Real inputs for the statistics and the cost: calibration images, or a fifth of the test images, which
+    then count twice.
+    """
     inputs = source.inputs(source.calibration or source.data[0])[0]
     path = directory / f"{source.name}.npz"
     np.savez(path, input=inputs if source.calibration else inputs[::5])
@@ -191,12 +221,24 @@ def _calibration(source: Network, directory: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.allocation", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.allocation", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--settings", default=SETTINGS, help="bits of every layer, or low/high bits of pairs (default: %(default)s)")
-    parser.add_argument("--budgets", nargs="*", default=[], metavar="SIZE", help="further budgets, such as 300KiB")
-    parser.add_argument("--means", nargs="*", type=float, default=[3, 4], metavar="BITS", help="mean bits (default: 3 4)")
-    parser.add_argument("--storage", nargs="+", default=["native", "compact"], choices=["native", "portable", "compact"])
+    parser.add_argument(
+        "--settings",
+        default=SETTINGS,
+        help="bits of every layer, or low/high bits of pairs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--budgets", nargs="*", default=[], metavar="SIZE", help="further budgets, such as 300KiB"
+    )
+    parser.add_argument(
+        "--means", nargs="*", type=float, default=[3, 4], metavar="BITS", help="mean bits (default: 3 4)"
+    )
+    parser.add_argument(
+        "--storage", nargs="+", default=["native", "compact"], choices=["native", "portable", "compact"]
+    )
     parser.add_argument("--cost", default="auto", choices=["auto", "bn", "probe", "measured"])
     parser.add_argument("--data", nargs="+", metavar="NAME", help="default: all data of a network")
     parser.add_argument("--calibration", action="store_true", help="with real inputs")
@@ -207,8 +249,15 @@ def main(arguments: list[str] | None = None) -> int:
     floats: dict[str, dict[str, Score]] = {}
     with tempfile.TemporaryDirectory() as directory:
         for source in available(options.networks, console):
-            references = {data: reference(source, data) for data in source.data if options.data is None or data in options.data}
-            floats[source.name] = {data: kept.score(Work(source.path, Recipe()).source.proto) for data, kept in references.items()}
+            references = {
+                data: reference(source, data)
+                for data in source.data
+                if options.data is None or data in options.data
+            }
+            floats[source.name] = {
+                data: kept.score(Work(source.path, Recipe()).source.proto)
+                for data, kept in references.items()
+            }
             given = _calibration(source, Path(directory)) if options.calibration else {}
             for storage in options.storage:
                 subject = Subject(source, references, {"storage": storage, "cost": options.cost} | given)

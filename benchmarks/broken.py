@@ -1,7 +1,8 @@
 """Does --per-layer find the layer that broke it, and does the line that it suggests repair it?
 
-The command: ``python -m benchmarks.broken --network cifar10_resnet56_bn``. One layer after the other, chosen at random, is forced to 2 bits
-by plain rounding in a network that is otherwise rounded to 6; then the suggested line is pasted behind the same command.
+The command: ``python -m benchmarks.broken --network cifar10_resnet56_bn``. One layer after the other, chosen
+at random, is forced to 2 bits by plain rounding in a network that is otherwise rounded to 6; then the
+suggested line is pasted behind the same command.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ BASE = Recipe(bits=6, rounding="nearest", compensate=False, bias_correction=Fals
 
 @dataclass(frozen=True)
 class Case:
-    """One broken layer: its rank, the line that is suggested, and output SQNR (dB) and bytes before and after."""
+    """One broken layer: its rank, the line that is suggested, and output SQNR (dB) and bytes before and
+    after.
+    """
 
     layer: str
     rank: int
@@ -46,7 +49,15 @@ def case(network: networks.Network, layer: str) -> Case:
     pattern, _, bits = suggestion.set.rpartition("=")
     repaired = quantize(network.path, recipe=replace(BASE, set=(bad, (pattern, int(bits)))))
     extra = repaired.size - broken.size
-    return Case(layer, ranking.index(layer) + 1, suggestion.set, _sqnr(broken), _sqnr(repaired), suggestion.extra_bytes, extra)
+    return Case(
+        layer,
+        ranking.index(layer) + 1,
+        suggestion.set,
+        _sqnr(broken),
+        _sqnr(repaired),
+        suggestion.extra_bytes,
+        extra,
+    )
 
 
 def _sqnr(result: QuantizeResult) -> float:
@@ -57,20 +68,44 @@ def _sqnr(result: QuantizeResult) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 where a layer is not found."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.broken", description="Does --per-layer find a broken layer?")
-    parser.add_argument("--network", default="cifar10_resnet56_bn", metavar="NAME", help="default: %(default)s")
-    parser.add_argument("--choices", type=int, default=10, metavar="N", help="layers to break (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.broken", description="Does --per-layer find a broken layer?"
+    )
+    parser.add_argument(
+        "--network", default="cifar10_resnet56_bn", metavar="NAME", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--choices", type=int, default=10, metavar="N", help="layers to break (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the choice (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
-    table = Table("layer", "rank", "suggestion", "SQNR broken", "repaired", "bytes predicted", "measured", title=options.network)
+    table = Table(
+        "layer",
+        "rank",
+        "suggestion",
+        "SQNR broken",
+        "repaired",
+        "bytes predicted",
+        "measured",
+        title=options.network,
+    )
     found = []
     try:
         network = networks.network(options.network)
         names = [layer.name for layer in match(network.path).layers]
-        for name in np.random.default_rng(options.seed).choice(names, min(options.choices, len(names)), replace=False):
+        for name in np.random.default_rng(options.seed).choice(
+            names, min(options.choices, len(names)), replace=False
+        ):
             found.append(case(network, str(name)))
             last = found[-1]
-            numbers = (f"{last.broken_db:.1f}", f"{last.repaired_db:.1f}", f"{last.predicted_bytes:+,}", f"{last.extra_bytes:+,}")
+            numbers = (
+                f"{last.broken_db:.1f}",
+                f"{last.repaired_db:.1f}",
+                f"{last.predicted_bytes:+,}",
+                f"{last.extra_bytes:+,}",
+            )
             table.add_row(last.layer, str(last.rank), last.suggestion, *numbers)
     except DfmpcError as error:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)

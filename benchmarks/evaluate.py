@@ -1,4 +1,6 @@
-"""How good a quantized model is: the float model's outputs are computed once and kept, every quantized model is compared with them."""
+"""How good a quantized model is: the float model's outputs are computed forward_only and kept, every
+quantized model is compared with them.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,20 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from benchmarks.networks import Network
-from onnx_dfmpc import graph, inputs, session_options, statistics
-from onnx_dfmpc.metrics import Tally
+from onnx_dfmpc import session_options
+from onnx_dfmpc.evaluate.tally import Tally
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.samples import Samples, from_data
+from onnx_dfmpc.model.files import load
 
 SILENT = 4
 
 
 @dataclass(frozen=True)
 class Score:
-    """Fractions and dB, against labels (``top1``) and against the float model; None where the network is no classifier or has no labels."""
+    """Fractions and dB, against labels (``top1``) and against the float model; None where the network is no
+    classifier or has no labels.
+    """
 
     n: int
     top1: float | None
@@ -32,7 +39,7 @@ class Score:
 class Reference:
     """The float model on one data set: the samples, and its outputs batch by batch."""
 
-    samples: inputs.Samples
+    samples: Samples
     names: tuple[str, ...]
     outputs: tuple[list[NDArray[Any]], ...]
 
@@ -43,18 +50,22 @@ class Reference:
         for (start, stop, feeds), expected in zip(self.samples.batches(), self.outputs, strict=True):
             tally.add(start, stop, expected, session.run(list(self.names), feeds))
         report = tally.report((), samples=self.samples.count, data=self.samples.description, synthetic=False)
-        return Score(report.samples, report.top1_quantized, report.top1_agreement, report.sqnr_db, report.failures)
+        return Score(
+            report.samples, report.top1_quantized, report.top1_agreement, report.sqnr_db, report.failures
+        )
 
 
 def reference(network: Network, data: str) -> Reference:
     """Run the float model of a network on one of its data sets."""
-    proto = graph.load(network.path).proto
+    proto = load(network.path).proto
     arrays, labels = network.inputs(data)
-    specs = statistics.model_inputs(proto)
-    samples = inputs.from_data(specs, {specs[0].name: arrays}, labels)
+    specs = model_inputs(proto)
+    samples = from_data(specs, {specs[0].name: arrays}, labels)
     session = _session(proto)
     names = tuple(output.name for output in session.get_outputs())
-    return Reference(samples, names, tuple(session.run(list(names), feeds) for _, _, feeds in samples.batches()))
+    return Reference(
+        samples, names, tuple(session.run(list(names), feeds) for _, _, feeds in samples.batches())
+    )
 
 
 def standard_error(fraction: float, n: int) -> float:

@@ -1,7 +1,8 @@
 """Size, load time, memory and latency of every storage form, next to the float model.
 
-The command: ``python -m benchmarks.latency --networks cifar10_resnet56_bn --setting 3/6 --json out.json``. Every measurement is a process
-of its own, in which the form and the float model run in turn; forms take turns as well.
+The command: ``python -m benchmarks.latency --networks cifar10_resnet56_bn --setting 3/6 --json out.json``.
+Every measurement is a process of its own, in which the form and the float model run in turn; forms take turns
+as well.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from benchmarks import networks
 from benchmarks.methods import BARE, Setting, settings
 from benchmarks.networks import Network
 from benchmarks.session import OPTIONS
-from onnx_dfmpc import graph, inputs
 from onnx_dfmpc.errors import DfmpcError
-from onnx_dfmpc.spec import Form
-from onnx_dfmpc.statistics import model_inputs
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic
+from onnx_dfmpc.model.files import save
+from onnx_dfmpc.spec import StorageFormat
 from onnx_dfmpc.work import Work
 
 SCHEMA = 1
@@ -38,23 +40,24 @@ NETWORKS = ("cifar10_resnet56_bn", "imagenet_squeezenet1_1")
 MEGABYTE = 1e6
 FLOAT = "float"
 
-FORMS: Mapping[str, Form] = {
-    "native": Form(),
-    "native, int8": Form(unpack="int8"),
-    "native, float": Form(unpack="float"),
-    "compact": Form("compact"),
-    "compact, int8": Form("compact", "int8"),
-    "compact, float": Form("compact", "float"),
-    "compact, folded": Form("compact", fold_batch_norm="yes"),
-    "portable": Form("portable"),
-    "portable, float": Form("portable", "float"),
-    "qdq": Form(weight_format="qdq"),
+FORMS: Mapping[str, StorageFormat] = {
+    "native": StorageFormat(),
+    "native, int8": StorageFormat(unpack="int8"),
+    "native, float": StorageFormat(unpack="float"),
+    "compact": StorageFormat("compact"),
+    "compact, int8": StorageFormat("compact", "int8"),
+    "compact, float": StorageFormat("compact", "float"),
+    "compact, folded": StorageFormat("compact", fold_batch_norm="yes"),
+    "portable": StorageFormat("portable"),
+    "portable, float": StorageFormat("portable", "float"),
+    "qdq": StorageFormat(weight_format="qdq"),
 }
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One form with one set of session options: numbers for every process; for latencies, for every run of every process.
+    """One form with one set of session options: numbers for every process; for latencies, for every run of
+    every process.
 
     ``relative`` is the latency relative to the float model, the ratio of the medians in each process.
     """
@@ -70,43 +73,69 @@ class Cost:
 
 
 def store(network: Network, setting: Setting, forms: Sequence[str], directory: Path) -> dict[str, Path]:
-    """Files of a network by form, and an input; weights are rounded to nearest, since only their places matter."""
+    """Files of a network by form, and an input; weights are rounded to nearest, since only their places
+    matter.
+    """
     work = Work(network.path, setting.recipe(rounding="nearest", **BARE))
     plan = work.allocate()
     files = {}
     for number, name in enumerate(forms):
         files[name] = directory / f"{number}.onnx"
-        graph.save(work.run(replace(plan, form=FORMS[name]), validated=False).model, files[name])
-    _, _, feeds = next(inputs.synthetic(model_inputs(work.source.proto), samples=1, seed=0).batches())
+        save(work.run(replace(plan, form=FORMS[name]), validated=False).model, files[name])
+    _, _, feeds = next(synthetic(model_inputs(work.source.proto), samples=1, seed=0).batches())
     first: dict[str, Any] = {name: array[:1] for name, array in feeds.items()}
     np.savez(directory / "input.npz", **first)
     return files
 
 
-def measure(network: Network, setting: Setting, forms: Sequence[str], threads: int, runs: int, repeats: int) -> list[Cost]:
-    """Measure the float model and every form, with every set of session options, in ``repeats`` processes each."""
+def measure(
+    network: Network, setting: Setting, forms: Sequence[str], threads: int, runs: int, repeats: int
+) -> list[Cost]:
+    """Measure the float model and every form, with every set of session options, in ``repeats`` processes
+    each.
+    """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         files = {FLOAT: network.path} | store(network, setting, forms, directory)
-        cases = [(form, options) for form in files for options in OPTIONS if (form, options) != (FLOAT, "recommended")]
+        cases = [
+            (form, options)
+            for form in files
+            for options in OPTIONS
+            if (form, options) != (FLOAT, "recommended")
+        ]
         found: dict[tuple[str, str], list[dict[str, Any]]] = {case: [] for case in cases}
         for repeat in range(repeats):
             for form, options in cases:
                 paths = map(str, (files[form], network.path, directory / "input.npz"))
-                command = [sys.executable, "-m", "benchmarks.session", *paths, options, str(threads), str(runs)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.session",
+                    *paths,
+                    options,
+                    str(threads),
+                    str(runs),
+                ]
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise DfmpcError(f"{network.name}, {form}: {done.stderr.strip().splitlines()[-1]}")
                 found[form, options].append(json.loads(done.stdout))
-                Console(stderr=True).print(f"{network.name}: {form}, {options}, {repeat + 1} of {repeats}", style="dim")
-        return [_cost(form, options, files[form].stat().st_size, processes) for (form, options), processes in found.items()]
+                Console(stderr=True).print(
+                    f"{network.name}: {form}, {options}, {repeat + 1} of {repeats}", style="dim"
+                )
+        return [
+            _cost(form, options, files[form].stat().st_size, processes)
+            for (form, options), processes in found.items()
+        ]
 
 
 def _cost(form: str, options: str, size: int, processes: Sequence[Mapping[str, Any]]) -> Cost:
-    once = {key: tuple(process[key] for process in processes) for key in ("load", "resident", "peak")}
+    forward_only = {key: tuple(process[key] for process in processes) for key in ("load", "resident", "peak")}
     latency = tuple(seconds for process in processes for seconds in process["latency"])
-    relative = tuple(statistics.median(process["latency"]) / statistics.median(process["float"]) for process in processes)
-    return Cost(form, options, size, **once, latency=latency, relative=relative)
+    relative = tuple(
+        statistics.median(process["latency"]) / statistics.median(process["float"]) for process in processes
+    )
+    return Cost(form, options, size, **forward_only, latency=latency, relative=relative)
 
 
 def table(network: Network, setting: Setting, costs: Sequence[Cost], threads: int) -> Table:
@@ -120,7 +149,18 @@ def table(network: Network, setting: Setting, costs: Sequence[Cost], threads: in
         title_justify="left",
         caption_justify="left",
     )
-    for header in ("form", "options", "kB", "% of float", "load ms", "MB", "peak MB", "ms", "quartiles", "x float"):
+    for header in (
+        "form",
+        "options",
+        "kB",
+        "% of float",
+        "load ms",
+        "MB",
+        "peak MB",
+        "ms",
+        "quartiles",
+        "x float",
+    ):
         shown.add_column(header, justify="left" if header in ("form", "options") else "right", no_wrap=True)
     for cost in costs:
         low, middle, high = (1e3 * seconds for seconds in statistics.quantiles(cost.latency, n=4))
@@ -142,15 +182,33 @@ def table(network: Network, setting: Setting, costs: Sequence[Cost], threads: in
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency", description="Size, load time, memory and latency of storage forms."
+        prog="python -m benchmarks.latency",
+        description="Size, load time, memory and latency of storage forms.",
     )
     add = parser.add_argument
     add("--networks", nargs="+", default=NETWORKS, metavar="NAME", help=f"default: {' '.join(NETWORKS)}")
-    add("--setting", default="3/6", help="low/high bits of pairs, or bits of every layer (default: %(default)s)")
-    add("--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM", help=f"default: {', '.join(FORMS)}")
+    add(
+        "--setting",
+        default="3/6",
+        help="low/high bits of pairs, or bits of every layer (default: %(default)s)",
+    )
+    add(
+        "--forms",
+        nargs="+",
+        default=list(FORMS),
+        choices=list(FORMS),
+        metavar="FORM",
+        help=f"default: {', '.join(FORMS)}",
+    )
     add("--threads", type=int, default=1, metavar="N", help="of a session (default: %(default)s)")
     add("--runs", type=int, default=50, metavar="N", help="in every process (default: %(default)s)")
-    add("--repeats", type=int, default=3, metavar="N", help="processes for every form and options (default: %(default)s)")
+    add(
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="processes for every form and options (default: %(default)s)",
+    )
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     options = parser.parse_args(arguments)
     console = Console()
@@ -161,11 +219,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (setting, *_) = settings(options.setting, ["first"])
         for name in options.networks:
             network = networks.network(name)
-            costs = measure(network, setting, options.forms, options.threads, max(2, options.runs), max(1, options.repeats))
+            costs = measure(
+                network,
+                setting,
+                options.forms,
+                options.threads,
+                max(2, options.runs),
+                max(1, options.repeats),
+            )
             console.print(table(network, setting, costs, options.threads))
             results.append({"network": name, "costs": [asdict(cost) for cost in costs]})
             if options.json is not None:
-                plain = {"schema": SCHEMA, "setting": setting.label, "cpus": os.cpu_count(), "threads": options.threads, "results": results}
+                plain = {
+                    "schema": SCHEMA,
+                    "setting": setting.label,
+                    "cpus": os.cpu_count(),
+                    "threads": options.threads,
+                    "results": results,
+                }
                 options.json.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     except DfmpcError as error:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""One measurement of cost, for a process of its own: ``python -m benchmarks.measure STEP MODEL SETTING`` prints JSON.
+"""One measurement of cost, for a process of its own: ``python -m benchmarks.measure STEP MODEL SETTING``
+prints JSON.
 
 What is imported is imported before the clock starts, and does not count as memory either.
 """
@@ -16,13 +17,14 @@ from typing import Any
 
 from benchmarks import package
 from benchmarks.methods import BARE, Setting, settings
-from onnx_dfmpc import graph, pipeline
+from onnx_dfmpc import pipeline
+from onnx_dfmpc.model.files import load, save
 
 Step = Callable[[Path, Path, Setting], object]
 
 
 def _load_save(model: Path, output: Path, setting: Setting) -> object:
-    return graph.save(graph.load(model).proto, output)
+    return save(load(model).proto, output)
 
 
 def _quantize(**knobs: Any) -> Step:
@@ -42,7 +44,9 @@ STEPS: Mapping[str, Step] = {
     "dfmpc": _quantize(),
     "dfmpc+validation": _quantize_and_validate,
 }
-"""Loading, checking and saving; rounding alone, by method; the two methods whole; the default with its proof on synthetic inputs."""
+"""Loading, checking and saving; rounding alone, by method; the two methods whole; the default with its proof
+on synthetic inputs.
+"""
 
 
 def peak_memory() -> int:
@@ -59,11 +63,17 @@ def peak_memory() -> int:
 
 
 def measure(step: str, model: Path, setting: Setting) -> dict[str, float]:
-    """CPU seconds of this process, seconds on the wall clock, and bytes of memory at the peak, above what was there before."""
+    """CPU seconds of this process, seconds on the wall clock, and bytes of memory at the peak, above what was
+    there before.
+    """
     with tempfile.TemporaryDirectory() as directory:
         before, cpu, wall = peak_memory(), time.process_time(), time.perf_counter()
         STEPS[step](model, Path(directory) / "out.onnx", setting)
-        return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "peak": peak_memory() - before}
+        return {
+            "cpu": time.process_time() - cpu,
+            "wall": time.perf_counter() - wall,
+            "peak": peak_memory() - before,
+        }
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from onnx import ModelProto
 from benchmarks import package
 from benchmarks.baselines import Unavailable, dfq
 from benchmarks.baselines.peers import PEERS
-from onnx_dfmpc import QuantizeResult, Recipe, graph
+from onnx_dfmpc import QuantizeResult, Recipe
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.model.files import load
 
 Position = Literal["first", "second", "auto"]
 NOTHING: Mapping[str, Any] = {}
@@ -32,7 +33,8 @@ class Setting:
 
 
 def settings(text: str, positions: Sequence[str]) -> list[Setting]:
-    """Settings from text such as ``"2/6,3"``: pairs of low and high bits, once for each position of the low layer, and uniform bits.
+    """Settings from text such as ``"2/6,3"``: pairs of low and high bits, forward_only for each position of
+    the low layer, and uniform bits.
 
     Examples
     --------
@@ -43,13 +45,18 @@ def settings(text: str, positions: Sequence[str]) -> list[Setting]:
     for part in text.split(","):
         numbers = part.strip().split("/")
         if not all(number.isdecimal() for number in numbers) or len(numbers) > 2:
-            raise RecipeError(f"setting {part!r}: expected bits such as 2/6 (pairs) or 3 (the same everywhere)")
+            raise RecipeError(
+                f"setting {part!r}: expected bits such as 2/6 (pairs) or 3 (the same everywhere)"
+            )
         bits = [int(number) for number in numbers]
         if len(bits) == 1:
             found.append(Setting(str(bits[0]), {"bits": bits[0]}))
         else:
             pair = {"low_bits": bits[0], "high_bits": bits[1]}
-            found += [Setting(f"{part.strip()} low {position}", {**pair, "low_position": position}) for position in positions]
+            found += [
+                Setting(f"{part.strip()} low {position}", {**pair, "low_position": position})
+                for position in positions
+            ]
     for setting in found:
         setting.recipe()  # refuses bits that there are not
     return found
@@ -101,7 +108,7 @@ def from_recipe(name: str, about: str, changes: Mapping[str, Any] = NOTHING, **k
 
 def _dfq(name: str, about: str, *, per_channel: bool) -> Method:
     def run(task: Task) -> Outcome:
-        return _outcome(dfq.quantize(graph.load(task.path).proto, task.setting.recipe(), per_channel=per_channel))
+        return _outcome(dfq.quantize(load(task.path).proto, task.setting.recipe(), per_channel=per_channel))
 
     return Method(name, about, run)
 
@@ -116,14 +123,21 @@ def _outcome(result: QuantizeResult) -> Outcome:
 
 def _paper(lambda1: float, lambda2: float) -> Method:
     about = f"the paper's with lambda1 {lambda1:g} and lambda2 {lambda2:g}"
-    return from_recipe(f"paper-{lambda1:g}-{lambda2:g}", about, method="paper", lambda1=lambda1, lambda2=lambda2)
+    return from_recipe(
+        f"paper-{lambda1:g}-{lambda2:g}", about, method="paper", lambda1=lambda1, lambda2=lambda2
+    )
 
 
 NO_COMPENSATION: Mapping[str, Any] = {"compensate": False}
 NO_BIAS: Mapping[str, Any] = {"bias_correction": False}
 BARE: Mapping[str, Any] = {**NO_COMPENSATION, **NO_BIAS}
 SWITCHES = (("", NOTHING), ("-nocomp", NO_COMPENSATION), ("-nobias", NO_BIAS), ("-neither", BARE))
-SAYS = {"": "", "-nocomp": ", no compensation", "-nobias": ", no bias correction", "-neither": ", neither compensation nor bias correction"}
+SAYS = {
+    "": "",
+    "-nocomp": ", no compensation",
+    "-nobias": ", no bias correction",
+    "-neither": ", neither compensation nor bias correction",
+}
 
 LAMBDAS = ((0.0, 0.0), (0.05, 0.0), (0.5, 0.0), (5.0, 0.0), (50.0, 0.0), (0.5, 0.5), (0.5, 5.0))
 
@@ -156,7 +170,9 @@ METHODS: Mapping[str, Method] = {method.name: method for methods in GROUPS.value
 
 
 def methods(text: str) -> list[Method]:
-    """Methods from names with commas in between; the name of a group, with a colon behind it, means all in it, and ``all`` everything."""
+    """Methods from names with commas in between; the name of a group, with a colon behind it, means all in
+    it, and ``all`` everything.
+    """
     found: list[Method] = []
     for name in (part.strip() for part in text.split(",")):
         if name == "all":
@@ -173,7 +189,9 @@ def methods(text: str) -> list[Method]:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A part of the default that can be taken out: by knobs of the recipe, or by changes to the plan of every layer."""
+    """A part of the default that can be taken out: by knobs of the recipe, or by changes to the plan of every
+    layer.
+    """
 
     name: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
@@ -190,7 +208,9 @@ INGREDIENTS = (
 
 
 def ablation(ingredients: Sequence[Ingredient] = INGREDIENTS) -> list[Method]:
-    """The default, each ingredient removed from it; nothing but plain rounding, each ingredient added to that."""
+    """The default, each ingredient removed from it; nothing but plain rounding, each ingredient added to
+    that.
+    """
 
     def without(name: str, about: str, missing: Sequence[Ingredient]) -> Method:
         knobs = {key: value for ingredient in missing for key, value in ingredient.knobs.items()}
@@ -198,5 +218,8 @@ def ablation(ingredients: Sequence[Ingredient] = INGREDIENTS) -> list[Method]:
         return from_recipe(name, about, changes, **knobs)
 
     removed = [without(f"default - {one.name}", "removed", [one]) for one in ingredients]
-    added = [without(f"bare + {one.name}", "added alone", [other for other in ingredients if other is not one]) for one in ingredients]
+    added = [
+        without(f"bare + {one.name}", "added alone", [other for other in ingredients if other is not one])
+        for one in ingredients
+    ]
     return [without("default", "everything", []), *removed, without("bare", "nothing", ingredients), *added]

@@ -1,4 +1,6 @@
-"""The networks that benchmarks run on: the shipped one, the public ones of the manifest, and a large one with random weights."""
+"""The networks that benchmarks run on: the shipped one, the public ones of the manifest, and a large one with
+random weights.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def network(name: str) -> Network:
 
 
 def resnet50_shape() -> Path:
-    """A network of the shape of ResNet-50, 25.5 M random weights with batch norm: it has a cost, but no accuracy. Made once per machine."""
+    """A network of the shape of ResNet-50, 25.5 M random weights with batch norm: it has a cost, but no
+    accuracy. Made forward_only per machine.
+    """
     path = Path(tempfile.gettempdir()) / "onnx_dfmpc_benchmarks" / f"{RESNET50}.onnx"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +117,24 @@ class _Builder:
         self.nodes.append(helper.make_node(op, inputs, [f"{name}_out"], name=name, **attributes))
         return f"{name}_out"
 
-    def conv(self, x: str, name: str, shape: tuple[int, int, int], *, stride: int = 1, gamma: float = 1.0, relu: bool = True) -> str:
+    def conv(
+        self,
+        x: str,
+        name: str,
+        shape: tuple[int, int, int],
+        *,
+        stride: int = 1,
+        gamma: float = 1.0,
+        relu: bool = True,
+    ) -> str:
         """Convolution and batch norm whose outputs have about mean beta and deviation gamma, and ReLU."""
         o, i, k = shape
-        weight = self.constant(f"{name}.weight", self.rng.standard_normal((o, i, k, k)) * np.sqrt(2 / (i * k * k)))
-        y = self.node("Conv", name, [x, weight], kernel_shape=[k, k], strides=[stride, stride], pads=[k // 2] * 4)
+        weight = self.constant(
+            f"{name}.weight", self.rng.standard_normal((o, i, k, k)) * np.sqrt(2 / (i * k * k))
+        )
+        y = self.node(
+            "Conv", name, [x, weight], kernel_shape=[k, k], strides=[stride, stride], pads=[k // 2] * 4
+        )
         parameters = {
             "gamma": gamma * self.rng.uniform(0.5, 1.5, o),
             "beta": 0.2 * self.rng.standard_normal(o),
@@ -147,7 +164,11 @@ def resnet50(rng: np.random.Generator) -> ModelProto:
             width = 4 * channels
     x = b.node("Flatten", "flatten", [b.node("GlobalAveragePool", "mean", [x])])
     weight = b.constant("fc.weight", rng.standard_normal((1000, width)) / np.sqrt(width))
-    b.nodes.append(helper.make_node("Gemm", [x, weight, b.constant("fc.bias", np.zeros(1000))], ["scores"], name="fc", transB=1))
+    b.nodes.append(
+        helper.make_node(
+            "Gemm", [x, weight, b.constant("fc.bias", np.zeros(1000))], ["scores"], name="fc", transB=1
+        )
+    )
     graph = helper.make_graph(
         b.nodes,
         RESNET50,

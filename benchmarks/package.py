@@ -1,4 +1,6 @@
-"""The package's own pipeline as a benchmark needs it: the method alone, and plans with an ingredient taken out."""
+"""The package's own pipeline as a benchmark needs it: the method alone, and plans with an ingredient taken
+out.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ Model = str | os.PathLike[str] | ModelProto
 
 
 def quantize(model: Model, recipe: Recipe, changes: Mapping[str, Any] | None = None) -> QuantizeResult:
-    """Quantize without the comparison on synthetic inputs: benchmarks compare on real ones, and time the method.
+    """Quantize without the comparison on synthetic inputs: benchmarks compare on real ones, and time the
+    method.
 
     Parameters
     ----------

@@ -82,9 +82,20 @@ def networks_table(console: Console) -> str:
         tops = [_percent(row.scores[data]) for row in result.rows]
         size = next(row.bytes for row in result.rows if row.method == "dfmpc")
         rows.append(
-            (result.network, f"{score.n:,}", f"{result.float_bytes:,}", _percent(score), result.setting.split()[0], f"{size:,}", *tops)
+            (
+                result.network,
+                f"{score.n:,}",
+                f"{result.float_bytes:,}",
+                _percent(score),
+                result.setting.split()[0],
+                f"{size:,}",
+                *tops,
+            )
         )
-    return markdown(("network", "n", "float bytes", "float top-1", "bits", "bytes", "rounded", "SQuant", "this tool"), rows)
+    return markdown(
+        ("network", "n", "float bytes", "float top-1", "bits", "bytes", "rounded", "SQuant", "this tool"),
+        rows,
+    )
 
 
 def targets_tables(console: Console) -> tuple[str, str]:
@@ -100,8 +111,13 @@ def targets_tables(console: Console) -> tuple[str, str]:
         floats[name] = {data: subject.references[data].score(subject.work.source.proto)}
         if name == SIZED:
             sizes = list(subject.allocated([(size, "", {"target_size": parse_size(size)}) for size in SIZES]))
-            sized = [("float", f"{subject.work.source.size:,}", "32.00", "-", "-", _percent(floats[name][data]))]
-            sized += [_sized(size, next((row for row in sizes if row.setting == size), None), subject.least) for size in SIZES]
+            sized = [
+                ("float", f"{subject.work.source.size:,}", "32.00", "-", "-", _percent(floats[name][data]))
+            ]
+            sized += [
+                _sized(size, next((row for row in sizes if row.setting == size), None), subject.least)
+                for size in SIZES
+            ]
             rows += sizes
         presets = list(subject.allocated([(name, "", {"preset": name}) for name in PRESETS]))
         met = {row.setting: (f"{row.bytes:,}", *map(_percent, row.scores.values())) for row in presets}
@@ -112,7 +128,9 @@ def targets_tables(console: Console) -> tuple[str, str]:
     allocation.write(rows, floats, RESULTS / "targets.json")
     titles = [title for name in PRESETS for title in (f"`{name}`: bytes", "top-1")]
     return (
-        markdown(("`--target-size`", "bytes", "bits per weight", "SQNR dB, predicted", "measured", "top-1"), sized),
+        markdown(
+            ("`--target-size`", "bytes", "bits per weight", "SQNR dB, predicted", "measured", "top-1"), sized
+        ),
         markdown(("network", "float bytes", "top-1", *titles), preset),
     )
 
@@ -121,7 +139,14 @@ def _sized(size: str, row: allocation.Row | None, least: int) -> tuple[str, ...]
     if row is None:
         return (size, f"refused: {least:,} at least", *["-"] * 4)
     (score,) = row.scores.values()
-    return size, f"{row.bytes:,}", f"{row.mean_bits:.2f}", _decibels(row.predicted_sqnr_db), _decibels(score.sqnr_db), _percent(score)
+    return (
+        size,
+        f"{row.bytes:,}",
+        f"{row.mean_bits:.2f}",
+        _decibels(row.predicted_sqnr_db),
+        _decibels(score.sqnr_db),
+        _percent(score),
+    )
 
 
 def _decibels(value: float | None) -> str:
@@ -134,7 +159,9 @@ def _percent(score: Score) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and rewrite the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description="Measure and write the tables of the pages.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.readme", description="Measure and write the tables of the pages."
+    )
     parser.add_argument("--only", choices=["demo", "networks", "targets"], help="just one of them")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)

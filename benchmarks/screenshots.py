@@ -39,8 +39,22 @@ class Shot:
 
 
 SHOTS = (
-    Shot("cifar10_resnet56_bn", ("--target-size", "400KiB", "--max-top1-drop", "0.01"), "report-resnet56.png", "light", 1280, 1400),
-    Shot("ultraface_rfb_320_bn", ("--target-size", "320KiB", "--min-cosine", "0.999"), "report-ultraface.png", "dark", 1280, 1400),
+    Shot(
+        "cifar10_resnet56_bn",
+        ("--target-size", "400KiB", "--max-top1-drop", "0.01"),
+        "report-resnet56.png",
+        "light",
+        1280,
+        1400,
+    ),
+    Shot(
+        "ultraface_rfb_320_bn",
+        ("--target-size", "320KiB", "--min-cosine", "0.999"),
+        "report-ultraface.png",
+        "dark",
+        1280,
+        1400,
+    ),
 )
 
 
@@ -52,7 +66,17 @@ def report_of(shot: Shot) -> Path:
     arrays: dict[str, Any] = {network.input: inputs} | ({} if labels is None else {"labels": labels})
     np.savez("test.npz", allow_pickle=False, **arrays)
     page = Path(f"{shot.network}.html")
-    flags = ["-o", "small.onnx", "--overwrite", "--data", "test.npz", *shot.flags, "-q", "--report", str(page)]
+    flags = [
+        "-o",
+        "small.onnx",
+        "--overwrite",
+        "--data",
+        "test.npz",
+        *shot.flags,
+        "-q",
+        "--report",
+        str(page),
+    ]
     code = cli.main(["quantize", f"{shot.network}.onnx", *flags])
     if code:
         sys.exit(code)
@@ -61,24 +85,36 @@ def report_of(shot: Shot) -> Path:
 
 def photograph(browser: Browser, page: Path, shot: Shot) -> None:
     """Upper part of a page as a PNG."""
-    context = browser.new_context(viewport={"width": shot.width, "height": shot.height}, color_scheme=shot.scheme, offline=True)
+    context = browser.new_context(
+        viewport={"width": shot.width, "height": shot.height}, color_scheme=shot.scheme, offline=True
+    )
     tab = context.new_page()
     tab.goto(page.as_uri())
     tab.wait_for_selector("html[data-ready]", state="attached")
     Image.open(io.BytesIO(tab.screenshot())).convert("RGB").save(DOCS / shot.target, optimize=True)
     context.close()
-    print(f"{shot.target}: {(DOCS / shot.target).stat().st_size:,} bytes, of a page of {page.stat().st_size:,}")
+    print(
+        f"{shot.target}: {(DOCS / shot.target).stat().st_size:,} bytes, of a page of {page.stat().st_size:,}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make all pictures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.screenshots", description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.screenshots", description=__doc__.split("\n", 1)[0] if __doc__ else None
+    )
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser (chromium on PATH)")
     args = parser.parse_args(arguments)
     if args.chromium is None:
         parser.error("no chromium on PATH")
-    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"])
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.chdir(directory),
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(
+            executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
         for shot in SHOTS:
             photograph(browser, report_of(shot), shot)
         browser.close()

@@ -1,6 +1,8 @@
-"""Does the predicted noise know which layers matter? ``python -m benchmarks.sensitivity [--networks NAME ...] [--json FILE]``.
+"""Does the predicted noise know which layers matter? ``python -m benchmarks.sensitivity [--networks NAME ...]
+[--json FILE]``.
 
-The truth: one layer at a time is quantized as the default method would do it, the rest of the network stays float and runs on real images.
+The truth: one layer at a time is quantized as the default method would do it, the rest of the network stays
+float and runs on real images.
 
     noise   power of what the outputs moved by, relative to their own, the same offset for all images left out
     KL      mean divergence of the class probabilities from those of the float model, in nats
@@ -34,15 +36,24 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.networks import LABELLED, Network, available
-from onnx_dfmpc import graph, sensitivity, statistics
 from onnx_dfmpc.allocate import layer_plan
-from onnx_dfmpc.inputs import Feeding
-from onnx_dfmpc.match import match
+from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.sensitivity.heard import relative, scores
-from onnx_dfmpc.sensitivity.local import repaired
+from onnx_dfmpc.runtime.partial import PartialRun
+from onnx_dfmpc.sensitivity.candidates import Candidate, candidates, repaired
+from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
+from onnx_dfmpc.sensitivity.outputs import relative, scores
+from onnx_dfmpc.sensitivity.table import predict
 from onnx_dfmpc.solve import relative_noise, round_layer
 from onnx_dfmpc.spec import Layer, MatchReport
+from onnx_dfmpc.statistics.input_range import infer_range
+from onnx_dfmpc.statistics.probe import Probe
+from onnx_dfmpc.statistics.providers import Provider
 
 SCHEMA = 1
 IMAGES, CHUNK, BATCH = 256, 64, 16
@@ -70,7 +81,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rank correlation of one prediction with every effect over the layers of a network, and how far off its noise is, in dB."""
+    """Rank correlation of one prediction with every effect over the layers of a network, and how far off its
+    noise is, in dB.
+    """
 
     network: str
     bits: int
@@ -85,10 +98,12 @@ class Summary:
 
 def quantized(
     proto: ModelProto, report: MatchReport, span: Range, bits: Sequence[int]
-) -> tuple[dict[Key, sensitivity.Candidate], dict[Key, float]]:
-    """Every layer at every width, as the default method would store it, and its noise at its own output, as the cost model sees it."""
-    table, provider = graph.ConstantTable(proto), _provider(proto, span)
-    found: dict[Key, sensitivity.Candidate] = {}
+) -> tuple[dict[Key, Candidate], dict[Key, float]]:
+    """Every layer at every width, as the default method would store it, and its noise at its own output, as
+    the cost model sees it.
+    """
+    table, provider = ConstantTable(proto), _provider(proto, span)
+    found: dict[Key, Candidate] = {}
     local: dict[Key, float] = {}
     for layer in report.layers:
         known = provider.measure(layer)
@@ -96,20 +111,22 @@ def quantized(
         for width in bits:
             rounded = round_layer(layer, layer_plan(layer, "inner", width, "", RECIPE), weight, known)
             found[layer.name, width] = repaired(rounded, RECIPE)
-        sketched = sensitivity.candidates(layer, weight, known, WIDTHS, RECIPE)
+        sketched = candidates(layer, weight, known, WIDTHS, RECIPE)
         local |= {(layer.name, width): candidate.noise for width, candidate in sketched.items()}
         provider.skip(layer)
     return found, local
 
 
 def outputs(
-    proto: ModelProto, report: MatchReport, candidates: Mapping[Key, sensitivity.Candidate], images: Value
+    proto: ModelProto, report: MatchReport, candidates: Mapping[Key, Candidate], images: Value
 ) -> Iterator[tuple[Key | None, Value]]:
     """Scores of the float network (key None), then those with one layer quantized."""
-    table, names = graph.ConstantTable(proto), scores(proto, report.layers)
-    spec = statistics.model_inputs(proto)[0]
+    table, names = ConstantTable(proto), scores(proto, report.layers)
+    spec = model_inputs(proto)[0]
     batch = spec.shape[0] if isinstance(spec.shape[0], int) else BATCH
-    stream = statistics.Stream(proto, table, [{spec.name: images[i : i + batch]} for i in range(0, len(images), batch)])
+    stream = PartialRun(
+        proto, table, [{spec.name: images[i : i + batch]} for i in range(0, len(images), batch)]
+    )
     for position, layer in enumerate(report.layers):
         weight = table[layer.weight]
         shape = (-1, *[1] * (len(layer.shape) - 2 if layer.op_type in ("Conv", "ConvTranspose") else 0))
@@ -120,7 +137,9 @@ def outputs(
             yield None, np.concatenate(rest(weight, zero)[names[0]])
         for (name, bits), candidate in candidates.items():
             if name == layer.name:
-                moved = rest(candidate.weight.astype(weight.dtype), candidate.shift.astype(weight.dtype).reshape(shape))
+                moved = rest(
+                    candidate.weight.astype(weight.dtype), candidate.shift.astype(weight.dtype).reshape(shape)
+                )
                 yield (name, bits), np.concatenate(moved[names[0]])
 
 
@@ -138,7 +157,7 @@ def effects(reference: Value, other: Value, labels: NDArray[np.int64]) -> dict[s
 
 
 def truth(
-    source: Network, proto: ModelProto, report: MatchReport, candidates: Mapping[Key, sensitivity.Candidate], images: int
+    source: Network, proto: ModelProto, report: MatchReport, candidates: Mapping[Key, Candidate], images: int
 ) -> tuple[dict[Key, dict[str, float]], int]:
     """Effects of every layer at every width on real images, and the number of images."""
     inputs, labels = source.inputs(source.data[0])
@@ -157,7 +176,7 @@ def predictions(
     source: Network, proto: ModelProto, report: MatchReport, span: Range, images: int
 ) -> tuple[dict[str, dict[Key, float]], dict[str, float]]:
     """Noise by every prediction but the local one, and the seconds that each of the providers took."""
-    table = graph.ConstantTable(proto)
+    table = ConstantTable(proto)
     allowed = {layer.name: np.ones(len(WIDTHS), bool) for layer in report.layers}
     keys = [(layer.name, width) for layer in report.layers for width in WIDTHS]
     plain = {layer.name: layer for layer in report.layers}
@@ -166,23 +185,23 @@ def predictions(
     for kind in SOURCES:
         feeds: Sequence[Mapping[str, Value]] | None = None
         if kind == "probe":
-            feeds = sensitivity.probe_feeds(proto, input_range=span)
+            feeds = probe_feeds(proto, input_range=span)
         elif kind == "measured":
-            feeds = sensitivity.data_feeds(proto, Feeding(_other(source, images)))
+            feeds = data_feeds(proto, Feeding(_other(source, images)))
         start = time.process_time()
         provider = _provider(proto, span)
-        predicted = sensitivity.predict(proto, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=kind)
+        predicted = predict(proto, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=kind)
         seconds[kind] = time.process_time() - start
         found[kind] = dict(zip(keys, predicted.noise.ravel().tolist(), strict=True))
     return found, seconds
 
 
-def _raw(layer: Layer, table: graph.ConstantTable, width: int) -> float:
+def _raw(layer: Layer, table: ConstantTable, width: int) -> float:
     return relative_noise(layer, table[layer.weight].astype(np.float32), width)
 
 
-def _provider(proto: ModelProto, span: Range) -> statistics.Provider:
-    return statistics.Probe(proto, statistics.synthetic_feeds(statistics.model_inputs(proto), input_range=span), provider="probe")
+def _provider(proto: ModelProto, span: Range) -> Provider:
+    return Probe(proto, synthetic_feeds(model_inputs(proto), input_range=span), provider="probe")
 
 
 def _other(source: Network, images: int) -> Value:
@@ -190,7 +209,11 @@ def _other(source: Network, images: int) -> Value:
     if source.calibration is not None:
         return source.inputs(source.calibration)[0]
     inputs, _ = source.inputs(source.data[0])
-    return inputs[np.random.default_rng(0).permutation(len(inputs))[images:]] if len(inputs) > images + BATCH else inputs
+    return (
+        inputs[np.random.default_rng(0).permutation(len(inputs))[images:]]
+        if len(inputs) > images + BATCH
+        else inputs
+    )
 
 
 def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -201,9 +224,9 @@ def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def compare(source: Network, *, bits: Sequence[int], images: int) -> tuple[list[Row], list[Summary]]:
     """Predictions against the truth for one network."""
-    proto = graph.load(source.path).proto
+    proto = load(source.path).proto
     report = match(proto)
-    span = statistics.infer_range(proto, report.layers, statistics.model_inputs(proto))
+    span = infer_range(proto, report.layers, model_inputs(proto))
     candidates, local = quantized(proto, report, span, bits)
     true, count = truth(source, proto, report, candidates, images)
     predicted, seconds = predictions(source, proto, report, span, images)
@@ -229,9 +252,13 @@ def summarize(rows: Sequence[Row], seconds: Mapping[str, float], images: int) ->
         mine = [row for row in rows if row.bits == width]
         for kind in ("raw", "local", *SOURCES):
             guess = np.array([row.predicted[kind] for row in mine])
-            correlation = {effect: _spearman(guess, np.array([row.true[effect] for row in mine])) for effect in EFFECTS}
+            correlation = {
+                effect: _spearman(guess, np.array([row.true[effect] for row in mine])) for effect in EFFECTS
+            }
             tiny = np.finfo(np.float64).tiny
-            off = 10 * np.log10(np.maximum(guess, tiny) / np.maximum([row.true["noise"] for row in mine], tiny))
+            off = 10 * np.log10(
+                np.maximum(guess, tiny) / np.maximum([row.true["noise"] for row in mine], tiny)
+            )
             yield Summary(
                 mine[0].network, width, kind, len(mine), images, correlation, float(np.median(off)), float(np.std(off)), seconds.get(kind)
             )  # fmt: skip
@@ -252,17 +279,23 @@ def table(summaries: Sequence[Summary]) -> Table:
     for column in ("bits", "prediction", *EFFECTS, "offset", "scatter", "CPU s"):
         shown.add_column(column, justify="left" if column == "prediction" else "right", no_wrap=True)
     for s in summaries:
-        cells = ["-" if s.correlation[effect] is None else f"{s.correlation[effect]:.2f}" for effect in EFFECTS]
+        cells = [
+            "-" if s.correlation[effect] is None else f"{s.correlation[effect]:.2f}" for effect in EFFECTS
+        ]
         seconds = "" if s.seconds is None else f"{s.seconds:.1f}"
         shown.add_row(str(s.bits), s.prediction, *cells, f"{s.offset_db:.1f}", f"{s.scatter_db:.1f}", seconds)
     return shown
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sensitivity", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sensitivity", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--networks", nargs="+", default=list(LABELLED), metavar="NAME")
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 3], choices=WIDTHS, help="default: 2 3")
-    parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help="for the truth (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, metavar="N", help="for the truth (default: %(default)s)"
+    )
     parser.add_argument("--per-layer", action="store_true", help="one line for every layer")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
@@ -273,11 +306,19 @@ def main(arguments: list[str] | None = None) -> int:
         summaries += summary
         if options.per_layer:
             for row in found:
-                decibels = " ".join(f"{kind} {10 * np.log10(max(noise, 1e-12)):6.1f}" for kind, noise in row.predicted.items())
-                console.print(f"{row.layer[-40:]:40} {row.bits} {decibels}  true {10 * np.log10(max(row.true['noise'], 1e-12)):6.1f}")
+                decibels = " ".join(
+                    f"{kind} {10 * np.log10(max(noise, 1e-12)):6.1f}" for kind, noise in row.predicted.items()
+                )
+                console.print(
+                    f"{row.layer[-40:]:40} {row.bits} {decibels}  true {10 * np.log10(max(row.true['noise'], 1e-12)):6.1f}"
+                )
         console.print(table(summary))
         if options.json is not None:
-            document = {"schema": SCHEMA, "summaries": [asdict(s) for s in summaries], "layers": [asdict(r) for r in rows]}
+            document = {
+                "schema": SCHEMA,
+                "summaries": [asdict(s) for s in summaries],
+                "layers": [asdict(r) for r in rows],
+            }
             options.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0
 

@@ -1,7 +1,7 @@
 """One session under ONNX Runtime, for a process of its own: what it costs to load, to hold and to run.
 
-``python -m benchmarks.session MODEL FLOAT INPUT.npz OPTIONS THREADS RUNS`` prints JSON. The float model is loaded when the other one has
-been weighed, and runs in turn with it, so that a busy machine slows both.
+``python -m benchmarks.session MODEL FLOAT INPUT.npz OPTIONS THREADS RUNS`` prints JSON. The float model is
+loaded when the other one has been weighed, and runs in turn with it, so that a busy machine slows both.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ from onnx_dfmpc import session_options
 
 Feeds = Mapping[str, NDArray[Any]]
 
-OPTIONS: Mapping[str, Callable[[], ort.SessionOptions]] = {"default": ort.SessionOptions, "recommended": session_options}
-"""Session options as ONNX Runtime has them, and as the package recommends them for models with float activations."""
+OPTIONS: Mapping[str, Callable[[], ort.SessionOptions]] = {
+    "default": ort.SessionOptions,
+    "recommended": session_options,
+}
+"""Session options as ONNX Runtime has them, and as the package recommends them for models with float
+activations.
+"""
 
 
 def resident_memory() -> int:
@@ -35,7 +40,9 @@ def resident_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(model: Path, reference: Path, feeds: Feeds, options: str, threads: int, runs: int) -> dict[str, Any]:
+def measure(
+    model: Path, reference: Path, feeds: Feeds, options: str, threads: int, runs: int
+) -> dict[str, Any]:
     """Load a model, run it, and run it in turn with the float model.
 
     Parameters
@@ -54,15 +61,20 @@ def measure(model: Path, reference: Path, feeds: Feeds, options: str, threads: i
     Returns
     -------
     dict
-        ``load`` in seconds; ``resident`` after the first run and ``peak`` until then, in bytes above what the process had before;
-        ``latency`` and ``float``, one number of seconds for every run.
+        ``load`` in seconds; ``resident`` after the first run and ``peak`` until then, in bytes above what the
+        process had before; ``latency`` and ``float``, one number of seconds for every run.
     """
     clock = time.process_time if threads == 1 else time.perf_counter
     resident, peak, start = resident_memory(), peak_memory(), clock()
     session = _load(model, OPTIONS[options](), threads)
     found: dict[str, Any] = {"load": clock() - start}
     session.run(None, feeds)
-    found |= {"resident": resident_memory() - resident, "peak": peak_memory() - peak, "latency": [], "float": []}
+    found |= {
+        "resident": resident_memory() - resident,
+        "peak": peak_memory() - peak,
+        "latency": [],
+        "float": [],
+    }
     sessions = {"latency": session, "float": _load(reference, ort.SessionOptions(), threads)}
     sessions["float"].run(None, feeds)
     for _ in range(runs):
@@ -82,4 +94,15 @@ def _load(model: Path, options: ort.SessionOptions, threads: int) -> ort.Inferen
 
 if __name__ == "__main__":
     with np.load(sys.argv[3]) as arrays:
-        print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]), dict(arrays), sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))))
+        print(
+            json.dumps(
+                measure(
+                    Path(sys.argv[1]),
+                    Path(sys.argv[2]),
+                    dict(arrays),
+                    sys.argv[4],
+                    int(sys.argv[5]),
+                    int(sys.argv[6]),
+                )
+            )
+        )

@@ -1,7 +1,8 @@
-"""CPU seconds and peak memory of every step, as ratios to loading, checking and saving the same file, and to SQuant.
+"""CPU seconds and peak memory of every step, as ratios to loading, checking and saving the same file, and to
+SQuant.
 
-The command: ``python -m benchmarks.speed --networks cifar10_resnet56_bn --repeats 5 --json out.json``. Every measurement is a
-process of its own; steps take turns, so that a busy machine slows them all alike.
+The command: ``python -m benchmarks.speed --networks cifar10_resnet56_bn --repeats 5 --json out.json``. Every
+measurement is a process of its own; steps take turns, so that a busy machine slows them all alike.
 """
 
 from __future__ import annotations
@@ -67,20 +68,31 @@ class Target:
 
 
 TARGETS = (
-    Target("nearest at most 3x load+save", lambda cost, _: cost["nearest"].seconds <= 3 * cost["load+save"].seconds),
+    Target(
+        "nearest at most 3x load+save",
+        lambda cost, _: cost["nearest"].seconds <= 3 * cost["load+save"].seconds,
+    ),
     Target(
         "squant at most 2x nearest, plus load+save",
         lambda cost, _: cost["squant"].seconds <= 2 * cost["nearest"].seconds + cost["load+save"].seconds,
     ),
     Target(
-        "covariance at most 25x squant", lambda cost, _: cost["covariance"].seconds <= 25 * cost["squant"].seconds, "cifar10_resnet56_bn"
+        "covariance at most 25x squant",
+        lambda cost, _: cost["covariance"].seconds <= 25 * cost["squant"].seconds,
+        "cifar10_resnet56_bn",
     ),
     Target("the default at most 90 s", lambda cost, _: statistics.median(cost["dfmpc"].wall) <= 90, RESNET50),
-    Target("the default's memory at most 4x the file", lambda cost, size: cost["dfmpc"].memory <= 4 * size, RESNET50),
+    Target(
+        "the default's memory at most 4x the file",
+        lambda cost, size: cost["dfmpc"].memory <= 4 * size,
+        RESNET50,
+    ),
 )
 
 
-def measure(network: Network, setting: str, position: str, steps: Sequence[str], repeats: int) -> dict[str, Cost]:
+def measure(
+    network: Network, setting: str, position: str, steps: Sequence[str], repeats: int
+) -> dict[str, Cost]:
     """Run every step `repeats` times, each in a process of its own."""
     found: dict[str, list[dict[str, float]]] = {step: [] for step in steps}
     for repeat in range(repeats):
@@ -91,7 +103,10 @@ def measure(network: Network, setting: str, position: str, steps: Sequence[str],
                 raise DfmpcError(f"{network.name}, {step}: {done.stderr.strip().splitlines()[-1]}")
             runs.append(json.loads(done.stdout))
             Console(stderr=True).print(f"{network.name}: {step}, {repeat + 1} of {repeats}", style="dim")
-    return {step: Cost(*(tuple(run[key] for run in runs) for key in ("cpu", "wall", "peak"))) for step, runs in found.items()}
+    return {
+        step: Cost(*(tuple(run[key] for run in runs) for key in ("cpu", "wall", "peak")))
+        for step, runs in found.items()
+    }
 
 
 def table(network: Network, setting: str, costs: Mapping[str, Cost]) -> Table:
@@ -110,7 +125,14 @@ def table(network: Network, setting: str, costs: Mapping[str, Cost]) -> Table:
         ratios = [_ratio(cost, costs.get(other)) for other in ("load+save", "squant")]
         numbers = [cost.seconds, min(cost.cpu), max(cost.cpu)]
         wall, memory = statistics.median(cost.wall), f"{cost.memory / MEGABYTE:.1f}"
-        shown.add_row(step, *(f"{number:.3f}" for number in numbers), *ratios, f"{wall:.2f}", memory, f"{cost.memory / size:.1f}")
+        shown.add_row(
+            step,
+            *(f"{number:.3f}" for number in numbers),
+            *ratios,
+            f"{wall:.2f}",
+            memory,
+            f"{cost.memory / size:.1f}",
+        )
     return shown
 
 
@@ -123,17 +145,34 @@ def verdicts(network: Network, costs: Mapping[str, Cost]) -> list[tuple[str, boo
     if costs.keys() != STEPS.keys():
         return []
     size = network.path.stat().st_size
-    return [(target.words, target.holds(costs, size)) for target in TARGETS if target.network in (None, network.name)]
+    return [
+        (target.words, target.holds(costs, size))
+        for target in TARGETS
+        if target.network in (None, network.name)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="CPU seconds and peak memory of every step.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description="CPU seconds and peak memory of every step."
+    )
     add = parser.add_argument
     add("--networks", nargs="+", default=NETWORKS, metavar="NAME", help=f"default: {' '.join(NETWORKS)}")
-    add("--setting", default="2/6", help="low/high bits of pairs, or bits of every layer (default: %(default)s)")
+    add(
+        "--setting",
+        default="2/6",
+        help="low/high bits of pairs, or bits of every layer (default: %(default)s)",
+    )
     add("--low-position", default="first", choices=["first", "second", "auto"], help="default: %(default)s")
-    add("--steps", nargs="+", default=list(STEPS), choices=list(STEPS), metavar="STEP", help=f"default: {' '.join(STEPS)}")
+    add(
+        "--steps",
+        nargs="+",
+        default=list(STEPS),
+        choices=list(STEPS),
+        metavar="STEP",
+        help=f"default: {' '.join(STEPS)}",
+    )
     add("--repeats", type=int, default=3, metavar="N", help="default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     options = parser.parse_args(arguments)
@@ -145,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings(options.setting, [options.low_position])
         for name in options.networks:
             network = networks.network(name)
-            costs = measure(network, options.setting, options.low_position, options.steps, max(1, options.repeats))
+            costs = measure(
+                network, options.setting, options.low_position, options.steps, max(1, options.repeats)
+            )
             held = verdicts(network, costs)
             console.print(table(network, options.setting, costs))
             for words, passed in held:

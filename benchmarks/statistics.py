@@ -1,6 +1,8 @@
-"""How well each provider knows what the layers see: ``python -m benchmarks.statistics [--networks NAME ...] [--json FILE]``.
+"""How well each provider knows what the layers see: ``python -m benchmarks.statistics [--networks NAME ...]
+[--json FILE]``.
 
-The truth is what real images measure; `calibration` is measured on other real images, so that its errors are those of sampling. Per layer:
+The truth is what real images measure; `calibration` is measured on other real images, so that its errors are
+those of sampling. Per layer:
 
     std           relative error of the standard deviation of an input, averaged over the inputs
     mean          error of the mean in units of the true standard deviation
@@ -26,11 +28,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.networks import LABELLED, Network, available
-from onnx_dfmpc import graph, statistics
-from onnx_dfmpc.match import match
-from onnx_dfmpc.matrices import matrix
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.linalg.matrices import matrix
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.spec import InputStatistics, Layer
 from onnx_dfmpc.statistics.analytic import analytic
+from onnx_dfmpc.statistics.input_range import infer_range
+from onnx_dfmpc.statistics.probe import Probe
 
 PROVIDERS = ("analytic", "probe", "calibration")
 IMAGES = 128
@@ -79,9 +85,11 @@ def errors(estimate: InputStatistics, truth: InputStatistics) -> tuple[float, fl
     )
 
 
-def compare(source: Network, *, images: int = IMAGES, providers: Sequence[str] = PROVIDERS) -> tuple[list[Errors], dict[str, float]]:
+def compare(
+    source: Network, *, images: int = IMAGES, providers: Sequence[str] = PROVIDERS
+) -> tuple[list[Errors], dict[str, float]]:
     """Errors of every provider at every layer, and the seconds of each."""
-    proto = graph.load(source.path).proto
+    proto = load(source.path).proto
     layers = match(proto).layers
     real, other = _real(source, images)
     walks = {provider: _provide(provider, proto, layers, other) for provider in providers}
@@ -102,8 +110,12 @@ def summarize(found: Sequence[Errors], seconds: Mapping[str, float]) -> list[Sum
     result = []
     for provider in seconds:
         mine = [error for error in found if error.provider == provider]
-        std, mean, correlation = np.mean([(error.std, error.mean, error.correlation) for error in mine], axis=0).tolist()
-        result.append(Summary(mine[0].network, provider, len(mine), std, mean, correlation, seconds[provider]))
+        std, mean, correlation = np.mean(
+            [(error.std, error.mean, error.correlation) for error in mine], axis=0
+        ).tolist()
+        result.append(
+            Summary(mine[0].network, provider, len(mine), std, mean, correlation, seconds[provider])
+        )
     return result
 
 
@@ -119,18 +131,20 @@ def _real(source: Network, images: int) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def feeds(proto: ModelProto, inputs: NDArray[Any]) -> list[dict[str, NDArray[Any]]]:
     """Batches of the first input of a model."""
-    spec = statistics.model_inputs(proto)[0]
+    spec = model_inputs(proto)[0]
     batch = spec.shape[0] if isinstance(spec.shape[0], int) else BATCH
     return [{spec.name: inputs[i : i + batch]} for i in range(0, len(inputs), batch)]
 
 
-def _provide(provider: str, proto: ModelProto, layers: Sequence[Layer], other: NDArray[Any]) -> Iterator[tuple[Layer, InputStatistics]]:
+def _provide(
+    provider: str, proto: ModelProto, layers: Sequence[Layer], other: NDArray[Any]
+) -> Iterator[tuple[Layer, InputStatistics]]:
     if provider == "calibration":
         return measured(proto, layers, feeds(proto, other), provider)
-    specs = statistics.model_inputs(proto)
-    span = statistics.infer_range(proto, layers, specs)
+    specs = model_inputs(proto)
+    span = infer_range(proto, layers, specs)
     if provider == "probe":
-        return measured(proto, layers, statistics.synthetic_feeds(specs, input_range=span), provider)
+        return measured(proto, layers, synthetic_feeds(specs, input_range=span), provider)
     low, high = span or (-2.0, 2.0)
     return analytic(proto, layers, input_mean=(low + high) / 2, input_std=(high - low) / 4)
 
@@ -139,7 +153,7 @@ def measured(
     proto: ModelProto, layers: Sequence[Layer], batches: Sequence[Mapping[str, NDArray[Any]]], provider: str
 ) -> Iterator[tuple[Layer, InputStatistics]]:
     """Statistics of every layer from running the model."""
-    probe = statistics.Probe(proto, batches, provider=provider)
+    probe = Probe(proto, batches, provider=provider)
     for layer in layers:
         yield layer, probe.measure(layer)
         probe.skip(layer)
@@ -148,14 +162,26 @@ def measured(
 def _table(summaries: Sequence[Summary]) -> Table:
     table = Table(title=f"Errors against {IMAGES} real inputs, averaged over layers")
     for column in ("network", "provider", "layers", "std", "mean", "correlation", "CPU s"):
-        table.add_column(column, justify="left" if column in ("network", "provider") else "right", no_wrap=True)
+        table.add_column(
+            column, justify="left" if column in ("network", "provider") else "right", no_wrap=True
+        )
     for s in summaries:
-        table.add_row(s.network, s.provider, str(s.layers), f"{s.std:.3f}", f"{s.mean:.3f}", f"{s.correlation:.4f}", f"{s.seconds:.1f}")
+        table.add_row(
+            s.network,
+            s.provider,
+            str(s.layers),
+            f"{s.std:.3f}",
+            f"{s.mean:.3f}",
+            f"{s.correlation:.4f}",
+            f"{s.seconds:.1f}",
+        )
     return table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.statistics", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.statistics", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--networks", nargs="+", default=list(LABELLED), metavar="NAME")
     parser.add_argument("--per-layer", action="store_true", help="one line for every layer")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -167,10 +193,16 @@ def main(arguments: list[str] | None = None) -> int:
         summaries += summarize(found, seconds)
         if options.per_layer:
             for e in found:
-                console.print(f"{e.layer:50} {e.provider:12} {e.std:8.3f} {e.mean:8.3f} {e.correlation:8.4f} {e.ratio:8.3f}")
+                console.print(
+                    f"{e.layer:50} {e.provider:12} {e.std:8.3f} {e.mean:8.3f} {e.correlation:8.4f} {e.ratio:8.3f}"
+                )
         console.print(_table(summaries[-len(seconds) :]))
         if options.json is not None:
-            document = {"images": IMAGES, "summaries": [asdict(s) for s in summaries], "layers": [asdict(e) for e in all_errors]}
+            document = {
+                "images": IMAGES,
+                "summaries": [asdict(s) for s in summaries],
+                "layers": [asdict(e) for e in all_errors],
+            }
             options.json.write_text(json.dumps(document, indent=1), encoding="utf-8")
     return 0
 

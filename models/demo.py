@@ -1,4 +1,5 @@
-"""Quantize the network that ships with the project at 2 and 6 bits, with and without compensation, and compare.
+"""Quantize the network that ships with the project at 2 and 6 bits, with and without compensation, and
+compare.
 
     make demo          or          python -m models.demo
 
@@ -12,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from onnx_dfmpc import QuantizeResult, Recipe, ValidationReport, quantize, validate
-from onnx_dfmpc.document import nominal_bits
+from onnx_dfmpc.report.document import nominal_bits
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE / "digits_resnet_bn.onnx"
@@ -29,8 +30,13 @@ RECIPES = {
 
 
 def worst_layer(result: QuantizeResult) -> str:
-    """Layer with the lowest signal to quantization noise ratio, measured where it was measured, predicted otherwise."""
-    noise = {layer.name: layer.predicted_sqnr_db if layer.measured_sqnr_db is None else layer.measured_sqnr_db for layer in result.layers}
+    """Layer with the lowest signal to quantization noise ratio, measured where it was measured, predicted
+    otherwise.
+    """
+    noise = {
+        layer.name: layer.predicted_sqnr_db if layer.measured_sqnr_db is None else layer.measured_sqnr_db
+        for layer in result.layers
+    }
     known = {name: sqnr for name, sqnr in noise.items() if sqnr is not None}
     if not known:
         return "-"
@@ -58,7 +64,9 @@ def run() -> Runs:
 def rows(runs: Runs) -> list[tuple[str, ...]]:
     """One row for the float model and one for every run."""
     result, report = next(iter(runs.values()))
-    table: list[tuple[str, ...]] = [("float", percent(report.top1_float), f"{result.source.size:,}", "32.00", "")]
+    table: list[tuple[str, ...]] = [
+        ("float", percent(report.top1_float), f"{result.source.size:,}", "32.00", "")
+    ]
     for name, (result, report) in runs.items():
         bits = f"{nominal_bits(result.layers):.2f}"
         table.append((name, percent(report.top1_quantized), f"{result.size:,}", bits, worst_layer(result)))
@@ -70,7 +78,9 @@ def comparison(runs: Runs) -> Table:
     report = next(iter(runs.values()))[1]
     table = Table(title=f"{MODEL.name} at 2/6 bits, {report.labelled} held-out images", title_justify="left")
     for header in HEADER:
-        table.add_column(header, justify="left" if header in (HEADER[0], HEADER[-1]) else "right", overflow="fold")
+        table.add_column(
+            header, justify="left" if header in (HEADER[0], HEADER[-1]) else "right", overflow="fold"
+        )
     for row in rows(runs):
         table.add_row(*row)
     return table

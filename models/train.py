@@ -2,9 +2,10 @@
 
     make train          or          python -m models.train [DIRECTORY]
 
-Data: the 1,797 8x8 digits that come with scikit-learn; 1,200 to train on, 597 held out (stratified, seed 0). The network: 15
-convolutions with batch norm, six residual blocks of 12, 24 and 48 channels. One thread and fixed seeds: the same machine and
-versions write the same bytes. The batch norm of ``digits_resnet_bn.onnx`` is kept, that of ``digits_resnet_folded.onnx`` is folded.
+Data: the 1,797 8x8 digits that come with scikit-learn; 1,200 to train on, 597 held out (stratified, seed 0).
+The network: 15 convolutions with batch norm, six residual blocks of 12, 24 and 48 channels. One thread and
+fixed seeds: the same machine and versions write the same bytes. The batch norm of ``digits_resnet_bn.onnx``
+is kept, that of ``digits_resnet_folded.onnx`` is folded.
 """
 
 import json
@@ -39,7 +40,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Identity()
         if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Any) -> Any:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -81,7 +84,9 @@ def shifted(images: Any) -> Any:
     """Each image moved by at most one pixel in both directions; the border is background (-1)."""
     padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
     offsets = torch.randint(3, (len(images), 2)).tolist()
-    return torch.stack([image[:, y : y + 8, x : x + 8] for image, (y, x) in zip(padded, offsets, strict=True)])
+    return torch.stack(
+        [image[:, y : y + 8, x : x + 8] for image, (y, x) in zip(padded, offsets, strict=True)]
+    )
 
 
 def train(images: Any, labels: Any) -> DigitsResNet:

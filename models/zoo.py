@@ -3,8 +3,9 @@
     python -m models.zoo list
     python -m models.zoo fetch NAME
 
-``manifest.toml`` describes every network. A file is taken from ``$DFMPC_SHARED/models`` (or ``../shared/models`` beside the checkout),
-else from the cache (``$XDG_CACHE_HOME/onnx_dfmpc``), else downloaded into the cache.
+``manifest.toml`` describes every network. A file is taken from ``$DFMPC_SHARED/models`` (or
+``../shared/models`` beside the checkout), else from the cache (``$XDG_CACHE_HOME/onnx_dfmpc``), else
+downloaded into the cache.
 """
 
 import argparse
@@ -29,7 +30,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from onnx_dfmpc.errors import DfmpcError
@@ -79,7 +87,9 @@ class Entry:
 
 def read_manifest(path: Path) -> Mapping[str, Entry]:
     """Every network of a manifest, by name."""
-    return MappingProxyType({name: _entry(name, table) for name, table in tomllib.loads(path.read_text("utf-8")).items()})
+    return MappingProxyType(
+        {name: _entry(name, table) for name, table in tomllib.loads(path.read_text("utf-8")).items()}
+    )
 
 
 @cache
@@ -100,7 +110,9 @@ def entry(name: str) -> Entry:
         return manifest()[name]
     except KeyError:
         near = difflib.get_close_matches(name, manifest(), n=1, cutoff=0.0)[0]
-        raise ZooError(f"{name}: no such network", hint=f"did you mean {near}? `python -m models.zoo list` shows all") from None
+        raise ZooError(
+            f"{name}: no such network", hint=f"did you mean {near}? `python -m models.zoo list` shows all"
+        ) from None
 
 
 def shared_dir() -> Path:
@@ -155,7 +167,12 @@ def download(url: str, target: Path, sha256: str) -> None:
         partial = Path(file.name)
         try:
             _stream(url, partial, title=target.name)
-            _verify(partial, sha256, url, hint="the file at this address has changed: check where it comes from before you trust it")
+            _verify(
+                partial,
+                sha256,
+                url,
+                hint="the file at this address has changed: check where it comes from before you trust it",
+            )
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -183,14 +200,16 @@ def preprocess(images: Images, network: Entry) -> Inputs:
     if p.channels == "GRAY":
         x = x @ np.array([[0.299], [0.587], [0.114]])
     normalised = (x / p.scale - np.array(p.mean)) / np.array(p.std)
-    return np.ascontiguousarray(normalised if p.layout == "NHWC" else normalised.transpose(0, 3, 1, 2), dtype=np.float32)
+    return np.ascontiguousarray(
+        normalised if p.layout == "NHWC" else normalised.transpose(0, 3, 1, 2), dtype=np.float32
+    )
 
 
 def dataset(name: str) -> tuple[NDArray[Any], Labels | None]:
     """Inputs and labels of one of the shared data files.
 
-    Images are uint8 (N, height, width, 3) RGB, everything else is float32 as the network wants it; labels are int64 (N,) or None.
-    ``imagenet_500`` needs Pillow.
+    Images are uint8 (N, height, width, 3) RGB, everything else is float32 as the network wants it; labels are
+    int64 (N,) or None. ``imagenet_500`` needs Pillow.
 
     Raises
     ------
@@ -200,7 +219,10 @@ def dataset(name: str) -> tuple[NDArray[Any], Labels | None]:
     directory = shared_dir() / "data"
     path = next((p for p in (directory / f"{name}.npz", directory / f"{name}.tar") if p.is_file()), None)
     if path is None:
-        raise ZooError(f"{name}: no such data in {directory}", hint="set DFMPC_SHARED to the directory that holds models/ and data/")
+        raise ZooError(
+            f"{name}: no such data in {directory}",
+            hint="set DFMPC_SHARED to the directory that holds models/ and data/",
+        )
     if path.suffix == ".tar":
         return _images_of_tar(path)
     with np.load(path) as arrays:
@@ -211,16 +233,22 @@ def dataset(name: str) -> tuple[NDArray[Any], Labels | None]:
 
 
 def samples(network: Entry, data: str | None = None) -> tuple[Inputs, Labels | None]:
-    """Inputs and class indices of a network, ready to run, from `data` or else from the first data that the manifest names."""
+    """Inputs and class indices of a network, ready to run, from `data` or else from the first data that the
+    manifest names.
+    """
     if data is None and not network.data:
-        raise ZooError(f"{network.name}: the manifest names no data for it", hint="pass the name of a data file")
+        raise ZooError(
+            f"{network.name}: the manifest names no data for it", hint="pass the name of a data file"
+        )
     inputs, labels = dataset(data or network.data[0])
     return preprocess(inputs, network), None if labels is None else labels + network.label_offset
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``list`` or ``fetch NAME`` and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m models.zoo", description="Public networks for tests and benchmarks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m models.zoo", description="Public networks for tests and benchmarks."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show every network and where it is")
     commands.add_parser("fetch", help="download a network and print its path").add_argument("name")
@@ -257,7 +285,11 @@ def _verify(path: Path, sha256: str, source: str, *, hint: str) -> None:
 def _stream(url: str, target: Path, *, title: str) -> None:
     offline = f"no connection? download {url} elsewhere and place it at {shared_dir() / 'models' / title}"
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, target.open("wb") as file, _progress() as progress:
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
+            target.open("wb") as file,
+            _progress() as progress,
+        ):
             total = int(response.headers.get("Content-Length") or 0) or None
             task = progress.add_task(title, total=total)
             while chunk := response.read(CHUNK):
@@ -265,7 +297,10 @@ def _stream(url: str, target: Path, *, title: str) -> None:
                 progress.advance(task, len(chunk))
             received = file.tell()
     except urllib.error.HTTPError as error:
-        raise ZooError(f"{url}: HTTP {error.code} {error.reason}", hint="the file has moved; the manifest needs its new address") from error
+        raise ZooError(
+            f"{url}: HTTP {error.code} {error.reason}",
+            hint="the file has moved; the manifest needs its new address",
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ZooError(f"{url}: {getattr(error, 'reason', error)}", hint=offline) from error
     if total is not None and received != total:
@@ -274,7 +309,13 @@ def _stream(url: str, target: Path, *, title: str) -> None:
 
 def _progress() -> Progress:
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
@@ -283,7 +324,10 @@ def _centre(images: Images, side: int | None) -> Images:
         return images
     height, width = images.shape[1:3]
     if min(height, width) < side:
-        raise ZooError(f"images of {height}x{width} pixels are smaller than the {side}x{side} crop", hint="pass larger images")
+        raise ZooError(
+            f"images of {height}x{width} pixels are smaller than the {side}x{side} crop",
+            hint="pass larger images",
+        )
     top, left = (height - side) // 2, (width - side) // 2
     return images[:, top : top + side, left : left + side]
 
@@ -294,7 +338,12 @@ def _resized(images: Images, size: tuple[int, int] | None) -> Images:
     from PIL import Image
 
     height, width = size
-    return np.stack([np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)) for image in images])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+            for image in images
+        ]
+    )
 
 
 def _images_of_tar(path: Path) -> tuple[Images, Labels]:

@@ -6,7 +6,8 @@
     validate            how far a quantized model is from its float original
     session_options     ONNX Runtime options that run the result at float speed
 
-A model is a path or a ``ModelProto``, which is never changed. What to do stands in a `Recipe`; whatever goes wrong is a `DfmpcError`.
+A model is a path or a ``ModelProto``, which is never changed. What to do stands in a `Recipe`; whatever goes
+wrong is a `DfmpcError`.
 
 Examples
 --------
@@ -18,11 +19,13 @@ Examples
 """
 
 from onnx_dfmpc.errors import DfmpcError
+from onnx_dfmpc.evaluate.compare import validate
+from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.pipeline import QuantizeResult, apply, match, plan, quantize
-from onnx_dfmpc.plans import load_plan, save_plan
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.report.plans import load_plan, save_plan
+from onnx_dfmpc.runtime.session import session_options
 from onnx_dfmpc.spec import QuantPlan
-from onnx_dfmpc.validate import ValidationReport, session_options, validate
 
 __all__ = [
     "DfmpcError",

@@ -1,4 +1,6 @@
-"""A float model and a quantized one: how far the outputs moved, which layer did it, how long an inference takes."""
+"""A float model and a quantized one: how far the outputs moved, which layer did it, how long an inference
+takes.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,28 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnx_dfmpc import graph, inputs, statistics
-from onnx_dfmpc.diagnosis import diagnose
 from onnx_dfmpc.errors import ModelError, UnsupportedError
-from onnx_dfmpc.match import match
+from onnx_dfmpc.evaluate.compare import compare
+from onnx_dfmpc.evaluate.diagnose import diagnose
+from onnx_dfmpc.evaluate.latency import measure_latency
+from onnx_dfmpc.evaluate.validation import ValidationReport
+from onnx_dfmpc.inputs.data import Feeding, feeding_of
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.result import ComparisonResult
-from onnx_dfmpc.spec import Form, Latency, LayerEffect, MatchReport
-from onnx_dfmpc.validate import ValidationReport, compare, measure_latency
+from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, StorageFormat
+from onnx_dfmpc.statistics.input_range import infer_range
 
 Model = str | Path | ModelProto
 Progress = Callable[[str, int, int], None]
 Findings = tuple[ValidationReport, tuple[LayerEffect, ...], Latency | None]
 
 
-def compare_files(float_path: str, quantized_path: str, recipe: Recipe, progress: Progress | None = None) -> ComparisonResult:
+def compare_files(
+    float_path: str, quantized_path: str, recipe: Recipe, progress: Progress | None = None
+) -> ComparisonResult:
     """Compare two files as a recipe says.
 
     Parameters
@@ -38,14 +47,24 @@ def compare_files(float_path: str, quantized_path: str, recipe: Recipe, progress
     RecipeError, ModelError
         As `onnx_dfmpc.validate`.
     """
-    source, quantized = graph.load(float_path), graph.load(quantized_path)
-    report, feeding = match(source.proto), inputs.feeding_of(recipe)
+    source, quantized = load(float_path), load(quantized_path)
+    report, feeding = match(source.proto), feeding_of(recipe)
     notes: tuple[str, ...] = ()
     if feeding.data is None and feeding.input_range is None:
-        specs = statistics.model_inputs(source.proto, feeding.shapes)
-        feeding = replace(feeding, input_range=statistics.infer_range(source.proto, report.layers, specs, seed=recipe.seed))
+        specs = model_inputs(source.proto, feeding.shapes)
+        feeding = replace(
+            feeding, input_range=infer_range(source.proto, report.layers, specs, seed=recipe.seed)
+        )
         notes = range_note(feeding.input_range)
-    found = examine(source.proto, quantized.proto, report, feeding, recipe, files=(float_path, quantized_path), progress=progress)
+    found = examine(
+        source.proto,
+        quantized.proto,
+        report,
+        feeding,
+        recipe,
+        files=(float_path, quantized_path),
+        progress=progress,
+    )
     validation, per_layer, latency = found
     validation = replace(validation, notes=(*validation.notes, *notes))
     return ComparisonResult(source, quantized, validation, per_layer, latency)
@@ -55,11 +74,11 @@ def examine(
     float_model: ModelProto,
     quantized_model: ModelProto,
     report: MatchReport,
-    feeding: inputs.Feeding,
+    feeding: Feeding,
     recipe: Recipe,
     *,
     files: tuple[Model, Model] | None = None,
-    form: Form | None = None,
+    form: StorageFormat | None = None,
     progress: Progress | None = None,
 ) -> Findings:
     """Validation, and, where the recipe asks for them, the effects of the layers and inference times.
@@ -74,7 +93,7 @@ def examine(
         Its gates and switches.
     files : (path, path), optional
         Where the models lie.
-    form : Form, optional
+    form : StorageFormat, optional
         How codes are put into the file, where it is known.
     progress : callable, optional
     """
@@ -84,10 +103,16 @@ def examine(
     notes: tuple[str, ...] = ()
     if recipe.per_layer:
         try:
-            effects, notes = diagnose(float_model, quantized_model, report, feeding, form=form, progress=progress)
+            effects, notes = diagnose(
+                float_model, quantized_model, report, feeding, form=form, progress=progress
+            )
         except (ModelError, UnsupportedError) as error:  # what validation found is worth showing all the same
             notes = (f"per layer: {error}",)
-    latency = measure_latency(*run, feeding, providers=recipe.providers, progress=progress) if recipe.latency else None
+    latency = (
+        measure_latency(*run, feeding, providers=recipe.providers, progress=progress)
+        if recipe.latency
+        else None
+    )
     return replace(validation, notes=(*validation.notes, *notes)), effects, latency
 
 
@@ -96,4 +121,6 @@ def range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
     if inferred is None:
         return ()
     low, high = inferred
-    return (f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",)
+    return (
+        f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",
+    )

@@ -1,7 +1,8 @@
 """The closed forms: what repairs a layer whose weights W became Wq (pure NumPy, arrays in and arrays out).
 
-The layer computes y_j = a_j (W_j . x - mu_j) + beta_j with a_j = gamma_j / sigma_j, its input x has mean m and covariance S, and
-<u, v> = u' S v is the covariance of two responses to it. All arrays are per output channel j; rows W_j have shape (g, r, n).
+The layer computes y_j = a_j (W_j . x - mu_j) + beta_j with a_j = gamma_j / sigma_j, its input x has mean m
+and covariance S, and <u, v> = u' S v is the covariance of two responses to it. All arrays are per output
+channel j; rows W_j have shape (g, r, n).
 
 Statistics of the quantized layer, re-estimated without data:
 
@@ -15,11 +16,12 @@ The paper's coefficient (DF-MPC, arXiv 2307.00498), c_j >= 0, minimises
     aq_j = gamma_j / sigmaq_j    bq_j = beta_j - aq_j muq_j
     c_j  = ( a_j aq_j (W_j . Wq_j) + lambda1 b_j bq_j ) / ( aq_j^2 ||Wq_j||^2 + lambda1 bq_j^2 + lambda2 )
 
-with the plain inner product of the weights. L is separable and convex, so the clipped minimiser is the minimiser over c >= 0.
+with the plain inner product of the weights. L is separable and convex, so the clipped minimiser is the
+minimiser over c >= 0.
 
-The gain of the default method keeps the signal: c_j = <W_j, W_j> / <W_j, Wq_j> makes the regression of the quantized response on the float
-one 1. The least-squares gain <W_j, Wq_j> / <Wq_j, Wq_j> is smaller by rho_j^2, and a deep network that shrinks a little at every layer
-fades away.
+The gain of the default method keeps the signal: c_j = <W_j, W_j> / <W_j, Wq_j> makes the regression of the
+quantized response on the float one 1. The least-squares gain <W_j, Wq_j> / <Wq_j, Wq_j> is smaller by
+rho_j^2, and a deep network that shrinks a little at every layer fades away.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_dfmpc.matrices import Covariance, through
+from onnx_dfmpc.linalg.matrices import Covariance, through
 from onnx_dfmpc.spec import Array, BatchNorm
 
 MAX_GAIN = 4.0
-"""Bound of a gain and of its inverse: beyond it a channel is mostly rounding noise, and a gain would only amplify that."""
+"""Bound of a gain and of its inverse: beyond it a channel is mostly rounding noise, and a gain would only
+amplify that.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +104,9 @@ def signal_gain(response: Response) -> Array:
 def balanced_gain(signal: Array, variance: Array, quantized_variance: Array) -> Array:
     """Gain between keeping the signal and keeping the variance: their geometric mean, shape (o,).
 
-    The signal gain makes up for this layer's noise only; the variance gain sigma / sigmaq, with the quantized network's own sigmaq, counts
-    the noise of all layers before it too. With the first alone noise inflates a deep network, with the second alone it displaces the
-    signal.
+    The signal gain makes up for this layer's noise only; the variance gain sigma / sigmaq, with the quantized
+    network's own sigmaq, counts the noise of all layers before it too. With the first alone noise inflates a
+    deep network, with the second alone it displaces the signal.
 
     Parameters
     ----------
@@ -132,10 +136,14 @@ def reestimate(norm: BatchNorm, response: Response, *, mean: bool = True) -> Bat
     shift = response.shift if mean else np.zeros_like(response.shift)
     # epsilon is part of sigma: sigmaq^2 = sigma^2 ratio, so that the var to store is that less epsilon.
     var = norm.sigma**2 * ratio - norm.epsilon
-    return BatchNorm(norm.node, norm.output, norm.gamma, norm.beta, norm.mean + shift, np.maximum(var, 0), norm.epsilon)
+    return BatchNorm(
+        norm.node, norm.output, norm.gamma, norm.beta, norm.mean + shift, np.maximum(var, 0), norm.epsilon
+    )
 
 
-def coefficients(rows: Array, quantized: Array, norm: BatchNorm, norm_q: BatchNorm, lambda1: float, lambda2: float) -> Array:
+def coefficients(
+    rows: Array, quantized: Array, norm: BatchNorm, norm_q: BatchNorm, lambda1: float, lambda2: float
+) -> Array:
     """The paper's c_j, clipped at 0.
 
     Parameters
@@ -160,12 +168,22 @@ def coefficients(rows: Array, quantized: Array, norm: BatchNorm, norm_q: BatchNo
     return np.where(solvable, np.maximum(numerator / np.where(solvable, denominator, 1), 0), 1)
 
 
-def objective(c: Array, rows: Array, quantized: Array, norm: BatchNorm, norm_q: BatchNorm, lambda1: float, lambda2: float) -> Array:
+def objective(
+    c: Array,
+    rows: Array,
+    quantized: Array,
+    norm: BatchNorm,
+    norm_q: BatchNorm,
+    lambda1: float,
+    lambda2: float,
+) -> Array:
     """L(c) per output channel, shape (g * r,); arguments as in `coefficients`."""
     a, b, aq, bq = *affine(norm), *affine(norm_q)
     n = rows.shape[2]
     difference = a[:, None] * rows.reshape(-1, n) - (c * aq)[:, None] * quantized.reshape(-1, n)
-    loss: Array = (difference.astype(np.float64) ** 2).sum(axis=1) + lambda1 * (b - c * bq) ** 2 + lambda2 * c**2
+    loss: Array = (
+        (difference.astype(np.float64) ** 2).sum(axis=1) + lambda1 * (b - c * bq) ** 2 + lambda2 * c**2
+    )
     return loss
 
 

@@ -1,4 +1,6 @@
-"""What every layer costs at every width, in bytes of the file and in noise at the outputs: the table that allocation spends from."""
+"""What every layer costs at every width, in bytes of the file and in noise at the outputs: the table that
+allocation spends from.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc import graph, sensitivity
-from onnx_dfmpc.allocate import open_widths, require_affordable, smallest
-from onnx_dfmpc.inputs import calibration_feeding, feeding_of
+from onnx_dfmpc.allocate import candidate_widths, cheapest, require_affordable
+from onnx_dfmpc.inputs.data import calibration_feeding, feeding_of
 from onnx_dfmpc.layerwise import Progress, Range, provider
+from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.recipe import Recipe, limits
-from onnx_dfmpc.rewrite import base_size, predicted_size, stored_sizes
+from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
+from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
+from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
+from onnx_dfmpc.sensitivity.table import predict
 from onnx_dfmpc.spec import CostTable, Grid, MatchReport, QuantizedLayer, QuantPlan
 
 Feed = Mapping[str, NDArray[Any]]
@@ -23,7 +28,7 @@ WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def cost_table(
-    source: graph.LoadedModel,
+    source: LoadedModel,
     report: MatchReport,
     recipe: Recipe,
     *,
@@ -60,23 +65,35 @@ def cost_table(
         If the recipe's target cannot be met, before anything is predicted.
     """
     proto, found = source.proto, limits(report, recipe)
-    planned = {name for name in found if not found[name].excluded} if plan is None else {layer.name for layer in plan.layers}
+    planned = (
+        {name for name in found if not found[name].excluded}
+        if plan is None
+        else {layer.name for layer in plan.layers}
+    )
     rows = [row for row, layer in enumerate(report.layers) if layer.name in planned]
     names = tuple(report.layers[row].name for row in rows)
     grid: Grid = "asymmetric" if recipe.method == "dfmpc" else "symmetric"
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, report, widths, recipe.form, grid=grid)[rows]
-    base = base_size(proto, report, names, widths, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata)
+    base = base_size(
+        proto, report, names, widths, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+    )
     nominal = recipe.target_bits is not None
-    opened = open_widths(names, widths, sizes, found, nominal=nominal) if plan is None else _given(plan, names, widths)
-    fewest = dict(zip(names, np.array(widths)[smallest(sizes, opened)].tolist(), strict=True))
-    least = predicted_size(proto, report, fewest, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata)
+    opened = (
+        candidate_widths(names, widths, sizes, found, nominal=nominal)
+        if plan is None
+        else _given(plan, names, widths)
+    )
+    fewest = dict(zip(names, np.array(widths)[cheapest(sizes, opened)].tolist(), strict=True))
+    least = predicted_size(
+        proto, report, fewest, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+    )
     spare = base + int(np.where(opened, sizes, np.iinfo(np.int64).max).min(axis=1).sum()) - least
     table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "", spare)
     if plan is None:
         require_affordable(report, recipe, table)
     kind, feeds = _feeds(source, recipe, input_range)
-    predicted = sensitivity.predict(
+    predicted = predict(
         proto,
         report.layers,
         widths,
@@ -100,31 +117,57 @@ def with_costs(plan: QuantPlan, table: CostTable) -> QuantPlan:
 
 
 def with_sizes(
-    plan: QuantPlan, source: graph.LoadedModel, report: MatchReport, metadata: Mapping[str, str], *, corrected: Collection[str]
+    plan: QuantPlan,
+    source: LoadedModel,
+    report: MatchReport,
+    metadata: Mapping[str, str],
+    *,
+    corrected: Collection[str],
 ) -> QuantPlan:
     """Plan with the bytes that its bits will take."""
     proto, form = source.proto, plan.form
     grid: Grid = "asymmetric" if any(layer.grid == "asymmetric" for layer in plan.layers) else "symmetric"
     widths = sorted({layer.bits for layer in plan.layers})
-    stored = dict(zip((layer.name for layer in report.layers), stored_sizes(proto, report, widths, form, grid=grid), strict=True))
+    stored = dict(
+        zip(
+            (layer.name for layer in report.layers),
+            stored_sizes(proto, report, widths, form, grid=grid),
+            strict=True,
+        )
+    )
     sizes = {layer.name: int(stored[layer.name][widths.index(layer.bits)]) for layer in plan.layers}
     bits = {layer.name: layer.bits for layer in plan.layers}
     total = predicted_size(proto, report, bits, form, grid=grid, corrected=corrected, metadata=metadata)
     return _with_sizes(plan, sizes, total)
 
 
-def with_noise(plan: QuantPlan, report: MatchReport, solved: Sequence[QuantizedLayer], flow: sensitivity.Flow) -> QuantPlan:
-    """Plan with the noise that the layers, as quantized, will make at the outputs, in closed form; as it is where one says nothing."""
+def with_noise(
+    plan: QuantPlan, report: MatchReport, solved: Sequence[QuantizedLayer], flow: NoisePropagation
+) -> QuantPlan:
+    """Plan with the noise that the layers, as quantized, will make at the outputs, in closed form; as it is
+    where one says nothing.
+    """
     amplified, layers = flow.amplification(), {layer.name: layer for layer in report.layers}
-    known = {done.name: done.predicted_sqnr_db for done in solved if done.predicted_sqnr_db is not None and done.provider != "none"}
+    known = {
+        done.name: done.predicted_sqnr_db
+        for done in solved
+        if done.predicted_sqnr_db is not None and done.provider != "none"
+    }
     if len(known) < len(solved):
         return plan
-    noise = {name: float(sensitivity.noise_at_outputs(amplified, layers[name], 10 ** (-sqnr / 10))) for name, sqnr in known.items()}
+    noise = {
+        name: float(noise_at_outputs(amplified, layers[name], 10 ** (-sqnr / 10)))
+        for name, sqnr in known.items()
+    }
     return _with_noise(plan, noise, "bn")
 
 
 def _with_sizes(plan: QuantPlan, sizes: Mapping[str, int], total: int) -> QuantPlan:
-    return replace(plan, layers=tuple(replace(layer, bytes=sizes[layer.name]) for layer in plan.layers), predicted_bytes=total)
+    return replace(
+        plan,
+        layers=tuple(replace(layer, bytes=sizes[layer.name]) for layer in plan.layers),
+        predicted_bytes=total,
+    )
 
 
 def _with_noise(plan: QuantPlan, noise: Mapping[str, float], provider: str) -> QuantPlan:
@@ -141,7 +184,9 @@ def _given(plan: QuantPlan, names: Sequence[str], widths: Sequence[int]) -> NDAr
     return np.array([[width == plan[name].bits for width in widths] for name in names])
 
 
-def _feeds(source: graph.LoadedModel, recipe: Recipe, input_range: Callable[[], Range]) -> tuple[str, Sequence[Feed] | None]:
+def _feeds(
+    source: LoadedModel, recipe: Recipe, input_range: Callable[[], Range]
+) -> tuple[str, Sequence[Feed] | None]:
     """What to call the prediction, and the inputs to measure it on."""
     kind = recipe.cost
     if kind == "auto":
@@ -150,5 +195,7 @@ def _feeds(source: graph.LoadedModel, recipe: Recipe, input_range: Callable[[], 
         return kind, None
     if kind == "probe":
         shapes = dict(recipe.shapes)
-        return kind, sensitivity.probe_feeds(source.proto, seed=recipe.seed, input_range=input_range(), shapes=shapes)
-    return kind, sensitivity.data_feeds(source.proto, calibration_feeding(recipe) if recipe.calibration_data else feeding_of(recipe))
+        return kind, probe_feeds(source.proto, seed=recipe.seed, input_range=input_range(), shapes=shapes)
+    return kind, data_feeds(
+        source.proto, calibration_feeding(recipe) if recipe.calibration_data else feeding_of(recipe)
+    )

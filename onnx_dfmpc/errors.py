@@ -1,7 +1,7 @@
 """What can go wrong, said so that a user can act on it.
 
-Every error carries one line (what happened, in which file, at which node) and, where there is one, a hint (what to do next).
-The command line turns the class into an exit code; nothing here imports anything.
+Every error carries one line (what happened, in which file, at which node) and, where there is one, a hint
+(what to do next). The command line turns the class into an exit code; nothing here imports anything.
 """
 
 
@@ -41,7 +41,9 @@ class ModelError(DfmpcError):
 
 
 class UnsupportedError(DfmpcError):
-    """A sound model that this tool cannot quantize: nothing matched, or a form it does not handle (exit code 3)."""
+    """A sound model that this tool cannot quantize: nothing matched, or a form it does not handle (exit code
+    3).
+    """
 
     exit_code = 3
 

@@ -1,9 +1,11 @@
-"""Batch norm into the numbers of the layer before it: exact, since a grid per channel takes any factor per channel.
+"""Batch norm into the numbers of the layer before it: exact, since a grid per channel takes any factor per
+channel.
 
     gamma/sigma (W_q x + bias - mu) + beta = a W_q x + b        a = gamma/sigma        b = beta + a (bias - mu)
 
-The codes stay and the scales become |a| s. Where a < 0, codes and zero point are reflected within their range, q' = low + high - q: then
-q' - z' = -(q - z). Where a = 0, every code is the zero point, and the scale is 1. Pure NumPy.
+The codes stay and the scales become |a| s. Where a < 0, codes and zero point are reflected within their
+range, q' = low + high - q: then q' - z' = -(q - z). Where a = 0, every code is the zero point, and the scale
+is 1. Pure NumPy.
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from onnx_dfmpc.layout import to_rows
 from onnx_dfmpc.spec import Array, BatchNorm, Layer, QuantizedLayer, QuantizedWeight
+from onnx_dfmpc.spec.ops import to_rows
 
-SMALLEST = {np.dtype(np.float32): float(np.finfo(np.float32).tiny), np.dtype(np.float16): float(np.finfo(np.float16).smallest_subnormal)}
-"""Channels with a smaller scale are silent: in float32 some runtimes take what is denormal for zero, in float16 it would become zero."""
+SMALLEST = {
+    np.dtype(np.float32): float(np.finfo(np.float32).tiny),
+    np.dtype(np.float16): float(np.finfo(np.float16).smallest_subnormal),
+}
+"""Channels with a smaller scale are silent: in float32 some runtimes take what is denormal for zero, in
+float16 it would become zero.
+"""
 
 MARGIN = 4.0
 """How far quantization and its repair may move a scale or a bias from what the float weight suggests."""
@@ -26,14 +33,16 @@ LEVELS = 256
 """Most levels that a scale is multiplied with."""
 
 
-def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None, dtype: DTypeLike = np.float32) -> QuantizedLayer:
+def fold(
+    done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None, dtype: DTypeLike = np.float32
+) -> QuantizedLayer:
     """The same layer without its batch norm.
 
     Parameters
     ----------
     done : QuantizedLayer
-        Its weight must have a grid per channel, or one that can become so: not that of a grouped ConvTranspose. Signed codes must be
-        symmetric around 0.
+        Its weight must have a grid per channel, or one that can become so: not that of a grouped
+        ConvTranspose. Signed codes must be symmetric around 0.
     layer : Layer
         With a batch norm.
     bias : float array, shape (channels,), or None
@@ -53,7 +62,8 @@ def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None, 
     >>> weight = QuantizedWeight(np.array([[0], [3]], np.uint8), np.float32([1, 2]), np.uint8([1, 1]), bits=2, signed=False, axis=0)
     >>> folded = fold(QuantizedLayer("fc", weight), layer, None)
     >>> folded.weight.codes.ravel(), folded.weight.scale, folded.weight.dequantize().ravel(), folded.bias
-    (array([3, 0], dtype=uint8), array([2., 4.], dtype=float32), array([ 2., -8.], dtype=float32), array([1., 1.], dtype=float32))
+    (array([3, 0], dtype=uint8), array([2., 4.], dtype=float32), array([ 2., -8.], dtype=float32), array([1.,
+    1.], dtype=float32))
     """
     norm = done.batch_norm or layer.batch_norm
     if norm is None:
@@ -66,8 +76,9 @@ def fold(done: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None, 
 def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] | None) -> bool:
     """Whether scales and bias will fit the float type of the weight, as far as the float layer tells.
 
-    In float32 they always do, but for numbers that no trained network has. In float16 small scales have few bits left: what that does to a
-    weight has to be less than the rounding of the largest one, as which the layer's outputs are rounded too.
+    In float32 they always do, but for numbers that no trained network has. In float16 small scales have few
+    bits left: what that does to a weight has to be less than the rounding of the largest one, as which the
+    layer's outputs are rounded too.
 
     Parameters
     ----------
@@ -82,7 +93,9 @@ def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] 
     limits = np.finfo(weight.dtype)
     most, coarsest = float(limits.max) / MARGIN, LEVELS * SMALLEST[weight.dtype]
     return bool(
-        (np.abs(shift) <= most).all() and (largest <= most).all() and (coarsest <= float(limits.eps) * largest.max() or not largest.any())
+        (np.abs(shift) <= most).all()
+        and (largest <= most).all()
+        and (coarsest <= float(limits.eps) * largest.max() or not largest.any())
     )
 
 
@@ -98,7 +111,9 @@ def _scaled(weight: QuantizedWeight, factor: Array, axis: int, smallest: float) 
     scale = np.abs(factor) * weight.scale
     silent = scale < smallest
     ends = 0 if weight.signed else 2**weight.bits - 1  # lowest and highest code together
-    zeros = np.broadcast_to(0 if weight.zero_point is None else weight.zero_point, scale.shape).astype(np.int16)
+    zeros = np.broadcast_to(0 if weight.zero_point is None else weight.zero_point, scale.shape).astype(
+        np.int16
+    )
     zeros = np.where(factor < 0, ends - zeros, zeros)
     codes = np.where((factor < 0).reshape(along), ends - weight.codes.astype(np.int16), weight.codes)
     codes = np.where(silent.reshape(along), zeros.reshape(along), codes)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import get_args, get_type_hints
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.spec import Form
+from onnx_dfmpc.spec import StorageFormat
 
-NATIVE = Form()
+NATIVE = StorageFormat()
 """DequantizeLinear straight on the narrowest element type."""
 
 
-def check_form(form: Form) -> None:
+def check_format(form: StorageFormat) -> None:
     """Refuse words that mean nothing, and words that contradict each other.
 
     Parameters
     ----------
-    form : Form
+    form : StorageFormat
 
     Raises
     ------
@@ -25,13 +25,14 @@ def check_form(form: Form) -> None:
 
     Examples
     --------
-    >>> check_form(Form("compact", "int8"))
-    >>> check_form(Form(unpack="float", weight_format="qdq"))
+    >>> check_format(StorageFormat("compact", "int8"))
+    >>> check_format(StorageFormat(unpack="float", weight_format="qdq"))
     Traceback (most recent call last):
     ...
-    onnx_dfmpc.errors.RecipeError: weight_format = 'qdq' keeps float weights in the file: unpack = 'float' has nothing to unpack
+    onnx_dfmpc.errors.RecipeError: weight_format = 'qdq' keeps float weights in the file: unpack = 'float' has
+    nothing to unpack
     """
-    for key, kind in get_type_hints(Form).items():
+    for key, kind in get_type_hints(StorageFormat).items():
         value, allowed = getattr(form, key), get_args(kind)
         if value not in allowed:
             raise RecipeError(f"{key} = {value!r}: expected one of {', '.join(allowed)}")

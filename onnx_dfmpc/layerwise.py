@@ -8,20 +8,25 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc import graph, statistics
-from onnx_dfmpc.inputs import calibration_feeding
-from onnx_dfmpc.layout import taps
-from onnx_dfmpc.matrices import rescaled
+from onnx_dfmpc.inputs.data import calibration_feeding
+from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.linalg.matrices import rescaled
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.solve import correct, finish, finish_paper, relative_noise, round_layer
 from onnx_dfmpc.spec import InputStatistics, Layer, MatchReport, QuantizedLayer, QuantPlan
+from onnx_dfmpc.spec.ops import taps
+from onnx_dfmpc.statistics.probe import Probe
+from onnx_dfmpc.statistics.providers import Analytic, NoStatistics, Provider
 
 Progress = Callable[[str, int, int], None]
 Range = tuple[float, float] | None
 
 
 def solve_layers(
-    source: graph.LoadedModel,
+    source: LoadedModel,
     report: MatchReport,
     plan: QuantPlan,
     recipe: Recipe,
@@ -45,18 +50,21 @@ def solve_layers(
     watch : callable, optional
         Called with every layer and the statistics of its input, where anything asks for them.
     """
-    table = graph.ConstantTable(source.proto)
+    table = ConstantTable(source.proto)
     plans = {layer.name: layer for layer in plan.layers}
     carriers = _carriers(report, plan, recipe)
     factors: dict[str, NDArray[np.floating]] = {}
     solved = []
     asks = _asks(plan, recipe)
-    known_by = provider(source, report, recipe, input_range) if asks else statistics.White()
+    known_by = provider(source, report, recipe, input_range) if asks else NoStatistics()
     for layer in report.layers:
         if layer.name not in plans:
             known_by.skip(layer)
             continue
-        weight, bias = _floats(table[layer.weight]), _floats(table[layer.bias]).ravel() if layer.bias else None
+        weight, bias = (
+            _floats(table[layer.weight]),
+            _floats(table[layer.bias]).ravel() if layer.bias else None,
+        )
         known = known_by.measure(layer)
         if asks and watch is not None:
             watch(layer, known)
@@ -79,13 +87,17 @@ def solve_layers(
     return solved
 
 
-def weight_noise(source: graph.LoadedModel) -> Callable[[Layer, int], float]:
-    """Predicted noise of a layer at some bits, relative to its output, for choosing between the layers of a pair (see `relative_noise`)."""
-    table = graph.ConstantTable(source.proto)
+def weight_noise(source: LoadedModel) -> Callable[[Layer, int], float]:
+    """Predicted noise of a layer at some bits, relative to its output, for choosing between the layers of a
+    pair (see `relative_noise`).
+    """
+    table = ConstantTable(source.proto)
     return lambda layer, bits: relative_noise(layer, _floats(table[layer.weight]), bits)
 
 
-def provider(source: graph.LoadedModel, report: MatchReport, recipe: Recipe, input_range: Callable[[], Range]) -> statistics.Provider:
+def provider(
+    source: LoadedModel, report: MatchReport, recipe: Recipe, input_range: Callable[[], Range]
+) -> Provider:
     """Statistics of the layers' inputs, from where the recipe says.
 
     Parameters
@@ -97,18 +109,22 @@ def provider(source: graph.LoadedModel, report: MatchReport, recipe: Recipe, inp
         Range of synthetic inputs; asked only where some are needed.
     """
     if recipe.calibration_data is not None:
-        real = statistics.real_feeds(source.proto, calibration_feeding(recipe))
-        return statistics.Probe(source.proto, real, provider="calibration", seed=recipe.seed)
-    specs, span = statistics.model_inputs(source.proto, dict(recipe.shapes)), input_range()
-    synthetic = statistics.synthetic_feeds(specs, seed=recipe.seed, input_range=span)
+        real = real_feeds(source.proto, calibration_feeding(recipe))
+        return Probe(source.proto, real, provider="calibration", seed=recipe.seed)
+    specs, span = model_inputs(source.proto, dict(recipe.shapes)), input_range()
+    synthetic = synthetic_feeds(specs, seed=recipe.seed, input_range=span)
     if recipe.statistics == "analytic":
-        return statistics.Analytic(source.proto, report.layers, synthetic, input_range=span, seed=recipe.seed)
-    return statistics.Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
+        return Analytic(source.proto, report.layers, synthetic, input_range=span, seed=recipe.seed)
+    return Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
 
 
 def _asks(plan: QuantPlan, recipe: Recipe) -> bool:
     """Whether anything needs statistics."""
-    return recipe.compensate or recipe.bias_correction or any(layer.rounding == "covariance" for layer in plan.layers)
+    return (
+        recipe.compensate
+        or recipe.bias_correction
+        or any(layer.rounding == "covariance" for layer in plan.layers)
+    )
 
 
 def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:
@@ -142,7 +158,17 @@ def _along_inputs(factor: NDArray[np.floating], layer: Layer) -> NDArray[np.floa
 
 
 def _divided(known: InputStatistics, factor: NDArray[np.floating], layer: Layer) -> InputStatistics:
-    """Statistics of inputs that come without the factors that the weight took over; a factor of 0 silences its channel."""
+    """Statistics of inputs that come without the factors that the weight took over; a factor of 0 silences
+    its channel.
+    """
     inverse = np.where(factor > 0, 1 / np.where(factor > 0, factor, 1), 0)
-    each = np.repeat(inverse.reshape(layer.group, -1), known.mean.shape[1] * layer.group // factor.size // taps(layer), axis=1)  # (g, i)
-    return replace(known, mean=known.mean * np.repeat(each, taps(layer), axis=1), covariance=rescaled(known.covariance, each))
+    each = np.repeat(
+        inverse.reshape(layer.group, -1),
+        known.mean.shape[1] * layer.group // factor.size // taps(layer),
+        axis=1,
+    )  # (g, i)
+    return replace(
+        known,
+        mean=known.mean * np.repeat(each, taps(layer), axis=1),
+        covariance=rescaled(known.covariance, each),
+    )

@@ -6,15 +6,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnx_dfmpc import graph
-from onnx_dfmpc import match as matching
 from onnx_dfmpc.comparison import compare_files
+from onnx_dfmpc.matching.match import match as find_layers
+from onnx_dfmpc.model.files import load, require_writable
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.result import ComparisonResult, PlanResult, QuantizeResult
 from onnx_dfmpc.spec import MatchReport, QuantPlan
 from onnx_dfmpc.work import Model, Progress, Work
 
-__all__ = ["ComparisonResult", "PlanResult", "QuantizeResult", "apply", "compare_files", "match", "plan", "plan_result", "quantize"]
+__all__ = [
+    "ComparisonResult",
+    "PlanResult",
+    "QuantizeResult",
+    "apply",
+    "compare_files",
+    "match",
+    "plan",
+    "plan_result",
+    "quantize",
+]
 
 
 def match(model: Model) -> MatchReport:
@@ -39,7 +49,7 @@ def match(model: Model) -> MatchReport:
     >>> len(found.layers), len(found.skipped), found.layers[0].name
     (16, 0, '/conv/Conv')
     """
-    return matching.match(graph.load(model).proto)
+    return find_layers(load(model).proto)
 
 
 def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
@@ -71,7 +81,11 @@ def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
 
 
 def plan_result(
-    model: Model, recipe: Recipe | None = None, *, sweep: int | Sequence[int] | None = None, progress: Progress | None = None
+    model: Model,
+    recipe: Recipe | None = None,
+    *,
+    sweep: int | Sequence[int] | None = None,
+    progress: Progress | None = None,
 ) -> PlanResult:
     """`plan`, with the account of how it came about.
 
@@ -87,11 +101,18 @@ def plan_result(
     work = Work(model, recipe or Recipe(), progress)
     made = work.allocate()
     points = () if sweep is None else work.sweep(sweep)
-    return PlanResult(work.source, work.report, work.predict(made), work.recipe, points, work.notes, work.clock.seconds)
+    return PlanResult(
+        work.source, work.report, work.predict(made), work.recipe, points, work.notes, work.clock.seconds
+    )
 
 
 def apply(
-    model: Model, plan: QuantPlan, recipe: Recipe | None = None, *, progress: Progress | None = None, validated: bool = True
+    model: Model,
+    plan: QuantPlan,
+    recipe: Recipe | None = None,
+    *,
+    progress: Progress | None = None,
+    validated: bool = True,
 ) -> QuantizeResult:
     """Quantize a model by a plan.
 
@@ -101,7 +122,8 @@ def apply(
         The model that the plan was made for.
     plan : QuantPlan
     recipe : Recipe, optional
-        Method, statistics and validation, by default those that the plan was made with; its bits and its storage are not asked.
+        Method, statistics and validation, by default those that the plan was made with; its bits and its
+        storage are not asked.
     progress : callable, optional
         Called with ``(stage, done, total)``.
     validated : bool
@@ -164,12 +186,14 @@ def quantize(
     Returns
     -------
     QuantizeResult
-        A gate that does not hold is no exception: `QuantizeResult.passed` is false then, and nothing was written.
+        A gate that does not hold is no exception: `QuantizeResult.passed` is false then, and nothing was
+        written.
 
     Raises
     ------
     RecipeError, ModelError, UnsupportedError
-        Bad settings, or an output that exists; a bad model; nothing to quantize, or a budget that cannot be met. Nothing is written then.
+        Bad settings, or an output that exists; a bad model; nothing to quantize, or a budget that cannot be
+        met. Nothing is written then.
     """
     recipe = recipe or Recipe()
     recipe = replace(
@@ -178,7 +202,7 @@ def quantize(
         nodes_to_exclude=(*recipe.nodes_to_exclude, *(nodes_to_exclude or ())),
     )
     if model_output is not None:
-        graph.require_writable(model_output, external_data=use_external_data_format, overwrite=overwrite)
+        require_writable(model_output, external_data=use_external_data_format, overwrite=overwrite)
     work = Work(model_input, recipe, progress)
     result = replace(work.run(work.allocate(), validated=validated), sweep=work.frontier())
     if model_output is None or not result.passed:

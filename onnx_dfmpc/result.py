@@ -9,12 +9,23 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnx_dfmpc import graph
-from onnx_dfmpc.inputs import feeding_of
-from onnx_dfmpc.metrics import ValidationReport, limits_of
+from onnx_dfmpc.evaluate.command import repeat_command
+from onnx_dfmpc.evaluate.gates import limits_of
+from onnx_dfmpc.evaluate.validation import ValidationReport
+from onnx_dfmpc.inputs.data import feeding_of
+from onnx_dfmpc.model.files import LoadedModel, save
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.spec import Chain, Latency, LayerEffect, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint, WeightHistogram
-from onnx_dfmpc.validate import repeat_command
+from onnx_dfmpc.spec import (
+    Chain,
+    Latency,
+    LayerEffect,
+    LayerReport,
+    MatchReport,
+    QuantPlan,
+    Skipped,
+    SweepPoint,
+    WeightHistogram,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +65,7 @@ class QuantizeResult:
     """
 
     model: ModelProto
-    source: graph.LoadedModel
+    source: LoadedModel
     plan: QuantPlan
     recipe: Recipe
     layers: tuple[LayerReport, ...]
@@ -75,7 +86,9 @@ class QuantizeResult:
         """Whether nothing speaks against it: no validation failed."""
         return self.validation is None or bool(self.validation)
 
-    def save(self, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False) -> QuantizeResult:
+    def save(
+        self, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False
+    ) -> QuantizeResult:
         """Write the model, whole or not at all.
 
         Parameters
@@ -96,7 +109,7 @@ class QuantizeResult:
         RecipeError
             If the file exists and may not be overwritten, or cannot be written.
         """
-        size = graph.save(self.model, path, external_data=external_data, overwrite=overwrite)
+        size = save(self.model, path, external_data=external_data, overwrite=overwrite)
         return replace(self, size=size, output=Path(path), validation=self._repeatable(path))
 
     def _repeatable(self, path: str | os.PathLike[str]) -> ValidationReport | None:
@@ -104,7 +117,9 @@ class QuantizeResult:
         if self.validation is None or self.source.path is None:
             return self.validation
         limits = limits_of(self.recipe.gates)
-        command = repeat_command(self.source.path, path, feeding_of(self.recipe), limits, self.recipe.providers)
+        command = repeat_command(
+            self.source.path, path, feeding_of(self.recipe), limits, self.recipe.providers
+        )
         return replace(self.validation, command=command)
 
 
@@ -126,7 +141,7 @@ class PlanResult:
         Wall time of each stage.
     """
 
-    source: graph.LoadedModel
+    source: LoadedModel
     report: MatchReport
     plan: QuantPlan
     recipe: Recipe
@@ -149,8 +164,8 @@ class ComparisonResult:
         None where it was not asked for.
     """
 
-    source: graph.LoadedModel
-    quantized: graph.LoadedModel
+    source: LoadedModel
+    quantized: LoadedModel
     validation: ValidationReport
     per_layer: tuple[LayerEffect, ...] = ()
     latency: Latency | None = None

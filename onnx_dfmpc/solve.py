@@ -1,7 +1,8 @@
-"""One layer: its weight, what is known about its input, and its plan -> the numbers to store. No graph, no files: arrays only.
+"""One layer: its weight, what is known about its input, and its plan -> the numbers to store. No graph, no
+files: arrays only.
 
-Two steps, so that between them the layer can be run: `round_layer` chooses the codes, then `correct` and `finish` (or `finish_paper`)
-repair what the rounding did.
+Two steps, so that between them the layer can be run: `round_layer` chooses the codes, then `correct` and
+`finish` (or `finish_paper`) repair what the rounding did.
 """
 
 from __future__ import annotations
@@ -11,12 +12,32 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.compensate import Response, affine, balanced_gain, coefficients, mean_shift, reestimate, respond, signal_gain
-from onnx_dfmpc.layout import from_rows, shares_grid, taps, to_rows
-from onnx_dfmpc.matrices import Covariance
-from onnx_dfmpc.quantize import Codes, dequantize, doubted, quantize_rows, regularize
+from onnx_dfmpc.compensate import (
+    Response,
+    affine,
+    balanced_gain,
+    coefficients,
+    mean_shift,
+    reestimate,
+    respond,
+    signal_gain,
+)
+from onnx_dfmpc.linalg.matrices import Covariance
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer, LayerPlan, Outputs, QuantizedLayer, QuantizedWeight
+from onnx_dfmpc.rounding.grids import Codes, dequantize
+from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
+from onnx_dfmpc.rounding.rows import quantize_rows
+from onnx_dfmpc.spec import (
+    Array,
+    BatchNorm,
+    InputStatistics,
+    Layer,
+    LayerPlan,
+    Outputs,
+    QuantizedLayer,
+    QuantizedWeight,
+)
+from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
 
 Bias = NDArray[np.floating] | None
 
@@ -52,26 +73,33 @@ class Rounded:
 def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
     """Noise of a layer at some bits relative to its output, predicted for plain rounding and white inputs.
 
-    Channels weigh as the batch norm behind them scales them, so that this compares layers whose weights have different scales.
+    Channels weigh as the batch norm behind them scales them, so that this compares layers whose weights have
+    different scales.
     """
     rows = to_rows(weight.astype(np.float32), layer)
     rounded = quantize_rows(rows, bits, grid="asymmetric", rounding="nearest", per_channel=True)
     norm = layer.batch_norm
     power = np.ones(layer.channels) if norm is None else (norm.gamma / norm.sigma) ** 2
-    error, signal = (np.square(array, dtype=np.float64).sum(axis=2).ravel() for array in (dequantize(rounded) - rows, rows))
+    error, signal = (
+        np.square(array, dtype=np.float64).sum(axis=2).ravel() for array in (dequantize(rounded) - rows, rows)
+    )
     total = float(power @ signal)
     return float(power @ error) / total if total > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What is done to the output of a quantized layer: ``gain * W_q x + bias - shift``, arrays of shape (channels,)."""
+    """What is done to the output of a quantized layer: ``gain * W_q x + bias - shift``, arrays of shape
+    (channels,).
+    """
 
     gain: Array
     shift: Array
 
 
-def round_layer(layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], statistics: InputStatistics) -> Rounded:
+def round_layer(
+    layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], statistics: InputStatistics
+) -> Rounded:
     """Choose the codes of one layer.
 
     Parameters
@@ -96,9 +124,11 @@ def round_layer(layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], sta
 
 
 def for_rounding(layer: Layer, statistics: InputStatistics) -> Covariance:
-    """What rounding makes small: the covariance as far as it can be trusted, and what is not known of the mean."""
+    """What rounding makes small: the covariance as far as it can be trusted, and what is not known of the
+    mean.
+    """
     trusted = regularize(statistics.covariance, taps(layer), statistics.samples)
-    return doubted(trusted, statistics.mean, taps(layer))
+    return with_mean_uncertainty(trusted, statistics.mean, taps(layer))
 
 
 def correct(rounded: Rounded, recipe: Recipe, outputs: Outputs | None) -> Correction:
@@ -110,8 +140,8 @@ def correct(rounded: Rounded, recipe: Recipe, outputs: Outputs | None) -> Correc
     recipe : Recipe
         Its switches.
     outputs : Outputs or None
-        Of the layer in both networks, where they were measured. They include what the layers before it did, which the statistics of its
-        float input do not.
+        Of the layer in both networks, where they were measured. They include what the layers before it did,
+        which the statistics of its float input do not.
     """
     gain: Array = np.ones(rounded.layer.channels)
     if recipe.compensate and not shares_grid(rounded.layer):
@@ -136,10 +166,14 @@ def finish(rounded: Rounded, correction: Correction, recipe: Recipe, bias: Bias)
         new_bias = (_floats(bias, layer) - correction.shift).astype(np.float32)
     weight = _weight(layer, rounded.plan, _with_gain(rounded.codes, correction.gain))
     sqnr = _sqnr_db(rounded.response.scaled(correction.gain), layer)
-    return QuantizedLayer(layer.name, weight, new_bias, norm, correction.gain, sqnr, rounded.statistics.provider)
+    return QuantizedLayer(
+        layer.name, weight, new_bias, norm, correction.gain, sqnr, rounded.statistics.provider
+    )
 
 
-def finish_paper(rounded: Rounded, recipe: Recipe, bias: Bias, *, to_consumers: bool = False) -> tuple[QuantizedLayer, Array | None]:
+def finish_paper(
+    rounded: Rounded, recipe: Recipe, bias: Bias, *, to_consumers: bool = False
+) -> tuple[QuantizedLayer, Array | None]:
     """The method as published: batch norm re-estimated, then c for the low layers, here or at the consumers.
 
     Parameters
@@ -157,9 +191,17 @@ def finish_paper(rounded: Rounded, recipe: Recipe, bias: Bias, *, to_consumers: 
     array of shape (channels,), or None
         The factors that the consumers' input channels have to take over.
     """
-    layer, plan, rows, quantized, response = rounded.layer, rounded.plan, rounded.rows, rounded.codes, rounded.response
+    layer, plan, rows, quantized, response = (
+        rounded.layer,
+        rounded.plan,
+        rounded.rows,
+        rounded.codes,
+        rounded.response,
+    )
     if layer.batch_norm is None and shares_grid(layer):
-        recipe = replace(recipe, compensate=False)  # one scale for all groups has no room for a factor per channel
+        recipe = replace(
+            recipe, compensate=False
+        )  # one scale for all groups has no room for a factor per channel
     wq = dequantize(quantized)
     norm = layer.batch_norm or _identity_norm(rows, _floats(bias, layer), rounded.statistics, response)
     estimated = reestimate(norm, response)
@@ -182,12 +224,16 @@ def finish_paper(rounded: Rounded, recipe: Recipe, bias: Bias, *, to_consumers: 
     else:
         a, b = affine(norm_q)
         stored, new_bias = _with_gain(quantized, here * a), (here * b).astype(np.float32)
-    numbers = QuantizedLayer(layer.name, _weight(layer, plan, stored), new_bias, new_norm, gain, sqnr, rounded.statistics.provider)
+    numbers = QuantizedLayer(
+        layer.name, _weight(layer, plan, stored), new_bias, new_norm, gain, sqnr, rounded.statistics.provider
+    )
     return numbers, c if to_consumers else None
 
 
 def _identity_norm(rows: Array, bias: Array, statistics: InputStatistics, response: Response) -> BatchNorm:
-    """The batch norm that a folded layer, W x + bias, would have: it takes off the mean and the deviation and puts them back."""
+    """The batch norm that a folded layer, W x + bias, would have: it takes off the mean and the deviation and
+    puts them back.
+    """
     mean = mean_shift(np.zeros_like(rows), rows, statistics.mean)
     sigma = np.sqrt(np.where(response.own > 0, response.own, 1))
     return BatchNorm("", "", gamma=sigma, beta=bias + mean, mean=mean, var=sigma**2, epsilon=0.0)
@@ -208,7 +254,9 @@ def _weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
     single = shares_grid(layer) or (not plan.per_channel and bool((codes.scale == codes.scale[0, 0]).all()))
     shape = () if single else (-1,)
     take = (0, 0) if single else ...
-    scale, zero_point = (array[take].reshape(shape) for array in (codes.scale.astype(np.float32), codes.zero_point))
+    scale, zero_point = (
+        array[take].reshape(shape) for array in (codes.scale.astype(np.float32), codes.zero_point)
+    )
     stored = from_rows(codes.codes, layer).astype(np.int8 if signed else np.uint8)
     return QuantizedWeight(
         codes=stored,
@@ -221,8 +269,14 @@ def _weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
 
 
 def noise_share(response: Response, layer: Layer) -> float | None:
-    """Predicted noise of the layer's output relative to its signal; channels weigh as batch norm scales them. None without signal."""
-    weight = np.ones_like(response.own) if layer.batch_norm is None else (layer.batch_norm.gamma / layer.batch_norm.sigma) ** 2
+    """Predicted noise of the layer's output relative to its signal; channels weigh as batch norm scales them.
+    None without signal.
+    """
+    weight = (
+        np.ones_like(response.own)
+        if layer.batch_norm is None
+        else (layer.batch_norm.gamma / layer.batch_norm.sigma) ** 2
+    )
     signal, noise = float((weight * response.own).sum()), float((weight * response.noise).sum())
     return max(noise / signal, NOISE_FLOOR) if signal > 0 else None
 

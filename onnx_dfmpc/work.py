@@ -1,4 +1,6 @@
-"""One model on its way through the rooms: load -> match -> allocate -> statistics -> solve -> rewrite -> validate."""
+"""One model on its way through the rooms: load -> match -> allocate -> statistics -> solve -> rewrite ->
+validate.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,38 @@ from importlib.metadata import version
 import numpy as np
 from onnx import ModelProto
 
-from onnx_dfmpc import evidence, graph, inputs, statistics
-from onnx_dfmpc import match as matching
-from onnx_dfmpc.allocate import allocate, budgets, chosen, mean_bits, spend, sweep
+from onnx_dfmpc.allocate import allocate, allocate_budget, budgets, mean_bits, selected_layers, sweep
 from onnx_dfmpc.comparison import Findings, examine, range_note
 from onnx_dfmpc.costs import cost_table, with_costs, with_noise, with_sizes
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.evaluate import evidence
+from onnx_dfmpc.evaluate.compare import check_data
+from onnx_dfmpc.evaluate.layers import layer_sqnr
+from onnx_dfmpc.inputs.data import Feeding, feeding_of, samples_of
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.samples import Samples
+from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
 from onnx_dfmpc.layerwise import solve_layers, weight_noise
+from onnx_dfmpc.matching.match import match as find_layers
+from onnx_dfmpc.model.checks import verify
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import LoadedModel, load
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.result import QuantizeResult
-from onnx_dfmpc.rewrite import Rewritten, rewrite
-from onnx_dfmpc.sensitivity import Flow
-from onnx_dfmpc.spec import CostTable, Form, LayerReport, MatchReport, QuantizedLayer, QuantPlan, Skipped, SweepPoint, WeightHistogram
-from onnx_dfmpc.validate import check_data, layer_sqnr
+from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
+from onnx_dfmpc.sensitivity.propagation import NoisePropagation
+from onnx_dfmpc.spec import (
+    CostTable,
+    LayerReport,
+    MatchReport,
+    QuantizedLayer,
+    QuantPlan,
+    Skipped,
+    StorageFormat,
+    SweepPoint,
+    WeightHistogram,
+)
+from onnx_dfmpc.statistics.input_range import infer_range
 
 Model = str | os.PathLike[str] | ModelProto
 Progress = Callable[[str, int, int], None]
@@ -45,19 +66,19 @@ class Work:
         self.recipe, self.progress, self.clock = recipe, progress, _Clock()
         self._remarks: tuple[str, ...] = ()
         with self.clock("load"):
-            self.source = graph.load(model)
+            self.source = load(model)
         with self.clock("match"):
-            self.report = matching.match(self.source.proto)
+            self.report = find_layers(self.source.proto)
         _require_layers(self.source, self.report.layers, self.report.skipped)
-        self.feeding = inputs.feeding_of(recipe)
+        self.feeding = feeding_of(recipe)
         if recipe.data or recipe.labels or recipe.gates or recipe.shapes or recipe.providers:
             check_data(self.source.proto, self.feeding, gates=recipe.gates, providers=recipe.providers)
 
     @cached_property
     def inferred_range(self) -> tuple[float, float] | None:
         """What the first layer suggests; looked at only by those who need synthetic inputs."""
-        specs = statistics.model_inputs(self.source.proto, dict(self.recipe.shapes))
-        return statistics.infer_range(self.source.proto, self.report.layers, specs, seed=self.recipe.seed)
+        specs = model_inputs(self.source.proto, dict(self.recipe.shapes))
+        return infer_range(self.source.proto, self.report.layers, specs, seed=self.recipe.seed)
 
     def input_range(self) -> tuple[float, float] | None:
         """Range of synthetic inputs."""
@@ -71,8 +92,10 @@ class Work:
     def table(self, plan: QuantPlan | None = None) -> CostTable:
         """What the layers cost at every width that is open, or at the bits of a plan."""
         with self.clock("predict"):
-            planned = chosen(self.report, self.recipe)[0] if plan is None else plan.layers
-            metadata = _metadata(self.source, self.recipe, self.recipe.form, {layer.name: 8 for layer in planned})
+            planned = selected_layers(self.report, self.recipe)[0] if plan is None else plan.layers
+            metadata = _metadata(
+                self.source, self.recipe, self.recipe.form, {layer.name: 8 for layer in planned}
+            )
             found, remarks = cost_table(
                 self.source,
                 self.report,
@@ -93,14 +116,18 @@ class Work:
     def allocate(self) -> QuantPlan:
         """Bits of every layer."""
         source, report, recipe = self.source, self.report, self.recipe
-        _require_layers(source, *chosen(report, recipe))
+        _require_layers(source, *selected_layers(report, recipe))
         if recipe.kind in ("pairs", "bits"):
             with self.clock("allocate"):
                 made = allocate(report, recipe, source.sha256, weight_noise(source))
         else:
             table = self.open_table
             with self.clock("allocate"):
-                made = replace(spend(report, recipe, source.sha256, table), provider=table.provider, form=recipe.form)
+                made = replace(
+                    allocate_budget(report, recipe, source.sha256, table),
+                    provider=table.provider,
+                    form=recipe.form,
+                )
                 made = self._sized(made)
         name = "" if source.path is None else source.path.name
         return replace(made, model_name=name, form=recipe.form, recipe=recipe.to_dict())
@@ -138,18 +165,28 @@ class Work:
         if plan is None or self.recipe.data is None:
             return point
         measured = self.run(replace(plan, form=self.recipe.form)).validation
-        return point if measured is None else replace(point, measured_sqnr_db=measured.sqnr_db, top1=measured.top1_quantized)
+        return (
+            point
+            if measured is None
+            else replace(point, measured_sqnr_db=measured.sqnr_db, top1=measured.top1_quantized)
+        )
 
     def require_fit(self, plan: QuantPlan) -> None:
         """Refuse a plan that is for another model, or that does not have every layer once."""
         if plan.model_sha256 != self.source.sha256:
-            raise RecipeError(f"the plan is for another model than {self.source.label}", hint="make it again with: onnx-dfmpc plan")
+            raise RecipeError(
+                f"the plan is for another model than {self.source.label}",
+                hint="make it again with: onnx-dfmpc plan",
+            )
         matched = [layer.name for layer in self.report.layers]
         planned = Counter([layer.name for layer in plan.layers] + [skipped.name for skipped in plan.skipped])
         reasons = {skipped.name: skipped.reason for skipped in self.report.skipped}
         for layer in plan.layers:
             if layer.name in reasons:
-                raise RecipeError(f"plan: {layer.name!r} cannot be quantized: {reasons[layer.name]}", hint="leave it under skipped")
+                raise RecipeError(
+                    f"plan: {layer.name!r} cannot be quantized: {reasons[layer.name]}",
+                    hint="leave it under skipped",
+                )
         for name, times in planned.items():
             if name not in matched and name not in reasons:
                 raise RecipeError(f"plan: no layer is named {name!r}", hint=nearest_layer(name, self.report))
@@ -162,22 +199,37 @@ class Work:
 
     def run(self, plan: QuantPlan, *, validated: bool = True) -> QuantizeResult:
         """Everything behind allocation."""
-        source, report, recipe, flow = self.source, self.report, self.recipe, Flow(self.source.proto)
+        source, report, recipe, flow = (
+            self.source,
+            self.report,
+            self.recipe,
+            NoisePropagation(self.source.proto),
+        )
         _require_layers(source, plan.layers, plan.skipped)
         if plan.predicted_bytes is None:
             plan = self._sized(plan)
         with self.clock("quantize"):
-            solved = solve_layers(source, report, plan, recipe, input_range=self.input_range, progress=self.progress, watch=flow.see)
+            solved = solve_layers(
+                source,
+                report,
+                plan,
+                recipe,
+                input_range=self.input_range,
+                progress=self.progress,
+                watch=flow.see,
+            )
         if plan.predicted_sqnr_db is None:
             plan = with_noise(plan, report, solved, flow)
         with self.clock("rewrite"):
             rewritten = rewrite(source.proto, report, solved, form=plan.form, metadata=self._metadata(plan))
         with self.clock("check"):
-            graph.verify(rewritten.proto, "the quantized model")
+            verify(rewritten.proto, "the quantized model")
         with self.clock("validate"):
-            measured, found = self._validate(rewritten.proto, solved, plan.form) if validated else ({}, (None, (), None))
+            measured, found = (
+                self._validate(rewritten.proto, solved, plan.form) if validated else ({}, (None, (), None))
+            )
         validation, per_layer, latency = found
-        table = graph.ConstantTable(source.proto)
+        table = ConstantTable(source.proto)
         rows = tuple(_rows(report, plan, solved, rewritten, measured, table))
         return QuantizeResult(
             model=rewritten.proto,
@@ -197,20 +249,28 @@ class Work:
         )
 
     def _sized(self, plan: QuantPlan) -> QuantPlan:
-        return with_sizes(plan, self.source, self.report, self._metadata(plan), corrected=self.recipe.corrects)
+        return with_sizes(
+            plan, self.source, self.report, self._metadata(plan), corrected=self.recipe.corrects
+        )
 
     def _metadata(self, plan: QuantPlan) -> dict[str, str]:
-        return _metadata(self.source, self.recipe, plan.form, {layer.name: layer.bits for layer in plan.layers})
+        return _metadata(
+            self.source, self.recipe, plan.form, {layer.name: layer.bits for layer in plan.layers}
+        )
 
-    def _validate(self, quantized: ModelProto, solved: Sequence[QuantizedLayer], form: Form) -> tuple[Mapping[str, float | None], Findings]:
+    def _validate(
+        self, quantized: ModelProto, solved: Sequence[QuantizedLayer], form: StorageFormat
+    ) -> tuple[Mapping[str, float | None], Findings]:
         """Every layer on a few inputs, and the outputs on all."""
         source, report = self.source.proto, self.report
         feeding = self.feeding if self.recipe.data else replace(self.feeding, input_range=self.input_range())
         measured = layer_sqnr(source, quantized, _tensors(report, solved), _few_samples(source, feeding))
-        return measured, examine(source, quantized, report, feeding, self.recipe, form=form, progress=self.progress)
+        return measured, examine(
+            source, quantized, report, feeding, self.recipe, form=form, progress=self.progress
+        )
 
 
-def _require_layers(source: graph.LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:
+def _require_layers(source: LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:
     if layers:
         return
     if not skipped:
@@ -220,14 +280,18 @@ def _require_layers(source: graph.LoadedModel, layers: Sequence[object], skipped
         nodes = f"{count} node{'s' if count > 1 else ''}"
         rest = sum(number for _, number in others)
         reason += f" ({nodes}; {rest} more for other reasons)" if rest else f" ({nodes})"
-    raise UnsupportedError(f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found")
+    raise UnsupportedError(
+        f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found"
+    )
 
 
-def _few_samples(source: ModelProto, feeding: inputs.Feeding) -> inputs.Samples:
-    """Inputs for comparing every layer, one at a time, since all the activations of a run are in memory at once."""
-    specs = inputs.with_shapes(statistics.model_inputs(source), feeding.shapes)
-    found = inputs.samples_of(specs, replace(feeding, samples=LAYER_SAMPLES))
-    return found if inputs.fixed_batch(specs) else replace(found, batch=1)
+def _few_samples(source: ModelProto, feeding: Feeding) -> Samples:
+    """Inputs for comparing every layer, one at a time, since all the activations of a run are in memory at
+    once.
+    """
+    specs = with_shapes(model_inputs(source), feeding.shapes)
+    found = samples_of(specs, replace(feeding, samples=LAYER_SAMPLES))
+    return found if fixed_batch(specs) else replace(found, batch=1)
 
 
 def _tensors(report: MatchReport, solved: Sequence[QuantizedLayer]) -> dict[str, tuple[str, str]]:
@@ -247,13 +311,15 @@ def _rows(
     solved: Sequence[QuantizedLayer],
     rewritten: Rewritten,
     measured: Mapping[str, float | None],
-    table: graph.ConstantTable,
+    table: ConstantTable,
 ) -> Iterator[LayerReport]:
     layers = {layer.name: layer for layer in report.layers}
     for done in solved:
         layer, planned, stored = layers[done.name], plan[done.name], rewritten.layers[done.name]
         gain = np.ones(1) if done.gain is None else done.gain
-        shift_rms, shift_max = evidence.bias_shift(layer, done, table[layer.bias].ravel().astype(np.float64) if layer.bias else None)
+        shift_rms, shift_max = evidence.bias_shift(
+            layer, done, table[layer.bias].ravel().astype(np.float64) if layer.bias else None
+        )
         yield LayerReport(
             name=layer.name,
             op=layer.op_type,
@@ -276,17 +342,21 @@ def _rows(
 
 
 def _histograms(
-    report: MatchReport, solved: Sequence[QuantizedLayer], rows: Sequence[LayerReport], table: graph.ConstantTable
+    report: MatchReport, solved: Sequence[QuantizedLayer], rows: Sequence[LayerReport], table: ConstantTable
 ) -> Iterator[WeightHistogram]:
     layers = {layer.name: layer for layer in report.layers}
     sqnr = [row.predicted_sqnr_db if row.measured_sqnr_db is None else row.measured_sqnr_db for row in rows]
     for position in evidence.most_changed(sqnr, SHOWN_LAYERS):
         done = solved[position]
         layer = layers[done.name]
-        yield evidence.histogram(layer.name, table[layer.weight].astype(np.float32), done.weight.dequantize(), layer.axis)
+        yield evidence.histogram(
+            layer.name, table[layer.weight].astype(np.float32), done.weight.dequantize(), layer.axis
+        )
 
 
-def _metadata(source: graph.LoadedModel, recipe: Recipe, form: Form, bits: Mapping[str, int]) -> dict[str, str]:
+def _metadata(
+    source: LoadedModel, recipe: Recipe, form: StorageFormat, bits: Mapping[str, int]
+) -> dict[str, str]:
     settings = json.dumps(recipe.to_dict() | asdict(form), sort_keys=True)
     return {
         "version": version("onnx-dfmpc"),

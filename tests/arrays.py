@@ -26,14 +26,22 @@ forms = st.sampled_from(FORMS)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def layer(op: OpType = "Conv", shape: tuple[int, ...] = (4, 3, 3, 3), group: int = 1, axis: int = 0, **fields: Any) -> Layer:
+def layer(
+    op: OpType = "Conv", shape: tuple[int, ...] = (4, 3, 3, 3), group: int = 1, axis: int = 0, **fields: Any
+) -> Layer:
     channels = shape[1] * group if op == "ConvTranspose" else shape[axis]
     fields = {"name": "conv", "bias": None, "bias_node": "", "input": "x", "output": "y"} | fields
-    return Layer(op_type=op, index=0, weight="w", shape=shape, axis=axis, group=group, channels=channels, **fields)
+    return Layer(
+        op_type=op, index=0, weight="w", shape=shape, axis=axis, group=group, channels=channels, **fields
+    )
 
 
 def batch_norm(channels: int, rng: np.random.Generator, epsilon: float = 1e-5) -> BatchNorm:
-    gamma, beta, mean = rng.uniform(0.3, 1.5, channels), rng.standard_normal(channels), rng.standard_normal(channels)
+    gamma, beta, mean = (
+        rng.uniform(0.3, 1.5, channels),
+        rng.standard_normal(channels),
+        rng.standard_normal(channels),
+    )
     return BatchNorm("bn", "b", gamma, beta, mean, rng.uniform(0.1, 2, channels), epsilon)
 
 
@@ -44,4 +52,6 @@ def covariance(g: int, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def statistics(g: int, n: int, rng: np.random.Generator, samples: int = 10**6) -> InputStatistics:
-    return InputStatistics(rng.standard_normal((g, n)), covariance(g, n, rng).astype(np.float32), samples, "test")
+    return InputStatistics(
+        rng.standard_normal((g, n)), covariance(g, n, rng).astype(np.float32), samples, "test"
+    )

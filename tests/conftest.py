@@ -41,10 +41,14 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Directory with the third-party networks (``models/``) and inputs (``data/``); the test skips where there is none."""
+    """Directory with the third-party networks (``models/``) and inputs (``data/``); the test skips where
+    there is none.
+    """
     path = Path(os.environ.get("DFMPC_SHARED") or ROOT.parent / "shared")
     if not (path / "models").is_dir():
-        pytest.skip(f"no shared models in {path}; set DFMPC_SHARED to the directory that holds models/ and data/")
+        pytest.skip(
+            f"no shared models in {path}; set DFMPC_SHARED to the directory that holds models/ and data/"
+        )
     return path
 
 

@@ -1,4 +1,6 @@
-"""Hand-made JSON documents of runs, with every key that a report shows and names that would break a careless one."""
+"""Hand-made JSON documents of runs, with every key that a report shows and names that would break a careless
+one.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,13 @@ def ranked(row: Json) -> Json:
         "own_sqnr_db": 14.5,
         "own_top1_agreement": 0.83,
         "own_share": 0.41,
-        "suggestion": {"set": f"^{row['name']}$=6", "bits": 6, "extra_bytes": 1152, "own_sqnr_db": 30.0, "gain_db": 2.25},
+        "suggestion": {
+            "set": f"^{row['name']}$=6",
+            "bits": 6,
+            "extra_bytes": 1152,
+            "own_sqnr_db": 30.0,
+            "gain_db": 2.25,
+        },
     }
 
 
@@ -83,7 +91,15 @@ def validation(*, drop: float = 0.01, limit: float = 0.02) -> Json:
                 "top1_agreement": 0.955,
                 "top5_agreement": 0.99,
             },
-            {"name": "boxes", "cosine": 1.0, "sqnr_db": None, "max_abs": 0.0, "mean_abs": 0.0, "kl": None, "top1_agreement": None},
+            {
+                "name": "boxes",
+                "cosine": 1.0,
+                "sqnr_db": None,
+                "max_abs": 0.0,
+                "mean_abs": 0.0,
+                "kl": None,
+                "top1_agreement": None,
+            },
         ],
         "weight_only": True,
         "default_run": {"samples": 64, "max_abs": 1e-5, "sqnr_db": 120.0},
@@ -93,7 +109,13 @@ def validation(*, drop: float = 0.01, limit: float = 0.02) -> Json:
 
 
 def timing(name: str, median: float) -> Json:
-    return {"name": name, "median": median, "first_quartile": 0.95 * median, "third_quartile": 1.1 * median, "least": 0.9 * median}
+    return {
+        "name": name,
+        "median": median,
+        "first_quartile": 0.95 * median,
+        "third_quartile": 1.1 * median,
+        "least": 0.9 * median,
+    }
 
 
 def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> Json:
@@ -135,8 +157,21 @@ def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> 
             }
             for n in (1, 2, 3)
         ],
-        "histograms": [{"name": LONG, "low": -1.0, "high": 1.0, "float_counts": [1, 5, 9, 5, 1], "quantized_counts": [0, 7, 7, 7, 0]}],
-        "latency": {"runs": 30, "threads": 1, "batch": 1, "timings": [timing("float", 2e-3), timing("quantized, default", 3e-3)]},
+        "histograms": [
+            {
+                "name": LONG,
+                "low": -1.0,
+                "high": 1.0,
+                "float_counts": [1, 5, 9, 5, 1],
+                "quantized_counts": [0, 7, 7, 7, 0],
+            }
+        ],
+        "latency": {
+            "runs": 30,
+            "threads": 1,
+            "batch": 1,
+            "timings": [timing("float", 2e-3), timing("quantized, default", 3e-3)],
+        },
         "seconds": {"load": 0.25, "quantize": 1.5},
     }
     return document | changes

@@ -1,11 +1,13 @@
-"""Pairs of model and recipe whose output files are known, so that a change of the code that should change nothing can be seen to.
+"""Pairs of model and recipe whose output files are known, so that a change of the code that should change
+nothing can be seen to.
 
     python -m tests.reference_runs bytes FILE [--only TEXT]          hashes of the output bytes, for this machine alone
     python -m tests.reference_runs compare BEFORE AFTER              which of two such files' hashes differ
     python -m tests.reference_runs record                            what holds on any machine, into reference_runs.json
 
-Bytes are compared before and after a change, on one machine: sums in float arithmetic differ between processors. What is
-recorded is what a processor may not change: sizes, bits, element types, and, with a tolerance, scales and histograms of codes.
+Bytes are compared before and after a change, on one machine: sums in float arithmetic differ between
+processors. What is recorded is what a processor may not change: sizes, bits, element types, and, with a
+tolerance, scales and histograms of codes.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def _pairs() -> list[Pair]:
     def add(model: str, data: str = "", edit: Mapping[str, int] | None = None, **recipe: Any) -> None:
         short = model.replace("digits_resnet_", "")
         words = [f"{key}={value}" for key, value in recipe.items() if key not in ("data", "calibration_data")]
-        words += [key for key in ("data", "calibration_data") if key in recipe] + (["calibrated"] if data else [])
+        words += [key for key in ("data", "calibration_data") if key in recipe] + (
+            ["calibrated"] if data else []
+        )
         words += [f"edited {edit}"] if edit else []
         found.append(Pair(f"{short}: {', '.join(words) or 'default'}", model, recipe, edit or {}, data))
 
@@ -110,7 +114,11 @@ def _pairs() -> list[Pair]:
     add(bn, target_bits=4.0, min_bits=3, max_bits=6)
     add(bn, target_bits=3.0, storage="native", first_last_bits=8)
     add(bn, bits=4, set={"conv2": 6, "fc": 8}, nodes_to_exclude=["/blocks/blocks.0/conv1/Conv"])
-    add(bn, target_size="60KiB", rules=[{"op_type": "Gemm", "min_bits": 4}, {"regex": "blocks.1", "max_bits": 3}])
+    add(
+        bn,
+        target_size="60KiB",
+        rules=[{"op_type": "Gemm", "min_bits": 4}, {"regex": "blocks.1", "max_bits": 3}],
+    )
     add(bn, edit={"/blocks/blocks.1/conv1/Conv": 5}, low_bits=2, high_bits=6)
     add(bn, edit={"/fc/Gemm": 6}, target_bits=3.0)
     add(bn, bits=3, calibration_data=DIGITS)
@@ -126,7 +134,12 @@ def _pairs() -> list[Pair]:
         "imagenet_mobilenet_v1_025_128_folded", "imagenet_squeezenet1_1", "ultraface_rfb_320_bn", "wakeword_bn", "yunet_s_dynamic",
     ):  # fmt: skip
         add(model, low_bits=3, high_bits=6)
-    for model in ("cifar10_resnet20_bn", "cifar10_resnet8_keras_bn", "cifar10_shufflenetv2_x0_5_folded", "har_conv1d_folded"):
+    for model in (
+        "cifar10_resnet20_bn",
+        "cifar10_resnet8_keras_bn",
+        "cifar10_shufflenetv2_x0_5_folded",
+        "har_conv1d_folded",
+    ):
         add(model, target_bits=3.0)
     add("cifar10_resnet56_bn", low_bits=2, high_bits=6, method="paper")
     add("har_conv1d_bn", data="har_test", bits=3)
@@ -143,7 +156,11 @@ def shared_dir() -> Path:
 
 def run(pair: Pair) -> ModelProto:
     """Quantized model of a pair; nothing is validated."""
-    path = shared_dir() / "models" / f"{pair.model}.onnx" if pair.shared else ROOT / "models" / f"{pair.model}.onnx"
+    path = (
+        shared_dir() / "models" / f"{pair.model}.onnx"
+        if pair.shared
+        else ROOT / "models" / f"{pair.model}.onnx"
+    )
     knobs = dict(pair.recipe)
     if pair.data:
         knobs["calibration_data"] = str(shared_dir() / "data" / f"{pair.data}.npz")
@@ -167,7 +184,9 @@ def bytes_hash(model: ModelProto) -> str:
 
 
 INTEGERS = {
-    getattr(TensorProto, name): name for name in ("INT2", "UINT2", "INT4", "UINT4", "INT8", "UINT8") if hasattr(TensorProto, name)
+    getattr(TensorProto, name): name
+    for name in ("INT2", "UINT2", "INT4", "UINT4", "INT8", "UINT8")
+    if hasattr(TensorProto, name)
 }
 
 
@@ -180,7 +199,9 @@ def fingerprint(model: ModelProto, *, exact: bool) -> dict[str, Any]:
         array = numpy_helper.to_array(tensor)
         if tensor.data_type in INTEGERS and array.size > 1:
             values = array.astype(np.int16).ravel()
-            plain = hashlib.sha256(values.tobytes()).hexdigest()[:16] if exact else round(float(values.mean()), 3)
+            plain = (
+                hashlib.sha256(values.tobytes()).hexdigest()[:16] if exact else round(float(values.mean()), 3)
+            )
             codes[tensor.name] = [INTEGERS[tensor.data_type], list(tensor.dims), plain]
         elif array.dtype.kind == "f" and tensor.name.endswith("s"):
             scales[tensor.name] = float(f"{float(np.abs(array.astype(np.float64)).mean()):.5g}")
@@ -188,7 +209,9 @@ def fingerprint(model: ModelProto, *, exact: bool) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.reference_runs", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.reference_runs", description=(__doc__ or "").splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     hashes = commands.add_parser("bytes")
     hashes.add_argument("file", type=Path)
@@ -203,7 +226,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _compare(json.loads(options.before.read_text()), json.loads(options.after.read_text()))
     if options.command == "record":
         found = {pair.name: fingerprint(run(pair), exact=pair.exact) for pair in PAIRS}
-        RECORDED.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()) + "\n}\n", encoding="utf-8")
+        RECORDED.write_text(
+            "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()) + "\n}\n",
+            encoding="utf-8",
+        )
         return 0
     part, parts = map(int, options.part.split("/"))
     found = {}

@@ -36,23 +36,37 @@ def moved(digits_bn: Path, tmp_path: Path) -> Path:
 def run(action: dict[str, Any], directory: Path, **inputs: object) -> tuple[int, str, dict[str, str], str]:
     """Exit code, step summary, outputs and standard error of the step that validates."""
     step = next(step for step in action["runs"]["steps"] if step.get("id") == "validate")
-    given = {name: str(inputs.get(name.replace("-", "_"), entry.get("default", ""))) for name, entry in action["inputs"].items()}
-    env = {key: given[value.removeprefix("${{ inputs.").removesuffix(" }}")] for key, value in step["env"].items()}
+    given = {
+        name: str(inputs.get(name.replace("-", "_"), entry.get("default", "")))
+        for name, entry in action["inputs"].items()
+    }
+    env = {
+        key: given[value.removeprefix("${{ inputs.").removesuffix(" }}")]
+        for key, value in step["env"].items()
+    }
     summary, outputs = directory / "summary.md", directory / "outputs.txt"
     env |= {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(outputs), "RUNNER_TEMP": str(directory)}
     env |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     script = directory / "step.sh"
     script.write_text(step["run"], encoding="utf-8")
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
-    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False, cwd=directory)
-    said = dict(line.split("=", 1) for line in outputs.read_text(encoding="utf-8").splitlines()) if outputs.exists() else {}
+    done = subprocess.run(
+        command, env=os.environ | env, capture_output=True, text=True, check=False, cwd=directory
+    )
+    said = (
+        dict(line.split("=", 1) for line in outputs.read_text(encoding="utf-8").splitlines())
+        if outputs.exists()
+        else {}
+    )
     return done.returncode, summary.read_text(encoding="utf-8") if summary.exists() else "", said, done.stderr
 
 
 def test_a_gate_that_holds(action: dict[str, Any], digits_bn: Path, moved: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     args = "--samples 4 --min-cosine 0.5"
-    code, summary, outputs, err = run(action, tmp_path, float_model=digits_bn, quantized_model=moved, args=args, html=page)
+    code, summary, outputs, err = run(
+        action, tmp_path, float_model=digits_bn, quantized_model=moved, args=args, html=page
+    )
     assert (code, err, outputs["exit-code"]) == (0, "", "0")
     assert "**✅ Passed.**" in summary
     assert Path(outputs["report"]).read_text(encoding="utf-8") == summary
@@ -62,22 +76,32 @@ def test_a_gate_that_holds(action: dict[str, Any], digits_bn: Path, moved: Path,
 
 def test_a_gate_that_fails(action: dict[str, Any], digits_bn: Path, moved: Path, tmp_path: Path) -> None:
     args = "--samples 4 --min-sqnr-db '200'"
-    code, summary, outputs, err = run(action, tmp_path, float_model=digits_bn, quantized_model=moved, args=args)
+    code, summary, outputs, err = run(
+        action, tmp_path, float_model=digits_bn, quantized_model=moved, args=args
+    )
     assert (code, outputs["exit-code"]) == (1, "1")
     assert "**❌ Failed.**" in summary
     assert "min_sqnr_db = 200 missed" in err
 
 
 @pytest.mark.parametrize(("args", "code"), [("--smaples 4", 2), ("--samples 4", 3)])
-def test_what_cannot_be_compared(action: dict[str, Any], digits_bn: Path, tmp_path: Path, args: str, code: int) -> None:
-    found, summary, outputs, err = run(action, tmp_path, float_model=digits_bn, quantized_model="no such.onnx", args=args)
+def test_what_cannot_be_compared(
+    action: dict[str, Any], digits_bn: Path, tmp_path: Path, args: str, code: int
+) -> None:
+    found, summary, outputs, err = run(
+        action, tmp_path, float_model=digits_bn, quantized_model="no such.onnx", args=args
+    )
     assert (found, outputs) == (code, {"exit-code": str(code)})
     assert err.startswith("error: ")
     assert err.splitlines()[0] in summary
 
 
-def test_arguments_that_cannot_be_read_do_not_drop_a_gate(action: dict[str, Any], digits_bn: Path, moved: Path, tmp_path: Path) -> None:
-    code, _, outputs, err = run(action, tmp_path, float_model=digits_bn, quantized_model=moved, args="--min-sqnr-db 200 'open")
+def test_arguments_that_cannot_be_read_do_not_drop_a_gate(
+    action: dict[str, Any], digits_bn: Path, moved: Path, tmp_path: Path
+) -> None:
+    code, _, outputs, err = run(
+        action, tmp_path, float_model=digits_bn, quantized_model=moved, args="--min-sqnr-db 200 'open"
+    )
     assert (code, outputs) == (2, {"exit-code": "2"})
     assert "No closing quotation" in err
 
@@ -89,9 +113,13 @@ def test_inputs_are_never_pasted_into_a_script(action: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("html", "extras"), [("", "[images]"), ("page.html", "[images,report]")])
-def test_what_is_installed_reads_images(action: dict[str, Any], html: str, extras: str, tmp_path: Path) -> None:
+def test_what_is_installed_reads_images(
+    action: dict[str, Any], html: str, extras: str, tmp_path: Path
+) -> None:
     step = next(step for step in action["runs"]["steps"] if "pip install" in step["run"])
     script = 'python() { echo "${@: -1}"; }\n' + step["run"]
     env = os.environ | {"HTML": html, "GITHUB_ACTION_PATH": "/action"}
-    done = subprocess.run(["bash", "-ec", script], env=env, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        ["bash", "-ec", script], env=env, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert done.stdout == f"/action{extras}\n"

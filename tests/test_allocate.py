@@ -10,7 +10,7 @@ from onnx import ModelProto, numpy_helper, parser
 
 from onnx_dfmpc.allocate import allocate, pairs
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.match import match
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import Chain, Layer, MatchReport, QuantPlan, Skipped
 from tests.arrays import layer
@@ -47,14 +47,17 @@ def resnet() -> MatchReport:
 def with_weights(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> ModelProto:
     rng = np.random.default_rng(0)
     model.graph.initializer.extend(
-        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in shapes.items()
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
     )
     return model
 
 
 def plan(report: MatchReport, **knobs: Any) -> QuantPlan:
     bits = {} if {"bits", "low_bits"} & set(knobs) else {"low_bits": 3, "high_bits": 6}
-    return allocate(report, Recipe(**{"low_position": "first"} | bits | knobs), "sha", lambda layer, bits: 4.0**-bits)
+    return allocate(
+        report, Recipe(**{"low_position": "first"} | bits | knobs), "sha", lambda layer, bits: 4.0**-bits
+    )
 
 
 def bits(plan: QuantPlan) -> dict[str, int]:
@@ -88,7 +91,9 @@ def test_paired_bits(resnet):
 
 
 def test_low_position(resnet):
-    first, second = (bits(plan(resnet, low_bits=2, high_bits=6, low_position=position)) for position in ("first", "second"))
+    first, second = (
+        bits(plan(resnet, low_bits=2, high_bits=6, low_position=position)) for position in ("first", "second")
+    )
     assert (first["a1"], first["a2"]) == (2, 6)
     assert (second["a1"], second["a2"]) == (6, 2)
 
@@ -96,7 +101,9 @@ def test_low_position(resnet):
 def test_uniform_bits(resnet):
     found = plan(resnet, bits=4, first_last_bits=7)
     assert bits(found) == {"stem": 7, "a1": 4, "a2": 4, "b1": 4, "b2": 4, "scores": 7, "boxes": 7}
-    assert {role for name, role in roles(found).items() if name not in ("stem", "scores", "boxes")} == {"inner"}
+    assert {role for name, role in roles(found).items() if name not in ("stem", "scores", "boxes")} == {
+        "inner"
+    }
 
 
 def test_the_last_rule_that_matches_wins_even_at_the_edges(resnet):
@@ -116,7 +123,9 @@ def test_excluded_layers_are_skipped_and_leave_no_pair(resnet):
 
 
 def test_only_the_wanted_layers(resnet):
-    found = plan(resnet, low_bits=2, high_bits=6, nodes_to_quantize=["b2", "b1", "stem"], nodes_to_exclude=["stem"])
+    found = plan(
+        resnet, low_bits=2, high_bits=6, nodes_to_quantize=["b2", "b1", "stem"], nodes_to_exclude=["stem"]
+    )
     assert bits(found) == {"b1": 2, "b2": 6}
     assert len(found.layers) + len(found.skipped) == resnet.weighted_nodes
 
@@ -135,7 +144,12 @@ def test_a_rule_that_matches_nothing(resnet):
 
 
 def test_a_skipped_layer_may_be_excluded(resnet):
-    report = MatchReport(resnet.layers, resnet.chains, (Skipped("odd", "Conv", "its weight is computed"),), resnet.weighted_nodes + 1)
+    report = MatchReport(
+        resnet.layers,
+        resnet.chains,
+        (Skipped("odd", "Conv", "its weight is computed"),),
+        resnet.weighted_nodes + 1,
+    )
     found = plan(report, nodes_to_exclude=["odd"])
     assert len(found.layers) == len(resnet.layers)
     assert [skipped.reason for skipped in found.skipped] == ["its weight is computed"]
@@ -162,7 +176,9 @@ def test_a_producer_of_several_consumers_is_one_pair():
             e = Concat <axis = 1> (c, d)
             [last] y = Conv(e, w3)
         }""")
-    report = match(with_weights(model, {"w0": (4, 3, 1, 1), "w1": (4, 4, 1, 1), "w2": (4, 4, 1, 1), "w3": (4, 8, 1, 1)}))
+    report = match(
+        with_weights(model, {"w0": (4, 3, 1, 1), "w1": (4, 4, 1, 1), "w2": (4, 4, 1, 1), "w3": (4, 8, 1, 1)})
+    )
     assert pairs(report.layers, report) == [("squeeze", ("left", "right"))]
     found = bits(plan(report, low_bits=2, high_bits=6))
     assert found == {"first": 8, "squeeze": 2, "left": 6, "right": 6, "last": 8}
@@ -184,7 +200,11 @@ networks = st.integers(1, 9).flatmap(
 def build(network) -> tuple[list[Layer], MatchReport, list[str]]:
     edges, targets, excluded = network
     layers = [layer(name=f"n{i}", edge=edge) for i, edge in enumerate(edges)]
-    chains = [Chain(f"n{i}", tuple(f"n{j}" for j in sorted(t)), "Relu", ("Relu",), True) for i, t in enumerate(targets) if t]
+    chains = [
+        Chain(f"n{i}", tuple(f"n{j}" for j in sorted(t)), "Relu", ("Relu",), True)
+        for i, t in enumerate(targets)
+        if t
+    ]
     return layers, MatchReport(tuple(layers), tuple(chains), (), len(layers)), [f"n{i}" for i in excluded]
 
 
@@ -218,7 +238,10 @@ def test_auto_takes_the_position_that_makes_less_noise(resnet):
     (producer, (consumer,)), *_ = pairs(resnet.layers, resnet)
     for loud, low in ((producer, consumer), (consumer, producer)):
         found = allocate(
-            resnet, Recipe(low_bits=2, high_bits=6), "sha", lambda layer, bits, loud=loud: (9 if layer.name == loud else 1) / bits
+            resnet,
+            Recipe(low_bits=2, high_bits=6),
+            "sha",
+            lambda layer, bits, loud=loud: (9 if layer.name == loud else 1) / bits,
         )
         assert bits(found)[low] == 2
         assert bits(found)[loud] == 6
@@ -234,7 +257,9 @@ def test_the_paper_puts_the_low_layer_first(resnet):
 def test_noise_that_enters_a_residual_stream_counts_half(resnet):
     summed = {chain.producer for chain in resnet.chains if "Add" in chain.path}
     found = bits(plan(resnet, low_bits=2, high_bits=6, low_position="auto"))
-    in_pairs = [pair for pair in pairs(resnet.layers, resnet) if pair[0] not in summed and summed >= set(pair[1])]
+    in_pairs = [
+        pair for pair in pairs(resnet.layers, resnet) if pair[0] not in summed and summed >= set(pair[1])
+    ]
     assert in_pairs
     for producer, consumers in in_pairs:
         assert found[producer] == 6

@@ -1,4 +1,6 @@
-"""Analytic statistics: every closed form against another way to the same number, and whole graphs against simulation."""
+"""Analytic statistics: every closed form against another way to the same number, and whole graphs against
+simulation.
+"""
 
 import ast
 from itertools import product
@@ -13,7 +15,7 @@ from onnx import ModelProto, helper, numpy_helper, parser
 from scipy import stats
 
 import onnx_dfmpc.statistics
-from onnx_dfmpc.match import match
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.spec import InputStatistics
 from onnx_dfmpc.statistics import operators, views
 from onnx_dfmpc.statistics.activations import activation
@@ -56,8 +58,10 @@ FORMS = [
 ]
 
 
-def random_field(channels: int, size: tuple[int, ...], seed: int, torus: tuple[int, ...] | None = None) -> Field:
-    """White noise through a random periodic filter: lags that are the covariance of something."""
+def random_field(
+    channels: int, size: tuple[int, ...], seed: int, torus: tuple[int, ...] | None = None
+) -> Field:
+    """NoStatistics noise through a random periodic filter: lags that are the covariance of something."""
     rng = np.random.default_rng(seed)
     torus = torus or size
     spectrum = np.fft.fftn(rng.standard_normal((*torus, channels, channels)), axes=range(len(torus)))
@@ -114,7 +118,9 @@ def test_covariance_of_activations_against_simulation(op, attributes, constants)
     x, y = (function(mean + np.sqrt(variance) * noise) for noise in (z, other))
     e = expand(function, mean, variance)
     simulated = ((x - x.mean(axis=0)) * (y - y.mean(axis=0))).mean(axis=0)
-    np.testing.assert_allclose(np.diag(covariance(e, e, np.full((3, 3), rho))), simulated, atol=0.012 * max(1, e.variance.max()))
+    np.testing.assert_allclose(
+        np.diag(covariance(e, e, np.full((3, 3), rho))), simulated, atol=0.012 * max(1, e.variance.max())
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 9])
@@ -144,16 +150,23 @@ def test_convolution_on_a_torus_is_exact(group, stride):
     kernel = Kernel(weight.reshape(4, 4 // group, -1), offsets, (stride, stride), group)
     out = (6 // stride, 8 // stride)
     matrix = np.zeros((4, *out, 4, 6, 8))
-    for o, p, q, i, (t, offset) in product(range(4), range(out[0]), range(out[1]), range(4 // group), list(enumerate(offsets))):
+    for o, p, q, i, (t, offset) in product(
+        range(4), range(out[0]), range(out[1]), range(4 // group), list(enumerate(offsets))
+    ):
         source = o // (4 // group) * (4 // group) + i
-        matrix[o, p, q, source, (p * stride + offset[0]) % 6, (q * stride + offset[1]) % 8] += kernel.weight[o, i, t]
+        matrix[o, p, q, source, (p * stride + offset[0]) % 6, (q * stride + offset[1]) % 8] += kernel.weight[
+            o, i, t
+        ]
     matrix = matrix.reshape(4 * out[0] * out[1], -1)
     expected = matrix @ dense(field) @ matrix.T
     result = Field(np.zeros(4), filtered(field.lags, kernel, (6, 8), out), out, (1.0, 1.0), 0)
     np.testing.assert_allclose(dense(result), expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("group", "pads", "stride", "dilation"), [(1, 1, 1, 1), (1, 1, 2, 1), (3, 1, 1, 1), (1, 2, 1, 2), (3, 0, 2, 1)])
+@pytest.mark.parametrize(
+    ("group", "pads", "stride", "dilation"),
+    [(1, 1, 1, 1), (1, 1, 2, 1), (3, 1, 1, 1), (1, 2, 1, 2), (3, 0, 2, 1)],
+)
 def test_patches_count_the_zeros_of_the_padding(group, pads, stride, dilation):
     field = random_field(3, (7, 6), 5, (15, 15))
     at = Window((3, 3), (stride,) * 2, (dilation,) * 2, (pads,) * 2, (pads,) * 2)
@@ -161,7 +174,10 @@ def test_patches_count_the_zeros_of_the_padding(group, pads, stride, dilation):
     counts = [(n + 2 * pads - 2 * dilation - 1) // stride + 1 for n in field.size]
     first, second = np.zeros(27), np.zeros((27, 27))
     for corner in np.ndindex(*counts):
-        taps = [tuple(c * stride - pads + t * dilation for c, t in zip(corner, tap, strict=True)) for tap in np.ndindex(3, 3)]
+        taps = [
+            tuple(c * stride - pads + t * dilation for c, t in zip(corner, tap, strict=True))
+            for tap in np.ndindex(3, 3)
+        ]
         inside = [all(0 <= p < n for p, n in zip(tap, field.size, strict=True)) for tap in taps]
         m = np.array([field.mean[i] * ok for i in range(3) for ok in inside])
         block = np.zeros((3, 9, 3, 9))
@@ -240,8 +256,12 @@ def test_first_batch_norm_says_scale_mean_and_reach_of_the_input():
 
 
 def test_window_resolves_auto_pad_and_ceil_mode():
-    assert window_of({"auto_pad": b"SAME_UPPER", "strides": (2, 2)}, (3, 3), (8, 7)) == Window((3, 3), (2, 2), (1, 1), (0, 1), (1, 1))
-    assert window_of({"auto_pad": b"SAME_LOWER", "strides": (2,)}, (3,), (8,)) == Window((3,), (2,), (1,), (1,), (0,))
+    assert window_of({"auto_pad": b"SAME_UPPER", "strides": (2, 2)}, (3, 3), (8, 7)) == Window(
+        (3, 3), (2, 2), (1, 1), (0, 1), (1, 1)
+    )
+    assert window_of({"auto_pad": b"SAME_LOWER", "strides": (2,)}, (3,), (8,)) == Window(
+        (3,), (2,), (1,), (1,), (0,)
+    )
     assert window_of({"ceil_mode": 1, "strides": (2,)}, (3,), (8,)) == Window((3,), (2,), (1,), (0,), (1,))
 
 
@@ -309,8 +329,9 @@ SINGLE = {"global average", "head", "flatten"}
 """One place per sample: more samples."""
 
 LOOSE = {"max pool", "gate", "transposed", "residual with relu", "strided branches", "global average", "head"}
-"""Not exact even where everything is normal: a model of the maximum, an independent gate, averages over phases, first-order terms,
-and the average over a torus, which real images are not."""
+"""Not exact even where everything is normal: a model of the maximum, an independent gate, averages over
+phases, first-order terms, and the average over a torus, which real images are not.
+"""
 
 
 def graph_of(body: str, seed: int = 0) -> ModelProto:
@@ -358,7 +379,9 @@ def graph_of(body: str, seed: int = 0) -> ModelProto:
         "batch_axis": [0],
         "rest": [4, 484],
     }
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 24, 24] x) => (y) {{ {body} }}')
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 24, 24] x) => (y) {{ {body} }}'
+    )
     tensors = [numpy_helper.from_array(np.asarray(a, np.float32), name) for name, a in arrays.items()]
     tensors += [numpy_helper.from_array(np.asarray(a, np.int64), name) for name, a in integers.items()]
     read = {name for node in model.graph.node for name in node.input}
@@ -381,7 +404,9 @@ def sample(source: Field, count: int, seed: int) -> np.ndarray:
     spectrum = np.fft.fftn(source.lags.astype(np.float64), axes=axes).conj()
     values, vectors = np.linalg.eigh(spectrum)
     root = vectors * np.sqrt(np.maximum(values, 0))[..., None, :] @ vectors.conj().swapaxes(-1, -2)
-    noise = np.fft.fftn(rng.standard_normal((count, *source.size, source.channels)), axes=tuple(a + 1 for a in axes))
+    noise = np.fft.fftn(
+        rng.standard_normal((count, *source.size, source.channels)), axes=tuple(a + 1 for a in axes)
+    )
     fields = np.fft.ifftn((root @ noise[..., None])[..., 0], axes=tuple(a + 1 for a in axes)).real
     return np.moveaxis(fields + source.mean, -1, 1).astype(np.float32)
 
@@ -404,12 +429,15 @@ def test_graphs_against_simulation(name):
     live = deviation > 0
     if name == "batch norm":  # knows better than the input of this test
         gamma, beta, var = (
-            numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == n)) for n in ("gamma", "beta", "var")
+            numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == n))
+            for n in ("gamma", "beta", "var")
         )
         mean, deviation = beta, np.abs(gamma) * np.sqrt(var / (var + 1e-5))
     loose = name in LOOSE
     np.testing.assert_array_equal(found.mean[~live], 0)
-    np.testing.assert_allclose(found.mean[live] / deviation[live], mean[live] / deviation[live], atol=0.25 if loose else 0.1)
+    np.testing.assert_allclose(
+        found.mean[live] / deviation[live], mean[live] / deviation[live], atol=0.25 if loose else 0.1
+    )
     np.testing.assert_allclose(estimated[live] / deviation[live], 1, atol=0.3 if loose else 0.08)
     correlation = found.covariance[np.ix_(live, live)] / np.outer(estimated[live], estimated[live])
     np.testing.assert_allclose(correlation, np.corrcoef(outputs[:, live].T), atol=0.15 if loose else 0.07)
@@ -441,7 +469,9 @@ def test_unknown_operators_are_named_and_leave_the_rest_alone():
         }""")
     rng = np.random.default_rng(0)
     for name, shape in (("w", (4, 3, 3, 3)), ("v", (4, 4, 1, 1)), ("u", (4, 4, 1, 1))):
-        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+        model.graph.initializer.append(
+            numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        )
     layers = match(model).layers
     found = {layer.output: result for layer, result in analytic_layers(model, layers)}
     assert isinstance(found["a"], InputStatistics)
@@ -459,7 +489,7 @@ def test_a_second_domain_is_not_mistaken_for_a_known_operator():
 
 
 def test_scale_and_offset_of_a_batch_norm_are_kept(digits_bn):
-    model = onnx_dfmpc.graph.load(digits_bn).proto
+    model = onnx_dfmpc.model.load(digits_bn).proto
     walk = Propagation(model, RULES)
     walk.start("input", prior(1, (8, 8), [], (0.0, 1.0), walk.birth()))
     seen = 0
@@ -476,7 +506,10 @@ def test_scale_and_offset_of_a_batch_norm_are_kept(digits_bn):
 
 def test_the_past_is_forgotten():
     blocks = ["r0 = Relu(x) c0 = Conv<pads = [1, 1, 1, 1]>(r0, f) s0 = Add(r0, c0)"]
-    blocks += [f"r{i} = Relu(s{i - 1}) c{i} = Conv<pads = [1, 1, 1, 1]>(r{i}, f) s{i} = Add(r{i}, c{i})" for i in range(1, 30)]
+    blocks += [
+        f"r{i} = Relu(s{i - 1}) c{i} = Conv<pads = [1, 1, 1, 1]>(r{i}, f) s{i} = Add(r{i}, c{i})"
+        for i in range(1, 30)
+    ]
     body = " ".join(blocks)
     model = graph_of(body + " y = Relu(s29)")
     model.graph.initializer.append(numpy_helper.from_array(np.full((3, 3, 3, 3), 0.01, np.float32), "f"))
@@ -512,7 +545,7 @@ def test_every_layer_of_a_shared_model_is_reached(shared_model):
         "cifar10_resnet56_folded",
     ):
         pytest.skip("takes seconds and has no operator that the others lack")
-    model = onnx_dfmpc.graph.load(shared_model).proto
+    model = onnx_dfmpc.model.load(shared_model).proto
     layers = match(model).layers
     for layer, found in analytic_layers(model, layers):
         assert isinstance(found, InputStatistics), f"{layer.name}: {found}"
@@ -532,7 +565,11 @@ def test_runs_no_model():
         if path.stem in running:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [getattr(node, "module", "")]
+            )
             assert not any(str(name).startswith("onnxruntime") for name in names), path
 
 

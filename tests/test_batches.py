@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from onnx_dfmpc.errors import DfmpcError
-from onnx_dfmpc.statistics import batches as room
-from onnx_dfmpc.statistics.batches import Batches, Stored, stored
+from onnx_dfmpc.runtime.batches import Batches, Stored, stored
+from onnx_dfmpc.runtime import batches as room
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.bool_])

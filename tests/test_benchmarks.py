@@ -16,11 +16,13 @@ from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
 from benchmarks.measure import STEPS, measure
 from benchmarks.methods import Task
-from onnx_dfmpc import Recipe, inputs, match, statistics, validate
+from onnx_dfmpc import Recipe, match, validate
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.graph import ConstantTable
-from onnx_dfmpc.layout import taps, to_rows
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic
+from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import PRESETS
+from onnx_dfmpc.spec.ops import taps, to_rows
 
 PAIR = methods.settings("2/6", ["first"])[0]
 
@@ -28,12 +30,16 @@ PAIR = methods.settings("2/6", ["first"])[0]
 def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(
+        None, feeds
+    )
 
 
 def same_function(model: onnx.ModelProto, other: onnx.ModelProto) -> bool:
-    """Equal on synthetic inputs; scores behind a sigmoid lie between 0 and 1, so that tiny ones are compared as they are."""
-    found = inputs.synthetic(statistics.model_inputs(model), samples=2, seed=0)
+    """Equal on synthetic inputs; scores behind a sigmoid lie between 0 and 1, so that tiny ones are compared
+    as they are.
+    """
+    found = synthetic(model_inputs(model), samples=2, seed=0)
     _, _, feeds = next(found.batches())
     pairs = zip(outputs(model, feeds), outputs(other, feeds), strict=True)
     return all(np.allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(a).max()))) for a, b in pairs)
@@ -74,8 +80,8 @@ class TestEqualization:
             <ir_version: 8, opset_import: ["" : 17]>
             g (float[N, 2, 5, 5] x) => (float[N, 1, 5, 5] y)
             <float[3, 2, 1, 1] w = {1, -2, 0.5, 4, 3, 1}, float[3] b = {1, -1, 2},
-             float[3] gamma = {-2, 0, 0.5}, float[3] beta = {3, 0.5, -0.1}, float[3] mean = {0.1, 0.2, -3}, float[3] var = {2, 1, 0.3},
-             float[1, 3, 1, 1] v = {0.1, 7, -2}>
+             float[3] gamma = {-2, 0, 0.5}, float[3] beta = {3, 0.5, -0.1}, float[3] mean = {0.1, 0.2, -3},
+             float[3] var = {2, 1, 0.3}, float[1, 3, 1, 1] v = {0.1, 7, -2}>
             { a = Conv(x, w, b)  n = BatchNormalization(a, gamma, beta, mean, var)  r = Relu(n)  y = Conv(r, v) }""")
         equalized = dfq.equalize(model)
         assert same_function(model, equalized)
@@ -83,7 +89,9 @@ class TestEqualization:
 
 
 def imbalance(model: onnx.ModelProto) -> list[float]:
-    """Largest ratio between the range of a channel at its producer and at its consumers, either way, for every chain."""
+    """Largest ratio between the range of a channel at its producer and at its consumers, either way, for
+    every chain.
+    """
     report, table = match(model), ConstantTable(model)
     layers = {layer.name: layer for layer in report.layers}
     rows = {name: np.abs(to_rows(np.asarray(table[layer.weight]), layer)) for name, layer in layers.items()}
@@ -91,7 +99,10 @@ def imbalance(model: onnx.ModelProto) -> list[float]:
     for chain in report.chains:
         if chain.homogeneous:
             mine = rows[chain.producer].max(axis=2).ravel()
-            sides = [rows[name].reshape(*rows[name].shape[:2], -1, taps(layers[name])).max(axis=(1, 3)).ravel() for name in chain.consumers]
+            sides = [
+                rows[name].reshape(*rows[name].shape[:2], -1, taps(layers[name])).max(axis=(1, 3)).ravel()
+                for name in chain.consumers
+            ]
             theirs = np.max(sides, axis=0)
             alive = (mine > 0) & (theirs > 0)
             found.append(float(np.exp(np.abs(np.log(mine[alive] / theirs[alive])).max())))
@@ -176,12 +187,23 @@ class TestAccuracy:
         model = methods.METHODS["nearest"].run(Task(digits_bn, methods.settings("2", [])[0])).model
         score = reference(networks.network("digits_resnet_bn"), "digits_test").score(model)
         report = validate(digits_bn, model, digits_data)
-        assert (score.n, score.top1, score.agreement) == (report.samples, report.top1_quantized, report.top1_agreement)
+        assert (score.n, score.top1, score.agreement) == (
+            report.samples,
+            report.top1_quantized,
+            report.top1_agreement,
+        )
         assert score.sqnr_db == pytest.approx(report.sqnr_db, abs=1e-3)
 
     def test_command(self, tmp_path, capsys):
         output = tmp_path / "out.json"
-        arguments = ["--networks", "digits_resnet_bn", "--settings", "2", "--methods", "nearest,squant,quantization-rs"]
+        arguments = [
+            "--networks",
+            "digits_resnet_bn",
+            "--settings",
+            "2",
+            "--methods",
+            "nearest,squant,quantization-rs",
+        ]
         assert accuracy.main([*arguments, "--json", str(output)]) == 0
         shown = capsys.readouterr().out
         assert "squant" in shown
@@ -220,11 +242,27 @@ class TestSpeed:
     def test_command(self, tmp_path, capsys):
         output = tmp_path / "out.json"
         assert (
-            speed.main(["--networks", "digits_resnet_bn", "--steps", "load+save", "nearest", "--repeats", "2", "--json", str(output)]) == 0
+            speed.main(
+                [
+                    "--networks",
+                    "digits_resnet_bn",
+                    "--steps",
+                    "load+save",
+                    "nearest",
+                    "--repeats",
+                    "2",
+                    "--json",
+                    str(output),
+                ]
+            )
+            == 0
         )
         assert "x load+save" in capsys.readouterr().out
         (result,) = json.loads(output.read_text())["results"]
-        assert {step: len(cost["cpu"]) for step, cost in result["costs"].items()} == {"load+save": 2, "nearest": 2}
+        assert {step: len(cost["cpu"]) for step, cost in result["costs"].items()} == {
+            "load+save": 2,
+            "nearest": 2,
+        }
 
     def test_targets_read_every_step_they_need(self, digits_bn):
         cost = speed.Cost((1.0,), (1.0,), (0.0,))
@@ -235,7 +273,9 @@ class TestSpeed:
     def test_large_network(self):
         model = networks.resnet50(np.random.default_rng(0))
         onnx.checker.check_model(model, full_check=True)
-        assert sum(np.prod(tensor.dims) for tensor in model.graph.initializer) == pytest.approx(25.6e6, rel=0.01)
+        assert sum(np.prod(tensor.dims) for tensor in model.graph.initializer) == pytest.approx(
+            25.6e6, rel=0.01
+        )
         assert len(match(model).layers) == 54
 
 
@@ -243,10 +283,29 @@ class TestSensitivity:
     def test_predictions_stand_beside_the_truth(self, tmp_path, capsys):
         path = tmp_path / "sensitivity.json"
         assert (
-            sensitivity.main(["--networks", "digits_resnet_bn", "--images", "32", "--bits", "2", "--per-layer", "--json", str(path)]) == 0
+            sensitivity.main(
+                [
+                    "--networks",
+                    "digits_resnet_bn",
+                    "--images",
+                    "32",
+                    "--bits",
+                    "2",
+                    "--per-layer",
+                    "--json",
+                    str(path),
+                ]
+            )
+            == 0
         )
         found = json.loads(path.read_text())
-        assert [one["prediction"] for one in found["summaries"]] == ["raw", "local", "bn", "probe", "measured"]
+        assert [one["prediction"] for one in found["summaries"]] == [
+            "raw",
+            "local",
+            "bn",
+            "probe",
+            "measured",
+        ]
         assert {row["layer"] for row in found["layers"]} == {
             layer.name for layer in match(networks.network("digits_resnet_folded").path).layers
         }

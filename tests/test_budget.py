@@ -1,4 +1,6 @@
-"""Allocation by a cost table: against an integer program, and every promise about budgets, bounds and reasons."""
+"""Allocation by a cost table: against an integer program, and every promise about budgets, bounds and
+reasons.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from onnx_dfmpc.allocate import budgets, choose, frontier, knapsack, mean_bits, open_widths, spend, sweep
+from onnx_dfmpc.allocate import (
+    allocate_budget,
+    budgets,
+    candidate_widths,
+    choose,
+    frontier,
+    knapsack,
+    mean_bits,
+    sweep,
+)
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.recipe import Limits, Recipe
+from onnx_dfmpc.recipe import BitBounds, Recipe
 from onnx_dfmpc.spec import CostTable, MatchReport
 from tests.arrays import layer
 
@@ -26,14 +37,22 @@ def table(sizes: np.ndarray, noise: np.ndarray, base: int = 0) -> CostTable:
 
 
 def program(costs: np.ndarray, loads: np.ndarray, capacity: float, allowed: np.ndarray) -> float | None:
-    """Least cost of one option for each layer, loads within the capacity: the integer program, solved by HiGHS."""
+    """Least cost of one option for each layer, loads within the capacity: the integer program, solved by
+    HiGHS.
+    """
     count, widths = costs.shape
     one_each = LinearConstraint(np.kron(np.eye(count), np.ones(widths)), 1, 1)
     unit = abs(capacity) or 1
     fits = LinearConstraint(loads.ravel()[None] / unit, -np.inf, capacity / unit)
     scale, bounds = costs.max(), Bounds(0, allowed.ravel().astype(np.float64))
     whole = np.ones(costs.size)
-    found = milp(costs.ravel() / scale, constraints=[one_each, fits], integrality=whole, bounds=bounds, options={"mip_rel_gap": 1e-4})
+    found = milp(
+        costs.ravel() / scale,
+        constraints=[one_each, fits],
+        integrality=whole,
+        bounds=bounds,
+        options={"mip_rel_gap": 1e-4},
+    )
     return None if found.x is None else float(found.fun * scale)
 
 
@@ -128,7 +147,10 @@ EDGES = {0: "first", 5: "last"}
 
 @pytest.fixture(scope="module")
 def report() -> MatchReport:
-    layers = tuple(layer(name=f"n{i}", output=f"y{i}", shape=(size, 16, 3, 3), edge=EDGES.get(i, "")) for i, size in enumerate(SIZES))
+    layers = tuple(
+        layer(name=f"n{i}", output=f"y{i}", shape=(size, 16, 3, 3), edge=EDGES.get(i, ""))
+        for i, size in enumerate(SIZES)
+    )
     return MatchReport(layers, (), (), len(layers))
 
 
@@ -148,13 +170,15 @@ def native(report: MatchReport, costs: CostTable) -> CostTable:
 
 def test_a_size_is_met_and_not_exceeded(report, costs):
     for budget in range(14_000, 50_000, 1000):
-        plan = spend(report, Recipe(target_size=budget), "sha", costs)
+        plan = allocate_budget(report, Recipe(target_size=budget), "sha", costs)
         assert plan.predicted_bytes is not None
         assert plan.predicted_bytes == costs.base + sum(planned.bytes or 0 for planned in plan.layers)
         full = all(planned.bits == 8 for planned in plan.layers)
         assert plan.predicted_bytes <= budget
         assert full or plan.predicted_bytes >= 0.94 * budget
-        assert plan.predicted_sqnr_db == pytest.approx(-10 * np.log10(sum(planned.noise or 0 for planned in plan.layers)))
+        assert plan.predicted_sqnr_db == pytest.approx(
+            -10 * np.log10(sum(planned.noise or 0 for planned in plan.layers))
+        )
         assert plan.model_sha256 == "sha"
 
 
@@ -162,38 +186,50 @@ def test_a_size_is_met_and_not_exceeded(report, costs):
 def test_mean_bits_count_every_quantized_weight(report, costs, native, target):
     recipe = Recipe(target_bits=target)
     for one in (costs, native):
-        plan = spend(report, recipe, "sha", one)
+        plan = allocate_budget(report, recipe, "sha", one)
         assert 0.94 * target <= mean_bits(plan, report) <= target
-    assert {planned.bits for planned in spend(report, Recipe(target_size=25_000), "sha", native).layers} <= {2, 4, 8}
+    assert {
+        planned.bits for planned in allocate_budget(report, Recipe(target_size=25_000), "sha", native).layers
+    } <= {2, 4, 8}
 
 
 def test_the_smallest_file_of_a_quality(report, costs):
     sizes = []
     for wanted in (12.0, 20.0, 30.0):
-        plan = spend(report, Recipe(target_sqnr_db=wanted), "sha", costs)
+        plan = allocate_budget(report, Recipe(target_sqnr_db=wanted), "sha", costs)
         assert plan.predicted_sqnr_db is not None
         assert plan.predicted_bytes is not None
         assert plan.predicted_sqnr_db >= wanted
         sizes.append(plan.predicted_bytes)
-        smaller = spend(report, Recipe(target_size=plan.predicted_bytes - 1), "sha", costs)
+        smaller = allocate_budget(report, Recipe(target_size=plan.predicted_bytes - 1), "sha", costs)
         assert smaller.predicted_sqnr_db is not None
         assert smaller.predicted_sqnr_db < wanted
     assert sizes == sorted(sizes)
 
 
 def test_a_preset_is_a_quality(report, costs):
-    by_name = spend(report, Recipe(preset="balanced"), "sha", costs)
+    by_name = allocate_budget(report, Recipe(preset="balanced"), "sha", costs)
     recipe = Recipe(preset="balanced")
-    assert by_name.layers == spend(report, Recipe(target_sqnr_db=recipe.wanted_sqnr_db), "sha", costs).layers
+    assert (
+        by_name.layers
+        == allocate_budget(report, Recipe(target_sqnr_db=recipe.wanted_sqnr_db), "sha", costs).layers
+    )
 
 
 def test_bounds_rules_and_exclusions_hold(report, costs):
-    rules = [{"node": "n1", "bits": 3}, {"node": "n2", "min_bits": 5}, {"node": "n4", "max_bits": 4}, {"node": "n3", "exclude": True}]
+    rules = [
+        {"node": "n1", "bits": 3},
+        {"node": "n2", "min_bits": 5},
+        {"node": "n4", "max_bits": 4},
+        {"node": "n3", "exclude": True},
+    ]
     left = [name for name in costs.layers if name != "n3"]
     rows = [costs.layers.index(name) for name in left]
     part = replace(costs, layers=tuple(left), noise=costs.noise[rows], sizes=costs.sizes[rows])
     for budget in (22_000, 28_000, 34_000):
-        plan = spend(report, Recipe(target_size=budget, first_last_bits=6, max_bits=7, rules=rules), "sha", part)
+        plan = allocate_budget(
+            report, Recipe(target_size=budget, first_last_bits=6, max_bits=7, rules=rules), "sha", part
+        )
         bits = {planned.name: planned.bits for planned in plan.layers}
         assert list(bits) == left
         assert bits["n1"] == 3
@@ -214,31 +250,41 @@ def test_bounds_rules_and_exclusions_hold(report, costs):
 @pytest.mark.parametrize(
     ("asked", "pattern", "answer"),
     [
-        ({"target_size": 3_000}, r"the file has ([\d,]+) bytes", lambda found: {"target_size": int(found.replace(",", ""))}),
-        ({"target_bits": 2.0, "min_bits": 3}, r"are ([\d.]+) on average", lambda found: {"target_bits": float(found), "min_bits": 3}),
+        (
+            {"target_size": 3_000},
+            r"the file has ([\d,]+) bytes",
+            lambda found: {"target_size": int(found.replace(",", ""))},
+        ),
+        (
+            {"target_bits": 2.0, "min_bits": 3},
+            r"are ([\d.]+) on average",
+            lambda found: {"target_bits": float(found), "min_bits": 3},
+        ),
         ({"target_sqnr_db": 90.0}, r"is ([\d.]+) dB", lambda found: {"target_sqnr_db": float(found) - 0.05}),
     ],
 )
 def test_what_cannot_be_met_is_refused_with_what_can(report, costs, asked, pattern, answer):
     with pytest.raises(UnsupportedError, match="cannot be met") as error:
-        spend(report, Recipe(**asked), "sha", costs)
+        allocate_budget(report, Recipe(**asked), "sha", costs)
     found = re.search(pattern, str(error.value))
     assert found
     assert error.value.hint
-    spend(report, Recipe(**answer(found[1])), "sha", costs)
+    allocate_budget(report, Recipe(**answer(found[1])), "sha", costs)
     if "target_size" in asked:
         with pytest.raises(UnsupportedError):
-            spend(report, Recipe(target_size=answer(found[1])["target_size"] - 1), "sha", costs)
+            allocate_budget(report, Recipe(target_size=answer(found[1])["target_size"] - 1), "sha", costs)
 
 
 def test_reasons_say_what_the_next_code_costs(report, costs):
-    plan = spend(report, Recipe(target_size=18_000), "sha", costs)
+    plan = allocate_budget(report, Recipe(target_size=18_000), "sha", costs)
     for row, planned in enumerate(plan.layers):
         width = costs.widths.index(planned.bits)
         if planned.bits == 8:
             assert planned.reason.startswith("the most that is allowed")
             continue
-        found = re.fullmatch(r"(\d) bits would cost ([\d.]+) (bytes|kB) more and gain ([\d.e-]+) dB", planned.reason)
+        found = re.fullmatch(
+            r"(\d) bits would cost ([\d.]+) (bytes|kB) more and gain ([\d.e-]+) dB", planned.reason
+        )
         assert found
         extra = float(found[2]) * (1000 if found[3] == "kB" else 1)
         assert int(found[1]) == planned.bits + 1
@@ -257,7 +303,7 @@ def test_a_sweep_is_the_plans_of_its_budgets(report, costs):
     noise = [sum(planned.noise or 0 for planned in plan.layers) for plan in plans if plan is not None]
     assert noise == sorted(noise, reverse=True)
     for budget, plan in zip(wanted[:-1], plans, strict=False):
-        assert plan == spend(report, Recipe(target_size=budget), "sha", costs)
+        assert plan == allocate_budget(report, Recipe(target_size=budget), "sha", costs)
 
 
 @given(st.integers(1, 5), st.integers(0, 2**32 - 1))
@@ -266,14 +312,20 @@ def test_widths_are_closed_only_where_a_wider_one_costs_the_same(count, seed):
     sizes = np.sort(rng.integers(1000, 1100, (count, len(WIDTHS))), axis=1)
     names = [f"n{i}" for i in range(count)]
     low = rng.integers(2, 9, count)
-    found = {name: Limits(int(a), int(rng.integers(a, 9))) for name, a in zip(names, low, strict=True)}
-    opened = open_widths(names, WIDTHS, sizes, found)
+    found = {name: BitBounds(int(a), int(rng.integers(a, 9))) for name, a in zip(names, low, strict=True)}
+    opened = candidate_widths(names, WIDTHS, sizes, found)
     for row, name in enumerate(names):
-        inside = [column for column, width in enumerate(WIDTHS) if found[name].low <= width <= found[name].high]
+        inside = [
+            column for column, width in enumerate(WIDTHS) if found[name].low <= width <= found[name].high
+        ]
         assert set(np.flatnonzero(opened[row])) <= set(inside)
         assert opened[row, inside[-1]]
         assert opened[row, inside[0]]
-        assert open_widths(names, WIDTHS, sizes, found, nominal=True)[row].tolist() == [width in inside for width in range(len(WIDTHS))]
+        assert candidate_widths(names, WIDTHS, sizes, found, nominal=True)[row].tolist() == [
+            width in inside for width in range(len(WIDTHS))
+        ]
         for column in inside:
-            replaced = any(sizes[row, wider] <= 1.05 * sizes[row, column] + 32 for wider in inside if wider > column)
+            replaced = any(
+                sizes[row, wider] <= 1.05 * sizes[row, column] + 32 for wider in inside if wider > column
+            )
             assert opened[row, column] or replaced

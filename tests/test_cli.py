@@ -16,10 +16,10 @@ import pytest
 from onnx import parser
 
 from onnx_dfmpc import cli, work
-from onnx_dfmpc.arguments import parse, recipe_of
+from onnx_dfmpc.cli.flags import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.validate import latency
+from onnx_dfmpc.evaluate import latency
 from tests.conftest import ROOT, Run
 
 
@@ -46,11 +46,19 @@ def assert_one_line(err: str) -> None:
 
 def process(*argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"} | environment
-    return subprocess.run([sys.executable, "-m", "onnx_dfmpc", *map(str, argv)], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "onnx_dfmpc", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("columns", [30, 60])
-def test_a_narrow_terminal_loses_nothing(run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_a_narrow_terminal_loses_nothing(
+    run: Run, digits_bn: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
     """A table squeezed into 30 columns had no names, and numbers without their last digits."""
     monkeypatch.setenv("COLUMNS", "80")
     expected = run("inspect", digits_bn)
@@ -58,43 +66,83 @@ def test_a_narrow_terminal_loses_nothing(run: Run, digits_bn: Path, monkeypatch:
     assert run("inspect", digits_bn) == expected
 
 
-# ------------------------------------------------------------------------------------------------------------------- end to end
+# -------------------------------------------------------------------------------------------------------------------
+# end to end
 
 
-def test_quantize_then_validate(run: Run, digits_bn: Path, digits_data: Path, target: Path, tmp_path: Path) -> None:
+def test_quantize_then_validate(
+    run: Run, digits_bn: Path, digits_data: Path, target: Path, tmp_path: Path
+) -> None:
     before = digits_bn.read_bytes()
     document = tmp_path / "run.json"
-    code, out, err = run("quantize", digits_bn, "-o", target, "--bits", 6, "--data", digits_data, "--min-cosine", 0.9, "--json", document)
+    code, out, err = run(
+        "quantize",
+        digits_bn,
+        "-o",
+        target,
+        "--bits",
+        6,
+        "--data",
+        digits_data,
+        "--min-cosine",
+        0.9,
+        "--json",
+        document,
+    )
     assert (code, err) == (0, "")
     assert "PASSED min_cosine" in out
     assert max(len(line) for line in out.splitlines() if not line.startswith("onnx-dfmpc validate ")) <= 80
     plain = json.loads(document.read_text(encoding="utf-8"))
-    assert plain["output"] == {"path": str(target), "bytes": target.stat().st_size, "opset": plain["output"]["opset"]}
+    assert plain["output"] == {
+        "path": str(target),
+        "bytes": target.stat().st_size,
+        "opset": plain["output"]["opset"],
+    }
     assert plain["output"]["bytes"] < plain["model"]["bytes"] / 2
     assert plain["totals"]["layers"] == len(plain["layers"]) > 10
     assert plain["validation"]["labelled"] == plain["validation"]["samples"] > 100
     assert digits_bn.read_bytes() == before
     assert {file.name for file in target.parent.iterdir()} == {"small.onnx"}
 
-    code, out, err = run("validate", digits_bn, target, "--data", digits_data, "--max-top1-drop", 0.5, "--json", "-")
+    code, out, err = run(
+        "validate", digits_bn, target, "--data", digits_data, "--max-top1-drop", 0.5, "--json", "-"
+    )
     assert (code, err) == (0, "")
     again = json.loads(out)
     assert again["validation"]["top1_quantized"] == pytest.approx(plain["validation"]["top1_quantized"])
     assert again["output"]["sha256"] != again["model"]["sha256"]
 
 
-def test_what_broke_and_how_fast_it_is(run: Run, digits_bn: Path, digits_data: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_broke_and_how_fast_it_is(
+    run: Run, digits_bn: Path, digits_data: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.0)
     name = "/blocks/blocks.1/conv2/Conv"
     flags = ("--bits", 6, "--rounding", "nearest", "--set", f"^{name}$=2", "--samples", 8)
     assert run("quantize", digits_bn, "-o", target, *flags)[0] == 0
-    code, out, err = run("validate", digits_bn, target, "--data", digits_data, "--samples", 40, "--per-layer", "--latency", "--json", "-")
+    code, out, err = run(
+        "validate",
+        digits_bn,
+        target,
+        "--data",
+        digits_data,
+        "--samples",
+        40,
+        "--per-layer",
+        "--latency",
+        "--json",
+        "-",
+    )
     assert (code, err) == (0, "")
     plain = json.loads(out)
     assert plain["per_layer"][0]["name"] == name
     assert plain["per_layer"][0]["bits"] == 2
     assert plain["per_layer"][0]["suggestion"]["set"].startswith(f"^{re.escape(name)}$=")
-    assert [timing["name"] for timing in plain["latency"]["timings"]] == ["float", "quantized, default", "quantized, recommended"]
+    assert [timing["name"] for timing in plain["latency"]["timings"]] == [
+        "float",
+        "quantized, default",
+        "quantized, recommended",
+    ]
     assert "per layer: measured on 32 samples" in plain["validation"]["notes"]
     code, out, err = run("validate", digits_bn, target, "--samples", 8, "--per-layer")
     assert (code, err) == (0, "")
@@ -103,7 +151,9 @@ def test_what_broke_and_how_fast_it_is(run: Run, digits_bn: Path, digits_data: P
 
 def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: Path, tmp_path: Path) -> None:
     document = tmp_path / "run.json"
-    code, out, err = run("quantize", digits_bn, "-o", target, "--low-bits", 2, "--min-sqnr-db", 90, *FAST, "--json", document)
+    code, out, err = run(
+        "quantize", digits_bn, "-o", target, "--low-bits", 2, "--min-sqnr-db", 90, *FAST, "--json", document
+    )
     assert code == 1
     assert "FAILED min_sqnr_db" in out
     assert "min_sqnr_db = 90 missed" in err
@@ -130,7 +180,9 @@ def test_external_data_and_overwrite(run: Run, digits_bn: Path, target: Path) ->
     assert (code, out) == (2, "")
     assert "--overwrite" in err
     assert target.read_bytes() == before
-    assert run("quantize", digits_bn, "-o", target, "--save-as-external-data", "--overwrite", *FAST, "-q") == (0, "", "")
+    assert run(
+        "quantize", digits_bn, "-o", target, "--save-as-external-data", "--overwrite", *FAST, "-q"
+    ) == (0, "", "")
     assert run("validate", digits_bn, target, "--samples", 8)[0] == 0
 
 
@@ -139,7 +191,18 @@ def test_flags_reach_the_layers(run: Run, digits_bn: Path, target: Path, tmp_pat
     recipe.write_text('low_bits = 2\nhigh_bits = 6\nmethod = "paper"\n[set]\n".*" = 5\n', encoding="utf-8")
     layers = json.loads(run("inspect", digits_bn, "--json", "-")[1])["layers"]
     first, second, last = layers[1]["name"], layers[2]["name"], layers[-1]["name"]
-    argv = ["--bits", 4, "--set", f"{first}=3", "--nodes-to-exclude", second, "--set", f"{last}=7", "-c", recipe]
+    argv = [
+        "--bits",
+        4,
+        "--set",
+        f"{first}=3",
+        "--nodes-to-exclude",
+        second,
+        "--set",
+        f"{last}=7",
+        "-c",
+        recipe,
+    ]
     code, out, _ = run("quantize", digits_bn, "-o", target, *FAST, "--json", "-", *argv)
     plain = json.loads(out)
     bits = {layer["name"]: layer["bits"] for layer in plain["layers"]}
@@ -161,12 +224,15 @@ def test_inspect(run: Run, digits_bn: Path) -> None:
     assert run("inspect", digits_bn, "-q") == (0, "", "")
 
 
-# -------------------------------------------------------------------------------------------------------------------- bad input
+# --------------------------------------------------------------------------------------------------------------------
+# bad input
 
 
 @pytest.mark.parametrize("command", ["inspect", "plan", "quantize", "validate"])
 @pytest.mark.parametrize("content", [b"", b"no model at all", "cut", "missing", "directory"])
-def test_bad_models(run: Run, digits_bn: Path, target: Path, tmp_path: Path, command: str, content: bytes | str) -> None:
+def test_bad_models(
+    run: Run, digits_bn: Path, target: Path, tmp_path: Path, command: str, content: bytes | str
+) -> None:
     model = tmp_path / "model.onnx"
     if content == "directory":
         model.mkdir()
@@ -174,7 +240,9 @@ def test_bad_models(run: Run, digits_bn: Path, target: Path, tmp_path: Path, com
         model.write_bytes(digits_bn.read_bytes()[:5000])
     elif isinstance(content, bytes):
         model.write_bytes(content)
-    rest = {"inspect": [], "plan": ["-o", target], "quantize": ["-o", target], "validate": [digits_bn]}[command]
+    rest = {"inspect": [], "plan": ["-o", target], "quantize": ["-o", target], "validate": [digits_bn]}[
+        command
+    ]
     code, out, err = run(command, model, *rest)
     assert (code, out) == (3, "")
     assert_one_line(err)
@@ -183,7 +251,9 @@ def test_bad_models(run: Run, digits_bn: Path, target: Path, tmp_path: Path, com
 
 
 def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
-    relu = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
+    relu = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+    )
     onnx.save(relu, tmp_path / "relu.onnx")
     for command in ("plan", "quantize"):
         code, out, err = run(command, tmp_path / "relu.onnx", "-o", target)
@@ -233,7 +303,10 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["quantize", "MODEL", "-o", "OUT", "--target-bits", "9"], "2 to 8"),
         (["quantize", "MODEL", "-o", "OUT", "--preset", "lossles"], "did you mean lossless?"),
         (["quantize", "MODEL", "-o", "OUT", "--storage", "compct"], "did you mean compact?"),
-        (["quantize", "MODEL", "-o", "OUT", "--unpack", "int8", "--weight-format", "qdq"], "weight_format = 'qdq'"),
+        (
+            ["quantize", "MODEL", "-o", "OUT", "--unpack", "int8", "--weight-format", "qdq"],
+            "weight_format = 'qdq'",
+        ),
         (["quantize", "MODEL", "-o", "OUT", "--cost", "measured"], "needs data"),
         (["quantize", "MODEL", "-o", "OUT", "--json", "OUT"], "another file"),
         (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "MODEL"], "MODEL: exists already"),
@@ -250,7 +323,9 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["validate", "MODEL", "MODEL", "--labels", "no.txt"], "--data"),
     ],
 )
-def test_bad_usage_is_one_line_and_a_hint(run: Run, digits_bn: Path, target: Path, argv: list[str], words: str) -> None:
+def test_bad_usage_is_one_line_and_a_hint(
+    run: Run, digits_bn: Path, target: Path, argv: list[str], words: str
+) -> None:
     names = {"MODEL": str(digits_bn), "OUT": str(target)}
     before = digits_bn.read_bytes()
     code, out, err = run(*(names.get(word, word) for word in argv))
@@ -269,7 +344,9 @@ def test_a_directory_that_cannot_be_written(run: Run, digits_bn: Path, target: P
     assert_one_line(err)
 
 
-def test_a_disk_that_refuses(run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses(
+    run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -281,7 +358,8 @@ def test_a_disk_that_refuses(run: Run, digits_bn: Path, target: Path, monkeypatc
     assert not list(target.parent.iterdir())
 
 
-# --------------------------------------------------------------------------------------------------------- what should not happen
+# ---------------------------------------------------------------------------------------------------------
+# what should not happen
 
 
 def test_data_of_an_old_output_is_found_before_the_work_is_done(
@@ -348,17 +426,32 @@ def test_a_closed_pipe_is_quiet(digits_bn: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-# ------------------------------------------------------------------------------------------------------------------ as a process
+# ------------------------------------------------------------------------------------------------------------------
+# as a process
 
 
 def test_the_module_runs_without_colour_or_noise(digits_bn: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.onnx"
     done = process(
-        "quantize", digits_bn, "-o", target, "--low-bits", 2, "--high-bits", 6, "--samples", 8, NO_COLOR="1", TERM="xterm-256color"
+        "quantize",
+        digits_bn,
+        "-o",
+        target,
+        "--low-bits",
+        2,
+        "--high-bits",
+        6,
+        "--samples",
+        8,
+        NO_COLOR="1",
+        TERM="xterm-256color",
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("onnx-dfmpc validate ")) <= 80
+    assert (
+        max(len(line) for line in done.stdout.splitlines() if not line.startswith("onnx-dfmpc validate "))
+        <= 80
+    )
     assert "synthetic" in done.stdout
     assert "a sanity check, not accuracy" in " ".join(done.stdout.split())
 
@@ -371,7 +464,8 @@ def test_version_and_help(run: Run) -> None:
         assert f"usage: onnx-dfmpc {command}" in run(command, "--help")[1]
 
 
-# ----------------------------------------------------------------------------------------------------------------------- parsing
+# -----------------------------------------------------------------------------------------------------------------------
+# parsing
 
 
 def test_every_flag_becomes_a_recipe() -> None:
@@ -399,9 +493,13 @@ def test_every_flag_becomes_a_recipe() -> None:
     }  # fmt: skip
 
 
-def test_validate_takes_data_and_gates_from_a_recipe(run: Run, digits_bn: Path, digits_data: Path, tmp_path: Path) -> None:
+def test_validate_takes_data_and_gates_from_a_recipe(
+    run: Run, digits_bn: Path, digits_data: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "recipe.toml"
-    file.write_text(f"[target]\nbits = 4\n[validate]\ndata = {str(digits_data)!r}\nmin_cosine = 0.99\n", encoding="utf-8")
+    file.write_text(
+        f"[target]\nbits = 4\n[validate]\ndata = {str(digits_data)!r}\nmin_cosine = 0.99\n", encoding="utf-8"
+    )
     code, out, _ = run("validate", digits_bn, digits_bn, "-c", file, "--min-sqnr-db", 10)
     assert code == 0
     assert "PASSED min_cosine" in out
@@ -426,7 +524,9 @@ def test_a_share_of_a_picture() -> None:
         ("--preset smallest", {"preset": "smallest"}),
     ],
 )
-def test_each_kind_of_bits_is_a_flag_and_wins_over_the_file(tmp_path: Path, flags: str, knobs: dict[str, Any]) -> None:
+def test_each_kind_of_bits_is_a_flag_and_wins_over_the_file(
+    tmp_path: Path, flags: str, knobs: dict[str, Any]
+) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text("[target]\nlow_bits = 2\n[[rule]]\nnode = 'a'\nbits = 4\n", encoding="utf-8")
     for command in ("plan", "quantize"):
@@ -435,7 +535,10 @@ def test_each_kind_of_bits_is_a_flag_and_wins_over_the_file(tmp_path: Path, flag
         assert recipe == Recipe(**knobs, rules=({"node": "a", "bits": 4},), set=(("b", 5),))
 
 
-@pytest.mark.parametrize(("flag", "sweep"), [([], None), (["--sweep"], 12), (["--sweep", "20"], 20), (["--sweep", "2kB,3K"], (2000, 3072))])
+@pytest.mark.parametrize(
+    ("flag", "sweep"),
+    [([], None), (["--sweep"], 12), (["--sweep", "20"], 20), (["--sweep", "2kB,3K"], (2000, 3072))],
+)
 def test_sweep_is_a_number_or_sizes(flag: list[str], sweep: object) -> None:
     assert parse(["plan", "m.onnx", *flag]).sweep == sweep
 

@@ -17,7 +17,18 @@ from tests.conftest import Run
 Edit = Callable[[dict[str, Any]], object]
 
 FAST = ("--samples", 4)
-BITS = ("--low-bits", 2, "--high-bits", 5, "--set", "conv2=4", "--nodes-to-exclude", "/fc/Gemm", "--rounding", "nearest")
+BITS = (
+    "--low-bits",
+    2,
+    "--high-bits",
+    5,
+    "--set",
+    "conv2=4",
+    "--nodes-to-exclude",
+    "/fc/Gemm",
+    "--rounding",
+    "nearest",
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +81,18 @@ def test_two_steps_give_the_bytes_of_one(run: Run, digits_bn: Path, plan: Path, 
     assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.parametrize("target", [("--target-size", "70kB"), ("--target-bits", 3.5), ("--preset", "balanced")])
-def test_a_target_is_met_in_one_step_and_in_two(run: Run, digits_bn: Path, tmp_path: Path, target: tuple[object, ...]) -> None:
-    one, two, path, cost = tmp_path / "one.onnx", tmp_path / "two.onnx", tmp_path / "plan.json", ("--cost", "bn")
+@pytest.mark.parametrize(
+    "target", [("--target-size", "70kB"), ("--target-bits", 3.5), ("--preset", "balanced")]
+)
+def test_a_target_is_met_in_one_step_and_in_two(
+    run: Run, digits_bn: Path, tmp_path: Path, target: tuple[object, ...]
+) -> None:
+    one, two, path, cost = (
+        tmp_path / "one.onnx",
+        tmp_path / "two.onnx",
+        tmp_path / "plan.json",
+        ("--cost", "bn"),
+    )
     code, out, _ = run("quantize", digits_bn, "-o", one, *target, *cost, *FAST, "--json", "-")
     assert code == 0
     assert run("plan", digits_bn, "-o", path, *target, *cost, *FAST, "-q")[0] == 0
@@ -81,7 +101,10 @@ def test_a_target_is_met_in_one_step_and_in_two(run: Run, digits_bn: Path, tmp_p
     plain, planned = json.loads(out), json.loads(path.read_text(encoding="utf-8"))
     assert plain["predicted"] == planned["predicted"]
     assert one.stat().st_size <= planned["predicted"]["bytes"] < 1.01 * one.stat().st_size
-    met = {"--target-size": one.stat().st_size <= 70_000, "--target-bits": 3.3 < plain["totals"]["nominal_bits"] <= 3.5}
+    met = {
+        "--target-size": one.stat().st_size <= 70_000,
+        "--target-bits": 3.3 < plain["totals"]["nominal_bits"] <= 3.5,
+    }
     assert met.get(str(target[0]), planned["predicted"]["sqnr_db"] >= 20)
 
 
@@ -94,7 +117,9 @@ def test_a_target_is_met_in_one_step_and_in_two(run: Run, digits_bn: Path, tmp_p
         (("--target-sqnr-db", 200), "target_sqnr_db = 200 cannot be met"),
     ],
 )
-def test_a_target_that_cannot_be_met(run: Run, digits_bn: Path, tmp_path: Path, flags: tuple[object, ...], words: str) -> None:
+def test_a_target_that_cannot_be_met(
+    run: Run, digits_bn: Path, tmp_path: Path, flags: tuple[object, ...], words: str
+) -> None:
     code, out, err = run("quantize", digits_bn, "-o", tmp_path / "small.onnx", "--cost", "bn", *flags)
     assert (code, out) == (3, "")
     assert words in err
@@ -104,7 +129,9 @@ def test_a_target_that_cannot_be_met(run: Run, digits_bn: Path, tmp_path: Path, 
 
 def test_sweep(run: Run, digits_bn: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    code, out, _ = run("plan", digits_bn, "-o", path, "--bits", 4, "--cost", "bn", "--sweep", 5, "--first-last-bits", 6)
+    code, out, _ = run(
+        "plan", digits_bn, "-o", path, "--bits", 4, "--cost", "bn", "--sweep", 5, "--first-last-bits", 6
+    )
     assert code == 0
     assert "Size against quality" in out
     points = json.loads(path.read_text(encoding="utf-8"))["sweep"]
@@ -122,7 +149,12 @@ def test_sweep_with_data(run: Run, digits_bn: Path, digits_data: Path) -> None:
     code, out, _ = run("plan", digits_bn, *sizes, "--data", digits_data, "--samples", 200, "--json", "-")
     small, middle, large = json.loads(out)["sweep"]
     assert code == 0
-    assert (small["budget"], small["bytes"], small["predicted_sqnr_db"], small["top1"]) == (20_000, None, None, None)
+    assert (small["budget"], small["bytes"], small["predicted_sqnr_db"], small["top1"]) == (
+        20_000,
+        None,
+        None,
+        None,
+    )
     assert middle["measured_sqnr_db"] < large["measured_sqnr_db"]
     assert 0.8 < middle["top1"] <= 1
     assert abs(large["measured_sqnr_db"] - large["predicted_sqnr_db"]) < 10
@@ -134,7 +166,9 @@ def test_sweep_with_data(run: Run, digits_bn: Path, digits_data: Path) -> None:
 def test_flags_beside_a_plan(run: Run, digits_bn: Path, plan: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[validate]\nsamples = 3\n[defaults]\nlambda1 = 0.25\n", encoding="utf-8")
-    code, out, _ = run("quantize", digits_bn, "--plan", plan, "--dry-run", "-c", recipe, "--seed", 7, "--json", "-")
+    code, out, _ = run(
+        "quantize", digits_bn, "--plan", plan, "--dry-run", "-c", recipe, "--seed", 7, "--json", "-"
+    )
     plain = json.loads(out)
     assert code == 0
     assert plain["validation"]["samples"] == 3
@@ -150,10 +184,15 @@ def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: 
     _, out, _ = run("quantize", digits_bn, "-o", folded, "--plan", path, "--json", "-")
     assert json.loads(out)["predicted"]["bytes"] == folded.stat().st_size
     assert "batch norm of 15 layers folded into scales and biases" in json.loads(out)["notes"]
-    _, out, _ = run("quantize", digits_bn, "-o", kept, "--plan", path, "--fold-batch-norm", "no", "--json", "-")
+    _, out, _ = run(
+        "quantize", digits_bn, "-o", kept, "--plan", path, "--fold-batch-norm", "no", "--json", "-"
+    )
     assert folded.stat().st_size < kept.stat().st_size <= json.loads(out)["predicted"]["bytes"]
     assert json.loads(out)["form"]["fold_batch_norm"] == "no"
-    counts = [sum(node.op_type == "BatchNormalization" for node in onnx.load(model).graph.node) for model in (folded, kept)]
+    counts = [
+        sum(node.op_type == "BatchNormalization" for node in onnx.load(model).graph.node)
+        for model in (folded, kept)
+    ]
     assert counts == [0, 15]
 
 
@@ -177,7 +216,10 @@ def test_bits_edited_by_hand(run: Run, digits_bn: Path, plan: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda content: content["layers"][1].update(name="/blocks/blocks.0/conv1/Con"), "did you mean /blocks/blocks.0/conv1/Conv?"),
+        (
+            lambda content: content["layers"][1].update(name="/blocks/blocks.0/conv1/Con"),
+            "did you mean /blocks/blocks.0/conv1/Conv?",
+        ),
         (lambda content: content["layers"].pop(1), "layer '/blocks/blocks.0/conv1/Conv' is missing"),
         (lambda content: content["layers"].append(content["layers"][1]), "is there 2 times"),
         (lambda content: content["skipped"].append({"name": "/conv/Cnov"}), "did you mean /conv/Conv?"),
@@ -190,7 +232,9 @@ def test_bits_edited_by_hand(run: Run, digits_bn: Path, plan: Path, tmp_path: Pa
         (lambda content: content.clear(), "not a plan"),
     ],
 )
-def test_a_plan_that_does_not_fit(run: Run, digits_bn: Path, plan: Path, tmp_path: Path, change: Edit, words: str) -> None:
+def test_a_plan_that_does_not_fit(
+    run: Run, digits_bn: Path, plan: Path, tmp_path: Path, change: Edit, words: str
+) -> None:
     edit(plan, change)
     target = tmp_path / "small.onnx"
     code, out, err = run("quantize", digits_bn, "-o", target, "--plan", plan)
@@ -209,12 +253,26 @@ def test_a_plan_for_the_folded_network_is_refused(run: Run, digits_folded: Path,
 @pytest.mark.parametrize(
     "flags",
     [
-        *(["--bits", "4"], ["--low-bits", "2"], ["--target-size", "30K"], ["--target-bits", "4"], ["--preset", "smallest"]),
-        *(["--set", "a=4"], ["--nodes-to-exclude", "x"], ["--min-bits", "3"], ["--method", "paper"], ["--rounding", "nearest"]),
+        *(
+            ["--bits", "4"],
+            ["--low-bits", "2"],
+            ["--target-size", "30K"],
+            ["--target-bits", "4"],
+            ["--preset", "smallest"],
+        ),
+        *(
+            ["--set", "a=4"],
+            ["--nodes-to-exclude", "x"],
+            ["--min-bits", "3"],
+            ["--method", "paper"],
+            ["--rounding", "nearest"],
+        ),
         ["-c", "recipe.toml"],
     ],
 )
-def test_what_a_plan_has_decided_is_no_flag(run: Run, digits_bn: Path, plan: Path, tmp_path: Path, flags: list[str]) -> None:
+def test_what_a_plan_has_decided_is_no_flag(
+    run: Run, digits_bn: Path, plan: Path, tmp_path: Path, flags: list[str]
+) -> None:
     (tmp_path / "recipe.toml").write_text("[target]\nsize = 30000\n", encoding="utf-8")
     flags = [str(tmp_path / flag) if flag.endswith(".toml") else flag for flag in flags]
     code, out, err = run("quantize", digits_bn, "--dry-run", "--plan", plan, *flags)
@@ -223,7 +281,9 @@ def test_what_a_plan_has_decided_is_no_flag(run: Run, digits_bn: Path, plan: Pat
     assert "edit the plan" in err
 
 
-def test_a_saved_recipe_does_the_same_again(run: Run, digits_bn: Path, digits_data: Path, tmp_path: Path) -> None:
+def test_a_saved_recipe_does_the_same_again(
+    run: Run, digits_bn: Path, digits_data: Path, tmp_path: Path
+) -> None:
     recipe, first, second = (tmp_path / name for name in ("recipe.toml", "first.onnx", "second.onnx"))
     argv = (*BITS, "--data", digits_data, *FAST, "--save-recipe", recipe, "-q")
     assert run("quantize", digits_bn, "-o", first, *argv) == (0, "", "")

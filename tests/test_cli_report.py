@@ -12,11 +12,22 @@ from typing import Any
 import pytest
 
 from onnx_dfmpc import report, work
-from onnx_dfmpc.arguments import PROGRAM
+from onnx_dfmpc.cli.flags import PROGRAM
 from tests.conftest import Run
 from tests.documents import quantized
 
-FAST = ("--samples", 4, "--rounding", "nearest", "--no-compensate", "--no-bias-correction", "--statistics", "analytic", "--bits", 4)
+FAST = (
+    "--samples",
+    4,
+    "--rounding",
+    "nearest",
+    "--no-compensate",
+    "--no-bias-correction",
+    "--statistics",
+    "analytic",
+    "--bits",
+    4,
+)
 
 
 @pytest.fixture
@@ -29,7 +40,19 @@ def saved(tmp_path: Path) -> Path:
 def test_reports_of_a_run_are_those_of_its_document(run: Run, digits_bn: Path, tmp_path: Path) -> None:
     document, page, text = tmp_path / "run.json", tmp_path / "run.html", tmp_path / "run.md"
     shown = ["--min-cosine", 0.1, "--per-layer", "--latency"]
-    argv = ["quantize", digits_bn, "--dry-run", *FAST, *shown, "--json", document, "--report", page, "--report", text]
+    argv = [
+        "quantize",
+        digits_bn,
+        "--dry-run",
+        *FAST,
+        *shown,
+        "--json",
+        document,
+        "--report",
+        page,
+        "--report",
+        text,
+    ]
     code, _, err = run(*argv)
     assert (code, err) == (0, "")
     for made in (page, text):
@@ -40,12 +63,16 @@ def test_reports_of_a_run_are_those_of_its_document(run: Run, digits_bn: Path, t
     written = text.read_text(encoding="utf-8")
     assert all(f"### {title}\n" in written for title in ("Validation", "Worst layers", "Latency"))
     assert "`--set '^" in written
-    assert json.loads(document.read_text(encoding="utf-8"))["command_line"] == shlex.join([PROGRAM, *map(str, argv)])
+    assert json.loads(document.read_text(encoding="utf-8"))["command_line"] == shlex.join(
+        [PROGRAM, *map(str, argv)]
+    )
 
 
 def test_a_gate_that_fails_leaves_its_report(run: Run, digits_bn: Path, tmp_path: Path) -> None:
     text = tmp_path / "run.md"
-    code, _, _ = run("quantize", digits_bn, "-o", tmp_path / "small.onnx", *FAST, "--min-sqnr-db", 90, "--report", text)
+    code, _, _ = run(
+        "quantize", digits_bn, "-o", tmp_path / "small.onnx", *FAST, "--min-sqnr-db", 90, "--report", text
+    )
     assert code == 1
     assert "**❌ Failed.** min\\_sqnr\\_db = 90 missed." in text.read_text(encoding="utf-8")
     assert not (tmp_path / "small.onnx").exists()
@@ -97,12 +124,23 @@ def test_terminal_and_two_runs(run: Run, saved: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_usage_is_one_line_and_a_hint(
-    run: Run, saved: Path, digits_bn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], words: str
+    run: Run,
+    saved: Path,
+    digits_bn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    words: str,
 ) -> None:
     monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
     before = set(tmp_path.iterdir())
     code, out, err = run(
-        *(word.replace("RUN", str(saved)).replace("MODEL", str(digits_bn)).replace("OUT", str(tmp_path / "out")) for word in argv)
+        *(
+            word.replace("RUN", str(saved))
+            .replace("MODEL", str(digits_bn))
+            .replace("OUT", str(tmp_path / "out"))
+            for word in argv
+        )
     )
     assert (code, out) == (2, "")
     assert words in err

@@ -26,13 +26,17 @@ lambdas = st.sampled_from([0.0, 0.1, 0.5, 3.0])
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 12))
 
 
-def problem(shape: tuple[int, int, int], seed: int, noise: float = 0.4) -> tuple[np.ndarray, np.ndarray, BatchNorm, BatchNorm]:
+def problem(
+    shape: tuple[int, int, int], seed: int, noise: float = 0.4
+) -> tuple[np.ndarray, np.ndarray, BatchNorm, BatchNorm]:
     """Rows, their quantized form, the batch norm and that of the quantized layer, all arbitrary."""
     rng = np.random.default_rng(seed)
     g, r, _ = shape
     rows = rng.standard_normal(shape)
     norm = batch_norm(g * r, rng)
-    norm_q = replace(norm, mean=norm.mean + noise * rng.standard_normal(g * r), var=norm.var * rng.uniform(0.5, 2, g * r))
+    norm_q = replace(
+        norm, mean=norm.mean + noise * rng.standard_normal(g * r), var=norm.var * rng.uniform(0.5, 2, g * r)
+    )
     return rows, rows + noise * rng.standard_normal(shape), norm, norm_q
 
 
@@ -71,7 +75,11 @@ def test_coefficients_equal_the_naive_loop(shape, seed, lambda1, lambda2):
     given_ = problem(shape, seed)
     c = coefficients(*given_, lambda1, lambda2)
     np.testing.assert_allclose(c, naive_coefficients(*given_, lambda1, lambda2), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(objective(c, *given_, lambda1, lambda2).sum(), naive_objective(c, *given_, lambda1, lambda2), rtol=1e-9)
+    np.testing.assert_allclose(
+        objective(c, *given_, lambda1, lambda2).sum(),
+        naive_objective(c, *given_, lambda1, lambda2),
+        rtol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -102,7 +110,9 @@ def test_coefficients_never_raise_the_objective_of_any_channel(shape, seed, lamb
     c = coefficients(*given_, lambda1, lambda2)
     best = objective(c, *given_, lambda1, lambda2)
     for other in (0.0, 0.5, 1.0, 2.0):
-        assert (best <= objective(np.full_like(c, other), *given_, lambda1, lambda2) * (1 + 1e-9) + 1e-12).all()
+        assert (
+            best <= objective(np.full_like(c, other), *given_, lambda1, lambda2) * (1 + 1e-9) + 1e-12
+        ).all()
 
 
 @given(shapes, seeds, lambdas)
@@ -124,8 +134,12 @@ def test_no_quantization_error_needs_no_repair(shape, seed, lambda1):
 def test_order_of_output_channels_does_not_matter(shape, seed, lambda1):
     rows, quantized, norm, norm_q = problem((1, shape[1], shape[2]), seed)
     order = np.random.default_rng(seed).permutation(shape[1])
-    shuffled = coefficients(rows[:, order], quantized[:, order], permuted(norm, order), permuted(norm_q, order), lambda1, 0.1)
-    np.testing.assert_allclose(shuffled, coefficients(rows, quantized, norm, norm_q, lambda1, 0.1)[order], rtol=1e-12)
+    shuffled = coefficients(
+        rows[:, order], quantized[:, order], permuted(norm, order), permuted(norm_q, order), lambda1, 0.1
+    )
+    np.testing.assert_allclose(
+        shuffled, coefficients(rows, quantized, norm, norm_q, lambda1, 0.1)[order], rtol=1e-12
+    )
 
 
 @given(shapes, seeds)
@@ -147,7 +161,9 @@ def test_order_of_input_channels_does_not_matter(shape, seed):
 
 @given(shapes, seeds, st.floats(0.1, 10))
 def test_scaling_gamma_and_beta_leaves_c_and_scales_the_output(shape, seed, factor):
-    """L is homogeneous in (gamma, beta): the next layer's units are no business of c, as long as lambda2 is 0."""
+    """L is homogeneous in (gamma, beta): the next layer's units are no business of c, as long as lambda2 is
+    0.
+    """
     rows, quantized, norm, norm_q = problem(shape, seed)
     scaled, scaled_q = (replace(x, gamma=factor * x.gamma, beta=factor * x.beta) for x in (norm, norm_q))
     c = coefficients(rows, quantized, norm, norm_q, 0.5, 0.0)
@@ -163,14 +179,21 @@ def test_scaling_gamma_and_beta_leaves_c_and_scales_the_output(shape, seed, fact
 def test_scaling_the_quantized_rows_scales_c_back(shape, seed, factor):
     rows, quantized, norm, norm_q = problem(shape, seed)
     plain = coefficients(rows, quantized, norm, norm_q, 0.0, 0.0)
-    np.testing.assert_allclose(coefficients(rows, factor * quantized, norm, norm_q, 0.0, 0.0), plain / factor, rtol=1e-9)
+    np.testing.assert_allclose(
+        coefficients(rows, factor * quantized, norm, norm_q, 0.0, 0.0), plain / factor, rtol=1e-9
+    )
 
 
 def test_channels_that_c_cannot_change_stay_as_they_are():
     rows, quantized, norm, norm_q = problem((1, 3, 5), 0)
     quantized[:, 1] = 0
-    norm_q = replace(norm_q, beta=np.where(np.arange(3) == 1, norm_q.gamma / norm_q.sigma * norm_q.mean, norm_q.beta))
-    dead = replace(norm, gamma=np.array([1.0, 1.0, 0.0])), replace(norm_q, gamma=np.array([1.0, norm_q.gamma[1], 0.0]))
+    norm_q = replace(
+        norm_q, beta=np.where(np.arange(3) == 1, norm_q.gamma / norm_q.sigma * norm_q.mean, norm_q.beta)
+    )
+    dead = (
+        replace(norm, gamma=np.array([1.0, 1.0, 0.0])),
+        replace(norm_q, gamma=np.array([1.0, norm_q.gamma[1], 0.0])),
+    )
     c = coefficients(rows, quantized, *dead, 0.0, 0.0)
     assert c[1] == c[2] == 1
     assert np.isfinite(c).all()
@@ -200,7 +223,9 @@ def test_moments_are_those_of_the_responses(simulation):
     np.testing.assert_allclose(response.quantized, yq.var(axis=1), rtol=0.02)
     np.testing.assert_allclose(response.noise, (yq - y).var(axis=1), rtol=0.02)
     np.testing.assert_allclose(response.shift, (yq - y).mean(axis=1), atol=0.03)
-    np.testing.assert_allclose(response.across, [np.cov(a, b)[0, 1] for a, b in zip(y, yq, strict=True)], rtol=0.03, atol=0.03)
+    np.testing.assert_allclose(
+        response.across, [np.cov(a, b)[0, 1] for a, b in zip(y, yq, strict=True)], rtol=0.03, atol=0.03
+    )
 
 
 def test_signal_gain_makes_the_regression_slope_one(simulation):
@@ -214,7 +239,9 @@ def test_signal_gain_makes_the_regression_slope_one(simulation):
 
 def test_the_least_squares_gain_shrinks_and_the_signal_gain_does_not(simulation):
     _, _, response, y, yq = simulation
-    shrinking = np.array([minimize_scalar(lambda c, a=a, b=b: (c * b - a).var()).x for a, b in zip(y, yq, strict=True)])
+    shrinking = np.array(
+        [minimize_scalar(lambda c, a=a, b=b: (c * b - a).var()).x for a, b in zip(y, yq, strict=True)]
+    )
     rho2 = response.across**2 / (response.own * response.quantized)
     np.testing.assert_allclose(shrinking / signal_gain(response), rho2, rtol=0.03)
 
@@ -226,14 +253,20 @@ def test_scaled_response_is_the_response_of_scaled_rows(simulation):
     mean, second = rng.standard_normal((2, 6)), covariance(2, 6, rng)
     direct = respond(rows, quantized * c.reshape(2, 4, 1), mean, second)
     for field in ("own", "across", "quantized", "noise"):
-        np.testing.assert_allclose(getattr(response.scaled(c), field), getattr(direct, field), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            getattr(response.scaled(c), field), getattr(direct, field), rtol=1e-9, atol=1e-9
+        )
 
 
 def test_reestimated_batch_norm_normalises_the_quantized_response(simulation):
-    """Batch norm trained on the float response; with the new statistics the quantized one comes out with the same mean and variance."""
+    """Batch norm trained on the float response; with the new statistics the quantized one comes out with the
+    same mean and variance.
+    """
     _, _, response, y, yq = simulation
     rng = np.random.default_rng(3)
-    norm = BatchNorm("", "", rng.uniform(0.5, 2, 8), rng.standard_normal(8), y.mean(axis=1), y.var(axis=1), 1e-3)
+    norm = BatchNorm(
+        "", "", rng.uniform(0.5, 2, 8), rng.standard_normal(8), y.mean(axis=1), y.var(axis=1), 1e-3
+    )
     again = reestimate(norm, response)
     a, b = affine(again)
     out = a[:, None] * yq + b[:, None]
@@ -257,11 +290,18 @@ def test_reestimated_sigma_scales_with_the_response(shape, seed):
     rng = np.random.default_rng(seed)
     response = respond(rows, quantized, rng.standard_normal(shape[::2]), covariance(shape[0], shape[2], rng))
     wanted = norm.sigma * np.sqrt(response.quantized / response.own)
-    np.testing.assert_allclose(reestimate(norm, response).sigma, np.maximum(wanted, np.sqrt(norm.epsilon)), rtol=1e-9)
+    np.testing.assert_allclose(
+        reestimate(norm, response).sigma, np.maximum(wanted, np.sqrt(norm.epsilon)), rtol=1e-9
+    )
 
 
 def test_dead_responses_are_left_alone():
-    silent = Response(np.array([0.0, 1.0, 1.0, 1.0]), np.array([0.0, 0.0, -1.0, 1e-6]), np.array([1.0, 0.0, 1.0, 1.0]), np.zeros(4))
+    silent = Response(
+        np.array([0.0, 1.0, 1.0, 1.0]),
+        np.array([0.0, 0.0, -1.0, 1e-6]),
+        np.array([1.0, 0.0, 1.0, 1.0]),
+        np.zeros(4),
+    )
     np.testing.assert_array_equal(signal_gain(silent), [1, 1, 1, MAX_GAIN])
     norm = batch_norm(4, np.random.default_rng(0))
     np.testing.assert_allclose(reestimate(norm, silent).var[:2], norm.var[:2], rtol=1e-12)
@@ -271,9 +311,13 @@ def test_dead_responses_are_left_alone():
 def test_mean_shift_is_the_difference_of_two_products(shape, seed):
     rows, quantized, _, _ = problem(shape, seed)
     mean = np.random.default_rng(seed).standard_normal(shape[::2])
-    expected = [quantized[g, r] @ mean[g] - rows[g, r] @ mean[g] for g in range(shape[0]) for r in range(shape[1])]
+    expected = [
+        quantized[g, r] @ mean[g] - rows[g, r] @ mean[g] for g in range(shape[0]) for r in range(shape[1])
+    ]
     np.testing.assert_allclose(mean_shift(rows, quantized, mean), expected, rtol=1e-9, atol=1e-9)
 
 
 def permuted(norm: BatchNorm, order: np.ndarray) -> BatchNorm:
-    return replace(norm, gamma=norm.gamma[order], beta=norm.beta[order], mean=norm.mean[order], var=norm.var[order])
+    return replace(
+        norm, gamma=norm.gamma[order], beta=norm.beta[order], mean=norm.mean[order], var=norm.var[order]
+    )

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from onnx_dfmpc import Recipe, apply, plan, quantize
-from onnx_dfmpc.allocate import budgets, spend
+from onnx_dfmpc.allocate import allocate_budget, budgets
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
-from onnx_dfmpc.graph import load
-from onnx_dfmpc.match import match
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline import plan_result
 from onnx_dfmpc.recipe import limits
-from onnx_dfmpc.rewrite import base_size, stored_sizes
+from onnx_dfmpc.rewrite.sizes import base_size, stored_sizes
 from onnx_dfmpc.spec import CostTable
 from onnx_dfmpc.work import Work
 
@@ -38,13 +38,17 @@ BITS: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()) or "native")
 @pytest.mark.parametrize("bits", BITS, ids=lambda bits: "-".join(map(str, bits.values())))
-def test_the_bytes_of_the_file_are_predicted(digits_bn: Path, bits: dict[str, Any], form: dict[str, Any]) -> None:
+def test_the_bytes_of_the_file_are_predicted(
+    digits_bn: Path, bits: dict[str, Any], form: dict[str, Any]
+) -> None:
     recipe = Recipe(**bits, **form, cost="bn", rounding="nearest", statistics="analytic", input_range=(0, 1))
     result = quantize(digits_bn, None, recipe, validated=False)
     predicted = result.plan.predicted_bytes
     assert predicted is not None
     assert result.size <= predicted
-    assert predicted == result.size or ("method" in bits and predicted < 1.05 * result.size)  # the paper's grids are of whole tensors
+    assert predicted == result.size or (
+        "method" in bits and predicted < 1.05 * result.size
+    )  # the paper's grids are of whole tensors
     planned = {layer.name: layer.bytes for layer in result.plan.layers}
     assert all(layer.bytes <= planned[layer.name] for layer in result.layers)
 
@@ -74,7 +78,12 @@ def test_the_closed_form_comes_with_every_run(digits_bn: Path) -> None:
 
 
 def test_plain_rounding_predicts_bytes_alone(digits_bn: Path) -> None:
-    result = quantize(digits_bn, None, Recipe(bits=4, rounding="nearest", compensate=False, bias_correction=False), validated=False)
+    result = quantize(
+        digits_bn,
+        None,
+        Recipe(bits=4, rounding="nearest", compensate=False, bias_correction=False),
+        validated=False,
+    )
     assert result.plan.predicted_bytes is not None
     assert (result.plan.predicted_sqnr_db, result.plan.provider) == (None, "")
 
@@ -87,7 +96,13 @@ def test_a_plan_whose_predictions_were_dropped_is_predicted_again(digits_bn: Pat
 
 
 def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
-    recipe = Recipe(target_bits=4, cost="bn", nodes_to_exclude=["/conv/Conv"], rules=({"regex": "fc", "bits": 3},), input_range=(0, 1))
+    recipe = Recipe(
+        target_bits=4,
+        cost="bn",
+        nodes_to_exclude=["/conv/Conv"],
+        rules=({"regex": "fc", "bits": 3},),
+        input_range=(0, 1),
+    )
     work = Work(digits_bn, recipe)
     table = work.open_table
     found = limits(work.report, recipe)
@@ -99,7 +114,9 @@ def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
     assert work.clock.seconds["predict"] > 0
 
 
-@pytest.mark.parametrize(("knobs", "provider"), [({"cost": "bn"}, "bn"), ({"cost": "probe"}, "probe"), ({}, "probe")])
+@pytest.mark.parametrize(
+    ("knobs", "provider"), [({"cost": "bn"}, "bn"), ({"cost": "probe"}, "probe"), ({}, "probe")]
+)
 def test_where_the_noise_comes_from(digits_bn: Path, knobs: dict[str, Any], provider: str) -> None:
     assert Work(digits_bn, Recipe(target_bits=4, input_range=(0, 1), **knobs)).open_table.provider == provider
 
@@ -116,8 +133,13 @@ def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> No
         Recipe(cost="measured")
 
 
-@pytest.mark.parametrize(("network", "size"), [("cifar10_resnet20_bn", "190KiB"), ("imagenet_mobilenet_v1_025_128_folded", "240KiB")])
-def test_a_size_is_used_up_and_never_exceeded(shared_dir: Path, tmp_path: Path, network: str, size: str) -> None:
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [("cifar10_resnet20_bn", "190KiB"), ("imagenet_mobilenet_v1_025_128_folded", "240KiB")],
+)
+def test_a_size_is_used_up_and_never_exceeded(
+    shared_dir: Path, tmp_path: Path, network: str, size: str
+) -> None:
     target, recipe = tmp_path / "small.onnx", Recipe(target_size=size, cost="bn", samples=4)  # type: ignore[arg-type]
     result = quantize(shared_dir / "models" / f"{network}.onnx", target, recipe)
     assert recipe.target_size is not None
@@ -130,7 +152,7 @@ def test_a_size_is_used_up_and_never_exceeded(shared_dir: Path, tmp_path: Path, 
 def test_what_cannot_be_met_is_refused_before_anything_is_predicted(
     digits_bn: Path, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("onnx_dfmpc.sensitivity.predict", lambda *_, **__: pytest.fail("predicted"))
+    monkeypatch.setattr("onnx_dfmpc.costs.predict", lambda *_, **__: pytest.fail("predicted"))
     with pytest.raises(UnsupportedError, match="cannot be met"):
         plan(digits_bn, Recipe(**target))
 
@@ -150,15 +172,20 @@ def test_the_smallest_file_is_named_to_the_byte(digits_bn: Path, tmp_path: Path)
 
 
 def test_any_size_is_used_up(shared_model: Path) -> None:
-    """Whatever the layers' noise is: at least 94 % of every budget from the smallest file to the largest, unless all have 8 bits."""
+    """Whatever the layers' noise is: at least 94 % of every budget from the smallest file to the largest,
+    unless all have 8 bits.
+    """
     model = load(shared_model).proto
     report, recipe, widths = match(model), Recipe(target_bits=4), tuple(range(2, 9))
     names = tuple(layer.name for layer in report.layers)
-    sizes, base = stored_sizes(model, report, widths, recipe.form), base_size(model, report, names, widths, recipe.form)
+    sizes, base = (
+        stored_sizes(model, report, widths, recipe.form),
+        base_size(model, report, names, widths, recipe.form),
+    )
     noise = 10 ** np.random.default_rng(0).uniform(-6, -3, (len(names), 1)) * 4.0 ** -np.arange(len(widths))
     table = CostTable(names, widths, noise, sizes, base, "bn")
     for budget in budgets(report, recipe, table, 20):
-        made = spend(report, Recipe(target_size=budget), "", table)
+        made = allocate_budget(report, Recipe(target_size=budget), "", table)
         assert made.predicted_bytes is not None
         assert made.predicted_bytes <= budget
         assert made.predicted_bytes >= 0.94 * budget or all(layer.bits == 8 for layer in made.layers)

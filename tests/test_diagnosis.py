@@ -1,4 +1,6 @@
-"""Which layer broke it: against models in which one layer alone is quantized, on layers broken at random, and for files of others."""
+"""Which layer broke it: against models in which one layer alone is quantized, on layers broken at random, and
+for files of others.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,17 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnx_dfmpc import graph, pipeline
-from onnx_dfmpc.diagnosis import diagnose
-from onnx_dfmpc.diagnosis.segments import find_segments
-from onnx_dfmpc.inputs import Feeding
+from onnx_dfmpc import pipeline
+from onnx_dfmpc.evaluate.compare import validate
+from onnx_dfmpc.evaluate.diagnose import diagnose
+from onnx_dfmpc.evaluate.segments import find_segments
+from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.layerwise import solve_layers
-from onnx_dfmpc.match import match
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.rewrite import rewrite
-from onnx_dfmpc.spec import Form, MatchReport, QuantizedLayer
-from onnx_dfmpc.validate import validate
+from onnx_dfmpc.rewrite.apply import rewrite
+from onnx_dfmpc.spec import MatchReport, QuantizedLayer, StorageFormat
 from onnx_dfmpc.work import Work
 
 PLAIN = {"rounding": "nearest", "compensate": False, "bias_correction": False}
@@ -31,11 +34,18 @@ PLAIN = {"rounding": "nearest", "compensate": False, "bias_correction": False}
 def solved(path: Path, recipe: Recipe) -> tuple[onnx.ModelProto, MatchReport, dict[str, QuantizedLayer]]:
     """A network, its layers, and what a recipe makes of them."""
     work = Work(path, recipe)
-    layers = solve_layers(work.source, work.report, work.allocate(), recipe, input_range=work.input_range, progress=None)
+    layers = solve_layers(
+        work.source, work.report, work.allocate(), recipe, input_range=work.input_range, progress=None
+    )
     return work.source.proto, work.report, {layer.name: layer for layer in layers}
 
 
-def written(proto: onnx.ModelProto, report: MatchReport, layers: dict[str, QuantizedLayer], form: Form = Form()) -> onnx.ModelProto:  # noqa: B008
+def written(
+    proto: onnx.ModelProto,
+    report: MatchReport,
+    layers: dict[str, QuantizedLayer],
+    form: StorageFormat = StorageFormat(),
+) -> onnx.ModelProto:
     bits = json.dumps({name: layer.weight.bits for name, layer in layers.items()})
     return rewrite(proto, report, list(layers.values()), form=form, metadata={"bits": bits}).proto
 
@@ -46,7 +56,8 @@ def images() -> dict[str, np.ndarray]:
         return {"input": arrays["input"][:32], "labels": arrays["labels"][:32]}
 
 
-# ------------------------------------------------------------------------------------------------------------------- the numbers
+# -------------------------------------------------------------------------------------------------------------------
+# the numbers
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -84,20 +95,23 @@ def test_outputs_of_layers_and_bytes_are_those_of_the_report(digits_bn: Path, di
 def test_batch_norm_may_be_folded_by_the_way(digits_bn: Path, images: dict[str, np.ndarray]) -> None:
     found = {}
     for fold in ("no", "yes"):
-        result = pipeline.quantize(digits_bn, recipe=Recipe(bits=4, fold_batch_norm=fold, **PLAIN), validated=False)  # type: ignore[arg-type]
+        result = pipeline.quantize(
+            digits_bn, recipe=Recipe(bits=4, fold_batch_norm=fold, **PLAIN), validated=False
+        )  # type: ignore[arg-type]
         effects, _ = diagnose(result.source.proto, result.model, match(result.source.proto), Feeding(images))
         found[fold] = {effect.name: effect.own_sqnr_db for effect in effects}
     assert found["yes"].keys() == found["no"].keys()
     assert found["yes"] == pytest.approx(found["no"], abs=0.5)
 
 
-# --------------------------------------------------------------------------------------------------------------------- the worst
+# ---------------------------------------------------------------------------------------------------------------------
+# the worst
 
 
 def test_a_broken_layer_comes_first_and_the_line_repairs_it(digits_bn: Path, digits_data: Path) -> None:
     """As a user does it: one layer forced to 2 bits by plain rounding, --per-layer, its line pasted."""
     base = Recipe(bits=6, data=str(digits_data), samples=32, per_layer=True, **PLAIN)  # type: ignore[arg-type]
-    names = [layer.name for layer in match(graph.load(digits_bn).proto).layers]
+    names = [layer.name for layer in match(load(digits_bn).proto).layers]
     for name in np.random.default_rng(5).choice(names, 2, replace=False):
         broken = pipeline.quantize(digits_bn, recipe=replace(base, set=((f"^{re.escape(name)}$", 2),)))
         worst, second, *_ = broken.per_layer
@@ -105,7 +119,9 @@ def test_a_broken_layer_comes_first_and_the_line_repairs_it(digits_bn: Path, dig
         assert worst.suggestion is not None
         pattern, _, bits = worst.suggestion.set.rpartition("=")
         assert [other for other in names if re.search(pattern, other)] == [name]
-        repaired = pipeline.quantize(digits_bn, recipe=replace(base, set=((f"^{re.escape(name)}$", 2), (pattern, int(bits)))))
+        repaired = pipeline.quantize(
+            digits_bn, recipe=replace(base, set=((f"^{re.escape(name)}$", 2), (pattern, int(bits))))
+        )
         (again,) = (effect for effect in repaired.per_layer if effect.name == name)
         assert again.own_sqnr_db is not None
         assert second.own_sqnr_db is not None
@@ -124,7 +140,12 @@ def test_broken_layers_of_deep_networks_come_first(shared_dir: Path, network: st
     _, _, broken = solved(path, Recipe(bits=2, first_last_bits=2, **PLAIN))  # type: ignore[arg-type]
     rng = np.random.default_rng(1)
     for name in rng.choice(list(sound), choices, replace=False):
-        effects, _ = diagnose(proto, written(proto, report, sound | {name: broken[name]}), report, Feeding(samples=8, input_range=(-2, 2)))
+        effects, _ = diagnose(
+            proto,
+            written(proto, report, sound | {name: broken[name]}),
+            report,
+            Feeding(samples=8, input_range=(-2, 2)),
+        )
         assert effects[0].name == name
         assert effects[0].suggestion is not None
         assert effects[0].suggestion.bits > 2
@@ -133,18 +154,28 @@ def test_broken_layers_of_deep_networks_come_first(shared_dir: Path, network: st
 def test_a_price_without_knowing_the_form(digits_bn: Path, images: dict[str, np.ndarray]) -> None:
     """The sizes in the file tell how codes are stored."""
     proto, report, layers = solved(digits_bn, Recipe(bits=3, **PLAIN))  # type: ignore[arg-type]
-    for form in (Form(), Form("compact"), Form("portable"), Form("compact", "int8")):
+    for form in (
+        StorageFormat(),
+        StorageFormat("compact"),
+        StorageFormat("portable"),
+        StorageFormat("compact", "int8"),
+    ):
         quantized = written(proto, report, layers, form)
-        known, found = (diagnose(proto, quantized, report, Feeding(images, samples=8), form=given)[0] for given in (form, None))
+        known, found = (
+            diagnose(proto, quantized, report, Feeding(images, samples=8), form=given)[0]
+            for given in (form, None)
+        )
         assert [effect.suggestion for effect in found] == [effect.suggestion for effect in known]
 
 
-# ------------------------------------------------------------------------------------------------------------------ other files
+# ------------------------------------------------------------------------------------------------------------------
+# other files
 
 
 MATMUL = """
     <ir_version: 10, opset_import: ["" : 21]>
-    net (float[N, 4] x) => (float[N, 3] y) <float[4, 6] w = {%s}, float[6, 3] v = {%s}, float[6] b = {1, 2, 3, 4, 5, 6}> {
+    net (float[N, 4] x) => (float[N, 3] y) <float[4, 6] w = {%s}, float[6, 3] v = {%s}, float[6] b = {1, 2, 3,
+    4, 5, 6}> {
         [first] m = MatMul(x, w)
         [bias] h = Add(m, b)
         r = Relu(h)
@@ -156,7 +187,10 @@ def two_layers() -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Two matrix products, and the same with INT8 weights and another bias, as another tool might write them."""
     rng = np.random.default_rng(0)
     w, v = rng.integers(-100, 100, (4, 6)), rng.integers(-100, 100, (6, 3))
-    model = parser.parse_model(MATMUL % (", ".join(f"{i / 100 + 0.003}" for i in w.ravel()), ", ".join(f"{i / 100}" for i in v.ravel())))
+    model = parser.parse_model(
+        MATMUL
+        % (", ".join(f"{i / 100 + 0.003}" for i in w.ravel()), ", ".join(f"{i / 100}" for i in v.ravel()))
+    )
     quantized = parser.parse_model("""
         <ir_version: 10, opset_import: ["" : 21]>
         net (float[N, 4] x) => (float[N, 3] y) <float s = {0.01}, float[6] b = {1, 2, 3, 4, 5, 7}> {
@@ -167,7 +201,9 @@ def two_layers() -> tuple[onnx.ModelProto, onnx.ModelProto]:
             v = DequantizeLinear(vq, s)
             [second] y = MatMul(r, v)
         }""")
-    quantized.graph.initializer.extend(numpy_helper.from_array(codes.astype(np.int8), name) for codes, name in ((w, "wq"), (v, "vq")))
+    quantized.graph.initializer.extend(
+        numpy_helper.from_array(codes.astype(np.int8), name) for codes, name in ((w, "wq"), (v, "vq"))
+    )
     return model, quantized
 
 
@@ -178,9 +214,17 @@ def test_a_bias_behind_a_product_belongs_to_its_layer() -> None:
     by_name = {effect.name: effect for effect in effects}
     assert [effect.name for effect in effects] == ["first", "second"]
     assert (by_name["first"].bits, by_name["second"].bits) == (8, 8)
-    first = numpy_helper.to_array(model.graph.initializer[0]), numpy_helper.to_array(quantized.graph.initializer[2]) * np.float32(0.01)
-    a, b = (x @ weight + bias for weight, bias in zip(first, ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]), strict=True))
-    assert by_name["first"].sqnr_db == pytest.approx(10 * math.log10((a**2).sum() / ((a - b) ** 2).sum()), abs=1e-2)
+    first = (
+        numpy_helper.to_array(model.graph.initializer[0]),
+        numpy_helper.to_array(quantized.graph.initializer[2]) * np.float32(0.01),
+    )
+    a, b = (
+        x @ weight + bias
+        for weight, bias in zip(first, ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]), strict=True)
+    )
+    assert by_name["first"].sqnr_db == pytest.approx(
+        10 * math.log10((a**2).sum() / ((a - b) ** 2).sum()), abs=1e-2
+    )
     assert by_name["second"].own_sqnr_db is not None
     assert by_name["second"].own_sqnr_db > 100
 

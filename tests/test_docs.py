@@ -1,4 +1,6 @@
-"""The pages say what is so: links lead somewhere, the map has every room, and what a reader would paste runs on the shipped network."""
+"""The pages say what is so: links lead somewhere, the map has every room, and what a reader would paste runs
+on the shipped network.
+"""
 
 import re
 import shlex
@@ -13,14 +15,25 @@ from benchmarks import readme
 from onnx_dfmpc.recipe import Recipe
 from tests.conftest import ROOT, Run
 
-PAGES = ("README.md", "docs/bits.md", "docs/python.md", "docs/report.md", "docs/storage.md", "docs/validate.md")
-EVERY_PAGE = sorted(path for folder in (".", "docs", "models", "benchmarks") for path in (ROOT / folder).glob("*.md"))
+PAGES = (
+    "README.md",
+    "docs/bits.md",
+    "docs/python.md",
+    "docs/report.md",
+    "docs/storage.md",
+    "docs/validate.md",
+)
+EVERY_PAGE = sorted(
+    path for folder in (".", "docs", "models", "benchmarks") for path in (ROOT / folder).glob("*.md")
+)
 ELSEWHERE = ("torch", "spectrogram", "options.add_session_config_entry", "def test_")
 """What a block of Python says that needs more than the shipped network."""
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 def commands(page: str) -> list[list[str]]:
@@ -53,28 +66,48 @@ def test_every_page_is_found_from_the_readme() -> None:
 
 
 def test_every_measured_table_has_one_place() -> None:
-    found = [marker for page in EVERY_PAGE for marker in re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8"))]
+    found = [
+        marker
+        for page in EVERY_PAGE
+        for marker in re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8"))
+    ]
     assert sorted(found) == ["demo", "networks", "presets", "sizes"]
     text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb"
     assert readme.replace(text, "x", "new") == text.replace("old", "new")
-    assert {page for page in EVERY_PAGE if ":begin -->" in page.read_text(encoding="utf-8")} == set(readme.PAGES)
+    assert {page for page in EVERY_PAGE if ":begin -->" in page.read_text(encoding="utf-8")} == set(
+        readme.PAGES
+    )
 
 
 def test_the_map_has_every_room() -> None:
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
     named = {name.strip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
-    rooms = {path.stem for path in (ROOT / "onnx_dfmpc").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    rooms = {
+        path.stem
+        for path in (ROOT / "onnx_dfmpc").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert rooms - {"__init__", "__main__"} <= named
 
 
 def test_the_map_is_the_order_of_the_arrows() -> None:
     """A room stands below those that import it, in the map as in the contract."""
-    rows = re.findall(r"^\| (`[^|]*`) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
-    place = {name.strip("/"): number for number, row in enumerate(rows) for name in re.findall(r"`([^`]+)`", row)}
-    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
-    layers = [[name for name in layer.replace("|", " ").split() if name in place] for layer in contract["layers"]]
+    rows = re.findall(
+        r"^\| (`[^|]*`) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    place = {
+        name.strip("/"): number for number, row in enumerate(rows) for name in re.findall(r"`([^`]+)`", row)
+    }
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ][0]
+    layers = [
+        [name for name in layer.replace("|", " ").split() if name in place] for layer in contract["layers"]
+    ]
     for above, below in pairwise(layers):
-        assert not above or not below or max(place[name] for name in above) <= min(place[name] for name in below), (above, below)
+        assert (
+            not above or not below or max(place[name] for name in above) <= min(place[name] for name in below)
+        ), (above, below)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +122,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_reader_would_paste_runs(page: str, desk: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_reader_would_paste_runs(
+    page: str, desk: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for extra in ("jinja2", "vl_convert"):
         pytest.importorskip(extra, reason="the extra 'report' is not installed")
     monkeypatch.chdir(desk)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_dfmpc.evidence import gain_quartiles, histogram, most_changed
+from onnx_dfmpc.evaluate.evidence import gain_quartiles, histogram, most_changed
 
 numbers = st.floats(-1e3, 1e3)
 

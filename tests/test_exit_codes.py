@@ -21,12 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, str, str]]
 
 
-def classifier(output: str = "scores", factor: float = 1.0, channels: int = 3, root: bool = False) -> onnx.ModelProto:
+def classifier(
+    output: str = "scores", factor: float = 1.0, channels: int = 3, root: bool = False
+) -> onnx.ModelProto:
     """Three scores; with ``root`` they are NaN, which no constant shows."""
     last = f"root = Sqrt(minus) {output} = Add(scaled, root)" if root else f"{output} = Identity(scaled)"
     return parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[N, {channels}, 8, 8] x) => (float[N, 3] {output}) <float[3] f = {{{factor}, 1.0, 1.0}}, float[1] minus = {{-1.0}}> {{
+        g (float[N, {channels}, 8, 8] x) => (float[N, 3] {output}) <float[3] f = {{{factor}, 1.0, 1.0}},
+        float[1] minus = {{-1.0}}> {{
             mean = GlobalAveragePool(x)
             flat = Flatten(mean)
             scores_ = MatMul(flat, w)
@@ -49,7 +52,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "nan_weight": classifier(),
     }
     for name, model in models.items():
-        values = weight if name != "nan_weight" else np.where(np.eye(3) > 0, np.nan, weight).astype(np.float32)
+        values = (
+            weight if name != "nan_weight" else np.where(np.eye(3) > 0, np.nan, weight).astype(np.float32)
+        )
         model.graph.initializer.append(numpy_helper.from_array(values, "w"))
         onnx.save(model, tmp_path / f"{name}.onnx")
     x = rng.standard_normal((20, 3, 8, 8)).astype(np.float32)
@@ -72,7 +77,11 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 CASES: Sequence[tuple[str, int, str]] = (
-    ("float near --min-cosine 0.99 --min-cosine scores=0.99 --min-top1-agreement 0.9 --max-top1-drop 0", 0, ""),
+    (
+        "float near --min-cosine 0.99 --min-cosine scores=0.99 --min-top1-agreement 0.9 --max-top1-drop 0",
+        0,
+        "",
+    ),
     ("float far --min-cosine 0.99", 1, "min_cosine = 0.99 missed"),
     ("float far --min-cosine scores=0.99", 1, "min_cosine of scores = 0.99 missed"),
     ("nan_inside near", 1, "float model: NaN in output 'scores'"),
@@ -81,7 +90,11 @@ CASES: Sequence[tuple[str, int, str]] = (
     ("float nan_weight", 3, "nan_weight.onnx: node 'scores_': tensor 'w' holds NaN"),
     ("float renamed", 3, "its outputs are logits, those of float.onnx are scores"),
     ("float nothing", 3, "nothing.onnx: no such file"),
-    ("float near --data wrong.npz", 2, "input 'x' expects float32 (n, 3, 8, 8), the data has float32 (20, 8, 8, 3)"),
+    (
+        "float near --data wrong.npz",
+        2,
+        "input 'x' expects float32 (n, 3, 8, 8), the data has float32 (20, 8, 8, 3)",
+    ),
     ("float near --data nan.npz", 2, "input 'x' has NaN"),
     ("float near --labels few.npy", 2, "few.npy: expected 20 integers, one per sample, got int64 (19,)"),
     ("float near --data no.npz", 2, "no.npz: no such data file"),
@@ -100,7 +113,9 @@ CASES: Sequence[tuple[str, int, str]] = (
 def test_validate(run: Run, folder: Path, typed: str, code: int, words: str) -> None:
     first, second, *flags = typed.split()
     data = [] if {"--data", "--data-loader-script"} & set(flags) else ["--data", "data.npz"]
-    found, out, err = run("validate", f"{first}.onnx", f"{second}.onnx", *data, *flags, "--json", "report.json")
+    found, out, err = run(
+        "validate", f"{first}.onnx", f"{second}.onnx", *data, *flags, "--json", "report.json"
+    )
     assert found == code, err
     assert words in err
     if code == 0:
@@ -112,11 +127,26 @@ def test_validate(run: Run, folder: Path, typed: str, code: int, words: str) -> 
     reported = (folder / "report.json").exists()
     assert reported == (out != "") == (code in (0, 1))
     if reported:
-        assert json.loads((folder / "report.json").read_text(encoding="utf-8"))["validation"]["passed"] is (code == 0)
+        assert json.loads((folder / "report.json").read_text(encoding="utf-8"))["validation"]["passed"] is (
+            code == 0
+        )
 
 
 def test_the_command_repeats_the_run(run: Run, folder: Path) -> None:
-    flags = ("--data", "data.npz", "--samples", 10, "--seed", 3, "--batch-size", 4, "--min-cosine", "scores=0.5", "--min-sqnr-db", -90)
+    flags = (
+        "--data",
+        "data.npz",
+        "--samples",
+        10,
+        "--seed",
+        3,
+        "--batch-size",
+        4,
+        "--min-cosine",
+        "scores=0.5",
+        "--min-sqnr-db",
+        -90,
+    )
     run("validate", "float.onnx", "near.onnx", *flags, "--json", "first.json")
     first = json.loads((folder / "first.json").read_text(encoding="utf-8"))["validation"]
     program, *again = first["command"].split()
@@ -128,7 +158,9 @@ def test_the_command_repeats_the_run(run: Run, folder: Path) -> None:
 
 
 def test_help_and_documentation_name_every_code(capsys: pytest.CaptureFixture[str]) -> None:
-    documented = re.findall(r"^\| (\d) \|", (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8"), re.MULTILINE)
+    documented = re.findall(
+        r"^\| (\d) \|", (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert documented == list("01234")
     for command in ([], ["validate"], ["quantize"]):
         assert cli.main([*command, "--help"]) == 0
@@ -155,8 +187,25 @@ def test_memory_does_not_grow_with_the_data(folder: Path) -> None:
     np.savez(folder / "some.npz", x=x[:100])
     peaks = {}
     for name in ("some", "many", "packed"):
-        argv = [sys.executable, "-c", MEASURE, "validate", "wide.onnx", "wide.onnx", "--data", f"{name}.npz", "-q"]
-        done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, cwd=folder)
+        argv = [
+            sys.executable,
+            "-c",
+            MEASURE,
+            "validate",
+            "wide.onnx",
+            "wide.onnx",
+            "--data",
+            f"{name}.npz",
+            "-q",
+        ]
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True,
+            cwd=folder,
+        )
         code, peaks[name] = map(int, done.stderr.split())
         assert code == 0
     half = x.nbytes // 2 // 2**20

@@ -1,4 +1,6 @@
-"""Batch norm in scales and biases: the same function, in every form, in exactly the bytes that were predicted."""
+"""Batch norm in scales and biases: the same function, in every form, in exactly the bytes that were
+predicted.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,23 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.fold import fold
-from onnx_dfmpc.graph import ConstantTable, load
-from onnx_dfmpc.layout import shares_grid
-from onnx_dfmpc.match import match
-from onnx_dfmpc.rewrite import Rewritten, predicted_size, rewrite
-from onnx_dfmpc.spec import BatchNorm, Form, Layer, QuantizedLayer, QuantizedWeight
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load
+from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
+from onnx_dfmpc.rewrite.sizes import predicted_size
+from onnx_dfmpc.spec import BatchNorm, Layer, QuantizedLayer, QuantizedWeight, StorageFormat
+from onnx_dfmpc.spec.ops import shares_grid
 from tests.arrays import FORMS as LAYER_FORMS
 from tests.arrays import layer as make_layer
 
 EPSILON = float(np.finfo(np.float32).eps)
-YES = Form(fold_batch_norm="yes")
-FORMS = [Form(*words, "dq", "yes") for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))]
-FORMS += [Form(storage, "none", "qdq", "yes") for storage in ("native", "portable")]
+YES = StorageFormat(fold_batch_norm="yes")
+FORMS = [
+    StorageFormat(*words, "dq", "yes")
+    for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))
+]
+FORMS += [StorageFormat(storage, "none", "qdq", "yes") for storage in ("native", "portable")]
 
 seeds = st.integers(0, 2**32 - 1)
 gammas = st.sampled_from(["positive", "negative", "zero", "mixed"])
@@ -45,21 +52,34 @@ def norm(kind: str, channels: int, rng: np.random.Generator) -> BatchNorm:
     return BatchNorm("bn", "b", gamma(kind, channels, rng), beta, mean, rng.uniform(0.1, 2, channels), 1e-5)
 
 
-def random_weight(layer: Layer, bits: int, rng: np.random.Generator, *, signed: bool, per_channel: bool) -> QuantizedWeight:
-    """Every code and every zero point that there is; signed ones symmetric around zero, as the quantizers make them."""
+def random_weight(
+    layer: Layer, bits: int, rng: np.random.Generator, *, signed: bool, per_channel: bool
+) -> QuantizedWeight:
+    """Every code and every zero point that there is; signed ones symmetric around zero, as the quantizers
+    make them.
+    """
     low, high = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     axis = layer.axis if per_channel and not shares_grid(layer) else None
     shape = () if axis is None else (layer.shape[axis],)
     zero_point = None if signed else np.asarray(rng.integers(low, high + 1, shape), np.uint8)
     codes = rng.integers(low, high + 1, layer.shape).astype(np.int8 if signed else np.uint8)
-    return QuantizedWeight(codes, np.asarray(rng.uniform(0.01, 0.1, shape), np.float32), zero_point, bits, signed, axis)
+    return QuantizedWeight(
+        codes, np.asarray(rng.uniform(0.01, 0.1, shape), np.float32), zero_point, bits, signed, axis
+    )
 
 
-@given(st.sampled_from([form for form in LAYER_FORMS if form[0] != "ConvTranspose" or form[2] == 1]), st.integers(2, 8), gammas, st.data())
+@given(
+    st.sampled_from([form for form in LAYER_FORMS if form[0] != "ConvTranspose" or form[2] == 1]),
+    st.integers(2, 8),
+    gammas,
+    st.data(),
+)
 def test_weight_and_bias_take_the_factor_and_the_shift(form, bits, kind, data):
     rng = np.random.default_rng(data.draw(seeds))
     layer = dataclasses.replace(made := make_layer(*form), batch_norm=norm(kind, made.channels, rng))
-    weight = random_weight(layer, bits, rng, signed=data.draw(st.booleans()), per_channel=data.draw(st.booleans()))
+    weight = random_weight(
+        layer, bits, rng, signed=data.draw(st.booleans()), per_channel=data.draw(st.booleans())
+    )
     old = rng.standard_normal(layer.channels) if data.draw(st.booleans()) else None
     new = norm(kind, layer.channels, rng) if data.draw(st.booleans()) else None
     folded = fold(QuantizedLayer(layer.name, weight, batch_norm=new), layer, old)
@@ -80,7 +100,8 @@ def test_weight_and_bias_take_the_factor_and_the_shift(form, bits, kind, data):
     assert max(folded.weight.codes.max(), zeros.max()) <= high
 
 
-# ------------------------------------------------------------------------------------------------------------------- whole graphs
+# -------------------------------------------------------------------------------------------------------------------
+# whole graphs
 
 NODES = {
     "Conv": ("c = Conv<pads = [1, 1, 1, 1]>(x, w)", (6, 4, 3, 3), 6),
@@ -100,9 +121,13 @@ BEHIND = {
 }
 
 
-def build(text: str, arrays: dict[str, np.ndarray], *, kind: str = "float", x: str = "2, 4, 5, 5", rank: int = 4) -> ModelProto:
+def build(
+    text: str, arrays: dict[str, np.ndarray], *, kind: str = "float", x: str = "2, 4, 5, 5", rank: int = 4
+) -> ModelProto:
     dims = ", ".join("ABCD"[:rank])
-    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g ({kind}[{x}] x) => ({kind}[{dims}] y) {{ {text} }}')
+    model = parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21]> g ({kind}[{x}] x) => ({kind}[{dims}] y) {{ {text} }}'
+    )
     model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in arrays.items())
     checker.check_model(model, full_check=True)
     return model
@@ -110,7 +135,13 @@ def build(text: str, arrays: dict[str, np.ndarray], *, kind: str = "float", x: s
 
 def parameters(channels: int, rng: np.random.Generator, kind: str = "mixed") -> dict[str, np.ndarray]:
     made = norm(kind, channels, rng)
-    arrays = {"gamma": made.gamma, "beta": made.beta, "mean": made.mean, "var": made.var, "bias": rng.standard_normal(channels)}
+    arrays = {
+        "gamma": made.gamma,
+        "beta": made.beta,
+        "mean": made.mean,
+        "var": made.var,
+        "bias": rng.standard_normal(channels),
+    }
     return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 
@@ -119,13 +150,19 @@ def randomly(model: ModelProto, bits: int, rng: np.random.Generator, **choice: A
     layers = []
     for layer in match(model).layers:
         made = layer.batch_norm
-        new = None if made is None else dataclasses.replace(made, mean=made.mean + rng.standard_normal(layer.channels))
+        new = (
+            None
+            if made is None
+            else dataclasses.replace(made, mean=made.mean + rng.standard_normal(layer.channels))
+        )
         weight = random_weight(layer, bits, rng, **({"signed": False, "per_channel": True} | choice))
         layers.append(QuantizedLayer(layer.name, weight, batch_norm=new))
     return layers
 
 
-def both(model: ModelProto, layers: list[QuantizedLayer], form: Form = YES) -> tuple[Rewritten, Rewritten]:
+def both(
+    model: ModelProto, layers: list[QuantizedLayer], form: StorageFormat = YES
+) -> tuple[Rewritten, Rewritten]:
     report = match(model)
     kept = rewrite(model, report, layers, form=dataclasses.replace(form, fold_batch_norm="no"))
     folded = rewrite(model, report, layers, form=form)
@@ -137,7 +174,9 @@ def run(model: ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    ).run(None, feeds)
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, share: float = 1e-5) -> None:
@@ -149,14 +188,25 @@ def operators(model: ModelProto) -> list[str]:
 
 
 @settings(max_examples=80)
-@given(st.sampled_from(sorted(NODES)), st.sampled_from(sorted(BEHIND)), st.integers(2, 8), gammas, st.sampled_from(FORMS), st.data())
+@given(
+    st.sampled_from(sorted(NODES)),
+    st.sampled_from(sorted(BEHIND)),
+    st.integers(2, 8),
+    gammas,
+    st.sampled_from(FORMS),
+    st.data(),
+)
 def test_the_function_stays_the_same(node, behind, bits, kind, form, data):
     rng = np.random.default_rng(data.draw(seeds))
     text, shape, channels = NODES[node]
     matrix = "v" in text.split("(")[1]
     arrays = parameters(channels, rng, kind) | {"w": rng.standard_normal(shape).astype(np.float32)}
     text = (text + "  " + BEHIND[behind]).replace("(v,", "(x,")
-    arrays = {name: values for name, values in arrays.items() if name in text.replace("(", " ").replace(",", " ").replace(")", " ").split()}
+    arrays = {
+        name: values
+        for name, values in arrays.items()
+        if name in text.replace("(", " ").replace(",", " ").replace(")", " ").split()
+    }
     model = build(text, arrays, x="3, 4" if matrix else "2, 4, 5, 5", rank=2 if matrix else 4)
     choice = {"signed": data.draw(st.booleans()), "per_channel": data.draw(st.booleans())}
     kept, folded = both(model, randomly(model, bits, rng, **choice), form)
@@ -175,7 +225,9 @@ def test_nothing_is_left_over():
     del arrays["bias"]
     model = build(text, arrays)
     model.graph.value_info.extend(
-        parser.parse_graph("g (float[1] x) => (float[1] y) <float[2, 6, 5, 5] c, float[2, 6, 5, 5] b> {}").value_info
+        parser.parse_graph(
+            "g (float[1] x) => (float[1] y) <float[2, 6, 5, 5] c, float[2, 6, 5, 5] b> {}"
+        ).value_info
     )
     _, folded = both(model, randomly(model, 4, rng))
     assert operators(folded.proto) == ["DequantizeLinear", "Conv", "Relu"]
@@ -190,7 +242,9 @@ def test_nothing_is_left_over():
 def test_parameters_that_batch_norms_share():
     """Among folded ones, and with one that stays: that of a layer that is not quantized."""
     rng = np.random.default_rng(1)
-    arrays = parameters(4, rng) | {name: rng.standard_normal((4, 4, 1, 1)).astype(np.float32) for name in ("w1", "w2", "w3")}
+    arrays = parameters(4, rng) | {
+        name: rng.standard_normal((4, 4, 1, 1)).astype(np.float32) for name in ("w1", "w2", "w3")
+    }
     del arrays["bias"]
     text = """[one] a = Conv(x, w1)    b = BatchNormalization(a, gamma, beta, mean, var)
               [two] c = Conv(b, w2)    d = BatchNormalization(c, gamma, beta, mean, var)
@@ -209,7 +263,12 @@ def test_parameters_that_batch_norms_share():
 @pytest.mark.parametrize(
     ("text", "shape", "x", "why"),
     [
-        ("[one] c = ConvTranspose<group = 2>(x, w)", (4, 2, 2, 2), "2, 4, 5, 5", "the groups of a ConvTranspose share one scale"),
+        (
+            "[one] c = ConvTranspose<group = 2>(x, w)",
+            (4, 2, 2, 2),
+            "2, 4, 5, 5",
+            "the groups of a ConvTranspose share one scale",
+        ),
         ("s = Squeeze(x)  [one] c = MatMul(s, w)", (4, 4), "N, 4", "its input is not known to be a matrix"),
     ],
 )
@@ -217,7 +276,9 @@ def test_a_batch_norm_that_stays_says_why(text, shape, x, why):
     rng = np.random.default_rng(2)
     arrays = parameters(4, rng) | {"w": rng.standard_normal(shape).astype(np.float32)}
     del arrays["bias"]
-    model = build(f"{text} y = BatchNormalization(c, gamma, beta, mean, var)", arrays, x=x, rank=x.count(",") + 1)
+    model = build(
+        f"{text} y = BatchNormalization(c, gamma, beta, mean, var)", arrays, x=x, rank=x.count(",") + 1
+    )
     kept, folded = both(model, randomly(model, 4, rng))
     assert folded.proto == kept.proto
     assert any(note.startswith(f"its batch norm is not folded: {why}") for note in folded.layers["one"].notes)
@@ -225,16 +286,21 @@ def test_a_batch_norm_that_stays_says_why(text, shape, x, why):
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "folds"), [([], 1, True), ([2], 0, True), ([2, 3], 1e-4, True), (range(6), 1e-2, False), (range(6), 0, True)]
+    ("channels", "size", "folds"),
+    [([], 1, True), ([2], 0, True), ([2, 3], 1e-4, True), (range(6), 1e-2, False), (range(6), 0, True)],
 )
 def test_float16_folds_where_the_numbers_fit(channels, size, folds):
-    """Scales of 1e-6 have three bits left: too few for a layer, enough for channels that are small among others."""
+    """Scales of 1e-6 have three bits left: too few for a layer, enough for channels that are small among
+    others.
+    """
     rng = np.random.default_rng(3)
     arrays = {name: values.astype(np.float16) for name, values in parameters(6, rng, "positive").items()}
     arrays["gamma"][list(channels)] *= np.float16(size)
     arrays["w"] = (rng.standard_normal((6, 4, 1, 1)) / 4).astype(np.float16)
     del arrays["bias"]
-    model = build("[conv] c = Conv(x, w)  y = BatchNormalization(c, gamma, beta, mean, var)", arrays, kind="float16")
+    model = build(
+        "[conv] c = Conv(x, w)  y = BatchNormalization(c, gamma, beta, mean, var)", arrays, kind="float16"
+    )
     (layer,) = match(model).layers
     weight = nearest(ConstantTable(model)[layer.weight], 8)
     kept, folded = both(model, [QuantizedLayer("conv", weight, batch_norm=layer.batch_norm)])
@@ -246,7 +312,9 @@ def test_float16_folds_where_the_numbers_fit(channels, size, folds):
 
 def nearest(weight: np.ndarray, bits: int) -> QuantizedWeight:
     """Rounded to a grid that covers each row."""
-    low, high = (extreme(weight.reshape(len(weight), -1).astype(np.float32), axis=1) for extreme in (np.min, np.max))
+    low, high = (
+        extreme(weight.reshape(len(weight), -1).astype(np.float32), axis=1) for extreme in (np.min, np.max)
+    )
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     scale = (high - low) / (2**bits - 1)
     zero_point = np.rint(-low / scale)
@@ -255,7 +323,8 @@ def nearest(weight: np.ndarray, bits: int) -> QuantizedWeight:
     return QuantizedWeight(codes.astype(np.uint8), scale, zero_point.astype(np.uint8), bits, False, 0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- networks
+# -----------------------------------------------------------------------------------------------------------------------
+# networks
 
 
 def float_weights(model: ModelProto) -> dict[str, np.ndarray]:
@@ -264,8 +333,12 @@ def float_weights(model: ModelProto) -> dict[str, np.ndarray]:
     reader = ModelProto()
     reader.CopyFrom(model)
     del reader.graph.output[:]
-    reader.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in weights.values())
-    images = np.zeros([dim.dim_value or 1 for dim in model.graph.input[0].type.tensor_type.shape.dim], np.float32)
+    reader.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in weights.values()
+    )
+    images = np.zeros(
+        [dim.dim_value or 1 for dim in model.graph.input[0].type.tensor_type.shape.dim], np.float32
+    )
     return dict(zip(weights, run(reader, input=images), strict=True))
 
 
@@ -280,8 +353,11 @@ def test_every_form_has_the_same_weights(digits_bn: Path):
 
 
 @pytest.mark.parametrize("method", ["dfmpc", "paper"])
-@pytest.mark.parametrize("form", [YES, Form("compact", "int8", "dq", "yes"), Form("native", "none", "qdq", "yes")])
-def test_bytes_are_predicted_exactly(digits_bn: Path, form: Form, method: str):
+@pytest.mark.parametrize(
+    "form",
+    [YES, StorageFormat("compact", "int8", "dq", "yes"), StorageFormat("native", "none", "qdq", "yes")],
+)
+def test_bytes_are_predicted_exactly(digits_bn: Path, form: StorageFormat, method: str):
     """For the paper's method too, whose one grid per tensor becomes one per channel."""
     knobs = {"method": method, "rounding": "nearest", "statistics": "analytic", **dataclasses.asdict(form)}
     result = quantize(digits_bn, recipe=Recipe(low_bits=3, high_bits=6, **knobs), validated=False)
@@ -292,23 +368,33 @@ def test_bytes_are_predicted_exactly(digits_bn: Path, form: Form, method: str):
 @pytest.mark.parametrize("method", ["dfmpc", "paper"])
 def test_both_methods_fold_what_they_would_have_kept(digits_bn: Path, digits_data: Path, method: str):
     kept, folded = (
-        quantize(digits_bn, recipe=Recipe(low_bits=2, high_bits=6, method=method, fold_batch_norm=fold)) for fold in ("no", "yes")
+        quantize(digits_bn, recipe=Recipe(low_bits=2, high_bits=6, method=method, fold_batch_norm=fold))
+        for fold in ("no", "yes")
     )
     assert folded.size < kept.size
     assert "BatchNormalization" not in operators(folded.model)
     images = np.load(digits_data)["input"][:64]
     assert_close(run(folded.model, input=images)[0], run(kept.model, input=images)[0], 1e-4)
     for one, other in zip(folded.layers, kept.layers, strict=True):
-        assert one.measured_sqnr_db == pytest.approx(other.measured_sqnr_db, abs=0.01)  # behind batch norm: the same tensor in both
+        assert one.measured_sqnr_db == pytest.approx(
+            other.measured_sqnr_db, abs=0.01
+        )  # behind batch norm: the same tensor in both
         assert (one.bias_shift_rms, one.bias_shift_max) == (other.bias_shift_rms, other.bias_shift_max)
     assert folded.histograms == kept.histograms
 
 
 def test_shared_networks(shared_model: Path):
     knobs = {"bits": 4, "rounding": "squant", "compensate": False, "bias_correction": False}
-    kept, folded = (quantize(shared_model, recipe=Recipe(**knobs, fold_batch_norm=fold), validated=False) for fold in ("no", "yes"))
+    kept, folded = (
+        quantize(shared_model, recipe=Recipe(**knobs, fold_batch_norm=fold), validated=False)
+        for fold in ("no", "yes")
+    )
     norms = sum(layer.batch_norm is not None for layer in match(load(shared_model).proto).layers)
-    assert operators(kept.model).count("BatchNormalization") - operators(folded.model).count("BatchNormalization") == norms
+    assert (
+        operators(kept.model).count("BatchNormalization")
+        - operators(folded.model).count("BatchNormalization")
+        == norms
+    )
     if norms == 0:
         assert folded.model.graph == kept.model.graph
         return
@@ -316,5 +402,7 @@ def test_shared_networks(shared_model: Path):
     value = kept.model.graph.input[0]
     shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    for found, expected in zip(run(folded.model, **{value.name: x}), run(kept.model, **{value.name: x}), strict=True):
+    for found, expected in zip(
+        run(folded.model, **{value.name: x}), run(kept.model, **{value.name: x}), strict=True
+    ):
         assert_close(found, expected, 1e-4)

@@ -11,12 +11,17 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
-from onnx_dfmpc.graph import ConstantTable, Uses, files, load, opset_of, raise_opset, save
+from onnx_dfmpc.model import files
+from onnx_dfmpc.model.constants import ConstantTable, Uses
+from onnx_dfmpc.model.files import load, save
+from onnx_dfmpc.model.opset import opset_of, raise_opset
 
 
 def parse(text: str, **initializers: np.ndarray) -> ModelProto:
     model = parser.parse_model(text)
-    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in initializers.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in initializers.items()
+    )
     return model
 
 
@@ -50,7 +55,9 @@ def run(model: ModelProto | Path, **inputs: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(
+        None, inputs
+    )[0]
 
 
 def refuse(model: object, *words: str) -> ModelError:
@@ -185,7 +192,13 @@ def test_refuses_weights_that_are_not_finite(name, value):
 
 
 def test_accepts_infinity_where_it_means_something():
-    load(parse("""<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => (float[4] y) <float low = {-inf}> { y = Clip(x, low) }"""))
+    load(
+        parse(
+            """<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => (float[4] y) <float low = {-inf}> {
+            y = Clip(x, low) }
+            """
+        )
+    )
 
 
 def test_refuses_variance_that_is_not_positive():
@@ -229,14 +242,16 @@ def test_refuses_weight_without_the_data_of_its_shape():
 
 
 def test_refuses_empty_weight():
-    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 0] x) => (float[2, 3] y) { [head] y = MatMul(x, w) }"""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 0] x) => (float[2, 3] y) { [head] y =
+    MatMul(x, w) }"""
     refuse(parse(text, w=np.zeros((0, 3), np.float32)), "'head'", "'w'", "empty")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_refuses_narrow_weights_that_are_not_finite(dtype):
     name = {np.float16: "float16", ml_dtypes.bfloat16: "bfloat16"}[dtype]
-    text = f"""<ir_version: 8, opset_import: ["" : 17]> g ({name}[2, 2] x) => ({name}[2, 2] y) {{ [head] y = MatMul(x, w) }}"""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g ({name}[2, 2] x) => ({name}[2, 2] y) {{ [head] y =
+    MatMul(x, w) }}"""
     load(parse(text, w=np.ones((2, 2), dtype)))
     refuse(parse(text, w=np.array([[1, np.inf], [1, 1]], dtype)), "'head'", "'w'", "infinity")
 
@@ -269,20 +284,33 @@ def test_refuses_newer_ir():
 
 def test_opset_above_the_ceiling_is_fine_while_nothing_changed():
     assert load(network(28, 14)).opset == 28
-    model = parse("""<ir_version: 14, opset_import: ["" : 28]> g (float[4] x) => (float[4] y) { y = Cast<to = 1>(x) }""")
+    model = parse(
+        """<ir_version: 14, opset_import: ["" : 28]> g (float[4] x) => (float[4] y) { y = Cast<to = 1>(x) }"""
+    )
     error = refuse(model, "opset 28", "Cast")
     assert "27" in error.hint
 
 
 @pytest.mark.parametrize(
-    "body", ["y = Relu(nowhere)", "y = Relu(b)  b = Relu(y)", "y = Frobnicate(x)", "y = Relu<alpha = 1>(x)", "y = Reshape(x, x)"]
+    "body",
+    [
+        "y = Relu(nowhere)",
+        "y = Relu(b)  b = Relu(y)",
+        "y = Frobnicate(x)",
+        "y = Relu<alpha = 1>(x)",
+        "y = Reshape(x, x)",
+    ],
 )
 def test_refuses_what_the_checker_refuses(body):
     refuse(parse(f"""<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => (float[4] y) {{ {body} }}"""))
 
 
 def test_custom_domains_are_not_the_loaders_business():
-    load(parse("""<ir_version: 8, opset_import: ["" : 17, "my" : 1]> g (float[4] x) => (float[4] y) { a = my.Foo(x)  y = Relu(a) }"""))
+    load(
+        parse(
+            """<ir_version: 8, opset_import: ["" : 17, "my" : 1]> g (float[4] x) => (float[4] y) { a = my.Foo(x)  y = Relu(a) }"""
+        )
+    )
 
 
 # Saving
@@ -326,7 +354,9 @@ def test_save_external_data_of_typed_fields(tmp_path):
     values = numpy_helper.to_array(initializer(model, "w"))
     initializer(model, "w").CopyFrom(helper.make_tensor("w", TensorProto.FLOAT, values.shape, values.ravel()))
     save(model, tmp_path / "net.onnx", external_data=True)
-    np.testing.assert_array_equal(numpy_helper.to_array(initializer(load(tmp_path / "net.onnx").proto, "w")), values)
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(initializer(load(tmp_path / "net.onnx").proto, "w")), values
+    )
 
 
 @pytest.mark.parametrize("external_data", [False, True])
@@ -365,7 +395,8 @@ def test_save_into_missing_directory_or_onto_a_directory(tmp_path):
 
 @pytest.mark.parametrize(
     ("external_data", "step", "fails_at"),
-    [(False, "fsync", 1), (False, "replace", 1), (True, "fsync", 1), (True, "fsync", 2)] + [(True, "replace", n) for n in (1, 2, 3)],
+    [(False, "fsync", 1), (False, "replace", 1), (True, "fsync", 1), (True, "fsync", 2)]
+    + [(True, "replace", n) for n in (1, 2, 3)],
 )
 def test_failure_in_the_middle_leaves_the_old_files(tmp_path, monkeypatch, external_data, step, fails_at):
     path = tmp_path / "net.onnx"
@@ -414,8 +445,8 @@ def test_constant_table():
             c = Add(a, tensor)
             d = Add(c, b)
             not_constant = Identity(x)
-            z = If(flag) <then_branch = t () => (float[2] r) { r = Add(far, a) }, else_branch = e () => (float[2] s) { s = Identity(b) }>
-            y = Mul(d, not_constant)
+            z = If(flag) <then_branch = t () => (float[2] r) { r = Add(far, a) }, else_branch = e () =>
+            (float[2] s) { s = Identity(b) }> y = Mul(d, not_constant)
         }"""
     )
     table = ConstantTable(model)
@@ -468,7 +499,8 @@ def test_opset_28_is_renumbered():
 
 
 OLD = """
-<ir_version: 6, opset_import: ["" : 11, "my" : 1], producer_name: "p", producer_version: "1", domain: "d", model_version: 7,
+<ir_version: 6, opset_import: ["" : 11, "my" : 1], producer_name: "p", producer_version: "1", domain: "d",
+model_version: 7,
  doc_string: "about the model", metadata_props: ["key" : "value"]>
 g (float[N, 4, 5, 5] x) => (float[M, 5] y)
   <float[4] one = {1, 1, 1, 1}, float[4] zero = {0, 0, 0, 0}, float[N, 4, 5, 5] n, float[N, 4, 1, 1] p> {
@@ -495,9 +527,25 @@ def test_conversion_keeps_what_the_converter_drops():
     annotation = model.graph.quantization_annotation.add(tensor_name="n")
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="one")
     raised = raise_opset(model, 25)
-    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string", "metadata_props"):
+    for field in (
+        "producer_name",
+        "producer_version",
+        "domain",
+        "model_version",
+        "doc_string",
+        "metadata_props",
+    ):
         assert getattr(raised, field) == getattr(model, field)
-    for field in ("name", "doc_string", "metadata_props", "input", "output", "value_info", "quantization_annotation", "initializer"):
+    for field in (
+        "name",
+        "doc_string",
+        "metadata_props",
+        "input",
+        "output",
+        "value_info",
+        "quantization_annotation",
+        "initializer",
+    ):
         assert getattr(raised.graph, field) == getattr(model.graph, field), field
     kept = {node.name: node for node in raised.graph.node}
     for node in model.graph.node:
@@ -528,8 +576,10 @@ def test_conversion_of_bodies():
 
 def test_conversion_refuses_function_attribute_it_cannot_follow():
     model = parse(
-        """<ir_version: 8, opset_import: ["" : 12, "my" : 1]> g (float[2, 3] x) => (float[2, 3] y) { y = my.foo<ax = 0>(x) }
-        <opset_import: ["" : 12], domain: "my"> foo <ax> (a) => (b) { b = Softmax<axis: int = @ax>(a) }"""
+        """<ir_version: 8, opset_import: ["" : 12, "my" : 1]> g (float[2, 3] x) => (float[2, 3] y) { y =
+        my.foo<ax = 0>(x) } <opset_import: ["" : 12], domain: "my"> foo <ax> (a) => (b) { b = Softmax<axis:
+        int = @ax>(a) }
+        """
     )
     with pytest.raises(UnsupportedError, match="Softmax") as caught:
         raise_opset(model, 13)
@@ -540,10 +590,15 @@ def test_conversion_refuses_function_attribute_it_cannot_follow():
 @pytest.mark.parametrize("scale", [1.3, 2, 2.5])
 @pytest.mark.parametrize(("op", "opset"), [("Upsample", 8), ("Upsample", 9), ("Resize", 10)])
 def test_conversion_of_upsampling(op, opset, mode, scale):
-    call = f'Upsample<mode = "{mode}", scales = [1.0, 1.0, {scale:.1f}, {scale:.1f}]>(x)' if opset == 8 else f'{op}<mode = "{mode}">(x, s)'
+    call = (
+        f'Upsample<mode = "{mode}", scales = [1.0, 1.0, {scale:.1f}, {scale:.1f}]>(x)'
+        if opset == 8
+        else f'{op}<mode = "{mode}">(x, s)'
+    )
     model = parse(
         f"""<ir_version: 4, opset_import: ["" : {opset}]>
-        g (float[1, 1, 5, 5] x) => (float[1, 1, A, B] y) <float[4] s = {{1, 1, {scale}, {scale}}}> {{ y = {call} }}"""
+        g (float[1, 1, 5, 5] x) => (float[1, 1, A, B] y) <float[4] s = {{1, 1, {scale}, {scale}}}> {{ y =
+        {call} }}"""
     )
     x = np.arange(25, dtype=np.float32).reshape(1, 1, 5, 5) ** 2
     np.testing.assert_allclose(run(raise_opset(model, 13), x=x), run(model, x=x), rtol=1e-5)
@@ -560,7 +615,9 @@ def test_conversion_refuses_what_the_converter_cannot_do():
 def test_ir_3_lists_its_initializers_and_later_versions_must_not():
     model = network(9, 3)
     for tensor in model.graph.initializer:
-        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        model.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
     raised = raise_opset(load(model).proto, 13)
     assert [value.name for value in raised.graph.input] == ["x"]
     model.ir_version = 4  # now the list means that callers may pass their own
@@ -572,7 +629,11 @@ def test_shared_networks_compute_the_same_at_opset_25(shared_model):
     raised = raise_opset(model, 25)
     assert raised.graph.initializer[: len(model.graph.initializer)] == model.graph.initializer[:]
     shape = [dim.dim_value or 1 for dim in model.graph.input[0].type.tensor_type.shape.dim]
-    shape = [size if i < 2 or size > 1 else 64 for i, size in enumerate(shape)] if "dynamic" in shared_model.name else shape
+    shape = (
+        [size if i < 2 or size > 1 else 64 for i, size in enumerate(shape)]
+        if "dynamic" in shared_model.name
+        else shape
+    )
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     name = model.graph.input[0].name
     np.testing.assert_array_equal(run(raised, **{name: x}), run(model, **{name: x}))

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.inputs import Feeding, InputSpec, Samples, from_data, samples_of
+from onnx_dfmpc.inputs.data import Feeding, samples_of
+from onnx_dfmpc.inputs.samples import Samples, from_data
+from onnx_dfmpc.inputs.specs import InputSpec
 from onnx_dfmpc.inputs.stored import stored_arrays
 from onnx_dfmpc.recipe import Preprocessing
 
@@ -33,7 +35,8 @@ def fed(found: Samples) -> dict[str, np.ndarray]:
     return {name: np.concatenate([feeds[name] for feeds in batches]) for name in batches[0]}
 
 
-# ----------------------------------------------------------------------------------------------------------------- rows of files
+# -----------------------------------------------------------------------------------------------------------------
+# rows of files
 
 
 @settings(max_examples=30, deadline=None)
@@ -45,7 +48,12 @@ def fed(found: Samples) -> dict[str, np.ndarray]:
     st.data(),
 )
 def test_rows_are_those_of_numpy(
-    tmp_path_factory: pytest.TempPathFactory, count: int, shape: tuple[int, ...], dtype: str, kind: str, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    kind: str,
+    data: st.DataObject,
 ) -> None:
     array = RNG.integers(0, 2, (count, *shape)).astype(dtype)
     file = tmp_path_factory.mktemp("rows") / f"a.{kind[:3]}"
@@ -54,7 +62,11 @@ def test_rows_are_those_of_numpy(
         rows = stored_arrays(file.with_suffix(".npy"))[""]
     else:
         write = np.savez_compressed if kind == "compressed" else np.savez
-        write(file.with_suffix(".npz"), other=np.zeros(2), a=np.asfortranarray(array) if kind == "fortran" else array)
+        write(
+            file.with_suffix(".npz"),
+            other=np.zeros(2),
+            a=np.asfortranarray(array) if kind == "fortran" else array,
+        )
         rows = stored_arrays(file.with_suffix(".npz"))["a"]
     assert (rows.shape, rows.dtype) == (array.shape, array.dtype)
     np.testing.assert_array_equal(rows.whole(), array)
@@ -71,7 +83,8 @@ def test_a_file_that_ends_too_early(tmp_path: Path) -> None:
         fed(from_data([SIGNAL], file))
 
 
-# ----------------------------------------------------------------------------------------------------------------------- folders
+# -----------------------------------------------------------------------------------------------------------------------
+# folders
 
 
 def test_a_folder_holds_batches_and_single_samples(tmp_path: Path) -> None:
@@ -101,9 +114,18 @@ def test_labels_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_several_inputs_and_one_that_all_samples_share(tmp_path: Path) -> None:
-    specs = [SIGNAL, InputSpec("t", np.dtype(np.int64), ("N",)), InputSpec("scale", np.dtype(np.float32), (1, 2))]
+    specs = [
+        SIGNAL,
+        InputSpec("t", np.dtype(np.int64), ("N",)),
+        InputSpec("scale", np.dtype(np.float32), (1, 2)),
+    ]
     for index in range(3):
-        np.savez(tmp_path / f"{index}.npz", s=signals(2), t=np.arange(2) + 2 * index, scale=np.ones((1, 2), np.float32))
+        np.savez(
+            tmp_path / f"{index}.npz",
+            s=signals(2),
+            t=np.arange(2) + 2 * index,
+            scale=np.ones((1, 2), np.float32),
+        )
     found = from_data(specs, tmp_path, batch=5)
     sizes = [(feeds["s"].shape, feeds["t"].tolist(), feeds["scale"].shape) for _, _, feeds in found.batches()]
     assert sizes == [((5, 5), [0, 1, 2, 3, 4], (1, 2)), ((1, 5), [5], (1, 2))]
@@ -116,7 +138,9 @@ def test_samples_of_different_shapes_run_one_by_one(tmp_path: Path) -> None:
     found = from_data([spec], tmp_path)
     assert found.count == 6
     assert "one by one" in found.notes[-1]
-    assert [feeds["x"].shape for _, _, feeds in found.batches()] == [(1, 1, 8, 8)] * 2 + [(1, 1, 4, 8)] * 2 + [(1, 1, 8, 8)] * 2
+    assert [feeds["x"].shape for _, _, feeds in found.batches()] == [(1, 1, 8, 8)] * 2 + [
+        (1, 1, 4, 8)
+    ] * 2 + [(1, 1, 8, 8)] * 2
 
 
 @pytest.mark.parametrize(
@@ -124,23 +148,33 @@ def test_samples_of_different_shapes_run_one_by_one(tmp_path: Path) -> None:
     [
         ({}, "no .npy, no .npz and no image"),
         ({"a.npy": np.zeros((2, 5), np.float32), "b.png": b""}, "both arrays and images"),
-        ({"a.npy": np.zeros((2, 5), np.float32), "b.npy": np.zeros((2, 4), np.float32)}, "(n, 5), the data has float32 (4, ?)"),
-        ({"a.npy": np.zeros((2, 5), np.float32), "b.npy": np.zeros((1, 2, 5), np.float32)}, "b.npy: input 's' expects"),
+        (
+            {"a.npy": np.zeros((2, 5), np.float32), "b.npy": np.zeros((2, 4), np.float32)},
+            "(n, 5), the data has float32 (4, ?)",
+        ),
+        (
+            {"a.npy": np.zeros((2, 5), np.float32), "b.npy": np.zeros((1, 2, 5), np.float32)},
+            "b.npy: input 's' expects",
+        ),
         ({"a.npy": np.zeros((2, 5), np.float32), "b.npy": b"nothing"}, "b.npy: not an .npz"),
         ({"a.npy": np.zeros((2, 5), np.float32), "b.npy": np.full((2, 5), np.nan, np.float32)}, "NaN"),
     ],
 )
 def test_folders_that_do_not_fit(tmp_path: Path, files: dict[str, Any], words: str) -> None:
     for name, content in files.items():
-        (tmp_path / name).write_bytes(content) if isinstance(content, bytes) else np.save(tmp_path / name, content)
+        (tmp_path / name).write_bytes(content) if isinstance(content, bytes) else np.save(
+            tmp_path / name, content
+        )
     with pytest.raises(RecipeError) as caught:
         fed(from_data([SIGNAL], tmp_path))
     assert words in str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------------------------- Polygraphy
+# ---------------------------------------------------------------------------------------------------------------------
+# Polygraphy
 
-# Written by polygraphy 0.53.6: save_json([{"s": np.arange(5, dtype=np.float32)[None], "scale": np.float32(2) * np.ones(())}], ...)
+# Written by polygraphy 0.53.6: save_json([{"s": np.arange(5, dtype=np.float32)[None], "scale": np.float32(2)
+# * np.ones(())}], ...)
 POLYGRAPHY = """[
     {
         "s": {
@@ -162,7 +196,16 @@ def test_inputs_saved_by_polygraphy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[1]", '[{"s": "text"}]', '[{"s": {"array": "!"}}]', '[{"s": {"polygraphy_class": "ndarray"}}]', "[]"]
+    "content",
+    [
+        "",
+        "{}",
+        "[1]",
+        '[{"s": "text"}]',
+        '[{"s": {"array": "!"}}]',
+        '[{"s": {"polygraphy_class": "ndarray"}}]',
+        "[]",
+    ],
 )
 def test_json_that_is_something_else(tmp_path: Path, content: str) -> None:
     file = tmp_path / "inputs.json"
@@ -171,7 +214,8 @@ def test_json_that_is_something_else(tmp_path: Path, content: str) -> None:
         from_data([SIGNAL], file)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ images
+# ------------------------------------------------------------------------------------------------------------------------
+# images
 
 
 @pytest.fixture
@@ -201,7 +245,10 @@ def test_pictures_are_preprocessed(photos: tuple[Path, list[np.ndarray]]) -> Non
     [
         (InputSpec("x", np.dtype(np.float32), ("N", 4, 6, 3)), lambda pixels: pixels / 255),
         (InputSpec("x", np.dtype(np.uint8), (1, 4, 6, 3)), lambda pixels: pixels),
-        (InputSpec("x", np.dtype(np.float32), (1, 3, "h", "w")), lambda pixels: pixels.transpose(0, 3, 1, 2) / 255),
+        (
+            InputSpec("x", np.dtype(np.float32), (1, 3, "h", "w")),
+            lambda pixels: pixels.transpose(0, 3, 1, 2) / 255,
+        ),
     ],
 )
 def test_the_shape_says_what_a_model_wants(
@@ -222,13 +269,20 @@ def test_gray_pictures(photos: tuple[Path, list[np.ndarray]]) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "side"),
-    [({"size": 20}, "shorter"), ({"size": (20, 30)}, "both"), ({"size": 20, "crop": (4, 6)}, "shorter"), ({}, "exact")],
+    [
+        ({"size": 20}, "shorter"),
+        ({"size": (20, 30)}, "both"),
+        ({"size": 20, "crop": (4, 6)}, "shorter"),
+        ({}, "exact"),
+    ],
 )
 def test_resize_then_crop(tmp_path: Path, recipe: dict[str, Any], side: str) -> None:
     ramp = np.broadcast_to(np.arange(60, dtype=np.uint8)[None, :, None] * 4, (40, 60, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "a.png")
     if side == "both":
-        with pytest.raises(RecipeError, match=r"expects float32 \(n, 3, 4, 6\), the data has float32 \(1, 3, 20, 30\)"):
+        with pytest.raises(
+            RecipeError, match=r"expects float32 \(n, 3, 4, 6\), the data has float32 \(1, 3, 20, 30\)"
+        ):
             from_data([IMAGE], tmp_path, images=Preprocessing(**recipe))
         return
     found = fed(from_data([IMAGE], tmp_path, images=Preprocessing(**recipe)))["x"][0, 0, 0] * 255 / 4
@@ -240,7 +294,9 @@ def test_resize_then_crop(tmp_path: Path, recipe: dict[str, Any], side: str) -> 
 def test_a_crop_alone_does_not_resize(photos: tuple[Path, list[np.ndarray]]) -> None:
     folder, pixels = photos
     spec = InputSpec("x", np.dtype(np.uint8), (1, 2, 2, 3))
-    np.testing.assert_array_equal(fed(from_data([spec], folder, images=Preprocessing(crop=2)))["x"], np.stack(pixels)[:, 1:3, 2:4])
+    np.testing.assert_array_equal(
+        fed(from_data([spec], folder, images=Preprocessing(crop=2)))["x"], np.stack(pixels)[:, 1:3, 2:4]
+    )
 
 
 @pytest.mark.parametrize("crop", [0.5, [0.5]])
@@ -254,7 +310,11 @@ def test_a_share_is_cut_before_resizing(tmp_path: Path, crop: Any) -> None:
 
 def test_a_single_picture(photos: tuple[Path, list[np.ndarray]]) -> None:
     folder, pixels = photos
-    np.testing.assert_allclose(fed(from_data([IMAGE], folder / "cat" / "3.png"))["x"], pixels[3].transpose(2, 0, 1)[None] / 255, rtol=1e-6)
+    np.testing.assert_allclose(
+        fed(from_data([IMAGE], folder / "cat" / "3.png"))["x"],
+        pixels[3].transpose(2, 0, 1)[None] / 255,
+        rtol=1e-6,
+    )
 
 
 def test_settings_for_pictures_are_not_for_arrays() -> None:
@@ -283,7 +343,8 @@ def test_without_pillow(photos: tuple[Path, list[np.ndarray]], monkeypatch: pyte
     assert "onnx-dfmpc[images]" in caught.value.hint
 
 
-# ------------------------------------------------------------------------------------------------------------------------ labels
+# ------------------------------------------------------------------------------------------------------------------------
+# labels
 
 
 def test_numbers_of_folders_are_labels(tmp_path: Path) -> None:
@@ -295,7 +356,9 @@ def test_numbers_of_folders_are_labels(tmp_path: Path) -> None:
     assert found.labels.tolist() == [12, 7]
 
 
-def test_labels_by_file_name(photos: tuple[Path, list[np.ndarray]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_labels_by_file_name(
+    photos: tuple[Path, list[np.ndarray]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder, _ = photos
     file = tmp_path_factory.mktemp("labels") / "labels.csv"
     file.write_text("4.png,9\ncat/3.png 8\n\nbird/0.png\t5\n1.png 6\n2.png,7\n", encoding="utf-8")
@@ -308,7 +371,8 @@ def test_labels_by_file_name(photos: tuple[Path, list[np.ndarray]], tmp_path_fac
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("1\n2\n", "expected 5 integers"), ("one\n", "not a label file"), ("a 1\n2\n", "not a label file")]
+    ("content", "words"),
+    [("1\n2\n", "expected 5 integers"), ("one\n", "not a label file"), ("a 1\n2\n", "not a label file")],
 )
 def test_label_files_that_do_not_fit(photos: tuple[Path, list[np.ndarray]], content: str, words: str) -> None:
     file = photos[0].parent / "labels.txt"
@@ -317,7 +381,8 @@ def test_label_files_that_do_not_fit(photos: tuple[Path, list[np.ndarray]], cont
         from_data([IMAGE], photos[0], file)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- loaders
+# -----------------------------------------------------------------------------------------------------------------------
+# loaders
 
 SCRIPT = """
 import numpy as np
@@ -415,7 +480,8 @@ def test_a_function_is_a_source_and_gives_one_piece_at_a_time() -> None:
     assert found.count == 100
 
 
-# ------------------------------------------------------------------------------------------------------- shapes and batches
+# -------------------------------------------------------------------------------------------------------
+# shapes and batches
 
 
 def test_shapes_settle_what_a_model_leaves_open() -> None:
@@ -431,7 +497,11 @@ def test_shapes_settle_what_a_model_leaves_open() -> None:
 
 
 def test_batch_size() -> None:
-    assert [stop - start for start, stop, _ in from_data([SIGNAL], signals(7), batch=3).batches()] == [3, 3, 1]
+    assert [stop - start for start, stop, _ in from_data([SIGNAL], signals(7), batch=3).batches()] == [
+        3,
+        3,
+        1,
+    ]
     fixed = InputSpec("s", np.dtype(np.float32), (2, 5))
     assert from_data([fixed], signals(4), batch=2).batch == 2
     with pytest.raises(RecipeError, match="batch size 3: the model takes 2 at a time"):

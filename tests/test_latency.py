@@ -9,12 +9,12 @@ from benchmarks import latency, networks
 from benchmarks.latency import FORMS
 from benchmarks.methods import settings
 from benchmarks.session import OPTIONS, measure
-from onnx_dfmpc.forms import check_form
+from onnx_dfmpc.forms import check_format
 
 
 def test_forms_make_sense():
     for form in FORMS.values():
-        check_form(form)
+        check_format(form)
 
 
 def test_every_form_is_stored(tmp_path):
@@ -36,12 +36,25 @@ def test_one_session(options, digits_bn, digits_data):
 
 def test_command(tmp_path, capsys):
     output = tmp_path / "out.json"
-    arguments = ["--networks", "digits_resnet_bn", "--forms", "native", "compact, float", "--repeats", "1", "--runs", "2"]
+    arguments = [
+        "--networks",
+        "digits_resnet_bn",
+        "--forms",
+        "native",
+        "compact, float",
+        "--repeats",
+        "1",
+        "--runs",
+        "2",
+    ]
     assert latency.main([*arguments, "--json", str(output)]) == 0
     shown = capsys.readouterr().out
     assert "compact, float" in shown
     (result,) = json.loads(output.read_text())["results"]
-    cases = [("float", "default"), *((form, options) for form in ("native", "compact, float") for options in ("default", "recommended"))]
+    cases = [
+        ("float", "default"),
+        *((form, options) for form in ("native", "compact, float") for options in ("default", "recommended")),
+    ]
     assert [(cost["form"], cost["options"]) for cost in result["costs"]] == cases
     assert all(len(cost["latency"]) == 2 for cost in result["costs"])
 

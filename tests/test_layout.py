@@ -8,7 +8,7 @@ from hypothesis import given
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
 
-from onnx_dfmpc.layout import from_rows, shares_grid, taps, to_rows
+from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
 from tests.arrays import FORMS, forms, layer, seeds
 
 
@@ -44,24 +44,37 @@ def test_every_weight_is_where_its_channel_and_tap_say(form):
 
 @pytest.mark.parametrize(
     ("weight", "group", "strides", "dilations"),
-    [((4, 3, 3, 3), 1, (1, 1), (1, 1)), ((6, 2, 3, 2), 3, (2, 1), (1, 2)), ((5, 1, 3, 3), 5, (1, 2), (1, 1)), ((6, 2, 3), 2, (2,), (1,))],
+    [
+        ((4, 3, 3, 3), 1, (1, 1), (1, 1)),
+        ((6, 2, 3, 2), 3, (2, 1), (1, 2)),
+        ((5, 1, 3, 3), 5, (1, 2), (1, 1)),
+        ((6, 2, 3), 2, (2,), (1,)),
+    ],
 )
 def test_rows_times_patches_are_the_convolution(weight, group, strides, dilations):
     rng = np.random.default_rng(0)
     at = layer("Conv", weight, group)
     w = rng.standard_normal(weight).astype(np.float32)
     x = rng.standard_normal((1, weight[1] * group, 9, 8)[: len(weight)]).astype(np.float32)
-    expected = evaluate("Conv", x, w, f"group = {group}, strides = {list(strides)}, dilations = {list(dilations)}")[0]
+    expected = evaluate(
+        "Conv", x, w, f"group = {group}, strides = {list(strides)}, dilations = {list(dilations)}"
+    )[0]
     rows = to_rows(w, at)
     actual = np.empty_like(expected)
     for place in np.ndindex(*expected.shape[1:]):
-        index = [slice(p * s, p * s + d * (k - 1) + 1, d) for p, s, d, k in zip(place, strides, dilations, weight[2:], strict=True)]
+        index = [
+            slice(p * s, p * s + d * (k - 1) + 1, d)
+            for p, s, d, k in zip(place, strides, dilations, weight[2:], strict=True)
+        ]
         patch = x[(0, slice(None), *index)].reshape(group, -1)
         actual[(slice(None), *place)] = np.einsum("grn,gn->gr", rows, patch).ravel()
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("weight", "group", "strides"), [((3, 4, 3, 3), 1, (1, 1)), ((6, 2, 2, 3), 3, (2, 1)), ((4, 3, 4), 2, (2,))])
+@pytest.mark.parametrize(
+    ("weight", "group", "strides"),
+    [((3, 4, 3, 3), 1, (1, 1)), ((6, 2, 2, 3), 3, (2, 1)), ((4, 3, 4), 2, (2,))],
+)
 def test_rows_times_patches_are_the_transposed_convolution(weight, group, strides):
     rng = np.random.default_rng(0)
     at = layer("ConvTranspose", weight, group, 1)
@@ -69,22 +82,30 @@ def test_rows_times_patches_are_the_transposed_convolution(weight, group, stride
     x = rng.standard_normal((1, weight[0], 5, 4)[: len(weight)]).astype(np.float32)
     # onnx.reference knows no groups here: a group is a transposed convolution of its own.
     parts = zip(np.split(x, group, 1), np.split(w, group), strict=True)
-    expected = np.concatenate([evaluate("ConvTranspose", *part, f"strides = {list(strides)}")[0] for part in parts])
+    expected = np.concatenate(
+        [evaluate("ConvTranspose", *part, f"strides = {list(strides)}")[0] for part in parts]
+    )
     # A transposed convolution is a convolution of its input with zeros between, the kernel reversed.
-    spread = np.zeros((x.shape[1], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), np.float32)
+    spread = np.zeros(
+        (x.shape[1], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), np.float32
+    )
     spread[(slice(None), *(slice(None, None, s) for s in strides))] = x[0]
     spread = np.pad(spread, [(0, 0), *((k - 1, k - 1) for k in weight[2:])])
     rows = to_rows(w, at)
     actual = np.empty_like(expected)
     for place in np.ndindex(*expected.shape[1:]):
         index = tuple(slice(p, p + k) for p, k in zip(place, weight[2:], strict=True))
-        patch = np.flip(spread[(slice(None), *index)], axis=tuple(range(1, len(weight) - 1))).reshape(group, -1)
+        patch = np.flip(spread[(slice(None), *index)], axis=tuple(range(1, len(weight) - 1))).reshape(
+            group, -1
+        )
         actual[(slice(None), *place)] = np.einsum("grn,gn->gr", rows, patch).ravel()
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_only_a_grouped_transposed_convolution_shares_its_grid():
-    assert [shares_grid(layer(*form)) for form in FORMS] == [op == "ConvTranspose" and group > 1 for op, _, group, _ in FORMS]
+    assert [shares_grid(layer(*form)) for form in FORMS] == [
+        op == "ConvTranspose" and group > 1 for op, _, group, _ in FORMS
+    ]
 
 
 def evaluate(op: str, x: np.ndarray, w: np.ndarray, attributes: str) -> np.ndarray:

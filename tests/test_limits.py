@@ -1,4 +1,6 @@
-"""What a recipe leaves open for every layer: the order of rules, bounds on what is fixed, and names that are not there."""
+"""What a recipe leaves open for every layer: the order of rules, bounds on what is fixed, and names that are
+not there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import Limits, Recipe, limits
+from onnx_dfmpc.recipe import BitBounds, Recipe, limits
 from onnx_dfmpc.spec import MatchReport, Skipped
 from tests.arrays import layer
 
@@ -24,7 +26,7 @@ REPORT = MatchReport(LAYERS, (), (Skipped("gru", "GRU", "its weight is computed 
 BITS = st.integers(2, 8)
 
 
-def found(*rules: dict[str, Any], **knobs: Any) -> dict[str, Limits]:
+def found(*rules: dict[str, Any], **knobs: Any) -> dict[str, BitBounds]:
     return limits(REPORT, Recipe(**{"rules": rules, "target_bits": 4} | knobs))
 
 
@@ -49,9 +51,14 @@ def test_the_edges_are_fixed_where_bits_are_given_for_them_or_no_target_decides(
 
 
 def test_each_selector() -> None:
-    assert [name for name, limit in found({"regex": "conv[12]", "bits": 3}).items() if limit.bits == 3] == ["block1.conv1", "block1.conv2"]
+    assert [name for name, limit in found({"regex": "conv[12]", "bits": 3}).items() if limit.bits == 3] == [
+        "block1.conv1",
+        "block1.conv2",
+    ]
     assert [name for name, limit in found({"node": "fc", "bits": 3}).items() if limit.bits == 3] == ["fc"]
-    assert [name for name, limit in found({"op_type": "MatMul", "bits": 3}).items() if limit.bits == 3] == ["block2.mix"]
+    assert [name for name, limit in found({"op_type": "MatMul", "bits": 3}).items() if limit.bits == 3] == [
+        "block2.mix"
+    ]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["stem", "block1", "conv1", "."]), BITS), min_size=1, max_size=5))
@@ -61,11 +68,15 @@ def test_the_last_match_wins(pairs: list[tuple[str, int]]) -> None:
         matching = [bits for pattern, bits in pairs if pattern == "." or pattern in name]
         assert limit.bits == (matching[-1] if matching else None)
     assert as_rules == found(set=pairs)
-    assert as_rules == found(*({"regex": pattern, "bits": bits} for pattern, bits in pairs[:-1]), set=pairs[-1:])
+    assert as_rules == found(
+        *({"regex": pattern, "bits": bits} for pattern, bits in pairs[:-1]), set=pairs[-1:]
+    )
 
 
 @given(BITS, BITS, BITS)
-def test_bounds_move_what_was_fixed_before_and_yield_to_what_is_fixed_later(low: int, high: int, bits: int) -> None:
+def test_bounds_move_what_was_fixed_before_and_yield_to_what_is_fixed_later(
+    low: int, high: int, bits: int
+) -> None:
     low, high = min(low, high), max(low, high)
     rule = {"regex": ".", "min_bits": low, "max_bits": high}
     moved = bounds({"regex": "conv1", "bits": bits}, rule, first_last_bits=bits)
@@ -75,7 +86,9 @@ def test_bounds_move_what_was_fixed_before_and_yield_to_what_is_fixed_later(low:
 
 
 def test_each_bound_alone_keeps_the_other() -> None:
-    chosen = bounds({"op_type": "Conv", "min_bits": 4}, {"regex": "conv2", "max_bits": 5}, min_bits=3, max_bits=6)
+    chosen = bounds(
+        {"op_type": "Conv", "min_bits": 4}, {"regex": "conv2", "max_bits": 5}, min_bits=3, max_bits=6
+    )
     assert (chosen["block1.conv1"], chosen["block1.conv2"], chosen["block2.mix"]) == ((4, 6), (4, 5), (3, 6))
     assert chosen["stem"] == (4, 6)
 
@@ -87,7 +100,9 @@ def test_bounds_that_leave_nothing() -> None:
 
 
 def test_exclusion() -> None:
-    excluded = found({"regex": "block1", "exclude": True}, {"regex": "conv2", "exclude": False}, nodes_to_exclude=["fc"])
+    excluded = found(
+        {"regex": "block1", "exclude": True}, {"regex": "conv2", "exclude": False}, nodes_to_exclude=["fc"]
+    )
     assert {name for name, limit in excluded.items() if limit.excluded} == {"block1.conv1", "fc"}
     assert "'block1'" in excluded["block1.conv1"].reason
     only = found(nodes_to_quantize=["stem", "fc", "gru"], nodes_to_exclude=["fc"])
@@ -103,7 +118,11 @@ def test_what_stays_float_may_be_excluded_but_not_given_bits() -> None:
 @pytest.mark.parametrize(
     ("rule", "words", "hint"),
     [
-        ({"node": "block1.conv3", "bits": 4}, "node 'block1.conv3' matches no layer", "did you mean block1.conv"),
+        (
+            {"node": "block1.conv3", "bits": 4},
+            "node 'block1.conv3' matches no layer",
+            "did you mean block1.conv",
+        ),
         ({"regex": "^blok2.mix$", "bits": 4}, "'^blok2.mix$' matches no layer", "did you mean block2.mix?"),
         ({"node": "qqqq", "bits": 4}, "matches no layer", "inspect lists the layers"),
         ({"op_type": "Cnov", "bits": 4}, "op_type 'Cnov'", "there are Conv, Gemm, MatMul"),

@@ -1,4 +1,6 @@
-"""Matching: patterns and asymmetric cases as text, properties on generated chains, the shared networks, and factors really moved."""
+"""Matching: patterns and asymmetric cases as text, properties on generated chains, the shared networks, and
+factors really moved.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
 
 from onnx_dfmpc.errors import ModelError
-from onnx_dfmpc.match import match
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.spec import Layer, MatchReport
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -30,19 +32,25 @@ def net(
     functions: str = "",
     functions_opset: str = "",
 ) -> ModelProto:
-    """A model from the body of its graph; ``weights`` become random initializers, positive so that they can be variances too."""
+    """A model from the body of its graph; ``weights`` become random initializers, positive so that they can
+    be variances too.
+    """
     text = f'<ir_version: {ir}, opset_import: ["" : {opset}{functions_opset}]>\nnet ({x}) => ({z}) {{ {body} }}\n{functions}'
     model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
     for name, shape in (weights or {}).items():
-        model.graph.initializer.append(numpy_helper.from_array(rng.uniform(0.1, 1, shape).astype(np.float32), name))
+        model.graph.initializer.append(
+            numpy_helper.from_array(rng.uniform(0.1, 1, shape).astype(np.float32), name)
+        )
     return model
 
 
 def list_inputs(model: ModelProto, names: Iterable[str]) -> ModelProto:
     for tensor in model.graph.initializer:
         if tensor.name in names:
-            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            model.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
     return model
 
 
@@ -89,31 +97,64 @@ def check_accounts(model: ModelProto, report: MatchReport) -> None:
         assert (node.op_type, node.output[0], node.input[0]) == (layer.op_type, layer.output, layer.input)
 
 
-# --- One layer: where its parts are --------------------------------------------------------------------------------------------------
+# --- One layer: where its parts are
+# --------------------------------------------------------------------------------------------------
 
 LAYERS = {
-    "conv": (net("z = Conv(x, w, b)", {"w": (6, 4, 3, 3), "b": (6,)}), ("w", (6, 4, 3, 3), 0, 1, 6, "b", "z")),
-    "conv 1-D": (net("z = Conv(x, w)", {"w": (6, 4, 3)}, x="float[1, 4, 8] x"), ("w", (6, 4, 3), 0, 1, 6, None, "")),
-    "conv 3-D": (net("z = Conv(x, w)", {"w": (6, 4, 3, 3, 3)}, x="float[1, 4, 8, 8, 8] x"), ("w", (6, 4, 3, 3, 3), 0, 1, 6, None, "")),
-    "grouped": (net("z = Conv <group = 2> (x, w)", {"w": (6, 2, 3, 3)}), ("w", (6, 2, 3, 3), 0, 2, 6, None, "")),
-    "depthwise": (net("z = Conv <group = 4> (x, w)", {"w": (4, 1, 3, 3)}), ("w", (4, 1, 3, 3), 0, 4, 4, None, "")),
-    "transposed": (net("z = ConvTranspose (x, w)", {"w": (4, 6, 3, 3)}), ("w", (4, 6, 3, 3), 1, 1, 6, None, "")),
+    "conv": (
+        net("z = Conv(x, w, b)", {"w": (6, 4, 3, 3), "b": (6,)}),
+        ("w", (6, 4, 3, 3), 0, 1, 6, "b", "z"),
+    ),
+    "conv 1-D": (
+        net("z = Conv(x, w)", {"w": (6, 4, 3)}, x="float[1, 4, 8] x"),
+        ("w", (6, 4, 3), 0, 1, 6, None, ""),
+    ),
+    "conv 3-D": (
+        net("z = Conv(x, w)", {"w": (6, 4, 3, 3, 3)}, x="float[1, 4, 8, 8, 8] x"),
+        ("w", (6, 4, 3, 3, 3), 0, 1, 6, None, ""),
+    ),
+    "grouped": (
+        net("z = Conv <group = 2> (x, w)", {"w": (6, 2, 3, 3)}),
+        ("w", (6, 2, 3, 3), 0, 2, 6, None, ""),
+    ),
+    "depthwise": (
+        net("z = Conv <group = 4> (x, w)", {"w": (4, 1, 3, 3)}),
+        ("w", (4, 1, 3, 3), 0, 4, 4, None, ""),
+    ),
+    "transposed": (
+        net("z = ConvTranspose (x, w)", {"w": (4, 6, 3, 3)}),
+        ("w", (4, 6, 3, 3), 1, 1, 6, None, ""),
+    ),
     "transposed grouped": (
         net("z = ConvTranspose <group = 2> (x, w, b)", {"w": (4, 3, 3, 3), "b": (6,)}),
         ("w", (4, 3, 3, 3), 1, 2, 6, "b", "z"),
     ),
-    "gemm transB": (net("z = Gemm <transB = 1> (x, w, b)", {"w": (6, 4), "b": (6,)}, x="float[2, 4] x"), ("w", (6, 4), 0, 1, 6, "b", "z")),
-    "gemm": (net("z = Gemm <beta = 2.0> (x, w)", {"w": (4, 6)}, x="float[2, 4] x"), ("w", (4, 6), 1, 1, 6, None, "")),
+    "gemm transB": (
+        net("z = Gemm <transB = 1> (x, w, b)", {"w": (6, 4), "b": (6,)}, x="float[2, 4] x"),
+        ("w", (6, 4), 0, 1, 6, "b", "z"),
+    ),
+    "gemm": (
+        net("z = Gemm <beta = 2.0> (x, w)", {"w": (4, 6)}, x="float[2, 4] x"),
+        ("w", (4, 6), 1, 1, 6, None, ""),
+    ),
     "matmul": (net("z = MatMul(x, w)", {"w": (4, 6)}, x="float[2, 4] x"), ("w", (4, 6), 1, 1, 6, None, "")),
     "matmul with Add": (
         net("y = MatMul(x, w) z = Add(b, y)", {"w": (4, 6), "b": (6,)}, x="float[2, 4] x"),
         ("w", (4, 6), 1, 1, 6, "b", "z"),
     ),
-    "matmul with residual": (net("y = MatMul(x, w) z = Add(x, y)", {"w": (4, 4)}, x="float[2, 4] x"), ("w", (4, 4), 1, 1, 4, None, "")),
+    "matmul with residual": (
+        net("y = MatMul(x, w) z = Add(x, y)", {"w": (4, 4)}, x="float[2, 4] x"),
+        ("w", (4, 4), 1, 1, 4, None, ""),
+    ),
     "empty bias": (net('z = Conv(x, w, "")', {"w": (6, 4, 3, 3)}), ("w", (6, 4, 3, 3), 0, 1, 6, None, "")),
-    "identity": (net("v = Identity(w) u = Identity(v) z = Conv(x, u)", {"w": (6, 4, 3, 3)}), ("w", (6, 4, 3, 3), 0, 1, 6, None, "")),
+    "identity": (
+        net("v = Identity(w) u = Identity(v) z = Conv(x, u)", {"w": (6, 4, 3, 3)}),
+        ("w", (6, 4, 3, 3), 0, 1, 6, None, ""),
+    ),
     "constant node": (
-        net("w = Constant <value = float[1, 4, 1, 1] {1, 2, 3, 4}> () b = Constant <value_floats = [1.0]> () z = Conv(x, w, b)"),
+        net(
+            "w = Constant <value = float[1, 4, 1, 1] {1, 2, 3, 4}> () b = Constant <value_floats = [1.0]> () z = Conv(x, w, b)"
+        ),
         ("w", (1, 4, 1, 1), 0, 1, 1, "b", "z"),
     ),
 }
@@ -125,14 +166,20 @@ def test_layer(model: ModelProto, expected: tuple[object, ...]) -> None:
     report = match(model)
     check_accounts(model, report)
     (layer,) = report.layers
-    assert (layer.weight, layer.shape, layer.axis, layer.group, layer.channels, layer.bias, layer.bias_node) == expected
+    assert (
+        layer.weight,
+        layer.shape,
+        layer.axis,
+        layer.group,
+        layer.channels,
+        layer.bias,
+        layer.bias_node,
+    ) == expected
     assert model.SerializeToString() == before
 
 
 def test_computed_zero_bias_is_as_good_as_none() -> None:
-    body = (
-        "n = Shape <start = 0, end = 1> (w) zero = Constant <value_float = 0.0> () o = CastLike(zero, x) b = Expand(o, n) z = Conv(x, w, b)"
-    )
+    body = "n = Shape <start = 0, end = 1> (w) zero = Constant <value_float = 0.0> () o = CastLike(zero, x) b = Expand(o, n) z = Conv(x, w, b)"
     (layer,) = match(net(body, {"w": (6, 4, 3, 3)})).layers
     assert layer.bias is None
     assert "always zero" in layer.notes[0]
@@ -149,7 +196,11 @@ ACTIVATIONS = {
     "Relu": ("z = Relu(y)", 17, "Relu"),
     "through Identity": ("i = Identity(y) z = Relu(i)", 17, "Relu"),
     "ReLU6 as attributes": ("z = Clip <min = 0.0, max = 6.0> (y)", 9, "Clip"),
-    "ReLU6 as inputs": ("l = Constant <value_float = 0.0> () h = Constant <value_float = 6.0> () z = Clip(y, l, h)", 17, "Clip"),
+    "ReLU6 as inputs": (
+        "l = Constant <value_float = 0.0> () h = Constant <value_float = 6.0> () z = Clip(y, l, h)",
+        17,
+        "Clip",
+    ),
     "LeakyRelu": ("z = LeakyRelu <alpha = 0.1> (y)", 17, "LeakyRelu"),
     "PRelu": ("z = PRelu(y, slope)", 17, "PRelu"),
     "HardSwish": ("z = HardSwish(y)", 17, "HardSwish"),
@@ -174,12 +225,16 @@ def test_activation(body: str, opset: int, expected: str) -> None:
     assert match(net(f"y = Conv(x, w) {body}", weights, opset=opset)).layers[0].activation == expected
 
 
-# --- Batch norm -----------------------------------------------------------------------------------------------------------------------
+# --- Batch norm
+# -----------------------------------------------------------------------------------------------------------------------
 
 NORM = {"w": (4, 4, 1, 1), "g": (4,), "b": (4,), "m": (4,), "v": (4,)}
 BATCH_NORMS = {
     "kept": ("y = Conv(x, w) n = BatchNormalization(y, g, b, m, v) z = Relu(n)", True),
-    "through Identity": ("y = Conv(x, w) i = Identity(y) k = Identity(g) n = BatchNormalization(i, k, b, m, v) z = Relu(n)", True),
+    "through Identity": (
+        "y = Conv(x, w) i = Identity(y) k = Identity(g) n = BatchNormalization(i, k, b, m, v) z = Relu(n)",
+        True,
+    ),
     "not alone": ("y = Conv(x, w) n = BatchNormalization(y, g, b, m, v) z = Add(n, y)", False),
     "behind the activation": ("y = Conv(x, w) r = Relu(y) z = BatchNormalization(r, g, b, m, v)", False),
     "computed parameters": (
@@ -229,15 +284,22 @@ def test_senseless_batch_norm(name: str, value: float) -> None:
         match(model)
 
 
-# --- What stays float, and why ----------------------------------------------------------------------------------------------------------
+# --- What stays float, and why
+# ----------------------------------------------------------------------------------------------------------
 
 W = {"w": (4, 4, 1, 1)}
 M = {"w": (4, 4)}
 VECTORS = "float[4, 4] x"
 SKIPPED = {
-    "weight is an input": (net("z = Conv(x, w)", x="float[1, 4, 8, 8] x, float[4, 4, 1, 1] w"), "'w' is a graph input"),
+    "weight is an input": (
+        net("z = Conv(x, w)", x="float[1, 4, 8, 8] x, float[4, 4, 1, 1] w"),
+        "'w' is a graph input",
+    ),
     "weight is computed": (net("w = Relu(x) z = MatMul(x, w)", x=VECTORS), "not a constant: Relu 'w'"),
-    "weight is folded": (net("v = Transpose <perm = [1, 0]> (w) z = MatMul(x, v)", M, x=VECTORS), "fold constants first"),
+    "weight is folded": (
+        net("v = Transpose <perm = [1, 0]> (w) z = MatMul(x, v)", M, x=VECTORS),
+        "fold constants first",
+    ),
     "two activations": (net("z = MatMul(x, x)", x=VECTORS), "'x' is a graph input"),
     "constant comes first": (net("z = MatMul(w, x)", M, x=VECTORS), "first operand"),
     "batched constant": (net("z = MatMul(x, w)", {"w": (2, 4, 4)}, x=VECTORS), "3 dimensions"),
@@ -246,23 +308,38 @@ SKIPPED = {
     "alpha": (net("z = Gemm <alpha = 0.5> (x, w)", M, x=VECTORS), "alpha=0.5"),
     "beta": (net("z = Gemm <beta = 2.0> (x, w, b)", M | {"b": (4,)}, x=VECTORS), "beta=2"),
     "already quantized": (
-        net("q = Constant <value = int8[1, 4, 1, 1] {1, 2, 3, 4}> () w = DequantizeLinear(q, s) z = Conv(x, w)", {"s": ()}),
+        net(
+            "q = Constant <value = int8[1, 4, 1, 1] {1, 2, 3, 4}> () w = DequantizeLinear(q, s) z = Conv(x, w)",
+            {"s": ()},
+        ),
         "already quantized",
     ),
     "empty": (net("z = Conv(x, w)", {"w": (0, 4, 1, 1)}), "empty"),
     "wrong rank": (net("z = Conv(x, w)", {"w": (4, 4)}), "does not fit Conv"),
-    "computed bias": (net("b = ReduceMax <axes = [0, 2, 3], keepdims = 0> (x) z = Conv(x, w, b)", W), "bias 'b' is not a constant"),
+    "computed bias": (
+        net("b = ReduceMax <axes = [0, 2, 3], keepdims = 0> (x) z = Conv(x, w, b)", W),
+        "bias 'b' is not a constant",
+    ),
     "scalar bias": (net("z = Gemm(x, w, b)", M | {"b": ()}, x=VECTORS), "not a constant per output channel"),
     "graph output": (net("z = Conv(x, w)", W, z="float[] z, float[4, 4, 1, 1] w"), "'w' is a graph output"),
-    "graph output as Identity": (net("v = Identity(w) z = Conv(x, w)", W, z="float[] z, float[] v"), "'v' is a graph output"),
+    "graph output as Identity": (
+        net("v = Identity(w) z = Conv(x, w)", W, z="float[] z, float[] v"),
+        "'v' is a graph output",
+    ),
     "used otherwise": (net("y = Conv(x, w) z = Add(y, w)", W), "also used by Add 'z'"),
-    "used otherwise as Identity": (net("v = Identity(w) y = Conv(x, w) z = Add(y, v)", W), "also used by Add 'z'"),
+    "used otherwise as Identity": (
+        net("v = Identity(w) y = Conv(x, w) z = Add(y, v)", W),
+        "also used by Add 'z'",
+    ),
     "used as data": (net("y = Conv(x, w) z = Conv(w, y)", W), "also used by Conv 'z', not as a weight"),
     "training_mode": (
         net("y = Conv(x, w) z, p, q = BatchNormalization <training_mode = 1> (y, g, b, m, v)", NORM),
         "'z' behind it is in training mode: export the model again in eval mode",
     ),
-    "training before opset 14": (net("y = Conv(x, w) z, p, q, r, s = BatchNormalization(y, g, b, m, v)", NORM, opset=9), "eval mode"),
+    "training before opset 14": (
+        net("y = Conv(x, w) z, p, q, r, s = BatchNormalization(y, g, b, m, v)", NORM, opset=9),
+        "eval mode",
+    ),
     "overridable": (list_inputs(net("z = Conv(x, w, b)", W | {"b": (4,)}), ["w"]), "'w' is overridable"),
     "overridable bias": (list_inputs(net("z = Conv(x, w, b)", W | {"b": (4,)}), ["b"]), "'b' is overridable"),
     "used in a subgraph": (
@@ -297,7 +374,10 @@ def test_skipped_dtype(dtype: type) -> None:
 
 def test_sparse_weight_is_skipped() -> None:
     model = net("z = MatMul(x, w)", x=VECTORS)
-    values, indices = numpy_helper.from_array(np.ones(1, np.float32), "w"), numpy_helper.from_array(np.zeros(1, np.int64), "i")
+    values, indices = (
+        numpy_helper.from_array(np.ones(1, np.float32), "w"),
+        numpy_helper.from_array(np.zeros(1, np.int64), "i"),
+    )
     model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [4, 4]))
     assert "sparse" in match(model).skipped[0].reason
 
@@ -327,7 +407,8 @@ def test_custom_domain_is_not_matched() -> None:
     assert report.weighted_nodes == 0
 
 
-# --- Shared weights, listed inputs, names, order ----------------------------------------------------------------------------------------
+# --- Shared weights, listed inputs, names, order
+# ----------------------------------------------------------------------------------------
 
 
 def test_shared_weight_is_quantized_twice_and_says_so() -> None:
@@ -338,7 +419,10 @@ def test_shared_weight_is_quantized_twice_and_says_so() -> None:
 
 
 def test_weight_shared_with_a_float_layer_stays_float() -> None:
-    model = net("y = Conv(x, w, c) b = ReduceMax <axes = [0, 2, 3], keepdims = 0> (x) z = Conv(y, w, b)", W | {"c": (4,)})
+    model = net(
+        "y = Conv(x, w, c) b = ReduceMax <axes = [0, 2, 3], keepdims = 0> (x) z = Conv(y, w, b)",
+        W | {"c": (4,)},
+    )
     report = match(model)
     check_accounts(model, report)
     assert [(s.name, "stays float" in s.reason) for s in report.skipped] == [("y", True), ("z", False)]
@@ -353,7 +437,9 @@ def test_every_initializer_listed_is_a_habit(ir: int) -> None:
 
 
 def test_overridable_batch_norm_is_left_alone() -> None:
-    (layer,) = match(list_inputs(net("y = Conv(x, w) z = BatchNormalization(y, g, b, m, v)", NORM), ["g"])).layers
+    (layer,) = match(
+        list_inputs(net("y = Conv(x, w) z = BatchNormalization(y, g, b, m, v)", NORM), ["g"])
+    ).layers
     assert layer.batch_norm is None
     assert "left as it is" in layer.notes[0]
 
@@ -398,7 +484,8 @@ def test_no_nodes() -> None:
     assert (report.layers, report.chains, report.skipped, report.weighted_nodes) == ((), (), (), 0)
 
 
-# --- Chains ---------------------------------------------------------------------------------------------------------------------------
+# --- Chains
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def ints(name: str, *values: int) -> str:
@@ -454,16 +541,32 @@ TO_GEMM = {
 MORE = {"h": (4, 2, 1, 1), "t": (4, 2, 1, 1)}
 HOMOGENEOUS = {
     **{name: net(f"y = Conv(x, w, g) {body} z = Conv(r, v)", C | MORE) for name, body in TO_CONV.items()},
-    **{name: net(f"y = Conv(x, w, g) {body} z = Gemm <transB = 1> (r, fc)", C) for name, body in TO_GEMM.items()},
-    "batch norm": net("y = Conv(x, w) n = BatchNormalization(y, g, b, m, v) r = Relu(n) z = Conv(r, u)", NORM | {"u": (4, 4, 1, 1)}),
-    "several consumers": net("y = Conv(x, w) r = Relu(y) a = Conv(r, v) b = Conv(r, u) z = Add(a, b)", C),
-    "Gemm to Gemm": net("y = Gemm <transB = 1> (x, w, b) r = Relu(y) z = Gemm(r, v)", {"w": (6, 4), "v": (6, 3), "b": (6,)}, x=VECTORS),
-    "MatMul to MatMul": net(
-        "y = MatMul(x, w) a = Add(y, b) r = Relu(a) z = MatMul(r, v)", {"w": (4, 6), "v": (6, 3), "b": (6,)}, x="float[1, 2, 5, 4] x"
+    **{
+        name: net(f"y = Conv(x, w, g) {body} z = Gemm <transB = 1> (r, fc)", C)
+        for name, body in TO_GEMM.items()
+    },
+    "batch norm": net(
+        "y = Conv(x, w) n = BatchNormalization(y, g, b, m, v) r = Relu(n) z = Conv(r, u)",
+        NORM | {"u": (4, 4, 1, 1)},
     ),
-    "Conv to MatMul": net("y = Conv(x, w) t = Transpose <perm = [0, 2, 3, 1]> (y) z = MatMul(t, v)", {"w": (6, 4, 1, 1), "v": (6, 3)}),
+    "several consumers": net("y = Conv(x, w) r = Relu(y) a = Conv(r, v) b = Conv(r, u) z = Add(a, b)", C),
+    "Gemm to Gemm": net(
+        "y = Gemm <transB = 1> (x, w, b) r = Relu(y) z = Gemm(r, v)",
+        {"w": (6, 4), "v": (6, 3), "b": (6,)},
+        x=VECTORS,
+    ),
+    "MatMul to MatMul": net(
+        "y = MatMul(x, w) a = Add(y, b) r = Relu(a) z = MatMul(r, v)",
+        {"w": (4, 6), "v": (6, 3), "b": (6,)},
+        x="float[1, 2, 5, 4] x",
+    ),
+    "Conv to MatMul": net(
+        "y = Conv(x, w) t = Transpose <perm = [0, 2, 3, 1]> (y) z = MatMul(t, v)",
+        {"w": (6, 4, 1, 1), "v": (6, 3)},
+    ),
     "ConvTranspose to ConvTranspose": net(
-        "y = ConvTranspose <group = 2> (x, w, b) r = Relu(y) z = ConvTranspose(r, v)", {"w": (4, 3, 2, 2), "v": (6, 2, 1, 1), "b": (6,)}
+        "y = ConvTranspose <group = 2> (x, w, b) r = Relu(y) z = ConvTranspose(r, v)",
+        {"w": (4, 3, 2, 2), "v": (6, 2, 1, 1), "b": (6,)},
     ),
 }
 
@@ -477,7 +580,10 @@ def test_homogeneous_chain_lets_a_factor_move(model: ModelProto) -> None:
 
 
 NOT_HOMOGENEOUS = {
-    "Clip": ("c = Constant <value_float = 6.0> () r = Clip(y, , c) z = Conv(r, v)", "Clip 'r' is not positively homogeneous"),
+    "Clip": (
+        "c = Constant <value_float = 6.0> () r = Clip(y, , c) z = Conv(r, v)",
+        "Clip 'r' is not positively homogeneous",
+    ),
     "SiLU": ("s = Sigmoid(y) r = Mul(y, s) z = Conv(r, v)", "of a SiLU is not positively homogeneous"),
     "HardSwish": ("r = HardSwish(y) z = Conv(r, v)", "HardSwish 'r' is not positively homogeneous"),
     "Sigmoid": ("r = Sigmoid(y) z = Conv(r, v)", "not positively homogeneous"),
@@ -499,19 +605,31 @@ NOT_HOMOGENEOUS = {
         f"{ints('s', 0)} {ints('e', 2)} {ints('a', 1)} r = Slice(y, s, e, a) z = Conv(r, half)",
         "Slice 'r' may take a part",
     ),
-    "Split of channels": ("r, q = Split <axis = 1> (y) z = Conv(r, half) o = Conv(q, half)", "Split 'r' takes its channels apart"),
+    "Split of channels": (
+        "r, q = Split <axis = 1> (y) z = Conv(r, half) o = Conv(q, half)",
+        "Split 'r' takes its channels apart",
+    ),
     "Pad with ones": (
         f"{ints('p', 0, 0, 1, 1, 0, 0, 1, 1)} o = Constant <value_float = 1.0> () r = Pad(y, p, o) z = Conv(r, v)",
         "constant other than zero",
     ),
-    "Pad of channels": (f"{ints('p', 0, 2, 0, 0, 0, 2, 0, 0)} r = Pad(y, p) z = Conv(r, wide)", "pads its channels"),
+    "Pad of channels": (
+        f"{ints('p', 0, 2, 0, 0, 0, 2, 0, 0)} r = Pad(y, p) z = Conv(r, wide)",
+        "pads its channels",
+    ),
     "channel shuffle": (
         f"{ints('s', 1, 2, 2, 8, 8)} a = Reshape(y, s) b = Transpose <perm = [0, 2, 1, 3, 4]> (a)"
         f" {ints('e', 1, 4, 8, 8)} r = Reshape(b, e) z = Conv(r, v)",
         "Reshape 'a' may move its channels",
     ),
-    "swapped axes": ("r = Transpose <perm = [0, 2, 1, 3]> (y) z = Conv(r, eight)", "not the input channels of 'z'"),
-    "Flatten of many pixels": ("f = Flatten(y) z = Gemm <transB = 1> (f, fc256)", "a channel is a block of its columns"),
+    "swapped axes": (
+        "r = Transpose <perm = [0, 2, 1, 3]> (y) z = Conv(r, eight)",
+        "not the input channels of 'z'",
+    ),
+    "Flatten of many pixels": (
+        "f = Flatten(y) z = Gemm <transB = 1> (f, fc256)",
+        "a channel is a block of its columns",
+    ),
     "Reshape that mixes": (
         f"{ints('s', -1, 4)} f = Reshape(y, s) z = Gemm <transB = 1> (f, fc)",
         "Reshape 'f' may move its channels",
@@ -539,10 +657,20 @@ NOT_HOMOGENEOUS = {
         "p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (y) z = MatMul(p, square)",
         "not the input channels of 'z'",
     ),
-    "Mul that adds a dimension": ("f = Mul(y, five) r = ReduceMean <axes = [0], keepdims = 0> (f) z = Conv(r, v)", "to more dimensions"),
+    "Mul that adds a dimension": (
+        "f = Mul(y, five) r = ReduceMean <axes = [0], keepdims = 0> (f) z = Conv(r, v)",
+        "to more dimensions",
+    ),
     "rounded": ("i = Cast <to = 7> (y) r = Cast <to = 1> (i) z = Conv(r, v)", "Cast 'i' rounds it"),
 }
-SHAPES = {"square": (4, 4), "five": (2, 1, 1, 1, 1), "wide": (4, 8, 1, 1), "half": (4, 2, 1, 1), "eight": (4, 8, 1, 1), "one": (4, 1, 1, 1)}
+SHAPES = {
+    "square": (4, 4),
+    "five": (2, 1, 1, 1, 1),
+    "wide": (4, 8, 1, 1),
+    "half": (4, 2, 1, 1),
+    "eight": (4, 8, 1, 1),
+    "one": (4, 1, 1, 1),
+}
 
 
 @pytest.mark.parametrize(("body", "reason"), NOT_HOMOGENEOUS.values(), ids=NOT_HOMOGENEOUS)
@@ -570,8 +698,15 @@ def test_path_is_for_the_reader() -> None:
 
 
 def test_residual_network_pairs_within_and_between_blocks() -> None:
-    block = "{i}1 = Conv({x}, w) {i}2 = Relu({i}1) {i}3 = Conv({i}2, v) {i}4 = Add({i}3, {x}) {o} = Relu({i}4) "
-    body = "s = Conv(x, u) a = Relu(s) " + block.format(x="a", i="p", o="b") + block.format(x="b", i="q", o="c") + "z = Conv(c, w)"
+    block = (
+        "{i}1 = Conv({x}, w) {i}2 = Relu({i}1) {i}3 = Conv({i}2, v) {i}4 = Add({i}3, {x}) {o} = Relu({i}4) "
+    )
+    body = (
+        "s = Conv(x, u) a = Relu(s) "
+        + block.format(x="a", i="p", o="b")
+        + block.format(x="b", i="q", o="c")
+        + "z = Conv(c, w)"
+    )
     chains = {chain.producer: chain for chain in match(net(body, C)).chains}
     assert {name: chain.consumers for name, chain in chains.items()} == {
         "s": ("p1",),
@@ -585,7 +720,9 @@ def test_residual_network_pairs_within_and_between_blocks() -> None:
 
 
 def test_squeeze_and_excitation_feeds_its_gate_and_the_projection() -> None:
-    body = "y = Conv(x, w) p = GlobalAveragePool(y) a = Conv(p, v) s = Sigmoid(a) r = Mul(y, s) z = Conv(r, u)"
+    body = (
+        "y = Conv(x, w) p = GlobalAveragePool(y) a = Conv(p, v) s = Sigmoid(a) r = Mul(y, s) z = Conv(r, u)"
+    )
     chains = {chain.producer: chain for chain in match(net(body, C)).chains}
     assert chains["y"].consumers == ("a", "z")
     assert chains["a"].consumers == ("z",)
@@ -599,11 +736,14 @@ def test_long_sum_does_not_exhaust_the_stack() -> None:
     assert report.chains[0].consumers == ("z",)
 
 
-# --- A factor really moved: the oracle for ``homogeneous`` ------------------------------------------------------------------------------
+# --- A factor really moved: the oracle for ``homogeneous``
+# ------------------------------------------------------------------------------
 
 
 def move_factors(model: ModelProto, report: MatchReport) -> ModelProto:
-    """Scale channel j of every homogeneous producer by a power of two and input channel j of its consumers by the inverse."""
+    """Scale channel j of every homogeneous producer by a power of two and input channel j of its consumers by
+    the inverse.
+    """
     moved = ModelProto()
     moved.CopyFrom(model)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -653,33 +793,45 @@ def per_input(layer: Layer, factor: np.ndarray) -> np.ndarray:
 
 
 def outputs_differ(one: ModelProto, two: ModelProto) -> float:
-    """Largest relative difference of the outputs under ONNX Runtime, on one random input; open dimensions get 1 or 64."""
+    """Largest relative difference of the outputs under ONNX Runtime, on one random input; open dimensions get
+    1 or 64.
+    """
     initializers = {tensor.name for tensor in one.graph.initializer}
     rng = np.random.default_rng(1)
     feeds = {}
     for value in one.graph.input:
         if value.name not in initializers:
-            shape = [dim.dim_value or (64 if i > 1 else 1) for i, dim in enumerate(value.type.tensor_type.shape.dim)]
+            shape = [
+                dim.dim_value or (64 if i > 1 else 1)
+                for i, dim in enumerate(value.type.tensor_type.shape.dim)
+            ]
             feeds[value.name] = rng.standard_normal(shape).astype(np.float32)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     results = []
     for model in (one, two):
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         results.append(session.run(None, feeds))
-    return max(float(np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-30)) for a, b in zip(*results, strict=True))
+    return max(
+        float(np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-30)) for a, b in zip(*results, strict=True)
+    )
 
 
 def test_the_oracle_sees_a_factor_that_may_not_move() -> None:
     model = net("y = Conv(x, w) r = Sigmoid(y) z = Conv(r, v)", C)
     report = match(model)
     (chain,) = report.chains
-    pretended = MatchReport(report.layers, (type(chain)(chain.producer, chain.consumers, "", (), True),), (), 2)
+    pretended = MatchReport(
+        report.layers, (type(chain)(chain.producer, chain.consumers, "", (), True),), (), 2
+    )
     assert outputs_differ(model, move_factors(model, pretended)) > 1e-2
 
 
-# --- Generated networks -----------------------------------------------------------------------------------------------------------------
+# --- Generated networks
+# -----------------------------------------------------------------------------------------------------------------
 
 PIECES = {
     "conv": "{o} = Conv({i}, {o}_w, {o}_b)",
@@ -695,16 +847,30 @@ PIECES = {
     "tied": "{o}_1 = Conv({i}, shared) {o} = Conv({o}_1, shared)",
     "float": "{o}_c = ReduceMax <axes = [0, 2, 3], keepdims = 0> ({i}) {o} = Conv({i}, {o}_w, {o}_c)",
 }
-PIECE_SHAPES = {"w": (4, 4, 1, 1), "u": (4, 4, 1, 1), "d": (4, 1, 1, 1), "g": (4,), "b": (4,), "m": (4,), "v": (4,)}
+PIECE_SHAPES = {
+    "w": (4, 4, 1, 1),
+    "u": (4, 4, 1, 1),
+    "d": (4, 1, 1, 1),
+    "g": (4,),
+    "b": (4,),
+    "m": (4,),
+    "v": (4,),
+}
 
 
 @settings(max_examples=60)
 @given(st.lists(st.sampled_from(sorted(PIECES)), min_size=1, max_size=9))
 def test_generated_chains(pieces: list[str]) -> None:
     names = ["x", *(f"t{i}" for i in range(len(pieces)))]
-    body = " ".join(PIECES[piece].format(i=i, o=o) for piece, i, o in zip(pieces, names, names[1:], strict=False))
-    weights = {f"{o}_{key}": shape for o in names[1:] for key, shape in PIECE_SHAPES.items() if f"{o}_{key}" in body}
-    model = net(f"{body} z = Identity({names[-1]})", weights | {"shared": (4, 4, 1, 1)}, x="float[1, 4, 5, 5] x")
+    body = " ".join(
+        PIECES[piece].format(i=i, o=o) for piece, i, o in zip(pieces, names, names[1:], strict=False)
+    )
+    weights = {
+        f"{o}_{key}": shape for o in names[1:] for key, shape in PIECE_SHAPES.items() if f"{o}_{key}" in body
+    }
+    model = net(
+        f"{body} z = Identity({names[-1]})", weights | {"shared": (4, 4, 1, 1)}, x="float[1, 4, 5, 5] x"
+    )
     before = model.SerializeToString()
     report = match(model)
     assert model.SerializeToString() == before
@@ -713,7 +879,8 @@ def test_generated_chains(pieces: list[str]) -> None:
         assert outputs_differ(model, move_factors(model, report)) < 1e-4
 
 
-# --- Real networks ----------------------------------------------------------------------------------------------------------------------
+# --- Real networks
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_shared_model_is_accounted_for(shared_model: Path) -> None:

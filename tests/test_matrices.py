@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_dfmpc import products
-from onnx_dfmpc.matrices import Dense, Diagonal, Kronecker, matrix, rescaled, through
-from onnx_dfmpc.products import cholesky, gram, inverse_lower, product
+from onnx_dfmpc.linalg import products
+from onnx_dfmpc.linalg.matrices import Dense, Diagonal, Kronecker, matrix, rescaled, through
+from onnx_dfmpc.linalg.products import cholesky, gram, inverse_lower, product
 from tests.arrays import covariance, seeds
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.sampled_from([1, 2, 9]))
@@ -35,21 +35,23 @@ def test_factors_act_as_the_matrix(shape, seed, data):
     start, stop, source_start, source_stop = (data.draw(cuts) for _ in range(4))
     target, source = slice(*sorted((start, stop))), slice(*sorted((source_start, source_stop)))
     columns = np.random.default_rng(seed).standard_normal((shape[0], source.stop - source.start, 4))
-    np.testing.assert_allclose(found.part(target, source, columns), dense.part(target, source, columns), atol=1e-10)
+    np.testing.assert_allclose(
+        found.part(target, source, columns), dense.part(target, source, columns), atol=1e-10
+    )
     np.testing.assert_allclose(found.block(target.start, target.stop), dense.block(target.start, target.stop))
     np.testing.assert_allclose(found.diagonal(), dense.diagonal())
-    np.testing.assert_allclose(found.unit().dense(), dense.unit().dense())
-    np.testing.assert_allclose(found.unit().diagonal(), 1)
-    np.testing.assert_allclose(found.root().dense(), dense.root().dense(), atol=1e-8)
+    np.testing.assert_allclose(found.unit_diagonal().dense(), dense.unit_diagonal().dense())
+    np.testing.assert_allclose(found.unit_diagonal().diagonal(), 1)
+    np.testing.assert_allclose(found.cholesky().dense(), dense.cholesky().dense(), atol=1e-8)
 
 
 @given(shapes, seeds)
 def test_a_root_is_lower_triangular_and_its_product_with_itself_is_the_matrix(shape, seed):
     found = pattern(shape, seed)
     for form in (found, Dense(found.dense())):
-        root = form.root().dense()
-        np.testing.assert_array_equal(root, np.tril(root))
-        np.testing.assert_allclose(root.transpose(0, 2, 1) @ root, found.dense(), atol=1e-8)
+        factor = form.cholesky().dense()
+        np.testing.assert_array_equal(factor, np.tril(factor))
+        np.testing.assert_allclose(factor.transpose(0, 2, 1) @ factor, found.dense(), atol=1e-8)
 
 
 @given(shapes, seeds, st.floats(0.001, 0.5))
@@ -60,7 +62,9 @@ def test_damping_adds_to_the_diagonal(shape, seed, share):
     mean = dense.diagonal().mean(axis=1)
     np.testing.assert_allclose(added, share * mean[:, None, None] * np.eye(found.inputs), atol=1e-9)
     more = found.damped(share).dense() - dense.values
-    np.testing.assert_allclose(np.einsum("gnn->g", more) / found.inputs, share * (1 + share / 4) * mean, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.einsum("gnn->g", more) / found.inputs, share * (1 + share / 4) * mean, rtol=1e-6
+    )
     assert (np.linalg.eigvalsh(more) > -1e-9).all()
 
 
@@ -71,9 +75,13 @@ def test_rows_go_through_every_form_of_a_covariance(shape, seed):
     rows = rng.standard_normal((g, 3, i * t)).astype(np.float32)
     found = pattern(shape, seed)
     np.testing.assert_allclose(through(rows, found), rows.astype(np.float64) @ found.dense(), atol=1e-9)
-    np.testing.assert_allclose(through(rows, found.dense()), rows.astype(np.float64) @ found.dense(), atol=1e-9)
+    np.testing.assert_allclose(
+        through(rows, found.dense()), rows.astype(np.float64) @ found.dense(), atol=1e-9
+    )
     white = Diagonal(rng.uniform(1, 2, (g, i * t)))
-    np.testing.assert_allclose(through(rows, white), rows.astype(np.float64) @ matrix(white).dense(), atol=1e-9)
+    np.testing.assert_allclose(
+        through(rows, white), rows.astype(np.float64) @ matrix(white).dense(), atol=1e-9
+    )
     assert all(through(rows, form).dtype == np.float64 for form in (found, found.dense(), white))
 
 
@@ -100,7 +108,9 @@ def test_factorisations_against_numpy(n):
     lower = cholesky(second)
     np.testing.assert_allclose(lower, np.linalg.cholesky(second), atol=1e-9)
     np.testing.assert_array_equal(lower, np.tril(lower))
-    np.testing.assert_allclose(inverse_lower(lower) @ lower, np.broadcast_to(np.eye(n), second.shape), atol=1e-8)
+    np.testing.assert_allclose(
+        inverse_lower(lower) @ lower, np.broadcast_to(np.eye(n), second.shape), atol=1e-8
+    )
 
 
 def test_what_is_not_positive_definite_has_no_root():

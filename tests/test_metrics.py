@@ -11,11 +11,12 @@ from onnx import ModelProto, parser
 from scipy import special, stats
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.inputs import Feeding
-from onnx_dfmpc.metrics import Limit, OutputMetrics, ValidationReport, paired_interval
-from onnx_dfmpc.metrics.classes import among_best, divergence
-from onnx_dfmpc.metrics.gates import gate_of
-from onnx_dfmpc.validate import repeat_command, validate
+from onnx_dfmpc.evaluate.classes import among_best, divergence, paired_interval
+from onnx_dfmpc.evaluate.command import repeat_command
+from onnx_dfmpc.evaluate.compare import validate
+from onnx_dfmpc.evaluate.gates import Limit, gate_of
+from onnx_dfmpc.evaluate.validation import OutputMetrics, ValidationReport
+from onnx_dfmpc.inputs.data import Feeding
 
 SCORES = hnp.arrays(np.float32, (3, 7), elements=st.floats(-30, 30, width=32))
 
@@ -36,10 +37,14 @@ def test_among_the_best_against_sorting(scores: np.ndarray, classes: list[int], 
 
 @pytest.mark.parametrize("shares", [(0.02, 0.01), (0.05, 0.05), (0.10, 0.02), (0.0, 0.005)])
 def test_the_interval_covers_the_truth(shares: tuple[float, float]) -> None:
-    """Discordant samples drawn with known shares: 95 % of the intervals hold the true difference, and hardly more."""
+    """Discordant samples drawn with known shares: 95 % of the intervals hold the true difference, and hardly
+    more.
+    """
     rng, samples, draws = np.random.default_rng(0), 500, 4000
     only_first, only_second, _ = rng.multinomial(samples, [*shares, 1 - sum(shares)], draws).T
-    intervals = np.array([paired_interval(b, c, samples) for b, c in zip(only_first, only_second, strict=True)])
+    intervals = np.array(
+        [paired_interval(b, c, samples) for b, c in zip(only_first, only_second, strict=True)]
+    )
     truth = shares[1] - shares[0]
     covered = ((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])).mean()
     assert covered >= 0.94
@@ -65,20 +70,26 @@ def test_a_drop_that_is_the_limit_meets_it() -> None:
 
 def test_what_is_printed_tells_a_value_from_its_limit() -> None:
     report = ValidationReport(100, "", False, (OutputMetrics("y", 0.98999999, 20.0, 0.1, 0.1),))
-    assert str(gate_of(Limit("min_cosine", None, 0.99), report)) == "FAILED min_cosine: 0.98999999, limit 0.99"
+    assert (
+        str(gate_of(Limit("min_cosine", None, 0.99), report)) == "FAILED min_cosine: 0.98999999, limit 0.99"
+    )
     assert str(gate_of(Limit("min_cosine", "y", 0.9), report)) == "PASSED min_cosine of y: 0.99, limit 0.9"
     feeding = Feeding("data.npz")
-    assert "--min-cosine 0.9999999" in repeat_command("a.onnx", "b.onnx", feeding, [Limit("min_cosine", None, 0.9999999)])
+    assert "--min-cosine 0.9999999" in repeat_command(
+        "a.onnx", "b.onnx", feeding, [Limit("min_cosine", None, 0.9999999)]
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------- two outputs
+# -------------------------------------------------------------------------------------------------------------------
+# two outputs
 
 
 def network(classes: int = 8, scale: float = 1.0) -> ModelProto:
     """Scores of so many classes, and a box."""
     return parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[N, {classes}] x) => (float[N, {classes}] scores, float[N, 2, 2] box) <float s = {{{scale}}}, int64[3] shape = {{-1, 2, 2}},
+        g (float[N, {classes}] x) => (float[N, {classes}] scores, float[N, 2, 2] box) <float s = {{{scale}}},
+        int64[3] shape = {{-1, 2, 2}},
             int64[1] first = {{0}}, int64[1] last = {{4}}, int64[1] one = {{1}}> {{
             square = Mul(x, x)
             scaled = Mul(square, s)
@@ -94,11 +105,15 @@ def test_top5_and_labels_against_numpy() -> None:
     report = validate(network(), network(scale=-1.0), x, labels)
     a, b = x + x * x, x - x * x
     best = np.argsort(-b, axis=1)[:, :5]
-    assert report.outputs[0].top5_agreement == np.mean([top in row for top, row in zip(a.argmax(1), best, strict=True)])
+    assert report.outputs[0].top5_agreement == np.mean(
+        [top in row for top, row in zip(a.argmax(1), best, strict=True)]
+    )
     assert report.top5_quantized == np.mean([label in row for label, row in zip(labels, best, strict=True)])
     assert report.outputs[0].kl == pytest.approx(np.mean(divergence(a, b)), rel=1e-5)
     right = a.argmax(1) == labels, b.argmax(1) == labels
-    assert report.top1_interval == paired_interval(int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()), 300)
+    assert report.top1_interval == paired_interval(
+        int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()), 300
+    )
     box = report.outputs[1]
     assert (box.kl, box.top1_agreement, box.top5_agreement) == (None, None, None)
     few = validate(network(5), network(5, -1.0), x[:, :5], labels % 5)
@@ -108,7 +123,12 @@ def test_top5_and_labels_against_numpy() -> None:
 
 def test_gates_of_single_outputs() -> None:
     x = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
-    report = validate(network(), network(scale=0.9), x, gates={"min_cosine": {None: 0.5, "scores": 1.0, "box": 0.6}, "min_sqnr_db": 1})
+    report = validate(
+        network(),
+        network(scale=0.9),
+        x,
+        gates={"min_cosine": {None: 0.5, "scores": 1.0, "box": 0.6}, "min_sqnr_db": 1},
+    )
     verdicts = {(gate.name, gate.output): gate.passed for gate in report.gates}
     assert verdicts == {
         ("min_cosine", None): True,
@@ -131,7 +151,9 @@ def test_gates_of_single_outputs() -> None:
         ({"min_top1_agreement": {"box": 0.9}}, "'box' is none", ""),
     ],
 )
-def test_gates_of_outputs_that_make_no_sense(gates: dict[str, dict[str, float]], words: str, hint: str) -> None:
+def test_gates_of_outputs_that_make_no_sense(
+    gates: dict[str, dict[str, float]], words: str, hint: str
+) -> None:
     with pytest.raises(RecipeError, match=words) as caught:
         validate(network(), network(), np.zeros((2, 8), np.float32), np.zeros(2, int), gates=gates)
     assert hint in caught.value.hint

@@ -1,4 +1,6 @@
-"""The shipped network is what its README says; the zoo finds, downloads, verifies and prepares, or says why not."""
+"""The shipped network is what its README says; the zoo finds, downloads, verifies and prepares, or says why
+not.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,9 @@ def outputs(model: str | bytes, inputs: NDArray[np.float32], batch: int = 64) ->
     options.log_severity_level = 3
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: inputs[i : i + batch]})[0] for i in range(0, len(inputs), batch)])
+    return np.concatenate(
+        [session.run(None, {name: inputs[i : i + batch]})[0] for i in range(0, len(inputs), batch)]
+    )
 
 
 def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -38,18 +42,24 @@ def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
 # The network that ships with the project
 
 
-def test_digits_networks_are_as_good_as_their_json_says(digits_bn: Path, digits_folded: Path, digits_data: Path) -> None:
+def test_digits_networks_are_as_good_as_their_json_says(
+    digits_bn: Path, digits_folded: Path, digits_data: Path
+) -> None:
     facts = json.loads((MODELS / "digits.json").read_text())
     data = np.load(digits_data)
     kept, folded = (outputs(str(path), data["input"]) for path in (digits_bn, digits_folded))
     assert len(data["labels"]) == facts["test_images"]
-    assert top1(kept, data["labels"]) == top1(folded, data["labels"]) == pytest.approx(facts["top1"], abs=1e-4)
+    assert (
+        top1(kept, data["labels"]) == top1(folded, data["labels"]) == pytest.approx(facts["top1"], abs=1e-4)
+    )
     assert facts["top1"] >= 0.97
     np.testing.assert_allclose(kept, folded, atol=1e-3)
 
 
 def test_digits_networks_keep_and_fold_batch_norm(digits_bn: Path, digits_folded: Path) -> None:
-    kept, folded = ([node.op_type for node in onnx.load(path).graph.node] for path in (digits_bn, digits_folded))
+    kept, folded = (
+        [node.op_type for node in onnx.load(path).graph.node] for path in (digits_bn, digits_folded)
+    )
     assert kept.count("BatchNormalization") == kept.count("Conv") == folded.count("Conv")
     assert 12 <= kept.count("Conv") <= 20
     assert "BatchNormalization" not in folded
@@ -171,7 +181,9 @@ def test_shared_file_wins_over_a_download(server: str, elsewhere: Path, tmp_path
         ("short.onnx", SHA256, "ended after 1,000 of 200,000 bytes"),
     ],
 )
-def test_failed_download_says_why_and_leaves_nothing(path: str, sha256: str, message: str, server: str, elsewhere: Path) -> None:
+def test_failed_download_says_why_and_leaves_nothing(
+    path: str, sha256: str, message: str, server: str, elsewhere: Path
+) -> None:
     with pytest.raises(zoo.ZooError, match=message) as error:
         zoo.fetch(network_at(f"{server}/{path}", sha256))
     assert path in str(error.value)
@@ -256,7 +268,9 @@ def test_preprocess_refuses_images_smaller_than_the_crop() -> None:
         ("wakeword_bn", "wakeword_samples", 100 * 41 / 45),
     ],
 )
-def test_samples_reproduce_the_published_accuracy(name: str, data: str, expected: float, shared_dir: Path) -> None:
+def test_samples_reproduce_the_published_accuracy(
+    name: str, data: str, expected: float, shared_dir: Path
+) -> None:
     inputs, labels = zoo.samples(zoo.entry(name), data)
     assert labels is not None
     assert 100 * top1(outputs(str(zoo.fetch(name)), inputs), labels) == pytest.approx(expected, abs=0.1)

@@ -36,7 +36,14 @@ def project() -> dict[str, Any]:
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 def test_public_names_are_those_of_the_contract() -> None:
@@ -93,7 +100,10 @@ def test_wheel_holds_the_package_and_nothing_else(project: dict[str, Any], tmp_p
     with zipfile.ZipFile(wheel) as archive:
         files = {Path(name) for name in archive.namelist()}
     beside = {"onnx_dfmpc_cli.py", "pytest_onnx_dfmpc.py"}
-    assert {path.parts[0] for path in files} == {"onnx_dfmpc", f"onnx_dfmpc-{project['version']}.dist-info"} | beside
+    assert {path.parts[0] for path in files} == {
+        "onnx_dfmpc",
+        f"onnx_dfmpc-{project['version']}.dist-info",
+    } | beside
     package = [path for path in (ROOT / "onnx_dfmpc").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     sources = {path.relative_to(ROOT) for path in package} | set(map(Path, beside))
     assert {path for path in files if not path.parts[0].endswith(".dist-info")} == sources

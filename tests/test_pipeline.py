@@ -1,4 +1,6 @@
-"""The whole run on small networks: what it promises about its input, its output, its gates, its plan and its arithmetic."""
+"""The whole run on small networks: what it promises about its input, its output, its gates, its plan and its
+arithmetic.
+"""
 
 import hashlib
 import json
@@ -16,9 +18,9 @@ from onnx import ModelProto, checker, load, numpy_helper, parser
 
 from onnx_dfmpc import Recipe, apply, match, plan, quantize, validate, work
 from onnx_dfmpc.errors import DfmpcError, ModelError, RecipeError, UnsupportedError
-from onnx_dfmpc.graph import ConstantTable
+from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.pipeline import QuantizeResult
-from onnx_dfmpc.validate import session_options
+from onnx_dfmpc.runtime.session import session_options
 from tests.conftest import ROOT
 
 CHAIN = """<ir_version: 8, opset_import: ["" : 17], metadata_props: ["author" : "me"]>
@@ -40,12 +42,16 @@ def chain(seed: int = 0, beta: float = 0.0, bn: bool = True) -> ModelProto:
     rng = np.random.default_rng(seed)
     model = parser.parse_model(CHAIN)
     shapes = {"w0": (6, 3, 3, 3), "w1": (8, 6, 3, 3), "w2": (8, 8, 3, 3), "w3": (4, 8, 1, 1)}
-    arrays: dict[str, Any] = {name: rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
+    arrays: dict[str, Any] = {
+        name: rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()
+    }
     arrays |= {"b0": rng.standard_normal(6) * 0.1, "b2": rng.standard_normal(8) * 0.1}
     for end in ("", "2"):
         arrays |= {f"gamma{end}": rng.uniform(0.5, 1.5, 8), f"beta{end}": rng.standard_normal(8) * 0.3 + beta}
         arrays |= {f"mean{end}": rng.standard_normal(8) * 0.1, f"var{end}": rng.uniform(0.3, 1, 8)}
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(a, np.float32), name) for name, a in arrays.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(a, np.float32), name) for name, a in arrays.items()
+    )
     if not bn:
         for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
             for node in model.graph.node:
@@ -56,7 +62,9 @@ def chain(seed: int = 0, beta: float = 0.0, bn: bool = True) -> ModelProto:
 
 
 def run(model: ModelProto, x: np.ndarray) -> np.ndarray:
-    return ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    return ort.InferenceSession(
+        model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
+    ).run(None, {"x": x})[0]
 
 
 def digest(model: ModelProto) -> str:
@@ -133,7 +141,9 @@ def test_metadata():
     assert json.loads(found["onnx_dfmpc.bits"]) == {"stem": 8, "low": 2, "high": 6, "last": 8}
     assert len(found["onnx_dfmpc.recipe_sha256"]) == 64
     other = quantize(model, None, Recipe(low_bits=2, high_bits=5, **FAST))
-    assert {entry.key: entry.value for entry in other.model.metadata_props}["onnx_dfmpc.recipe_sha256"] != found["onnx_dfmpc.recipe_sha256"]
+    assert {entry.key: entry.value for entry in other.model.metadata_props}[
+        "onnx_dfmpc.recipe_sha256"
+    ] != found["onnx_dfmpc.recipe_sha256"]
 
 
 def test_a_plan_is_for_one_model():
@@ -146,7 +156,9 @@ def test_a_plan_is_for_one_model():
 
 def test_an_edited_plan_is_applied():
     made = plan(chain(), Recipe(low_bits=2, high_bits=6, low_position="first"))
-    edited = replace(made, layers=tuple(replace(layer, bits=4) if layer.name == "low" else layer for layer in made.layers))
+    edited = replace(
+        made, layers=tuple(replace(layer, bits=4) if layer.name == "low" else layer for layer in made.layers)
+    )
     result = apply(chain(), edited, Recipe(**FAST))
     assert {layer.name: layer.storage for layer in result.layers}["low"] == "UINT4"
 
@@ -160,7 +172,11 @@ def test_a_plan_remembers_its_recipe():
 
 
 def test_rules_reach_the_layers():
-    rules = ({"op_type": "Conv", "max_bits": 5}, {"node": "high", "bits": 7}, {"node": "low", "exclude": True})
+    rules = (
+        {"op_type": "Conv", "max_bits": 5},
+        {"node": "high", "bits": 7},
+        {"node": "low", "exclude": True},
+    )
     result = quantize(chain(), None, Recipe(bits=6, rules=rules, **FAST))
     assert {layer.name: layer.bits for layer in result.layers} == {"stem": 5, "high": 7, "last": 5}
     assert "node 'high'" in result.plan["high"].reason
@@ -176,7 +192,9 @@ def test_nodes_to_quantize_and_to_exclude():
 
 
 def test_nothing_to_quantize():
-    model = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }')
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }'
+    )
     with pytest.raises(UnsupportedError, match="nothing to quantize"):
         quantize(model)
 
@@ -211,7 +229,9 @@ def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["small.onnx", "small.onnx.data"])
-def test_an_existing_file_is_found_before_the_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_an_existing_file_is_found_before_the_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
     monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(RecipeError, match="exists already"):
@@ -227,16 +247,24 @@ def test_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     result = quantize(chain(), tmp_path / "small.onnx", recipe, validated=False)
     assert (result.validation, result.layers[0].measured_sqnr_db) == (None, None)
     assert result.output == tmp_path / "small.onnx"
-    assert digest(result.model) == digest(validated.model) == digest(apply(chain(), plan(chain(), recipe), validated=False).model)
+    assert (
+        digest(result.model)
+        == digest(validated.model)
+        == digest(apply(chain(), plan(chain(), recipe), validated=False).model)
+    )
 
 
 PLAIN = {"bits": 4, "rounding": "nearest", "compensate": False, "bias_correction": False}
 
 
-def test_the_range_of_the_inputs_is_inferred_only_where_it_is_needed(digits_bn: Path, digits_data: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_range_of_the_inputs_is_inferred_only_where_it_is_needed(
+    digits_bn: Path, digits_data: Path, monkeypatch: pytest.MonkeyPatch
+):
     asked = []
     infer = work.statistics.infer_range
-    monkeypatch.setattr(work.statistics, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs))
+    monkeypatch.setattr(
+        work.statistics, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs)
+    )
     quantize(digits_bn, None, Recipe(**PLAIN), validated=False)
     with_data = quantize(digits_bn, None, Recipe(**PLAIN, data=str(digits_data), samples=4))
     assert asked == []
@@ -263,9 +291,13 @@ def test_progress_counts_every_layer():
     assert [call for call in calls if call[0] == "quantize"] == [("quantize", i, 4) for i in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("knobs", [{}, {"method": "paper"}, {"rounding": "squant"}, {"method": "paper", "absorb": "consumer"}])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"method": "paper"}, {"rounding": "squant"}, {"method": "paper", "absorb": "consumer"}]
+)
 def test_two_runs_give_the_same_bytes(knobs):
-    first, second = (quantize(chain(), None, Recipe(low_bits=2, high_bits=4, **knobs, **FAST)) for _ in range(2))
+    first, second = (
+        quantize(chain(), None, Recipe(low_bits=2, high_bits=4, **knobs, **FAST)) for _ in range(2)
+    )
     assert digest(first.model) == digest(second.model)
 
 
@@ -277,9 +309,16 @@ def test_the_number_of_threads_does_not_matter(digits_bn: Path):
     )
     found = set()
     for threads in ("1", "2"):
-        environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        environment = os.environ | dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
+        )
         done = subprocess.run(
-            [sys.executable, "-c", script, str(digits_bn)], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script, str(digits_bn)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found.add(done.stdout.strip())
     assert len(found) == 1
@@ -300,15 +339,23 @@ def test_eight_bits_everywhere_are_nearly_the_float_model(bn, method):
 @pytest.mark.parametrize("bn", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_producer_side_and_consumer_side_agree(bn, seed):
-    """The same coefficients on either side of the Relu: the models differ by the 8-bit grid of the consumers only."""
+    """The same coefficients on either side of the Relu: the models differ by the 8-bit grid of the consumers
+    only.
+    """
     model = chain(seed, bn=bn)
     producer, consumer = (
-        quantize(model, None, Recipe(method="paper", low_bits=2, high_bits=8, absorb=absorb, **FAST)) for absorb in ("producer", "consumer")
+        quantize(model, None, Recipe(method="paper", low_bits=2, high_bits=8, absorb=absorb, **FAST))
+        for absorb in ("producer", "consumer")
     )
     low, high = (next(layer for layer in producer.layers if layer.name == name) for name in ("low", "high"))
     assert low.gain_min < 0.97 or low.gain_max > 1.03  # there is something to absorb
     weights = [ConstantTable(result.model)["q1s"] for result in (producer, consumer)]
-    gammas = [numpy_helper.to_array(t) for result in (producer, consumer) for t in result.model.graph.initializer if t.name == "gamma"]
+    gammas = [
+        numpy_helper.to_array(t)
+        for result in (producer, consumer)
+        for t in result.model.graph.initializer
+        if t.name == "gamma"
+    ]
     assert not np.allclose(*(gammas if bn else weights))
     y, yc, yp = (run(m, X).astype(np.float64) for m in (model, consumer.model, producer.model))
     between = 10 * np.log10(yp.var() / (yp - yc).var())
@@ -353,7 +400,9 @@ def test_folded_batch_norm_is_quantized_as_well(digits_folded: Path, digits_data
     assert result.validation.top1_quantized > 0.9
 
 
-def test_the_saved_model_runs_with_default_options_and_validates_alone(tmp_path: Path, digits_bn: Path, digits_data: Path):
+def test_the_saved_model_runs_with_default_options_and_validates_alone(
+    tmp_path: Path, digits_bn: Path, digits_data: Path
+):
     target = tmp_path / "small.onnx"
     quantize(digits_bn, target, Recipe(low_bits=2, high_bits=6, data=str(digits_data)))
     images = np.load(digits_data)["input"][:8]

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_dfmpc.document import dumps
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.plans import load_plan, plan_document, save_plan
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.spec import Form, LayerPlan, QuantPlan, Skipped
+from onnx_dfmpc.report.document import dumps
+from onnx_dfmpc.report.plans import load_plan, plan_document, save_plan
+from onnx_dfmpc.spec import LayerPlan, QuantPlan, Skipped, StorageFormat
 
 TEXTS = st.text(st.characters(codec="utf-8"))
 NUMBERS = st.floats(0, 1e9)
@@ -38,8 +38,17 @@ quant_plans = st.builds(
     layers=st.lists(layer_plans).map(tuple),
     skipped=st.lists(st.builds(Skipped, TEXTS.filter(bool), TEXTS, TEXTS)).map(tuple),
     model_name=TEXTS,
-    form=st.sampled_from([Form(), Form("compact", "int8"), Form("portable", "float"), Form(weight_format="qdq", fold_batch_norm="yes")]),
-    recipe=st.sampled_from([{}, Recipe(target_size="30KiB", data="x.npz").to_dict(), Recipe(bits=3, set={"a": 2}).to_dict()]),
+    form=st.sampled_from(
+        [
+            StorageFormat(),
+            StorageFormat("compact", "int8"),
+            StorageFormat("portable", "float"),
+            StorageFormat(weight_format="qdq", fold_batch_norm="yes"),
+        ]
+    ),
+    recipe=st.sampled_from(
+        [{}, Recipe(target_size="30KiB", data="x.npz").to_dict(), Recipe(bits=3, set={"a": 2}).to_dict()]
+    ),
     predicted_bytes=st.none() | st.integers(0, 10**12),
     predicted_sqnr_db=st.none() | st.floats(-100, 100),
     provider=st.sampled_from(["", "bn", "probe"]),
@@ -120,10 +129,15 @@ def test_a_layer_moved_to_the_skipped_ones(file: Path) -> None:
 def test_a_plan_written_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     rows = '[{"name": "a", "bits": 4}, {"name": "b", "bits": 2}]'
-    path.write_text(f'{{"schema": 1, "command": "plan", "model": {{"sha256": "0"}}, "layers": {rows}}}', encoding="utf-8")
+    path.write_text(
+        f'{{"schema": 1, "command": "plan", "model": {{"sha256": "0"}}, "layers": {rows}}}', encoding="utf-8"
+    )
     plan = load_plan(path)
-    assert [(layer.name, layer.bits, layer.reason) for layer in plan.layers] == [("a", 4, "plan"), ("b", 2, "plan")]
-    assert (plan.form, plan.recipe, plan.skipped) == (Form(), {}, ())
+    assert [(layer.name, layer.bits, layer.reason) for layer in plan.layers] == [
+        ("a", 4, "plan"),
+        ("b", 2, "plan"),
+    ]
+    assert (plan.form, plan.recipe, plan.skipped) == (StorageFormat(), {}, ())
 
 
 def test_a_plan_from_before_batch_norm_could_be_folded(file: Path) -> None:
@@ -133,7 +147,7 @@ def test_a_plan_from_before_batch_norm_could_be_folded(file: Path) -> None:
         del content["form"]["fold_batch_norm"]
         content["recipe"] = {"target_bits": 4.0}
 
-    assert edited(file, age).form == PLAN.form == Form(fold_batch_norm="no")
+    assert edited(file, age).form == PLAN.form == StorageFormat(fold_batch_norm="no")
 
 
 def row(key: str, value: Any) -> Edit:
@@ -164,7 +178,11 @@ def row(key: str, value: Any) -> Edit:
         (lambda content: content["skipped"][0].pop("name"), "skipped, row 1: there is no name", ""),
         (lambda content: content.update(layers={}), "layers = {}: expected a list", ""),
         (lambda content: content.update(predicted=3), "predicted = 3: expected an object", ""),
-        (lambda content: content.update(recipe={"bit": 3}), "recipe: unknown key 'bit'", "did you mean bits?"),
+        (
+            lambda content: content.update(recipe={"bit": 3}),
+            "recipe: unknown key 'bit'",
+            "did you mean bits?",
+        ),
         (lambda content: content.update(form={"storage": "dense"}), "form: storage = 'dense'", ""),
         (lambda content: content.update(schema=2), "schema = 2: expected 1", "onnx-dfmpc plan"),
         (lambda content: content.pop("schema"), "schema = None", "onnx-dfmpc plan"),
@@ -181,7 +199,9 @@ def test_a_mistake_is_found_and_said_where(file: Path, edit: Edit, words: str, h
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b'{"command": "plan"', None])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b'{"command": "plan"', None]
+)
 def test_what_is_no_plan(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "plan.json"
     if content is not None:

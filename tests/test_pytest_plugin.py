@@ -21,9 +21,12 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     for name, factor in (("float", 1.0), ("small", 1.5)):
         model = parser.parse_model(f"""
             <ir_version: 8, opset_import: ["" : 17]>
-            g (float[N, 3] x) => (float[N, 3] scores) <float[3] w = {{{factor}, 1.0, 1.0}}> {{ scores = Mul(x, w) }}""")
+            g (float[N, 3] x) => (float[N, 3] scores) <float[3] w = {{{factor}, 1.0, 1.0}}> {{ scores = Mul(x,
+            w) }}""")
         onnx.save(model, pytester.path / f"{name}.onnx")
-    pytester.makepyfile(prepare="import numpy as np\nnp.savez('data.npz', x=np.eye(3, dtype=np.float32), labels=np.arange(3))")
+    pytester.makepyfile(
+        prepare="import numpy as np\nnp.savez('data.npz', x=np.eye(3, dtype=np.float32), labels=np.arange(3))"
+    )
     pytester.runpython("prepare.py")
     return pytester
 
@@ -31,8 +34,8 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 def test_gates_that_hold(project: pytest.Pytester) -> None:
     project.makepyfile("""
         def test_small(onnx_accuracy):
-            report = onnx_accuracy("float.onnx", "small.onnx", "data.npz", min_cosine=0.9, max_top1_drop=0.0, samples=3)
-            assert report.labelled == 3
+            report = onnx_accuracy("float.onnx", "small.onnx", "data.npz", min_cosine=0.9, max_top1_drop=0.0,
+            samples=3) assert report.labelled == 3
     """)
     project.runpytest(*PLUGIN).assert_outcomes(passed=1)
 
@@ -41,7 +44,8 @@ def test_a_gate_that_fails_is_told_without_a_traceback(project: pytest.Pytester)
     project.makepyfile("""
         from pathlib import Path
         def test_small(onnx_accuracy):
-            onnx_accuracy(Path("float.onnx"), Path("small.onnx"), "data.npz", min_cosine={"scores": 0.999}, min_sqnr_db=3)
+            onnx_accuracy(Path("float.onnx"), Path("small.onnx"), "data.npz", min_cosine={"scores": 0.999},
+            min_sqnr_db=3)
     """)
     result = project.runpytest(*PLUGIN)
     result.assert_outcomes(failed=1)
@@ -65,7 +69,9 @@ def test_a_mistake_is_one_line_and_a_hint(project: pytest.Pytester) -> None:
     """)
     result = project.runpytest(*PLUGIN)
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*no output is named 'score'", "hint: did you mean scores?", "*FAILED min_cosine: *, limit 1"])
+    result.stdout.fnmatch_lines(
+        ["*no output is named 'score'", "hint: did you mean scores?", "*FAILED min_cosine: *, limit 1"]
+    )
     result.stdout.no_fnmatch_line("to repeat:*")
     result.stdout.no_fnmatch_line("*another exception*")
 
@@ -78,5 +84,7 @@ def test_other_test_runs_pay_nothing(pytester: pytest.Pytester, monkeypatch: pyt
             assert "pytest_onnx_dfmpc" in sys.modules
             assert not {"onnx_dfmpc", "onnx", "onnxruntime", "numpy"} & set(sys.modules)
     """)
-    result = pytester.runpytest_subprocess(*PLUGIN, "-W", "error", "-p", "no:hypothesispytest", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess(
+        *PLUGIN, "-W", "error", "-p", "no:hypothesispytest", "-p", "no:cacheprovider"
+    )
     result.assert_outcomes(passed=1)

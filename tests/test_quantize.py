@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_dfmpc.matrices import Dense, Kronecker, matrix
-from onnx_dfmpc.quantize import covariance as rounding
-from onnx_dfmpc.quantize import dequantize, min_max, nearest, quantize_rows, ternary
-from onnx_dfmpc.quantize import rows as searching
-from onnx_dfmpc.quantize import sweep as sweeping
-from onnx_dfmpc.quantize.covariance import Root, Target
-from onnx_dfmpc.quantize.grids import Codes, limits
-from onnx_dfmpc.quantize.squant import squant
+from onnx_dfmpc.linalg.matrices import Dense, Kronecker, matrix
+from onnx_dfmpc.rounding import gptq as rounding
+from onnx_dfmpc.rounding import rows as searching
+from onnx_dfmpc.rounding import sweep as sweeping
+from onnx_dfmpc.rounding.gptq import CholeskyFactor, Target
+from onnx_dfmpc.rounding.grids import Codes, dequantize, limits, min_max, nearest, ternary
+from onnx_dfmpc.rounding.rows import quantize_rows
+from onnx_dfmpc.rounding.squant import squant
 from tests.arrays import covariance, seeds
 
 bits = st.integers(2, 8)
@@ -24,12 +24,18 @@ kernels = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.
 
 def rows_of(shape: tuple[int, int, int], seed: int, offset: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return (rng.standard_normal(shape) * np.exp(rng.standard_normal((*shape[:2], 1))) + offset).astype(np.float32)
+    return (rng.standard_normal(shape) * np.exp(rng.standard_normal((*shape[:2], 1))) + offset).astype(
+        np.float32
+    )
 
 
-def output_error(rows: np.ndarray, codes: Codes | np.ndarray, second: np.ndarray, *grid: np.ndarray) -> np.ndarray:
+def output_error(
+    rows: np.ndarray, codes: Codes | np.ndarray, second: np.ndarray, *grid: np.ndarray
+) -> np.ndarray:
     """e' H e per row, in float64."""
-    levels = dequantize(codes) if isinstance(codes, Codes) else (codes - grid[1][..., None]) * grid[0][..., None]
+    levels = (
+        dequantize(codes) if isinstance(codes, Codes) else (codes - grid[1][..., None]) * grid[0][..., None]
+    )
     e = levels.astype(np.float64) - rows
     return np.einsum("grn,gnm,grm->gr", e, second.astype(np.float64), e)
 
@@ -64,7 +70,9 @@ def test_zero_is_a_level_and_only_asymmetric_grids_have_a_zero_point(kernel, see
         low, high = limits(b, grid)
         assert (zero_point == np.rint(zero_point)).all()
         assert ((low <= zero_point) & (zero_point <= high)).all()
-        zeros = Codes(nearest(np.zeros_like(rows), scale, zero_point, low, high), scale, zero_point, low, high)
+        zeros = Codes(
+            nearest(np.zeros_like(rows), scale, zero_point, low, high), scale, zero_point, low, high
+        )
         assert not dequantize(zeros).any()
         assert grid == "asymmetric" or not zero_point.any()
 
@@ -160,7 +168,9 @@ def test_squant_equals_the_naive_loop(kernel, seed):
     scale, zero_point = min_max(rows, 3, "asymmetric", per_channel=True)
     codes = squant(rows, scale, zero_point, -10_000, 10_000, k)
     for where in np.ndindex(g, r):
-        np.testing.assert_array_equal(codes[where], naive_squant(rows[where] / scale[where] + zero_point[where], k))
+        np.testing.assert_array_equal(
+            codes[where], naive_squant(rows[where] / scale[where] + zero_point[where], k)
+        )
 
 
 def naive_squant(target: np.ndarray, taps: int) -> np.ndarray:
@@ -191,13 +201,17 @@ def naive_squant(target: np.ndarray, taps: int) -> np.ndarray:
 
 def feedback(rows: np.ndarray, second: np.ndarray | Kronecker, *grid) -> np.ndarray:
     """Codes (g, r, n), for rows that lie."""
-    return rounding.feedback(rows.transpose(0, 2, 1), Root.of(second), *grid)[0].transpose(0, 2, 1)
+    return rounding.feedback(rows.transpose(0, 2, 1), CholeskyFactor.of(second), *grid)[0].transpose(0, 2, 1)
 
 
-def descend(rows: np.ndarray, second: np.ndarray | Kronecker, codes: np.ndarray, *grid, sweeps: int) -> np.ndarray:
+def descend(
+    rows: np.ndarray, second: np.ndarray | Kronecker, codes: np.ndarray, *grid, sweeps: int
+) -> np.ndarray:
     """Codes (g, r, n), for rows that lie."""
-    unit = matrix(second).unit()
-    return rounding.descend(rows.transpose(0, 2, 1), unit, codes.transpose(0, 2, 1), *grid, sweeps=sweeps).transpose(0, 2, 1)
+    unit = matrix(second).unit_diagonal()
+    return rounding.descend(
+        rows.transpose(0, 2, 1), unit, codes.transpose(0, 2, 1), *grid, sweeps=sweeps
+    ).transpose(0, 2, 1)
 
 
 @given(kernels, seeds, st.integers(2, 4), st.integers(1, 4))
@@ -209,7 +223,9 @@ def test_each_sweep_of_descent_lowers_the_output_error_or_leaves_it(kernel, seed
     scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
     start = nearest(rows, scale, zero_point, 0, 2**b - 1)
     kept = start.copy()
-    steps = [descend(rows, second, start, scale, zero_point, 0, 2**b - 1, sweeps=s) for s in range(sweeps + 1)]
+    steps = [
+        descend(rows, second, start, scale, zero_point, 0, 2**b - 1, sweeps=s) for s in range(sweeps + 1)
+    ]
     np.testing.assert_array_equal(start, kept)
     np.testing.assert_array_equal(steps[0], start)
     errors = [output_error(rows, codes, second, scale, zero_point) for codes in steps]
@@ -260,7 +276,9 @@ def test_white_inputs_leave_nothing_to_descend(kernel, seed, b):
     scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
     start = nearest(rows, scale, zero_point, 0, 2**b - 1)
     white = np.broadcast_to(np.eye(i * k) * 3.0, (g, i * k, i * k))
-    np.testing.assert_array_equal(descend(rows, white, start, scale, zero_point, 0, 2**b - 1, sweeps=2), start)
+    np.testing.assert_array_equal(
+        descend(rows, white, start, scale, zero_point, 0, 2**b - 1, sweeps=2), start
+    )
 
 
 @given(kernels, seeds, bits)
@@ -276,7 +294,9 @@ def test_uncorrelated_inputs_pass_no_error_on(kernel, seed, b):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_feedback_equals_the_loop_that_solves_each_step(seed):
-    """Round one weight, then move those behind it to where they are best given its error: least squares, by definition."""
+    """Round one weight, then move those behind it to where they are best given its error: least squares, by
+    definition.
+    """
     rng = np.random.default_rng(seed)
     n = 20
     rows, second = rows_of((1, 3, n), seed).astype(np.float64), covariance(1, n, rng)
@@ -299,12 +319,15 @@ def test_responses_are_those_of_the_damped_covariance(kernel, seed, b):
     n = i * k
     rows, second = rows_of((g, r, n), seed).astype(np.float64), covariance(g, n, np.random.default_rng(seed))
     scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
-    root, upright = Root.of(second), rows.transpose(0, 2, 1)
-    codes, error = rounding.feedback(upright, root, scale, zero_point, 0, 2**b - 1)
-    target = Target.of(upright, root)
+    factor, upright = CholeskyFactor.of(second), rows.transpose(0, 2, 1)
+    codes, error = rounding.feedback(upright, factor, scale, zero_point, 0, 2**b - 1)
+    target = Target.of(upright, factor)
     damped = second + rounding.DAMPING * np.einsum("gnn->g", second)[:, None, None] / n * np.eye(n)
     quantized = (codes.transpose(0, 2, 1) - zero_point[..., None]) * scale[..., None]
-    expected = [np.einsum("grn,gnm,grm->gr", u, damped, v) for u, v in ((rows, rows), (rows, quantized), (quantized, quantized))]
+    expected = [
+        np.einsum("grn,gnm,grm->gr", u, damped, v)
+        for u, v in ((rows, rows), (rows, quantized), (quantized, quantized))
+    ]
     for found, true in zip((target.norm, *target.products(error)), expected, strict=True):
         np.testing.assert_allclose(found, true, rtol=1e-8, atol=1e-8 * np.abs(expected[0]).max())
     factor = target.best_scale(error)
@@ -316,7 +339,11 @@ def test_responses_are_those_of_the_damped_covariance(kernel, seed, b):
     assert all((cost[0][helped] <= other[helped] * (1 + 1e-9) + 1e-12).all() for other in cost[1:])
 
 
-@given(st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 7), st.sampled_from([1, 2, 3, 9])), seeds, st.integers(2, 4))
+@given(
+    st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 7), st.sampled_from([1, 2, 3, 9])),
+    seeds,
+    st.integers(2, 4),
+)
 def test_a_product_of_factors_rounds_as_the_matrix_that_it_is(kernel, seed, b):
     g, r, i, k = kernel
     rng = np.random.default_rng(seed)
@@ -324,14 +351,20 @@ def test_a_product_of_factors_rounds_as_the_matrix_that_it_is(kernel, seed, b):
     second = Kronecker(covariance(g, i, rng), covariance(g, k, rng))
     scale, zero_point = rng.uniform(0.2, 0.6, (g, r)), rng.integers(0, 2**b, (g, r)).astype(float)
     grid = scale, zero_point, 0, 2**b - 1
-    root = matrix(second).damped(rounding.DAMPING).root()
-    whole = Dense(root.dense())
-    fed = rounding.feedback(rows.transpose(0, 2, 1), Root(root.unit(), root.diagonal()), *grid)
-    again = rounding.feedback(rows.transpose(0, 2, 1), Root(whole.unit(), whole.diagonal()), *grid)
+    factor = matrix(second).damped(rounding.DAMPING).cholesky()
+    whole = Dense(factor.dense())
+    fed = rounding.feedback(
+        rows.transpose(0, 2, 1), CholeskyFactor(factor.unit_diagonal(), factor.diagonal()), *grid
+    )
+    again = rounding.feedback(
+        rows.transpose(0, 2, 1), CholeskyFactor(whole.unit_diagonal(), whole.diagonal()), *grid
+    )
     np.testing.assert_array_equal(fed[0], again[0])
     np.testing.assert_allclose(fed[1], again[1], atol=1e-9 * np.abs(rows).max())
     start = nearest(rows, *grid)
-    np.testing.assert_array_equal(descend(rows, second, start, *grid, sweeps=3), descend(rows, second.dense(), start, *grid, sweeps=3))
+    np.testing.assert_array_equal(
+        descend(rows, second, start, *grid, sweeps=3), descend(rows, second.dense(), start, *grid, sweeps=3)
+    )
 
 
 @pytest.mark.parametrize("leaf", [1, 5, 7, 1000])
@@ -358,7 +391,11 @@ def test_how_many_rows_are_rounded_at_once_does_not_matter(monkeypatch, most):
     together = quantize_rows(rows, 3, **settings)
     monkeypatch.setattr(searching, "MOST_WEIGHTS", most)
     apart = quantize_rows(rows, 3, **settings)
-    for one, other in zip((together.codes, together.scale, together.zero_point), (apart.codes, apart.scale, apart.zero_point), strict=True):
+    for one, other in zip(
+        (together.codes, together.scale, together.zero_point),
+        (apart.codes, apart.scale, apart.zero_point),
+        strict=True,
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
@@ -367,7 +404,8 @@ def test_groups_and_rows_are_rounded_independently(kernel, seed, b):
     g, r, i, k = kernel
     rng = np.random.default_rng(seed)
     rows, second = rows_of((g, r, i * k), seed).astype(np.float64), covariance(g, i * k, rng)
-    # Scales of no special value: on a min-max grid weights lie half way between levels, where the last digit decides.
+    # Scales of no special value: on a min-max grid weights lie half way between levels, where the last digit
+    # decides.
     scale, zero_point = rng.uniform(0.2, 0.6, (g, r)), rng.integers(0, 2**b, (g, r)).astype(float)
     limits_ = 0, 2**b - 1
     start = nearest(rows, scale, zero_point, *limits_)
@@ -396,11 +434,18 @@ def test_rounding_does_not_change_its_arguments(shape, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_layer_of_many_groups_is_as_good_as_many_layers(seed):
-    rows, second = rows_of((6, 4, 18), seed), covariance(6, 18, np.random.default_rng(seed)).astype(np.float32)
+    rows, second = (
+        rows_of((6, 4, 18), seed),
+        covariance(6, 18, np.random.default_rng(seed)).astype(np.float32),
+    )
     settings = {"grid": "asymmetric", "rounding": "covariance", "per_channel": True}
     together = output_error(rows, quantize_rows(rows, 3, covariance=second, **settings), second)
     alone = [
-        output_error(rows[a : a + 1], quantize_rows(rows[a : a + 1], 3, covariance=second[a : a + 1], **settings), second[a : a + 1])[0]
+        output_error(
+            rows[a : a + 1],
+            quantize_rows(rows[a : a + 1], 3, covariance=second[a : a + 1], **settings),
+            second[a : a + 1],
+        )[0]
         for a in range(6)
     ]
     # Products of another shape round differently, which may tip one of two equal choices.
@@ -414,7 +459,9 @@ def test_rounding_by_covariance_beats_rounding_without(b, grid):
     rows, second = rows_of((2, 16, 45), b), covariance(2, 45, rng).astype(np.float32)
     settings = {"grid": grid, "per_channel": True, "taps": 9}
     errors = {
-        method: output_error(rows, quantize_rows(rows, b, rounding=method, covariance=second, **settings), second).mean()
+        method: output_error(
+            rows, quantize_rows(rows, b, rounding=method, covariance=second, **settings), second
+        ).mean()
         for method in ("nearest", "squant", "covariance")
     }
     assert errors["covariance"] < 0.5 * min(errors["nearest"], errors["squant"])
@@ -423,9 +470,14 @@ def test_rounding_by_covariance_beats_rounding_without(b, grid):
 @given(kernels, seeds, st.integers(2, 8), st.booleans())
 def test_rounding_by_covariance_stays_on_its_grid(kernel, seed, b, per_channel):
     g, r, i, k = kernel
-    rows, second = rows_of((g, r, i * k), seed), covariance(g, i * k, np.random.default_rng(seed)).astype(np.float32)
+    rows, second = (
+        rows_of((g, r, i * k), seed),
+        covariance(g, i * k, np.random.default_rng(seed)).astype(np.float32),
+    )
     kept = rows.copy(), second.copy()
-    found = quantize_rows(rows, b, grid="asymmetric", rounding="covariance", per_channel=per_channel, covariance=second)
+    found = quantize_rows(
+        rows, b, grid="asymmetric", rounding="covariance", per_channel=per_channel, covariance=second
+    )
     np.testing.assert_array_equal(rows, kept[0])
     np.testing.assert_array_equal(second, kept[1])
     assert (found.codes == np.rint(found.codes)).all()
@@ -443,7 +495,9 @@ def test_zero_points_that_may_move_are_worth_it(b, monkeypatch):
 
     def found(moves: dict[int, tuple[int, ...]]) -> tuple[float, np.ndarray]:
         monkeypatch.setattr(searching, "MOVES", moves)
-        codes = quantize_rows(rows, b, grid="asymmetric", rounding="covariance", per_channel=True, covariance=second)
+        codes = quantize_rows(
+            rows, b, grid="asymmetric", rounding="covariance", per_channel=True, covariance=second
+        )
         return float(output_error(rows, codes, second).sum()), codes.zero_point
 
     fixed, middle = found({})

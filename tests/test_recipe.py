@@ -23,15 +23,27 @@ NAMES = st.text(st.characters(codec="utf-8"), min_size=1)
 def rules(draw: st.DrawFn) -> dict[str, Any]:
     selector = draw(st.sampled_from(["node", "regex", "op_type"]))
     low, high = sorted((draw(BITS), draw(BITS)))
-    effect = draw(st.sampled_from([{"bits": low}, {"min_bits": low}, {"min_bits": low, "max_bits": high}, {"exclude": True}]))
+    effect = draw(
+        st.sampled_from(
+            [{"bits": low}, {"min_bits": low}, {"min_bits": low, "max_bits": high}, {"exclude": True}]
+        )
+    )
     return {selector: draw(st.sampled_from(["a.*", "^conv1$"]) if selector == "regex" else NAMES), **effect}
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     low, high = sorted((draw(BITS), draw(BITS)))
-    kinds = ({}, {"bits": low}, {"low_bits": low, "high_bits": high}, {"target_size": 1000 * low}, {"target_bits": low * 0.75 + 1.5})
-    values: dict[str, Any] = dict(draw(st.sampled_from([*kinds, {"target_sqnr_db": 12.5}, {"preset": "balanced"}])))
+    kinds = (
+        {},
+        {"bits": low},
+        {"low_bits": low, "high_bits": high},
+        {"target_size": 1000 * low},
+        {"target_bits": low * 0.75 + 1.5},
+    )
+    values: dict[str, Any] = dict(
+        draw(st.sampled_from([*kinds, {"target_sqnr_db": 12.5}, {"preset": "balanced"}]))
+    )
     values["rules"] = draw(st.lists(rules(), max_size=3))
     values["set"] = draw(st.lists(st.tuples(st.sampled_from(["a.*", "^conv1$", ""]), BITS), max_size=3))
     values["nodes_to_exclude"] = draw(st.lists(NAMES, max_size=3))
@@ -46,7 +58,13 @@ def recipes(draw: st.DrawFn) -> Recipe:
     values["shapes"] = draw(st.sampled_from([(), {"x": [1, 3, 8, 8], "y.z": []}]))
     values["providers"] = draw(st.lists(NAMES, max_size=2))
     values["images"] = draw(
-        st.sampled_from([{}, {"size": 256, "crop": [224, 200], "mean": (1, 2, 3), "channels": "bgr"}, {"scale": 2, "crop": 0.5}])
+        st.sampled_from(
+            [
+                {},
+                {"size": 256, "crop": [224, 200], "mean": (1, 2, 3), "channels": "bgr"},
+                {"scale": 2, "crop": 0.5},
+            ]
+        )
     )
     return Recipe(**values)
 
@@ -110,8 +128,21 @@ def test_sizes_in_bytes(number: int, unit: str, space: str) -> None:
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        *(("300KiB", 300 * 2**10), ("300kB", 300_000), ("300 KB", 300_000), ("300K", 300 * 2**10), ("300k", 300 * 2**10)),
-        *(("1.5MB", 1_500_000), ("2 MiB", 2 * 2**20), ("0.1M", 2**20 // 10), ("1GiB", 2**30), ("1GB", 10**9), (" .5kib ", 512)),
+        *(
+            ("300KiB", 300 * 2**10),
+            ("300kB", 300_000),
+            ("300 KB", 300_000),
+            ("300K", 300 * 2**10),
+            ("300k", 300 * 2**10),
+        ),
+        *(
+            ("1.5MB", 1_500_000),
+            ("2 MiB", 2 * 2**20),
+            ("0.1M", 2**20 // 10),
+            ("1GiB", 2**30),
+            ("1GB", 10**9),
+            (" .5kib ", 512),
+        ),
     ],
 )
 def test_sizes_with_units(text: str, size: int) -> None:
@@ -119,7 +150,9 @@ def test_sizes_with_units(text: str, size: int) -> None:
     assert Recipe(target_size=text).target_size == size  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "KiB", "-1kB", "1e3", "3,5MB", "300 Kib/s", "1.2.3", "12 TB", "300KiB 2", "nan", "\u0663kB"])
+@pytest.mark.parametrize(
+    "text", ["", "KiB", "-1kB", "1e3", "3,5MB", "300 Kib/s", "1.2.3", "12 TB", "300KiB 2", "nan", "\u0663kB"]
+)
 def test_what_is_no_size_is_answered_with_an_example(text: str) -> None:
     with pytest.raises(RecipeError, match=r"target_size: .* is not a size") as caught:
         Recipe(target_size=text)  # type: ignore[arg-type]
@@ -178,7 +211,10 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"rules": [{"node": "a", "bits": 9}]}, ["rule 1", "bits = 9", "2 to 8"]),
         ({"rules": [{"node": "a", "bits": 4, "min_bits": 3}]}, ["bits and min_bits exclude each other"]),
         ({"rules": [{"node": "a", "exclude": True, "bits": 3}]}, ["exclude and bits exclude each other"]),
-        ({"rules": [{"op_type": "Conv", "min_bits": 5, "max_bits": 4}]}, ["op_type 'Conv'", "min_bits = 5", "max_bits = 4"]),
+        (
+            {"rules": [{"op_type": "Conv", "min_bits": 5, "max_bits": 4}]},
+            ["op_type 'Conv'", "min_bits = 5", "max_bits = 4"],
+        ),
         ({"rules": [{"regex": "(", "bits": 4}]}, ["rule 1", "regular expression"]),
         ({"rules": {"node": "a", "bits": 4}}, ["rules = ", "list of rules"]),
         ({"rules": [4]}, ["rules = [4]"]),
@@ -223,7 +259,10 @@ def test_values_become_immutable_and_equal() -> None:
 
 def test_gates_are_those_that_are_set() -> None:
     assert Recipe().gates == {}
-    assert Recipe(min_cosine=0.9, max_top1_drop=0).gates == {"min_cosine": {None: 0.9}, "max_top1_drop": {None: 0.0}}
+    assert Recipe(min_cosine=0.9, max_top1_drop=0).gates == {
+        "min_cosine": {None: 0.9},
+        "max_top1_drop": {None: 0.0},
+    }
     several = Recipe(min_cosine=0.9, output_gates={"a": {"min_cosine": 0.8, "min_sqnr_db": 20}})  # type: ignore[arg-type]
     assert several.gates == {"min_cosine": {None: 0.9, "a": 0.8}, "min_sqnr_db": {"a": 20.0}}
 
@@ -246,7 +285,10 @@ def test_pictures_and_outputs_have_sections(tmp_path: Path) -> None:
         ({"images": {"std": 0}}, "std = 0"),
         ({"images": 3}, "images = 3"),
         ({"shapes": {"x": (0, 3)}}, "shapes = "),
-        ({"output_gates": {"a": {"max_top1_drop": 0.1}}}, "output_gates: 'max_top1_drop' is not a gate of a single output"),
+        (
+            {"output_gates": {"a": {"max_top1_drop": 0.1}}},
+            "output_gates: 'max_top1_drop' is not a gate of a single output",
+        ),
         ({"output_gates": {"a": 0.1}}, "output_gates = "),
     ],
 )
@@ -257,7 +299,9 @@ def test_pictures_and_outputs_that_make_no_sense(values: dict[str, Any], words: 
 
 def test_toml_with_overrides(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
-    file.write_text('low_bits = 2\nhigh_bits = 5\ndata = "test.npz"\n[set]\n"layer1.*" = 4\n', encoding="utf-8")
+    file.write_text(
+        'low_bits = 2\nhigh_bits = 5\ndata = "test.npz"\n[set]\n"layer1.*" = 4\n', encoding="utf-8"
+    )
     recipe = Recipe.from_toml(file)
     assert (recipe.low_bits, recipe.high_bits, recipe.set) == (2, 5, (("layer1.*", 4),))
     assert recipe.data == str(tmp_path / "test.npz")
@@ -337,7 +381,11 @@ def test_each_target(tmp_path: Path, target: str, knobs: dict[str, Any]) -> None
         ("[target]\nmethod = 'paper'", "unknown key 'method' in [target]", "belongs into [defaults]"),
         ("[defaults]\ndata = 'a.npz'", "unknown key 'data' in [defaults]", "belongs into [validate]"),
         ("[defaults]\nlow_bits = 2", "unknown key 'low_bits' in [defaults]", "belongs into [target]"),
-        ("method = 'paper'\n[defaults]\nmethod = 'dfmpc'", "defaults.method is given twice", "in its section"),
+        (
+            "method = 'paper'\n[defaults]\nmethod = 'dfmpc'",
+            "defaults.method is given twice",
+            "in its section",
+        ),
         ("nodes_to_exlude = ['a']", "unknown key 'nodes_to_exlude'", "did you mean nodes_to_exclude?"),
         ("target = 4", "target = 4: expected a section", "[target]"),
         ("[rule]\nnode = 'a'\nbits = 4", "rules = {", ""),
@@ -356,7 +404,9 @@ def test_a_mistake_in_a_section(tmp_path: Path, content: str, words: str, hint: 
     assert hint in caught.value.hint
 
 
-def test_a_saved_recipe_keeps_its_files_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_recipe_keeps_its_files_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "recipes").mkdir()
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "recipes" / "recipe.toml"

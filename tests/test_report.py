@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from onnx import helper
 from rich.console import Console, RenderableType
 
-from onnx_dfmpc import document, graph, plans, report
-from onnx_dfmpc.match import match
-from onnx_dfmpc.metrics import DefaultRun, Gate, OutputMetrics, ValidationReport
+from onnx_dfmpc import report
+from onnx_dfmpc.evaluate.validation import DefaultRun, Gate, OutputMetrics, ValidationReport
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.outline import Chart
 from onnx_dfmpc.report.run import run_outline
 from onnx_dfmpc.result import ComparisonResult, PlanResult
@@ -47,7 +49,10 @@ VALIDATION = ValidationReport(
     samples=12,
     data="x.npz, 12 samples",
     synthetic=False,
-    outputs=(OutputMetrics("scores[0]", 0.99, 20.5, 0.1, 0.01, 0.75), OutputMetrics("boxes", 1.0, math.inf, 0.0, 0.0)),
+    outputs=(
+        OutputMetrics("scores[0]", 0.99, 20.5, 0.1, 0.01, 0.75),
+        OutputMetrics("boxes", 1.0, math.inf, 0.0, 0.0),
+    ),
     top1_float=0.9,
     top1_quantized=0.8,
     labelled=12,
@@ -57,18 +62,42 @@ VALIDATION = ValidationReport(
 )
 
 
-LATENCY = Latency((Timing("float", 2e-3, 1.9e-3, 2.1e-3, 1.8e-3), Timing("quantized, default", 3e-3, 2.9e-3, 3.1e-3, 2.8e-3)), 30, 1, 1)
+LATENCY = Latency(
+    (
+        Timing("float", 2e-3, 1.9e-3, 2.1e-3, 1.8e-3),
+        Timing("quantized, default", 3e-3, 2.9e-3, 3.1e-3, 2.8e-3),
+    ),
+    30,
+    1,
+    1,
+)
 
 
-EFFECT = LayerEffect("head[bold]", "Conv", 2, 1234, 9.5, 0.94, 12.25, 0.75, 0.8, Suggestion(r"^head\[bold\]$=6", 6, 4321, 38.5, 6.75))
+EFFECT = LayerEffect(
+    "head[bold]",
+    "Conv",
+    2,
+    1234,
+    9.5,
+    0.94,
+    12.25,
+    0.75,
+    0.8,
+    Suggestion(r"^head\[bold\]$=6", 6, 4321, 38.5, 6.75),
+)
 
 
 def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
-    return LayerReport(name, "Conv", (size, 1, 1, 1), "low", bits, "UINT2", 1234, "analytic", 0.9, 1.05, 13.0, None, reason)
+    return LayerReport(
+        name, "Conv", (size, 1, 1, 1), "low", bits, "UINT2", 1234, "analytic", 0.9, 1.05, 13.0, None, reason
+    )
 
 
 def plan(names: Sequence[str]) -> QuantPlan:
-    planned = (LayerPlan(name, 2, "low", "asymmetric", "covariance", True, "cheap here", 10**-2.5, 1200) for name in names)
+    planned = (
+        LayerPlan(name, 2, "low", "asymmetric", "covariance", True, "cheap here", 10**-2.5, 1200)
+        for name in names
+    )
     return QuantPlan(
         "0" * 64,
         tuple(planned),
@@ -83,12 +112,19 @@ def plan(names: Sequence[str]) -> QuantPlan:
 @pytest.fixture
 def result() -> Any:
     proto = helper.make_model(helper.make_graph([], "g", [], []), opset_imports=[helper.make_opsetid("", 25)])
-    layers = [layer(f"/very/long/name/of/a/layer.{i}/inside/a/block/Conv", 2, "second of its pair") for i in range(3)]
+    layers = [
+        layer(f"/very/long/name/of/a/layer.{i}/inside/a/block/Conv", 2, "second of its pair")
+        for i in range(3)
+    ]
     return SimpleNamespace(
         model=proto,
         source=SimpleNamespace(path=Path("in.onnx"), sha256="0" * 64, size=1000, opset=17),
         layers=(*layers, layer("head[bold]", 8, "last layer", 300)),
-        skipped=(Skipped("gru", "GRU", "its weight is used inside a subgraph, which this tool does not follow into"),),
+        skipped=(
+            Skipped(
+                "gru", "GRU", "its weight is used inside a subgraph, which this tool does not follow into"
+            ),
+        ),
         chains=(),
         size=250,
         notes=("opset raised from 17 to 25, for UINT2",),
@@ -124,7 +160,8 @@ def keys(value: Any, *, skip: tuple[str, ...] = ("recipe", "seconds")) -> set[st
     return set()
 
 
-# ---------------------------------------------------------------------------------------------------------------------- tables
+# ----------------------------------------------------------------------------------------------------------------------
+# tables
 
 
 @pytest.mark.parametrize("verbose", [False, True])
@@ -154,7 +191,10 @@ def test_a_remark_on_many_layers_is_one_line(result: Any) -> None:
     notes = {"a": ("old", "odd"), "b": ("old",), "c": ("old",)}
     result.layers = [replace(result.layers[0], name=name, notes=remarks) for name, remarks in notes.items()]
     lines = [line.rstrip() for line in text(report.quantize_view(result)).splitlines()]
-    assert [line for line in lines if line.endswith((": old", ": odd"))] == ["note: a and 2 others: old", "note: a: odd"]
+    assert [line for line in lines if line.endswith((": old", ": odd"))] == [
+        "note: a and 2 others: old",
+        "note: a: odd",
+    ]
 
 
 def test_gates_are_words_not_colours(result: Any) -> None:
@@ -214,28 +254,39 @@ def test_what_could_not_be_measured_is_said() -> None:
 
 
 def test_inspect_view_of_the_shipped_network(digits_bn: Path) -> None:
-    source = graph.load(digits_bn)
+    source = load(digits_bn)
     matched = match(source.proto)
     shown = text(report.inspect_view(source, matched))
     assert max(map(len, shown.splitlines())) <= 80
     assert all(name.name in shown for name in matched.layers if len(name.name) < 30)
-    assert f"{matched.weighted_nodes} weighted nodes: {len(matched.layers)} layers to quantize, {len(matched.skipped)} skipped" in shown
+    assert (
+        f"{matched.weighted_nodes} weighted nodes: {len(matched.layers)} layers to quantize, {len(matched.skipped)} skipped"
+        in shown
+    )
     assert f"{source.size:,} bytes, opset {source.opset}" in shown
 
 
 def test_inspect_view_without_layers() -> None:
-    proto = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
-    source = graph.load(proto)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+    )
+    source = load(proto)
     assert "0 weighted nodes: 0 layers" in text(report.inspect_view(source, match(source.proto)))
 
 
 @pytest.fixture
 def planned(digits_bn: Path) -> PlanResult:
-    source = graph.load(digits_bn)
+    source = load(digits_bn)
     matched = match(source.proto)
     points = tuple(SweepPoint(1000 * n, 990 * n, 2.0 * n, 10.0 * n - 10) for n in (1, 2, 3))
     return PlanResult(
-        source, matched, plan([layer.name for layer in matched.layers]), Recipe(target_size=250), points, ("a note",), {"load": 1.0}
+        source,
+        matched,
+        plan([layer.name for layer in matched.layers]),
+        Recipe(target_size=250),
+        points,
+        ("a note",),
+        {"load": 1.0},
     )
 
 
@@ -259,8 +310,14 @@ def test_plan_view(planned: PlanResult, verbose: bool) -> None:
 
 
 def test_what_is_not_predicted_is_not_shown(planned: PlanResult) -> None:
-    bare = replace(planned.plan, layers=tuple(replace(layer, noise=None, bytes=None) for layer in planned.plan.layers))
-    shown = text(report.plan_view(replace(planned, plan=replace(bare, predicted_bytes=None, predicted_sqnr_db=None), sweep=())))
+    bare = replace(
+        planned.plan, layers=tuple(replace(layer, noise=None, bytes=None) for layer in planned.plan.layers)
+    )
+    shown = text(
+        report.plan_view(
+            replace(planned, plan=replace(bare, predicted_bytes=None, predicted_sqnr_db=None), sweep=())
+        )
+    )
     assert "not written" in shown
     assert "predicted" not in shown
     assert "budget" not in shown
@@ -268,7 +325,9 @@ def test_what_is_not_predicted_is_not_shown(planned: PlanResult) -> None:
 
 def bars(points: Sequence[SweepPoint], planned: PlanResult) -> list[int]:
     shown = text(report.plan_view(replace(planned, sweep=tuple(points))))
-    return [line.count("\u2588") for line in shown[shown.index("Size against quality") :].splitlines()[3:] if line]
+    return [
+        line.count("\u2588") for line in shown[shown.index("Size against quality") :].splitlines()[3:] if line
+    ]
 
 
 def test_sweep(planned: PlanResult) -> None:
@@ -278,7 +337,11 @@ def test_sweep(planned: PlanResult) -> None:
     assert "measured" not in shown
     none, half, full = bars(planned.sweep, planned)
     assert (none, 2 * half) == (0, full)
-    measured = text(report.plan_view(replace(planned, sweep=(replace(planned.sweep[1], measured_sqnr_db=9.5, top1=0.875),))))
+    measured = text(
+        report.plan_view(
+            replace(planned, sweep=(replace(planned.sweep[1], measured_sqnr_db=9.5, top1=0.875),))
+        )
+    )
     assert re.search(r"10\.0 +9\.5 +87\.50 %", measured)
 
 
@@ -291,7 +354,8 @@ def test_longer_bars_are_better(planned: PlanResult, heights: list[float | None]
     assert [bar for _, bar in known] == sorted(bar for _, bar in known)
 
 
-# -------------------------------------------------------------------------------------------------------------------- document
+# --------------------------------------------------------------------------------------------------------------------
+# document
 
 
 def test_quantize_document_has_the_promised_keys(result: Any) -> None:
@@ -300,7 +364,12 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert set(plain["model"]) == {"path", "sha256", "bytes", "opset"}
     assert set(plain["output"]) == {"path", "bytes", "opset"}
     assert plain["predicted"] == {"bytes": 248, "sqnr_db": 20.75, "provider": "probe"}
-    assert plain["form"] == {"storage": "native", "unpack": "none", "weight_format": "dq", "fold_batch_norm": "no"}
+    assert plain["form"] == {
+        "storage": "native",
+        "unpack": "none",
+        "weight_format": "dq",
+        "fold_batch_norm": "no",
+    }
     assert plain["layers"][0]["predicted_bytes"] == 1200
     promised = "name op shape bits storage bytes provider gain_min gain_max predicted_sqnr_db measured_sqnr_db reason"
     assert set(promised.split()) <= set(plain["layers"][0])
@@ -308,13 +377,19 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert {"weights", "nominal_bits", "bytes_ratio"} <= set(plain["totals"])
     promised = "samples data cosine sqnr_db max_abs top1_agreement top1_float top1_quantized gates"
     assert set(promised.split()) <= set(plain["validation"])
-    assert plain["totals"] == {"layers": 4, "skipped": 1, "weights": 600, "nominal_bits": 5.0, "bytes_ratio": 0.25}
+    assert plain["totals"] == {
+        "layers": 4,
+        "skipped": 1,
+        "weights": 600,
+        "nominal_bits": 5.0,
+        "bytes_ratio": 0.25,
+    }
     assert plain["seconds"] == {"load": 0.25}
     assert Recipe.from_dict(plain["recipe"]) == result.recipe
 
 
 def test_every_key_is_documented(result: Any, planned: PlanResult, digits_bn: Path) -> None:
-    source = graph.load(digits_bn)
+    source = load(digits_bn)
     documents = (
         document.quantize_document(result),
         plans.plan_result_document(planned),
@@ -358,7 +433,12 @@ def test_the_report_of_a_plan_shows_what_float_weights_take(planned: PlanResult)
 def test_the_worst_output_counts() -> None:
     file: Any = SimpleNamespace(path=None, sha256="", size=0, opset=17)
     plain = document.validate_document(ComparisonResult(file, file, VALIDATION))["validation"]
-    assert (plain["cosine"], plain["sqnr_db"], plain["max_abs"], plain["top1_agreement"]) == (0.99, 20.5, 0.1, 0.75)
+    assert (plain["cosine"], plain["sqnr_db"], plain["max_abs"], plain["top1_agreement"]) == (
+        0.99,
+        20.5,
+        0.1,
+        0.75,
+    )
     assert not plain["passed"]
 
 

@@ -1,4 +1,6 @@
-"""Reports from documents alone: what is refused, what an outline says, how Markdown and the terminal say it, and two runs compared."""
+"""Reports from documents alone: what is refused, what an outline says, how Markdown and the terminal say it,
+and two runs compared.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,13 @@ def shown(outline: Outline, width: int = 80, *, wide: bool = False) -> str:
 
 
 def tables(outline: Outline, section: str) -> list[Table]:
-    return [block for part in outline.sections if part.title == section for block in part.blocks if isinstance(block, Table)]
+    return [
+        block
+        for part in outline.sections
+        if part.title == section
+        for block in part.blocks
+        if isinstance(block, Table)
+    ]
 
 
 def column(table: Table, title: str) -> list[str]:
@@ -45,14 +53,17 @@ def column(table: Table, title: str) -> list[str]:
     return [row[position].text for row in table.rows]
 
 
-# ------------------------------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------------------------------------
+# reading
 
 
 def paths(value: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Every place in a document."""
     if prefix:
         yield prefix
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         yield from paths(item, (*prefix, key))
 
 
@@ -66,7 +77,11 @@ def refusal(document: Json) -> str:
 
 PLACES = list(paths(quantized()))
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=3,
 )
@@ -89,7 +104,11 @@ def test_a_document_is_refused_or_shown(place: tuple[Any, ...], value: Any) -> N
         assert complaint.startswith("run.json: ")
         assert "\n" not in complaint
         return
-    for outline in (run_outline(document), diff_outline(document, quantized()), diff_outline(quantized(), document)):
+    for outline in (
+        run_outline(document),
+        diff_outline(document, quantized()),
+        diff_outline(quantized(), document),
+    ):
         assert markdown(outline)
         assert shown(outline)
 
@@ -104,8 +123,14 @@ def test_a_document_is_refused_or_shown(place: tuple[Any, ...], value: Any) -> N
         (b'{"schema": 2, "command": "quantize"}', "schema = 2: expected 1"),
         (b'{"schema": 1, "command": "inspect"}', "a document of 'inspect'"),
         (b'{"schema": 1, "command": "quantize", "layers": [{"bits": 2}]}', "layers, row 1: there is no name"),
-        (b'{"schema": 1, "command": "quantize", "layers": [{"name": "a", "bits": "2"}]}', "layers[1].bits = '2': expected a number"),
-        (b'{"schema": 1, "command": "quantize", "seconds": {"load": "long"}}', "seconds.load = 'long': expected a number"),
+        (
+            b'{"schema": 1, "command": "quantize", "layers": [{"name": "a", "bits": "2"}]}',
+            "layers[1].bits = '2': expected a number",
+        ),
+        (
+            b'{"schema": 1, "command": "quantize", "seconds": {"load": "long"}}',
+            "seconds.load = 'long': expected a number",
+        ),
         (b'{"schema": 1, "command": "quantize", "model": {"bytes": NaN}}', "NaN"),
         (b"[" * 100_000, "not a JSON file"),
     ],
@@ -124,14 +149,20 @@ def test_a_document_survives_reading(tmp_path: Path) -> None:
     assert read_document(path) == quantized()
 
 
-# ------------------------------------------------------------------------------------------------------------------------ one run
+# ------------------------------------------------------------------------------------------------------------------------
+# one run
 
 
 def test_the_first_things_to_see() -> None:
     outline = run_outline(quantized())
     values = {figure.label: figure.value for figure in outline.figures}
     size = quantized()["output"]["bytes"]
-    assert values == {"File size": f"{size / 1000:.1f} kB", "Bits per weight": "5.00", "Top-1": "90.0 %", "Output SQNR": "17.5 dB"}
+    assert values == {
+        "File size": f"{size / 1000:.1f} kB",
+        "Bits per weight": "5.00",
+        "Top-1": "90.0 %",
+        "Output SQNR": "17.5 dB",
+    }
     assert (outline.title, outline.verdict.word, outline.verdict.tone) == ("net", "Passed", "good")
     assert "opset 17 → 25" in outline.subtitle
 
@@ -152,14 +183,22 @@ def test_verdicts(changes: Json, word: str, tone: str) -> None:
 
 
 def test_synthetic_inputs_are_no_accuracy() -> None:
-    outline = run_outline(quantized(validation=validation() | {"synthetic": True, "top1_float": None, "top1_quantized": None}))
+    outline = run_outline(
+        quantized(validation=validation() | {"synthetic": True, "top1_float": None, "top1_quantized": None})
+    )
     assert "a sanity check, not accuracy" in outline.verdict.text
     assert "Same top-1 as float" in [figure.label for figure in outline.figures]
 
 
 def test_worst_layers_come_with_the_line_to_paste() -> None:
     outline = run_outline(quantized())
-    codes = [block.text for part in outline.sections if part.title == "Worst layers" for block in part.blocks if isinstance(block, Code)]
+    codes = [
+        block.text
+        for part in outline.sections
+        if part.title == "Worst layers"
+        for block in part.blocks
+        if isinstance(block, Code)
+    ]
     assert [shlex.split(line) for line in codes[0].splitlines()] == [["--set", f"^{NASTY}$=6"]]
     (table,) = tables(outline, "Worst layers")
     assert column(table, "try") == [codes[0], ""]
@@ -176,7 +215,11 @@ def test_every_layer_is_there_with_its_numbers() -> None:
 
 
 def test_nothing_is_made_up_where_nothing_is_known() -> None:
-    bare = {"schema": 1, "command": "validate", "model": {"path": "net.onnx", "sha256": "0" * 64, "bytes": 5, "opset": 17}}
+    bare = {
+        "schema": 1,
+        "command": "validate",
+        "model": {"path": "net.onnx", "sha256": "0" * 64, "bytes": 5, "opset": 17},
+    }
     outline = run_outline(bare)
     assert outline.figures == ()
     assert [part.title for part in outline.sections] == ["Reproduce"]
@@ -190,7 +233,8 @@ def test_what_it_was_made_with() -> None:
     assert dict(zip(column(made_with, "made with"), column(made_with, "version"), strict=True)) == versions
 
 
-# ------------------------------------------------------------------------------------------------------------------------ formats
+# ------------------------------------------------------------------------------------------------------------------------
+# formats
 
 
 def test_terminal_fits_and_loses_no_name() -> None:
@@ -214,7 +258,10 @@ def test_markdown_says_what_it_means() -> None:
     for outline in (run_outline(quantized()), diff_outline(quantized(), quantized((8, 3, 3, 4, 6, 3, 8)))):
         found = tokens(markdown(outline))
         html = {token.content.strip() for token in found if token.type.startswith("html")}
-        assert all(re.fullmatch(r"</?(details|summary|sub)>|<details><summary>[\w ]+</summary>", line) for line in html), html
+        assert all(
+            re.fullmatch(r"</?(details|summary|sub)>|<details><summary>[\w ]+</summary>", line)
+            for line in html
+        ), html
         assert not [token for token in found if token.type in ("link_open", "image")]
         cells = [token.children for before, token in itertools.pairwise(found) if before.type == "td_open"]
         texts = ["".join(child.content for child in children) for children in cells]
@@ -251,14 +298,17 @@ def test_long_networks_stay_within_a_step_summary() -> None:
     assert "1800 more rows" in text
 
 
-# ----------------------------------------------------------------------------------------------------------------------- two runs
+# -----------------------------------------------------------------------------------------------------------------------
+# two runs
 
 
 def test_a_run_does_not_differ_from_itself() -> None:
     outline = diff_outline(quantized(), quantized())
     (totals,) = tables(outline, "At a glance")
     assert set(column(totals, "change")) == {"the same"}
-    assert not {"Recipe", "Environment", "Bits that changed", "In one run only"} & {part.title for part in outline.sections}
+    assert not {"Recipe", "Environment", "Bits that changed", "In one run only"} & {
+        part.title for part in outline.sections
+    }
 
 
 def test_what_differs() -> None:
@@ -275,7 +325,11 @@ def test_what_differs() -> None:
     assert not tables(outline, "Environment")
     (changed,) = tables(outline, "Bits that changed")
     assert column(changed, "layer") == [LONG, "/layer5/conv/Conv"]
-    assert (column(changed, "bits A"), column(changed, "bits B"), column(changed, "bytes")) == (["4", "3"], ["3", "4"], ["−288", "+288"])
+    assert (column(changed, "bits A"), column(changed, "bits B"), column(changed, "bytes")) == (
+        ["4", "3"],
+        ["3", "4"],
+        ["−288", "+288"],
+    )
     assert "a.json" in outline.subtitle
 
 
@@ -285,7 +339,9 @@ def test_another_environment_is_pointed_out() -> None:
     assert [[cell.text for cell in row] for row in versions.rows] == [["onnxruntime", "1.32.0", "1.33.0"]]
 
 
-@given(st.lists(st.integers(2, 8), min_size=3, max_size=6), st.lists(st.integers(2, 8), min_size=3, max_size=6))
+@given(
+    st.lists(st.integers(2, 8), min_size=3, max_size=6), st.lists(st.integers(2, 8), min_size=3, max_size=6)
+)
 @settings(max_examples=40)
 def test_the_other_way_round_the_signs_change(first: list[int], second: list[int]) -> None:
     runs = quantized(tuple(first)), quantized(tuple(second))
@@ -300,7 +356,9 @@ def test_layers_of_one_run_only() -> None:
     moved = less["layers"].pop(3)
     less["skipped"].append({"name": moved["name"], "op": "Conv", "reason": "excluded by name"})
     (alone,) = tables(diff_outline(quantized(), less), "In one run only")
-    assert [tuple(cell.text for cell in row) for row in alone.rows] == [(moved["name"], "A", "excluded by name")]
+    assert [tuple(cell.text for cell in row) for row in alone.rows] == [
+        (moved["name"], "A", "excluded by name")
+    ]
 
 
 def test_other_models_and_other_data_are_pointed_out() -> None:
@@ -316,11 +374,17 @@ def test_a_gate_that_fails_now_is_said_first() -> None:
     assert (outline.verdict.word, outline.verdict.tone) == ("Passed → failed", "bad")
 
 
-# -------------------------------------------------------------------------------------------------------------------- what is made
+# --------------------------------------------------------------------------------------------------------------------
+# what is made
 
 
 def test_format_by_suffix() -> None:
-    assert [report.format_of(name) for name in ("a.html", "b.MD", "c.htm", "d.markdown")] == ["html", "markdown", "html", "markdown"]
+    assert [report.format_of(name) for name in ("a.html", "b.MD", "c.htm", "d.markdown")] == [
+        "html",
+        "markdown",
+        "html",
+        "markdown",
+    ]
     for name in ("a.pdf", "a", "html", "a.json"):
         with pytest.raises(RecipeError, match=re.escape(name)):
             report.format_of(name)
@@ -328,6 +392,8 @@ def test_format_by_suffix() -> None:
 
 def test_gates_of_outputs_that_are_the_same() -> None:
     """Their SQNR is infinite, for which JSON has no number."""
-    gates = [{"name": "min_sqnr_db", "limit": 40, "value": None, "passed": passed} for passed in (True, False)]
+    gates = [
+        {"name": "min_sqnr_db", "limit": 40, "value": None, "passed": passed} for passed in (True, False)
+    ]
     document = quantized() | {"validation": validation() | {"gates": gates}}
     assert column(tables(run_outline(document), "Validation")[0], "measured") == ["∞", "not measured"]

@@ -1,4 +1,6 @@
-"""The page in a real browser: nothing loaded, nothing said on the console, nothing too wide or on top of something else."""
+"""The page in a real browser: nothing loaded, nothing said on the console, nothing too wide or on top of
+something else.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +34,25 @@ QUIET = (
 
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
   .filter((element) => !element.closest(".scroll, nav ul, #vg-tooltip-element, .skip"))
-  .filter((element) => element.getBoundingClientRect().right > innerWidth + 1 || element.getBoundingClientRect().left < -1)
+  .filter((element) => element.getBoundingClientRect().right > innerWidth + 1 ||
+  element.getBoundingClientRect().left < -1)
   .map((element) => `${element.tagName} ${element.textContent.slice(0, 40)}`)"""
 
 COMMON = """(boxes) => boxes.flatMap(([one, a], i) => boxes.slice(i + 1)
   .filter(([other, b]) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1)
   .filter(([other, b]) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1)
-  .map(([other, b]) => `${one.tagName} ${one.textContent.slice(0, 40)} / ${other.tagName} ${other.textContent.slice(0, 40)}`))"""
+  .map(([other, b]) => `${one.tagName} ${one.textContent.slice(0, 40)} / ${other.tagName}
+  ${other.textContent.slice(0, 40)}`))"""
 
 OVERLAPS = f"""() => [...document.querySelectorAll(
   "body, main, section, .charts, .tables, .figures, .caption, figure, .codes > div, header .inner"
 )].flatMap((parent) => ({COMMON})([...parent.children]
-  .filter((child) => child.checkVisibility() && !["fixed", "absolute", "sticky"].includes(getComputedStyle(child).position))
+  .filter((child) => child.checkVisibility() && !["fixed", "absolute",
+  "sticky"].includes(getComputedStyle(child).position))
   .map((child) => [child, child.getBoundingClientRect()])))"""
 
-LABELS_OVERLAP = f"""() => [...document.querySelectorAll(".role-axis-label")].flatMap((axis) => ({COMMON})([...axis.children]
+LABELS_OVERLAP = f"""() => [...document.querySelectorAll(".role-axis-label")].flatMap((axis) =>
+({COMMON})([...axis.children]
   .filter((text) => text.getAttribute("opacity") !== "0")
   .map((text) => [text, text.getBoundingClientRect()])))"""
 
@@ -54,7 +60,14 @@ LABELS_OVERLAP = f"""() => [...document.querySelectorAll(".role-axis-label")].fl
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium, driven over its DevTools protocol."""
-    program = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    program = next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
     if program is None:
         pytest.skip("no Chromium on PATH")
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -75,7 +88,9 @@ class Opened:
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        self.page.on(
+            "dialog", lambda dialog: (self.said.append(f"dialog {dialog.message}"), dialog.dismiss())
+        )
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-ready]", state="attached")
@@ -90,7 +105,12 @@ class Opened:
         """Texts of a column of the table of all layers, as shown."""
         rows = self.page.locator("section", has=self.page.get_by_role("heading", name="Layers", exact=True))
         heads = [text.strip() for text in rows.locator("th").all_inner_texts()]
-        return [text.strip() for text in rows.locator(f"tbody tr:visible td:nth-child({heads.index(title) + 1})").all_inner_texts()]
+        return [
+            text.strip()
+            for text in rows.locator(
+                f"tbody tr:visible td:nth-child({heads.index(title) + 1})"
+            ).all_inner_texts()
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +136,9 @@ def require_sound(opened: Opened, path: Path) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_page_is_sound(browser: Any, path: Path, document: Json, size: str) -> None:
-    charts = [block for part in run_outline(document).sections for block in part.blocks if isinstance(block, Chart)]
+    charts = [
+        block for part in run_outline(document).sections for block in part.blocks if isinstance(block, Chart)
+    ]
     drawn = {}
     with Opened(browser, path, size) as opened:
         for scheme in ("light", "dark"):
@@ -157,7 +179,9 @@ def test_tables_sort_by_click_and_by_key(browser: Any, path: Path, document: Jso
     bits = sorted(str(row["bits"]) for row in document["layers"])
     sizes = sorted(row["bytes"] for row in document["layers"])
     with Opened(browser, path) as opened:
-        rows = opened.page.locator("section", has=opened.page.get_by_role("heading", name="Layers", exact=True))
+        rows = opened.page.locator(
+            "section", has=opened.page.get_by_role("heading", name="Layers", exact=True)
+        )
         head = rows.locator("th", has_text="bits")
         head.locator("button").click()
         assert (opened.column("bits"), head.get_attribute("aria-sort")) == (bits, "ascending")
@@ -171,7 +195,9 @@ def test_tables_sort_by_click_and_by_key(browser: Any, path: Path, document: Jso
 
 def test_tables_filter(browser: Any, path: Path, document: Json) -> None:
     with Opened(browser, path) as opened:
-        rows = opened.page.locator("section", has=opened.page.get_by_role("heading", name="Layers", exact=True))
+        rows = opened.page.locator(
+            "section", has=opened.page.get_by_role("heading", name="Layers", exact=True)
+        )
         rows.locator("input").fill("LAYER3 conv")
         assert opened.column("layer") == ["/layer3/conv/Conv"]
         assert rows.locator("output").inner_text() == f"1 of {len(document['layers'])} rows"
@@ -185,13 +211,18 @@ def test_everything_to_act_on_is_reached_by_key(browser: Any, path: Path) -> Non
         reached = set()
         for _ in range(wanted + 20):
             opened.page.keyboard.press("Tab")
-            reached.add(opened.page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+            reached.add(
+                opened.page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)")
+            )
         assert len(reached) >= wanted
 
 
 def test_two_runs_as_a_page(browser: Any, tmp_path: Path) -> None:
     target = tmp_path / "diff.html"
-    target.write_text(report.render([quantized(), quantized((8, 3, 3, 4, 6, 3, 8))], "html", ("a.json", "b.json")), encoding="utf-8")
+    target.write_text(
+        report.render([quantized(), quantized((8, 3, 3, 4, 6, 3, 8))], "html", ("a.json", "b.json")),
+        encoding="utf-8",
+    )
     with Opened(browser, target, "phone") as opened:
         require_sound(opened, target)
         assert opened.page.locator("[data-chart] svg").count() == 2
@@ -200,7 +231,16 @@ def test_two_runs_as_a_page(browser: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("network", ["cifar10_resnet56_bn", "ultraface_rfb_320_bn"])
 def test_real_networks(browser: Any, shared_dir: Path, tmp_path: Path, network: str) -> None:
     model, target = shared_dir / "models" / f"{network}.onnx", tmp_path / "report.html"
-    flags = ["--bits", "4", "--rounding", "nearest", "--no-compensate", "--no-bias-correction", "--statistics", "analytic"]
+    flags = [
+        "--bits",
+        "4",
+        "--rounding",
+        "nearest",
+        "--no-compensate",
+        "--no-bias-correction",
+        "--statistics",
+        "analytic",
+    ]
     flags += ["--samples", "2", "--dry-run", "-q", "--report", str(target)]
     assert cli.main(["quantize", str(model), *flags]) == 0
     assert target.stat().st_size < MOST_BYTES
@@ -209,7 +249,8 @@ def test_real_networks(browser: Any, shared_dir: Path, tmp_path: Path, network: 
             require_sound(opened, target)
 
 
-# --------------------------------------------------------------------------------------------------------------- without a browser
+# ---------------------------------------------------------------------------------------------------------------
+# without a browser
 
 
 def test_page_holds_all_it_needs(document: Json) -> None:
@@ -232,7 +273,12 @@ def marks(chart: Chart) -> str:
 def test_every_chart_is_one(document: Json) -> None:
     """Another program than the browser draws each of them, with a mark for every layer."""
     outline = run_outline(document)
-    charts = {block.title: marks(block) for part in outline.sections for block in part.blocks if isinstance(block, Chart)}
+    charts = {
+        block.title: marks(block)
+        for part in outline.sections
+        for block in part.blocks
+        if isinstance(block, Chart)
+    }
     count = len(document["layers"])
     labels = {title: svg.count('aria-roledescription="') for title, svg in charts.items()}
     assert charts["Bits of every layer"].count('aria-roledescription="rect mark"') == count
@@ -262,7 +308,13 @@ def test_text_stands_out_from_what_it_stands_on(scheme: int) -> None:
     style = Path(report.__file__).with_name("templates") / "page.css"
     blocks = re.findall(r":root \{(.*?)\n\s*\}", style.read_text(encoding="utf-8"), re.DOTALL)
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[scheme]))
-    text = [("ink", "paper"), ("ink", "card"), ("ink-soft", "paper"), ("ink-soft", "card"), ("ink-soft", "shade")]
+    text = [
+        ("ink", "paper"),
+        ("ink", "card"),
+        ("ink-soft", "paper"),
+        ("ink-soft", "card"),
+        ("ink-soft", "shade"),
+    ]
     text += [(tone, back) for tone in ("good", "bad", "warn") for back in ("card", f"{tone}-back")]
     for front, back in text:
         assert contrast(colours[front], colours[back]) >= 4.5, (front, back)
@@ -271,5 +323,7 @@ def test_text_stands_out_from_what_it_stands_on(scheme: int) -> None:
 
 
 def test_a_page_without_charts() -> None:
-    page = html_page(run_outline({"schema": 1, "command": "validate", "model": {"path": "net.onnx", "sha256": "0" * 64}}))
+    page = html_page(
+        run_outline({"schema": 1, "command": "validate", "model": {"path": "net.onnx", "sha256": "0" * 64}})
+    )
     assert len(page) < 30_000

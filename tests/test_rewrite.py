@@ -9,15 +9,19 @@ from onnx import ModelProto, checker, helper, numpy_helper, parser
 
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError, UnsupportedError
-from onnx_dfmpc.graph import ConstantTable, load, opset_of, raise_opset, save
-from onnx_dfmpc.match import match
-from onnx_dfmpc.rewrite import Rewritten, rewrite
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load, save
+from onnx_dfmpc.model.opset import opset_of, raise_opset
+from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, QuantizedWeight
 
 
 def parse(text: str, **initializers: np.ndarray) -> ModelProto:
     model = parser.parse_model(text)
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()
+    )
     checker.check_model(model, full_check=True)
     return model
 
@@ -32,7 +36,9 @@ def nearest(weight: np.ndarray, axis: int | None, bits: int = 4) -> QuantizedWei
     scale = np.asarray(np.abs(weight).max(axis=others) / (2 ** (bits - 1) - 1), np.float32)
     scale = np.where(scale > 0, scale, np.float32(1))
     expand = tuple(-1 if d == axis else 1 for d in range(weight.ndim)) if axis is not None else ()
-    codes = np.clip(np.round(weight / scale.reshape(expand)), 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1).astype(np.int8)
+    codes = np.clip(
+        np.round(weight / scale.reshape(expand)), 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
+    ).astype(np.int8)
     return QuantizedWeight(codes, scale, None, bits, True, axis)
 
 
@@ -44,7 +50,9 @@ def quantized(model: ModelProto, layer: Layer, bits: int = 4, **fields) -> Quant
 def all_layers(model: ModelProto, bits: int = 4, **metadata: str) -> tuple[Rewritten, MatchReport]:
     report = match(model)
     before = model.SerializeToString()
-    rewritten = rewrite(model, report, [quantized(model, layer, bits) for layer in report.layers], metadata=metadata)
+    rewritten = rewrite(
+        model, report, [quantized(model, layer, bits) for layer in report.layers], metadata=metadata
+    )
     checker.check_model(rewritten.proto, full_check=True)
     assert model.SerializeToString() == before
     return rewritten, report
@@ -54,7 +62,9 @@ def run(model: ModelProto, outputs: list[str] | None = None, **inputs: np.ndarra
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return session.run(outputs, inputs)[0]
 
 
@@ -76,8 +86,8 @@ def substitute(model: ModelProto, layers: dict[str, np.ndarray]) -> ModelProto:
     return copy
 
 
-CONV = """<ir_version: 8, opset_import: ["" : 17], producer_name: "tests", metadata_props: ["author" : "me"], doc_string: "about">
-g (float[N, 4, 5, 5] x) => (float[N, 6, 3, 3] y) <float[N, 6, 3, 3] c> {
+CONV = """<ir_version: 8, opset_import: ["" : 17], producer_name: "tests", metadata_props: ["author" : "me"],
+doc_string: "about"> g (float[N, 4, 5, 5] x) => (float[N, 6, 3, 3] y) <float[N, 6, 3, 3] c> {
     [conv] c = Conv(x, w)
     [bn] b = BatchNormalization(c, gamma, beta, mean, var)
     [relu] y = Relu(b)
@@ -85,7 +95,12 @@ g (float[N, 4, 5, 5] x) => (float[N, 6, 3, 3] y) <float[N, 6, 3, 3] c> {
 
 
 def conv() -> ModelProto:
-    parameters = {"gamma": noise(6, seed=1), "beta": noise(6, seed=2), "mean": noise(6, seed=3), "var": noise(6, seed=4) ** 2 + 0.1}
+    parameters = {
+        "gamma": noise(6, seed=1),
+        "beta": noise(6, seed=2),
+        "mean": noise(6, seed=3),
+        "var": noise(6, seed=4) ** 2 + 0.1,
+    }
     return parse(CONV, w=noise(6, 4, 3, 3), **parameters)
 
 
@@ -106,7 +121,9 @@ def test_names_nodes_and_opset():
     assert rewritten.layers["conv"].storage == "INT2"
 
 
-@pytest.mark.parametrize(("bits", "opset", "ir"), [(2, 25, 13), (3, 21, 10), (4, 21, 10), (5, 17, 8), (8, 17, 8)])
+@pytest.mark.parametrize(
+    ("bits", "opset", "ir"), [(2, 25, 13), (3, 21, 10), (4, 21, 10), (5, 17, 8), (8, 17, 8)]
+)
 def test_opset_is_raised_only_as_far_as_needed(bits, opset, ir):
     rewritten, _ = all_layers(conv(), bits)
     assert (opset_of(rewritten.proto), rewritten.proto.ir_version) == (opset, ir)
@@ -157,12 +174,22 @@ def test_batch_norm_is_replaced_in_place():
     model = conv()
     report = match(model)
     layer = report.layers[0]
-    new = dataclasses.replace(layer.batch_norm, gamma=noise(6, seed=5), mean=noise(6, seed=6), var=noise(6, seed=7) ** 2)
+    new = dataclasses.replace(
+        layer.batch_norm, gamma=noise(6, seed=5), mean=noise(6, seed=6), var=noise(6, seed=7) ** 2
+    )
     rewritten = rewrite(model, report, [quantized(model, layer, batch_norm=new)])
     assert names(rewritten.proto) == {"q0", "q0s", "gamma", "beta", "mean", "var"}
     for name in ("gamma", "beta", "mean", "var"):
         np.testing.assert_array_equal(values(rewritten.proto, name), getattr(new, name).astype(np.float32))
-    oracle = substitute(model, {"w": quantized(model, layer).weight.dequantize(), "gamma": new.gamma, "mean": new.mean, "var": new.var})
+    oracle = substitute(
+        model,
+        {
+            "w": quantized(model, layer).weight.dequantize(),
+            "gamma": new.gamma,
+            "mean": new.mean,
+            "var": new.var,
+        },
+    )
     np.testing.assert_allclose(run(rewritten.proto, x=X), run(oracle, x=X), rtol=1e-5, atol=1e-6)
 
 
@@ -188,7 +215,9 @@ def test_shared_batch_norm_parameters_are_not_edited():
     first, second = report.layers
     assert first.batch_norm is not None
     new = dataclasses.replace(first.batch_norm, gamma=np.arange(1.0, 5.0), mean=np.arange(4.0))
-    rewritten = rewrite(model, report, [quantized(model, first, batch_norm=new), quantized(model, second)]).proto
+    rewritten = rewrite(
+        model, report, [quantized(model, first, batch_norm=new), quantized(model, second)]
+    ).proto
     checker.check_model(rewritten, full_check=True)
     nodes = {node.output[0]: node for node in rewritten.graph.node}
     np.testing.assert_array_equal(values(rewritten, nodes["b"].input[1]), [1, 2, 3, 4])
@@ -198,7 +227,11 @@ def test_shared_batch_norm_parameters_are_not_edited():
     np.testing.assert_array_equal(values(rewritten, "one2"), np.ones(4))
     # Once both have their own, nothing of the shared ones is left, Identity nodes included.
     both = [
-        quantized(model, layer, batch_norm=dataclasses.replace(layer.batch_norm, gamma=b + 1, beta=b, mean=b, var=b + 2))
+        quantized(
+            model,
+            layer,
+            batch_norm=dataclasses.replace(layer.batch_norm, gamma=b + 1, beta=b, mean=b, var=b + 2),
+        )
         for layer, b in ((first, np.arange(1.0, 5)), (second, np.arange(2.0, 6)))
     ]
     rewritten = rewrite(model, report, both).proto
@@ -209,10 +242,28 @@ def test_shared_batch_norm_parameters_are_not_edited():
 
 BIAS = {
     "Conv": ("[layer] y = Conv(x, w)", "[layer] y = Conv(x, w, b)", (6, 4, 3, 3), X, (1, -1, 1, 1)),
-    "ConvTranspose": ("[layer] y = ConvTranspose(x, w)", "[layer] y = ConvTranspose(x, w, b)", (4, 6, 2, 2), X, (1, -1, 1, 1)),
+    "ConvTranspose": (
+        "[layer] y = ConvTranspose(x, w)",
+        "[layer] y = ConvTranspose(x, w, b)",
+        (4, 6, 2, 2),
+        X,
+        (1, -1, 1, 1),
+    ),
     "Gemm": ("[layer] y = Gemm<beta = 2.0>(x, w)", "[layer] y = Gemm(x, w, b)", (5, 6), X[0, 0], (1, -1)),
-    "MatMul": ("[layer] y = MatMul(x, w)", "[layer] m = MatMul(x, w)  [add] y = Add(m, b)", (5, 6), X[0], (1, 1, -1)),
-    "MatMul, bias first": ("[layer] y = MatMul(x, w)", "[layer] m = MatMul(x, w)  [add] y = Add(b, m)", (5, 6), X[0], (1, 1, -1)),
+    "MatMul": (
+        "[layer] y = MatMul(x, w)",
+        "[layer] m = MatMul(x, w)  [add] y = Add(m, b)",
+        (5, 6),
+        X[0],
+        (1, 1, -1),
+    ),
+    "MatMul, bias first": (
+        "[layer] y = MatMul(x, w)",
+        "[layer] m = MatMul(x, w)  [add] y = Add(b, m)",
+        (5, 6),
+        X[0],
+        (1, 1, -1),
+    ),
 }
 
 
@@ -233,8 +284,13 @@ def test_bias(kind, had_bias):
     new = noise(6, seed=4)
     rewritten = rewrite(model, report, [quantized(model, layer, bias=new)]).proto
     checker.check_model(rewritten, full_check=True)
-    plain = parse(f'<ir_version: 8, opset_import: ["" : 17]> g (float[{dims}] x) => (float[{rank}] y) {{ {without} }}', w=noise(*shape))
-    expected = run(substitute(plain, {"w": quantized(model, layer).weight.dequantize()}), x=x) + new.reshape(broadcast)
+    plain = parse(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[{dims}] x) => (float[{rank}] y) {{ {without} }}',
+        w=noise(*shape),
+    )
+    expected = run(substitute(plain, {"w": quantized(model, layer).weight.dequantize()}), x=x) + new.reshape(
+        broadcast
+    )
     np.testing.assert_allclose(run(rewritten, x=x), expected, rtol=1e-5, atol=1e-5)
     assert "layer" in {node.name for node in rewritten.graph.node}
     assert {"b"} & names(rewritten) == ({"b"} if had_bias else set())
@@ -250,7 +306,11 @@ def test_shared_bias_is_not_edited():
         b=noise(4, seed=2),
     )
     report = match(model)
-    rewritten = rewrite(model, report, [quantized(model, layer, bias=noise(4, seed=5 + layer.index)) for layer in report.layers]).proto
+    rewritten = rewrite(
+        model,
+        report,
+        [quantized(model, layer, bias=noise(4, seed=5 + layer.index)) for layer in report.layers],
+    ).proto
     checker.check_model(rewritten, full_check=True)
     np.testing.assert_array_equal(values(rewritten, "b"), noise(4, seed=2))
     nodes = {node.name: node for node in rewritten.graph.node}
@@ -259,7 +319,9 @@ def test_shared_bias_is_not_edited():
 
 
 def test_computed_bias_gets_company():
-    """A third input that is there but not constant stays; the new bias goes behind, under the old output name."""
+    """A third input that is there but not constant stays; the new bias goes behind, under the old output
+    name.
+    """
     model = parse(
         """<ir_version: 8, opset_import: ["" : 17]>
         g (float[N, 4, 5, 5] x, float[6] b) => (float[N, 6, 3, 3] y) { [layer] y = Conv(x, w, b) }""",
@@ -289,7 +351,12 @@ def test_weight_from_constant_node_through_identity():
     )
     rewritten, report = all_layers(model)
     assert report.layers[0].weight == "k"
-    assert [node.op_type for node in rewritten.proto.graph.node] == ["DequantizeLinear", "Conv", "DequantizeLinear", "Conv"]
+    assert [node.op_type for node in rewritten.proto.graph.node] == [
+        "DequantizeLinear",
+        "Conv",
+        "DequantizeLinear",
+        "Conv",
+    ]
     assert rewritten.proto.graph.node[0].output[0] == "j"
 
 
@@ -320,7 +387,8 @@ def test_weight_with_another_reader_stays(reader):
     }[reader]
     model = parse(
         f"""<ir_version: 8, opset_import: ["" : 17]>
-        g (float[N, 4, 5, 5] x, bool flag) => (float[N, 4, 3, 3] y{output}) {{ [one] y = Conv(x, w) {more} }}""",
+        g (float[N, 4, 5, 5] x, bool flag) => (float[N, 4, 3, 3] y{output}) {{ [one] y = Conv(x, w) {more}
+        }}""",
         w=noise(4, 4, 3, 3),
     )
     layer = Layer("one", "Conv", 0, "w", (4, 4, 3, 3), 0, 1, None, "", "x", "y", 4)
@@ -331,7 +399,13 @@ def test_weight_with_another_reader_stays(reader):
 
 @pytest.mark.parametrize(
     ("tensor", "node", "prefix"),
-    [("qs", "relu", "q"), ("q7", "relu", "q_"), ("q_", "relu", "q_"), ("r", "q0s", "q_"), ("q_4", "relu", "q__")],
+    [
+        ("qs", "relu", "q"),
+        ("q7", "relu", "q_"),
+        ("q_", "relu", "q_"),
+        ("r", "q0s", "q_"),
+        ("q_4", "relu", "q__"),
+    ],
 )
 def test_new_names_avoid_old_ones(tensor, node, prefix):
     model = parse(
@@ -355,7 +429,9 @@ def test_initializers_listed_as_inputs(ir):
     )
     model.ir_version = ir
     for tensor in model.graph.initializer:
-        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        model.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
     report = match(model)
     rewritten = rewrite(model, report, [quantized(model, report.layers[0], bias=noise(6, seed=2))]).proto
     checker.check_model(rewritten, full_check=True)
@@ -365,7 +441,8 @@ def test_initializers_listed_as_inputs(ir):
 
 def test_float16_parameters():
     model = parse(
-        """<ir_version: 8, opset_import: ["" : 17]> g (float16[N, 4, 5, 5] x) => (float16[N, 6, 3, 3] y) { [conv] y = Conv(x, w) }""",
+        """<ir_version: 8, opset_import: ["" : 17]> g (float16[N, 4, 5, 5] x) => (float16[N, 6, 3, 3] y) {
+        [conv] y = Conv(x, w) }""",
         w=noise(6, 4, 3, 3).astype(np.float16),
     )
     report = match(model)
@@ -431,13 +508,19 @@ def test_shared_networks(shared_model, bits, tmp_path):
     assert len(rewritten.layers) == len(report.layers) > 0
     sources = {layer.weight: quantized(model, layer, bits).weight.dequantize() for layer in report.layers}
     shape = [dim.dim_value or 1 for dim in model.graph.input[0].type.tensor_type.shape.dim]
-    shape = [size if i < 2 or size > 1 else 64 for i, size in enumerate(shape)] if "dynamic" in shared_model.name else shape
+    shape = (
+        [size if i < 2 or size > 1 else 64 for i, size in enumerate(shape)]
+        if "dynamic" in shared_model.name
+        else shape
+    )
     inputs = {model.graph.input[0].name: noise(*shape)}
     oracle = run(substitute(raise_opset(model, opset_of(rewritten.proto)), sources), **inputs)
     size = save(rewritten.proto, tmp_path / "small.onnx")
     reloaded = load(tmp_path / "small.onnx")
     assert size == reloaded.size < shared_model.stat().st_size
-    np.testing.assert_allclose(run(reloaded.proto, **inputs), oracle, rtol=1e-4, atol=1e-5 * np.abs(oracle).max())
+    np.testing.assert_allclose(
+        run(reloaded.proto, **inputs), oracle, rtol=1e-4, atol=1e-5 * np.abs(oracle).max()
+    )
 
 
 def test_who_asks_for_the_shape_of_a_weight_does_not_keep_it():
@@ -451,7 +534,9 @@ def test_who_asks_for_the_shape_of_a_weight_does_not_keep_it():
         }""")
     result = quantize(model, recipe=Recipe(bits=8, samples=1))
     assert "w" not in {tensor.name for tensor in result.model.graph.initializer}
-    session = onnxruntime.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        result.model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     _, shape, size = session.run(None, {"x": np.zeros((1, 2, 4, 4), np.float32)})
     assert shape.tolist() == [2, 1]
     assert size == 6

@@ -1,4 +1,6 @@
-"""Predicted noise: each room against a naive computation of the same, and the prediction against what really happens on real images."""
+"""Predicted noise: each room against a naive computation of the same, and the prediction against what really
+happens on real images.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,26 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 from scipy.stats import spearmanr
 
-from onnx_dfmpc import graph, statistics
 from onnx_dfmpc.compensate import respond
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.inputs import Feeding
-from onnx_dfmpc.layout import taps, to_rows
-from onnx_dfmpc.match import match
-from onnx_dfmpc.quantize import dequantize, regularize
+from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.sensitivity import Flow, data_feeds, noise_at_outputs, predict, probe_feeds
-from onnx_dfmpc.sensitivity.heard import Listener, relative, scores
-from onnx_dfmpc.sensitivity.local import Candidate, candidates
-from onnx_dfmpc.sensitivity.table import spread
+from onnx_dfmpc.rounding.grids import dequantize
+from onnx_dfmpc.rounding.regularize import regularize
+from onnx_dfmpc.sensitivity.candidates import Candidate, candidates
+from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
+from onnx_dfmpc.sensitivity.outputs import OutputNoise, relative, scores
+from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
+from onnx_dfmpc.sensitivity.table import predict, spread
 from onnx_dfmpc.solve import correct, noise_share, relative_noise, round_layer
 from onnx_dfmpc.spec import InputStatistics, LayerPlan
+from onnx_dfmpc.spec.ops import taps, to_rows
+from onnx_dfmpc.statistics.probe import Probe
 from tests.arrays import batch_norm, covariance, forms, layer, seeds
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -56,7 +64,9 @@ def test_local_noise_is_the_variance_of_the_difference(form, seed, normed):
         for j, (group, row) in enumerate((group, row) for group in range(g) for row in range(rows.shape[1])):
             signal += power[j] * rows[group, row] @ trusted[group] @ rows[group, row]
             noise += power[j] * error[group, row] @ trusted[group] @ error[group, row]
-            assert candidate.shift[j] == pytest.approx(error[group, row] @ known.mean[group], rel=1e-3, abs=1e-4)
+            assert candidate.shift[j] == pytest.approx(
+                error[group, row] @ known.mean[group], rel=1e-3, abs=1e-4
+            )
         assert candidate.noise == pytest.approx(noise / signal, rel=2e-3, abs=1e-6)
 
 
@@ -70,12 +80,21 @@ def test_the_sketch_is_close_to_the_rounding_that_the_layer_will_get(method):
     for width, candidate in candidates(one, weight, known, (2, 3, 4), recipe).items():
         paper = recipe.method == "paper"
         grid = "asymmetric" if not paper else "ternary" if width == 2 else "symmetric"
-        plan = LayerPlan("conv", width, "inner", grid, recipe.rounding or ("nearest" if paper else "covariance"), not paper)
+        plan = LayerPlan(
+            "conv", width, "inner", grid, recipe.rounding or ("nearest" if paper else "covariance"), not paper
+        )
         rounded = round_layer(one, plan, weight, known)
         response = rounded.response
         if not method:  # predicted by the covariance that rounding trusts, not by the one it is given
-            response = respond(rounded.rows, dequantize(rounded.codes), known.mean, regularize(known.covariance, 9, known.samples))
-        full = noise_share(response.scaled(correct(replace(rounded, response=response), recipe, None).gain), one)
+            response = respond(
+                rounded.rows,
+                dequantize(rounded.codes),
+                known.mean,
+                regularize(known.covariance, 9, known.samples),
+            )
+        full = noise_share(
+            response.scaled(correct(replace(rounded, response=response), recipe, None).gain), one
+        )
         assert full is not None
         assert abs(10 * np.log10(candidate.noise / full)) < 2.5  # dB, of the 6 that a bit is worth
 
@@ -105,11 +124,19 @@ g (float[N, 64, 4, 4] x) => (float[N, 64, 4, 4] y) {
     z = Concat <axis = 1> (c, d)
     [e] y = Conv (z, we)
 }"""
-SHAPES = {"wa": (64, 64, 1, 1), "wb": (64, 64, 1, 1), "wc": (16, 64, 1, 1), "wd": (48, 64, 1, 1), "we": (64, 64, 1, 1)}
+SHAPES = {
+    "wa": (64, 64, 1, 1),
+    "wb": (64, 64, 1, 1),
+    "wc": (16, 64, 1, 1),
+    "wd": (48, 64, 1, 1),
+    "we": (64, 64, 1, 1),
+}
 GAINS = {"wa": 1.0, "wb": 0.5, "wc": 2.0, "wd": 0.7, "we": 1.0}
 
 
-def with_weights(text: str, shapes: dict[str, tuple[int, ...]], gains: dict[str, float] | None = None) -> ModelProto:
+def with_weights(
+    text: str, shapes: dict[str, tuple[int, ...]], gains: dict[str, float] | None = None
+) -> ModelProto:
     rng = np.random.default_rng(0)
     model = parser.parse_model(text)
     for name, shape in shapes.items():
@@ -136,18 +163,30 @@ def test_shares_of_sums_and_of_concatenations():
     model = with_weights(BLOCK, SHAPES, GAINS)
     rng = np.random.default_rng(1)
     x = rng.standard_normal((64, 64, 4, 4)).astype(np.float32)
-    flow, report = Flow(model), match(model)
+    flow, report = NoisePropagation(model), match(model)
     named = {one.name: one for one in report.layers}
     for one in report.layers:
         known = white(one)
         values = x if one.input == "x" else run(extracted(model, one.input), {"x": x})
         vectors = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
-        flow.see(one, InputStatistics(vectors.mean(axis=0)[None], np.cov(vectors.T)[None].astype(np.float32), len(vectors), known.provider))
+        flow.see(
+            one,
+            InputStatistics(
+                vectors.mean(axis=0)[None],
+                np.cov(vectors.T)[None].astype(np.float32),
+                len(vectors),
+                known.provider,
+            ),
+        )
     amplified = flow.amplification()
     float_output = run(model, {"x": x})
     for name, one in named.items():
         output = run(extracted(model, one.output), {"x": x})
-        noise = rng.standard_normal(output.shape).astype(np.float32) * 0.01 * output.std(axis=(0, 2, 3), keepdims=True)
+        noise = (
+            rng.standard_normal(output.shape).astype(np.float32)
+            * 0.01
+            * output.std(axis=(0, 2, 3), keepdims=True)
+        )
         moved = run(moved_by(model, one.output, noise), {"x": x})
         heard = np.square(moved - float_output).sum() / np.square(float_output).sum()
         assert noise_at_outputs(amplified, one, 1e-4) == pytest.approx(heard, rel=0.25), name
@@ -188,7 +227,7 @@ def test_nothing_is_heard_through_a_shape_and_less_behind_an_average():
         }""",
         {"wa": (8, 8, 1, 1), "wb": (8, 8, 1, 1), "wc": (8, 8)},
     )
-    report, flow = match(model), Flow(model)
+    report, flow = match(model), NoisePropagation(model)
     named = {one.name: one for one in report.layers}
     for one in report.layers:
         flow.see(one, white(one))
@@ -220,11 +259,15 @@ def test_measured_noise_is_that_of_a_model_with_one_layer_replaced():
     report, rng = match(model), np.random.default_rng(2)
     batches = [{"x": rng.standard_normal((2, 3, 6, 6)).astype(np.float32)} for _ in range(3)]
     x = {"x": np.concatenate([batch["x"] for batch in batches])}
-    table = graph.ConstantTable(model)
-    listener = Listener(model, table, report.layers, batches)
+    table = ConstantTable(model)
+    listener = OutputNoise(model, table, report.layers, batches)
     for one in report.layers:
         quantized = {
-            width: Candidate((table[one.weight] * (1 + 0.5 / width)).astype(np.float32), rng.standard_normal(one.channels), 0.0)
+            width: Candidate(
+                (table[one.weight] * (1 + 0.5 / width)).astype(np.float32),
+                rng.standard_normal(one.channels),
+                0.0,
+            )
             for width in (2, 4)
         }
         found = listener.noise(one, quantized)
@@ -233,10 +276,15 @@ def test_measured_noise_is_that_of_a_model_with_one_layer_replaced():
             expected = []
             for output in ("c", "map"):
                 copy = extracted(moved_by(model, one.output, -shift), output)
-                reference, moved = run(extracted(model, output), x), run(copy, x, **{one.weight: candidate.weight})
+                reference, moved = (
+                    run(extracted(model, output), x),
+                    run(copy, x, **{one.weight: candidate.weight}),
+                )
                 difference = (moved - reference).reshape(6, -1).astype(np.float64)
                 spread_out = difference - difference.mean(axis=0)
-                expected.append(np.square(spread_out).sum() * 6 / 5 / np.square(reference, dtype=np.float64).sum())
+                expected.append(
+                    np.square(spread_out).sum() * 6 / 5 / np.square(reference, dtype=np.float64).sum()
+                )
             assert found[width] == pytest.approx(np.mean(expected), rel=1e-3, abs=1e-12), (one.name, width)
 
 
@@ -257,7 +305,9 @@ def test_an_offset_of_all_samples_is_no_noise(seed, count, offset):
     b = a + 0.1 * rng.standard_normal(a.shape)
     halves = [a[: count // 2], a[count // 2 :]], [b[: count // 2] + offset, b[count // 2 :] + offset]
     centred = (b - a) - (b - a).mean(axis=0)
-    assert relative(*halves) == pytest.approx(np.square(centred).sum() * count / (count - 1) / np.square(a).sum())
+    assert relative(*halves) == pytest.approx(
+        np.square(centred).sum() * count / (count - 1) / np.square(a).sum()
+    )
 
 
 def test_outputs_that_cannot_be_compared():
@@ -289,9 +339,15 @@ def test_a_network_that_cannot_be_compared_is_predicted_in_closed_form():
 
 def predicted(model: ModelProto, source: str, data: np.ndarray | None = None, **knobs: Any) -> Any:
     report = match(model)
-    specs = statistics.model_inputs(model)
-    provider = statistics.Probe(model, statistics.synthetic_feeds(specs, samples=16, **knobs), provider="probe")
-    feeds = None if source == "bn" else probe_feeds(model, **knobs) if data is None else data_feeds(model, Feeding(data))
+    specs = model_inputs(model)
+    provider = Probe(model, synthetic_feeds(specs, samples=16, **knobs), provider="probe")
+    feeds = (
+        None
+        if source == "bn"
+        else probe_feeds(model, **knobs)
+        if data is None
+        else data_feeds(model, Feeding(data))
+    )
     allowed = {one.name: np.ones(len(WIDTHS), bool) for one in report.layers}
     return predict(model, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=source)
 
@@ -300,11 +356,11 @@ def predicted(model: ModelProto, source: str, data: np.ndarray | None = None, **
 
 
 def test_predictions_on_the_shipped_network_rank_its_layers(digits_folded, digits_data):
-    model = graph.load(digits_folded).proto
+    model = load(digits_folded).proto
     images = np.load(digits_data)["input"]
     truth = predicted(model, "measured", images[:128], input_range=(0, 1))
     assert truth.provider == "measured"
-    table, report = graph.ConstantTable(model), match(model)
+    table, report = ConstantTable(model), match(model)
     found = {source: predicted(model, source, input_range=(0, 1)) for source in ("bn", "probe")}
     for source, prediction in found.items():
         assert prediction.provider == source
@@ -312,13 +368,15 @@ def test_predictions_on_the_shipped_network_rank_its_layers(digits_folded, digit
     for column in (0, 1, 2):
         true = truth.noise[:, column]
         raw = [relative_noise(one, table[one.weight], WIDTHS[column]) for one in report.layers]
-        closed, probed = (spearmanr(found[source].noise[:, column], true).statistic for source in ("bn", "probe"))
+        closed, probed = (
+            spearmanr(found[source].noise[:, column], true).statistic for source in ("bn", "probe")
+        )
         assert spearmanr(raw, true).statistic < closed < probed
     np.testing.assert_array_equal(predicted(model, "probe", input_range=(0, 1)).noise, found["probe"].noise)
 
 
 def test_layers_that_stay_float_and_widths_that_are_closed_are_not_tried(digits_bn, monkeypatch):
-    model = graph.load(digits_bn).proto
+    model = load(digits_bn).proto
     report = match(model)
     tried = []
 
@@ -328,11 +386,14 @@ def test_layers_that_stay_float_and_widths_that_are_closed_are_not_tried(digits_
 
     monkeypatch.setattr("onnx_dfmpc.sensitivity.table.candidates", recorded)
     names = [one.name for one in report.layers]
-    opened = {name: np.isin(WIDTHS, wanted) for name, wanted in zip(names[1:4], [(2, 4, 8), (8,), (3,)], strict=True)}
-    feeds = statistics.synthetic_feeds(statistics.model_inputs(model), samples=8, input_range=(0, 1))
+    opened = {
+        name: np.isin(WIDTHS, wanted)
+        for name, wanted in zip(names[1:4], [(2, 4, 8), (8,), (3,)], strict=True)
+    }
+    feeds = synthetic_feeds(model_inputs(model), samples=8, input_range=(0, 1))
     seen = []
     found = predict(
-        model, report.layers, WIDTHS, opened, RECIPE, statistics.Probe(model, feeds, provider="probe"),
+        model, report.layers, WIDTHS, opened, RECIPE, Probe(model, feeds, provider="probe"),
         feeds=None, source="bn", progress=lambda *state: seen.append(state),
     )  # fmt: skip
     assert tried == [(names[1], (2, 4)), (names[2], (4,)), (names[3], (3,))]
@@ -341,12 +402,12 @@ def test_layers_that_stay_float_and_widths_that_are_closed_are_not_tried(digits_
 
 
 def test_inputs_to_listen_with(digits_bn):
-    model = graph.load(digits_bn).proto
+    model = load(digits_bn).proto
     feeds = probe_feeds(model, seed=3, input_range=(0, 1))
     images = np.concatenate([next(iter(feed.values())) for feed in feeds])
     assert 8 <= len(images) <= 32
     assert 0 <= images.min() <= images.max() <= 1
-    ours = statistics.synthetic_feeds(statistics.model_inputs(model), seed=3, input_range=(0, 1))
+    ours = synthetic_feeds(model_inputs(model), seed=3, input_range=(0, 1))
     known = {image.tobytes() for feed in ours for image in next(iter(feed.values()))}
     assert known.isdisjoint(image.tobytes() for image in images)
     fixed = ModelProto()

@@ -1,4 +1,6 @@
-"""Every shared network, end to end: quantized, checked, accounted for, and loaded with ONNX Runtime's default options."""
+"""Every shared network, end to end: quantized, checked, accounted for, and loaded with ONNX Runtime's default
+options.
+"""
 
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from onnx_dfmpc import Recipe, quantize
-from onnx_dfmpc.statistics import model_inputs, synthetic_feeds
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
@@ -43,7 +46,11 @@ def test_every_network_quantizes_and_loads(shared_model: Path, tmp_path: Path):
 @pytest.mark.parametrize("knobs", [{}, {"method": "paper"}], ids=["default", "paper"])
 def test_resnet56_at_2_and_6_bits_is_small(shared_dir: Path, tmp_path: Path, knobs: dict[str, str]):
     target = tmp_path / "small.onnx"
-    result = quantize(shared_dir / "models" / "cifar10_resnet56_bn.onnx", target, Recipe(low_bits=2, high_bits=6, samples=4, **knobs))
+    result = quantize(
+        shared_dir / "models" / "cifar10_resnet56_bn.onnx",
+        target,
+        Recipe(low_bits=2, high_bits=6, samples=4, **knobs),
+    )
     assert result.size == target.stat().st_size < 800_000
     assert {layer.bits for layer in result.layers if layer.role == "low"} == {2}
     assert sum(layer.role == "low" for layer in result.layers) == 27

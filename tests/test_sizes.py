@@ -10,20 +10,27 @@ from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper, parser
 
 from onnx_dfmpc.errors import DfmpcError, RecipeError
-from onnx_dfmpc.graph import load, opset_of
-from onnx_dfmpc.layout import shares_grid
-from onnx_dfmpc.match import match
-from onnx_dfmpc.rewrite import Rewritten, base_size, predicted_size, rewrite, stored_sizes
-from onnx_dfmpc.spec import Form, Grid, Layer, MatchReport, QuantizedLayer, QuantizedWeight
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
+from onnx_dfmpc.model.opset import opset_of
+from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
+from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
+from onnx_dfmpc.spec import Grid, Layer, MatchReport, QuantizedLayer, QuantizedWeight, StorageFormat
+from onnx_dfmpc.spec.ops import shares_grid
 
 WIDTHS = range(2, 9)
-FORMS = [Form(*words) for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))]
-FORMS += [Form("native", weight_format="qdq"), Form("portable", weight_format="qdq")]
+FORMS = [
+    StorageFormat(*words)
+    for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))
+]
+FORMS += [StorageFormat("native", weight_format="qdq"), StorageFormat("portable", weight_format="qdq")]
 GRIDS: tuple[Grid, ...] = ("asymmetric", "symmetric", "ternary")
 METADATA = {"version": "1", "recipe_sha256": "0" * 64, "bits": "{}"}
 
 
-def quantized(layer: Layer, bits: int, grid: Grid, rng: np.random.Generator, *, corrected: bool) -> QuantizedLayer:
+def quantized(
+    layer: Layer, bits: int, grid: Grid, rng: np.random.Generator, *, corrected: bool
+) -> QuantizedLayer:
     """Random numbers, a zero point that is not zero, and new parameters, as the solver makes them."""
     asymmetric = grid == "asymmetric"
     low = 0 if asymmetric else -(2 ** (bits - 1))
@@ -31,7 +38,14 @@ def quantized(layer: Layer, bits: int, grid: Grid, rng: np.random.Generator, *, 
     channels = () if axis is None else (layer.shape[axis],)
     zero_point = np.asarray(rng.integers(1, 2**bits, channels), np.int16) if asymmetric else None
     codes = rng.integers(low, low + 2**bits, layer.shape).astype(np.int16)
-    weight = QuantizedWeight(codes, np.asarray(rng.uniform(0.01, 0.1, channels), np.float32), zero_point, bits, not asymmetric, axis)
+    weight = QuantizedWeight(
+        codes,
+        np.asarray(rng.uniform(0.01, 0.1, channels), np.float32),
+        zero_point,
+        bits,
+        not asymmetric,
+        axis,
+    )
     norm = layer.batch_norm
     if not corrected:
         return QuantizedLayer(layer.name, weight)
@@ -40,13 +54,27 @@ def quantized(layer: Layer, bits: int, grid: Grid, rng: np.random.Generator, *, 
     return QuantizedLayer(layer.name, weight, batch_norm=dataclasses.replace(norm, mean=norm.mean + 0.5))
 
 
-def rewritten(model: ModelProto, report: MatchReport, bits: dict[str, int], form: Form, grid: Grid, *, corrected: bool = True) -> Rewritten:
+def rewritten(
+    model: ModelProto,
+    report: MatchReport,
+    bits: dict[str, int],
+    form: StorageFormat,
+    grid: Grid,
+    *,
+    corrected: bool = True,
+) -> Rewritten:
     rng = np.random.default_rng(0)
-    layers = [quantized(layer, bits[layer.name], grid, rng, corrected=corrected) for layer in report.layers if layer.name in bits]
+    layers = [
+        quantized(layer, bits[layer.name], grid, rng, corrected=corrected)
+        for layer in report.layers
+        if layer.name in bits
+    ]
     return rewrite(model, report, layers, form=form, metadata=METADATA)
 
 
-def assert_predicted(model: ModelProto, bits: dict[str, int], form: Form, grid: Grid, *, corrected: bool = True) -> None:
+def assert_predicted(
+    model: ModelProto, bits: dict[str, int], form: StorageFormat, grid: Grid, *, corrected: bool = True
+) -> None:
     """Every promise of the sizes, for one choice of bits."""
     report, moved = match(model), ("mean",) if corrected else ()
     done = rewritten(model, report, bits, form, grid, corrected=corrected)
@@ -75,7 +103,13 @@ def test_sizes_on_the_digits_network(networks, data):
     model = data.draw(st.sampled_from(networks))
     names = [layer.name for layer in match(model).layers]
     bits = data.draw(st.dictionaries(st.sampled_from(names), st.integers(2, 8), min_size=1))
-    assert_predicted(model, bits, data.draw(st.sampled_from(FORMS)), data.draw(st.sampled_from(GRIDS)), corrected=data.draw(st.booleans()))
+    assert_predicted(
+        model,
+        bits,
+        data.draw(st.sampled_from(FORMS)),
+        data.draw(st.sampled_from(GRIDS)),
+        corrected=data.draw(st.booleans()),
+    )
 
 
 AWKWARD = {
@@ -90,13 +124,23 @@ AWKWARD = {
 }
 
 
-@pytest.mark.parametrize("form", [Form(), Form("compact", "int8"), Form("portable", "float")], ids=lambda form: form.storage)
+@pytest.mark.parametrize(
+    "form",
+    [StorageFormat(), StorageFormat("compact", "int8"), StorageFormat("portable", "float")],
+    ids=lambda form: form.storage,
+)
 @pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD)
 def test_sizes_of_awkward_models(text, form):
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 11]> g (float[1, 4, 5, 5] x) => (float[A, B, C, D] y) {{ {text} }}')
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 11]> g (float[1, 4, 5, 5] x) => (float[A, B, C, D] y) {{ {text} }}'
+    )
     rng = np.random.default_rng(1)
     shapes = {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1), "b": (4,), "t": (4, 2, 2, 2)}
-    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items() if f" {name}" in text}
+    arrays = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in shapes.items()
+        if f" {name}" in text
+    }
     model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in arrays.items())
     report = match(model)
     for bits in (2, 3, 6):
@@ -111,7 +155,7 @@ def test_real_networks(shared_model):
     model = load(shared_model).proto
     names = [layer.name for layer in match(model).layers]
     bits = dict(zip(names, itertools.cycle(WIDTHS), strict=False))
-    assert_predicted(model, bits, Form("compact", "int8"), "asymmetric")
+    assert_predicted(model, bits, StorageFormat("compact", "int8"), "asymmetric")
 
 
 def test_compact_is_close_to_the_nominal_bits(shared_dir):
@@ -122,7 +166,12 @@ def test_compact_is_close_to_the_nominal_bits(shared_dir):
     assert weights > 1e6
     for bits in WIDTHS:
         ideal = model.ByteSize() - 4 * weights + weights * bits / 8
-        assert predicted_size(model, report, {layer.name: bits for layer in report.layers}, Form("compact")) < 1.06 * ideal
+        assert (
+            predicted_size(
+                model, report, {layer.name: bits for layer in report.layers}, StorageFormat("compact")
+            )
+            < 1.06 * ideal
+        )
 
 
 def test_layers_that_are_left_out_stay_float(networks):
@@ -136,11 +185,15 @@ def test_layers_that_are_left_out_stay_float(networks):
 
 def test_wide_layers():
     """More channels than other tools are expected to look into."""
-    model = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3] x) => (float[A, B] y) { [one] y = Gemm(x, w, b) }')
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3] x) => (float[A, B] y) { [one] y = Gemm(x, w, b) }'
+    )
     rng = np.random.default_rng(0)
     arrays = {"w": rng.standard_normal((3, 1500)), "b": rng.standard_normal(1500)}
-    model.graph.initializer.extend(numpy_helper.from_array(values.astype(np.float32), name) for name, values in arrays.items())
-    assert_predicted(model, {"one": 5}, Form("compact"), "asymmetric")
+    model.graph.initializer.extend(
+        numpy_helper.from_array(values.astype(np.float32), name) for name, values in arrays.items()
+    )
+    assert_predicted(model, {"one": 5}, StorageFormat("compact"), "asymmetric")
 
 
 def test_opset_conversion_is_counted():
@@ -149,7 +202,7 @@ def test_opset_conversion_is_counted():
     )
     model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 8), np.float32), "w"))
     report = match(model)
-    done = rewritten(model, report, {"one": 2}, Form(), "asymmetric").proto
+    done = rewritten(model, report, {"one": 2}, StorageFormat(), "asymmetric").proto
     assert opset_of(done) == 25
     assert len(done.graph.node) > len(model.graph.node) + 1  # Softmax became several nodes
 
@@ -158,6 +211,6 @@ def test_what_cannot_be_sized(networks):
     model = networks[0]
     report = match(model)
     with pytest.raises(RecipeError, match="qdq"):
-        stored_sizes(model, report, WIDTHS, Form("compact", weight_format="qdq"))
+        stored_sizes(model, report, WIDTHS, StorageFormat("compact", weight_format="qdq"))
     with pytest.raises(DfmpcError, match="'nobody' is not in the match report"):
         predicted_size(model, report, {"nobody": 4})

@@ -1,4 +1,6 @@
-"""One layer solved: what is stored computes what was meant, and the repairs do what they say on simulated inputs."""
+"""One layer solved: what is stored computes what was meant, and the repairs do what they say on simulated
+inputs.
+"""
 
 from dataclasses import replace
 
@@ -8,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_dfmpc.compensate import MAX_GAIN
-from onnx_dfmpc.layout import shares_grid, to_rows
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.solve import Rounded, correct, finish, finish_paper, round_layer
 from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer, LayerPlan, QuantizedLayer
+from onnx_dfmpc.spec.ops import shares_grid, to_rows
 from tests.arrays import FORMS, batch_norm, forms, layer, seeds, statistics
 
 PAPER, OURS = Recipe(method="paper"), Recipe()
@@ -41,7 +43,9 @@ def inputs(found: InputStatistics, samples: int = 20_000, seed: int = 0) -> np.n
     white = np.random.default_rng(seed).standard_normal((g, n, samples))
     white -= white.mean(axis=2, keepdims=True)
     covariance = white @ white.transpose(0, 2, 1) / samples
-    colour = np.linalg.cholesky(found.covariance.astype(np.float64)) @ np.linalg.inv(np.linalg.cholesky(covariance))
+    colour = np.linalg.cholesky(found.covariance.astype(np.float64)) @ np.linalg.inv(
+        np.linalg.cholesky(covariance)
+    )
     return colour @ white + found.mean[..., None]
 
 
@@ -67,7 +71,9 @@ def test_what_is_stored_is_what_was_rounded(form, seed, bits, rounding):
     assert weight.axis == (None if shares_grid(at) else at.axis)
     assert weight.scale.dtype == np.float32
     assert weight.scale.shape == (() if shares_grid(at) else (at.shape[at.axis],))
-    assert weight.zero_point is None or (weight.zero_point.shape == weight.scale.shape and weight.zero_point.dtype == weight.codes.dtype)
+    assert weight.zero_point is None or (
+        weight.zero_point.shape == weight.scale.shape and weight.zero_point.dtype == weight.codes.dtype
+    )
     assert done.bias is None
     assert done.batch_norm is None
     np.testing.assert_array_equal(done.gain, 1)
@@ -81,7 +87,10 @@ def test_bias_correction_keeps_the_mean_of_every_output(form, seed, has_norm):
     weight, found, bias = weight_of(at, seed), known(at, seed), rng.standard_normal(at.channels)
     rounded = round_layer(at, plan(), weight, found)
     done = finish(rounded, correct(rounded, OURS, None), OURS, bias)
-    before, after = (np.einsum("grn,gn->gr", rows.astype(np.float64), found.mean).ravel() for rows in (rounded.rows, stored_rows(done, at)))
+    before, after = (
+        np.einsum("grn,gn->gr", rows.astype(np.float64), found.mean).ravel()
+        for rows in (rounded.rows, stored_rows(done, at))
+    )
     if has_norm:
         assert done.bias is None
         np.testing.assert_allclose(after - done.batch_norm.mean, before - at.batch_norm.mean, atol=1e-3)
@@ -118,7 +127,10 @@ def test_predicted_sqnr_is_what_simulated_inputs_show(form, has_norm):
     rounded = round_layer(at, plan(3), weight_of(at, 0), found)
     done = finish(rounded, correct(rounded, OURS, None), OURS, None)
     x = inputs(found)
-    y, yq = (normalised(z, at.batch_norm) if has_norm else z for z in (outputs(rounded.rows, x), outputs(stored_rows(done, at), x)))
+    y, yq = (
+        normalised(z, at.batch_norm) if has_norm else z
+        for z in (outputs(rounded.rows, x), outputs(stored_rows(done, at), x))
+    )
     noise = (yq - y).var(axis=1).sum()
     assert done.predicted_sqnr_db == pytest.approx(10 * np.log10(y.var(axis=1).sum() / noise), abs=0.05)
 
@@ -144,7 +156,9 @@ def test_the_paper_gives_every_output_its_mean_and_variance_back_and_then_c(form
     assert taken_over is None
     yq = outputs(stored_rows(done, at), x)
     actual = normalised(yq, done.batch_norm) if has_norm else yq + done.bias[:, None]
-    if shares_grid(at) and not has_norm:  # one scale for all groups: there is no place for a factor per channel
+    if (
+        shares_grid(at) and not has_norm
+    ):  # one scale for all groups: there is no place for a factor per channel
         np.testing.assert_allclose(actual.mean(axis=1), expected.mean(axis=1), atol=1e-2)
         return
     kept, left = finish_paper(rounded, PAPER, bias, to_consumers=True)
@@ -160,7 +174,12 @@ def test_the_paper_gives_every_output_its_mean_and_variance_back_and_then_c(form
     np.testing.assert_allclose(c * without, actual, rtol=1e-4, atol=1e-4)
 
 
-@given(st.sampled_from([form for form in FORMS if form[0] != "ConvTranspose"]), seeds, st.booleans(), st.sampled_from([0.0, 0.5, 5.0]))
+@given(
+    st.sampled_from([form for form in FORMS if form[0] != "ConvTranspose"]),
+    seeds,
+    st.booleans(),
+    st.sampled_from([0.0, 0.5, 5.0]),
+)
 def test_producer_side_and_consumer_side_agree_behind_a_homogeneous_activation(form, seed, has_norm, lambda1):
     """sum_j V_j c_j act(y_j) = sum_j V_j act(c_j y_j) for Relu, c = 0 included."""
     at = layer(*form)
@@ -179,13 +198,17 @@ def test_producer_side_and_consumer_side_agree_behind_a_homogeneous_activation(f
         return np.maximum(normalised(y, done.batch_norm) if has_norm else y + done.bias[:, None], 0)
 
     producer_side, consumer_side = consumer @ activated(here), (consumer * c) @ activated(there)
-    np.testing.assert_allclose(producer_side, consumer_side, rtol=1e-3, atol=1e-3 * max(1, np.abs(producer_side).max()))
+    np.testing.assert_allclose(
+        producer_side, consumer_side, rtol=1e-3, atol=1e-3 * max(1, np.abs(producer_side).max())
+    )
     np.testing.assert_allclose(here.gain, there.gain)
 
 
 def test_a_coefficient_of_zero_silences_its_channel_on_either_side():
     at = layer("Conv", (2, 1, 1, 1))
-    norm = BatchNorm("bn", "b", np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([0.0, -4.0]), np.ones(2), 0.0)
+    norm = BatchNorm(
+        "bn", "b", np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([0.0, -4.0]), np.ones(2), 0.0
+    )
     at = replace(at, batch_norm=norm)
     # The mean of the input is such that correcting the second channel's mean turns the sign of its bias.
     found = InputStatistics(np.array([[100.0]]), np.ones((1, 1, 1), np.float32), 0, "test")
@@ -219,7 +242,9 @@ def test_switches_switch_off_what_they_say(method, has_norm):
     def run(**switches: bool) -> QuantizedLayer:
         recipe = Recipe(method=method, **switches)
         return (
-            finish_paper(rounded, recipe, bias)[0] if method == "paper" else finish(rounded, correct(rounded, recipe, None), recipe, bias)
+            finish_paper(rounded, recipe, bias)[0]
+            if method == "paper"
+            else finish(rounded, correct(rounded, recipe, None), recipe, bias)
         )
 
     nothing = run(compensate=False, bias_correction=False)
@@ -230,7 +255,9 @@ def test_switches_switch_off_what_they_say(method, has_norm):
     np.testing.assert_array_equal(shift_only.weight.dequantize(), rounded.weight())
     if has_norm:
         for field in ("gamma", "beta", "var"):
-            np.testing.assert_array_equal(getattr(shift_only.batch_norm, field), getattr(at.batch_norm, field))
+            np.testing.assert_array_equal(
+                getattr(shift_only.batch_norm, field), getattr(at.batch_norm, field)
+            )
         assert (shift_only.batch_norm.mean != at.batch_norm.mean).all()
     else:
         assert (shift_only.bias != bias).all()
@@ -247,7 +274,10 @@ def test_no_statistics_no_signal():
     still = InputStatistics(np.zeros((1, 27)), np.zeros((1, 27, 27), np.float32), 0, "test")
     for rounding in ("nearest", "covariance"):
         rounded: Rounded = round_layer(at, plan(rounding=rounding), weight_of(at, 0), still)
-        for done in (finish(rounded, correct(rounded, OURS, None), OURS, None), finish_paper(rounded, PAPER, None)[0]):
+        for done in (
+            finish(rounded, correct(rounded, OURS, None), OURS, None),
+            finish_paper(rounded, PAPER, None)[0],
+        ):
             assert done.predicted_sqnr_db is None
             assert np.isfinite(done.weight.dequantize()).all()
             assert np.isfinite(done.bias).all()

@@ -1,4 +1,6 @@
-"""Statistics of layer inputs: the stream against one run of the whole model, moments against loops, inputs as the model declares them."""
+"""Statistics of layer inputs: the stream against one run of the whole model, moments against loops, inputs as
+the model declares them.
+"""
 
 from typing import Any
 from unittest import mock
@@ -10,23 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper, parser
 
-from onnx_dfmpc import graph
 from onnx_dfmpc.errors import ModelError, UnsupportedError
-from onnx_dfmpc.graph import ConstantTable
-from onnx_dfmpc.inputs import Feeding, InputSpec
-from onnx_dfmpc.layout import to_rows
-from onnx_dfmpc.match import match
-from onnx_dfmpc.statistics import Probe, model_inputs, real_feeds, synthetic, synthetic_feeds
-from onnx_dfmpc.statistics import batches as batches_room
+from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
+from onnx_dfmpc.inputs.specs import InputSpec
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load
+from onnx_dfmpc.runtime.partial import PartialRun
+from onnx_dfmpc.spec.ops import to_rows
+from onnx_dfmpc.runtime import batches as batches_room
+from onnx_dfmpc.inputs import synthetic_feeds as synthetic
 from onnx_dfmpc.statistics.moments import measure
-from onnx_dfmpc.statistics.probe import _moments
-from onnx_dfmpc.statistics.stream import Stream
+from onnx_dfmpc.statistics.probe import Probe, _moments
 from tests.arrays import layer, seeds
 
 
 def parse(text: str, **initializers: np.ndarray) -> ModelProto:
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}')
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()
+    )
     return model
 
 
@@ -47,7 +54,7 @@ def whole(model: ModelProto, names: list[str], feeds: list[dict[str, np.ndarray]
     return [list(values) for values in zip(*(session.run(None, feed) for feed in feeds), strict=True)]
 
 
-# Stream
+# PartialRun
 
 FORKED = """g (float[N, 3, 6, 6] x) => (float[] y, float[] z) {
     w_same = Identity(w)
@@ -89,11 +96,14 @@ def forked() -> ModelProto:
     return model
 
 
-def stream(model: ModelProto, feeds: list[dict[str, np.ndarray]]) -> Stream:
-    return Stream(model, ConstantTable(model), feeds)
+def stream(model: ModelProto, feeds: list[dict[str, np.ndarray]]) -> PartialRun:
+    return PartialRun(model, ConstantTable(model), feeds)
 
 
-@pytest.mark.parametrize("wanted", [["a", "r", "b", "t", "parts_b", "s", "p2", "y", "z"], ["r", "y"], ["b"], ["y"], ["x", "a", "z"]])
+@pytest.mark.parametrize(
+    "wanted",
+    [["a", "r", "b", "t", "parts_b", "s", "p2", "y", "z"], ["r", "y"], ["b"], ["y"], ["x", "a", "z"]],
+)
 def test_stream_computes_what_the_whole_model_computes(wanted):
     model = forked()
     feeds = [{"x": noise(2, 3, 6, 6, seed=s)} for s in (1, 2, 3)]
@@ -114,7 +124,9 @@ def test_stream_gives_branches_the_tensors_that_they_capture(yes):
     feeds = [{"x": noise(2, 2, 4, 4, seed=s), "yes": np.array(yes)} for s in (1, 2)]
     tested = stream(model, feeds)
     names = ["a", "b", "y"]
-    computed = [tested.value(name) for name in names]  # a and r are captured, and must live until the branch has run
+    computed = [
+        tested.value(name) for name in names
+    ]  # a and r are captured, and must live until the branch has run
     for actual, expected in zip(computed, whole(model, names, feeds), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
@@ -149,7 +161,11 @@ def test_what_is_put_is_what_the_nodes_behind_see():
 
 
 def test_stream_respects_a_fixed_batch():
-    model = parse("g (float[1, 2, 5] x) => (float[] y) { f = Reshape(x, s)  y = MatMul(f, w) }", s=np.array([1, 10]), w=noise(10, 3))
+    model = parse(
+        "g (float[1, 2, 5] x) => (float[] y) { f = Reshape(x, s)  y = MatMul(f, w) }",
+        s=np.array([1, 10]),
+        w=noise(10, 3),
+    )
     feeds = synthetic_feeds(model_inputs(model))
     assert len(feeds) > 1
     assert {feed["x"].shape for feed in feeds} == {(1, 2, 5)}
@@ -193,7 +209,9 @@ CONVS = [
 
 
 def single(op: str, attributes: str) -> ModelProto:
-    return parse(f"g (float[] x, float[] w) => (float[] y) {{ y = {op} {f'<{attributes}>' if attributes else ''} (x, w) }}")
+    return parse(
+        f"g (float[] x, float[] w) => (float[] y) {{ y = {op} {f'<{attributes}>' if attributes else ''} (x, w) }}"
+    )
 
 
 def responses(layer_: Any, attributes: str, weight: np.ndarray, batches: list[np.ndarray]) -> np.ndarray:
@@ -201,12 +219,18 @@ def responses(layer_: Any, attributes: str, weight: np.ndarray, batches: list[np
     model = single(layer_.op_type, attributes)
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     values = whole(model, ["y"], [{"x": batch} for batch in batches])[0]
-    return np.concatenate([np.moveaxis(value, 1, 0).reshape(value.shape[1], -1) for value in values], axis=1).astype(np.float64)
+    return np.concatenate(
+        [np.moveaxis(value, 1, 0).reshape(value.shape[1], -1) for value in values], axis=1
+    ).astype(np.float64)
 
 
-@pytest.mark.parametrize(("shape", "group", "spatial", "attributes"), [case[1:] for case in CONVS], ids=[case[0] for case in CONVS])
+@pytest.mark.parametrize(
+    ("shape", "group", "spatial", "attributes"), [case[1:] for case in CONVS], ids=[case[0] for case in CONVS]
+)
 def test_moments_of_patches_are_those_of_the_inputs_that_each_tap_sees(shape, group, spatial, attributes):
-    """A convolution with a one at a single tap outputs what this tap sees: ONNX Runtime itself does the im2col."""
+    """A convolution with a one at a single tap outputs what this tap sees: ONNX Runtime itself does the
+    im2col.
+    """
     batches = [noise(3, shape[1] * group, *spatial, seed=s) + 0.5 for s in (0, 1)]
     at = layer("Conv", shape, group)
     node = single("Conv", attributes).graph.node[0]
@@ -222,10 +246,17 @@ def test_moments_of_patches_are_those_of_the_inputs_that_each_tap_sees(shape, gr
         np.testing.assert_allclose(found.covariance[g], np.cov(seen[g], bias=True).reshape(n, n), atol=1e-4)
 
 
-@pytest.mark.parametrize(("op", "shape", "axis"), [("Gemm", (4, 7), 0), ("Gemm", (7, 4), 1), ("MatMul", (7, 4), 1)])
+@pytest.mark.parametrize(
+    ("op", "shape", "axis"), [("Gemm", (4, 7), 0), ("Gemm", (7, 4), 1), ("MatMul", (7, 4), 1)]
+)
 def test_moments_of_vectors(op, shape, axis):
-    batches = [noise(*((5,) if op == "Gemm" else (5, 3)), 7, seed=s) * np.arange(1, 8, dtype=np.float32) for s in (0, 1)]
-    found = measure(layer(op, shape, 1, axis), helper.make_node(op, ["x", "w"], ["y"]), batches, seed=0, provider="test")
+    batches = [
+        noise(*((5,) if op == "Gemm" else (5, 3)), 7, seed=s) * np.arange(1, 8, dtype=np.float32)
+        for s in (0, 1)
+    ]
+    found = measure(
+        layer(op, shape, 1, axis), helper.make_node(op, ["x", "w"], ["y"]), batches, seed=0, provider="test"
+    )
     every = np.concatenate([batch.reshape(-1, 7) for batch in batches]).astype(np.float64)
     np.testing.assert_allclose(found.mean, every.mean(axis=0)[None], atol=1e-5)
     np.testing.assert_allclose(found.covariance, np.cov(every.T, bias=True)[None], rtol=1e-4, atol=1e-4)
@@ -235,10 +266,15 @@ def test_moments_of_vectors(op, shape, axis):
 def test_of_many_inputs_the_channels_and_one_pattern_of_the_taps_are_measured(monkeypatch, shape, group):
     spatial = (6, 7)[: len(shape) - 2]
     batches = [
-        noise(5, shape[1] * group, *spatial, seed=s) + np.arange(s, s + shape[1] * group).reshape(-1, *[1] * len(spatial)) for s in (0, 1)
+        noise(5, shape[1] * group, *spatial, seed=s)
+        + np.arange(s, s + shape[1] * group).reshape(-1, *[1] * len(spatial))
+        for s in (0, 1)
     ]
     batches = [batch.astype(np.float32) for batch in batches]
-    at, node = layer("Conv", shape, group), helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 2 * len(spatial))
+    at, node = (
+        layer("Conv", shape, group),
+        helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 2 * len(spatial)),
+    )
     every = measure(at, node, batches, seed=0, provider="test")
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
     found = measure(at, node, batches, seed=0, provider="test")
@@ -256,7 +292,9 @@ def test_a_dead_channel_does_not_spoil_the_pattern_of_the_others(monkeypatch):
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
     batches = [noise(5, 3, 6, 6)]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
-    alive = measure(layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches], seed=0, provider="test")
+    alive = measure(
+        layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches], seed=0, provider="test"
+    )
     batches[0][:, 2] = 1.5
     found = measure(at, node, batches, seed=0, provider="test")
     np.testing.assert_allclose(found.covariance.spatial, alive.covariance.spatial, atol=1e-5)
@@ -264,7 +302,9 @@ def test_a_dead_channel_does_not_spoil_the_pattern_of_the_others(monkeypatch):
 
 
 def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
-    batches = [noise(8, 3, 30, 30, seed=s) + np.arange(3, dtype=np.float32).reshape(3, 1, 1) for s in range(2)]
+    batches = [
+        noise(8, 3, 30, 30, seed=s) + np.arange(3, dtype=np.float32).reshape(3, 1, 1) for s in range(2)
+    ]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 1 << 20)
     every = measure(at, node, batches, seed=0, provider="test")
@@ -280,27 +320,46 @@ def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
     np.testing.assert_allclose(some.covariance, every.covariance, atol=8 / np.sqrt(4000))
 
 
-@pytest.mark.parametrize(("shape", "group", "strides"), [((3, 4, 3, 3), 1, (1, 1)), ((3, 4, 4, 4), 1, (2, 2)), ((4, 3, 5), 2, (2,))])
-def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(monkeypatch, shape, group, strides):
-    """On inputs that are constant in space, which is what the closed form stands on: it predicts mean and variance of the output."""
+@pytest.mark.parametrize(
+    ("shape", "group", "strides"),
+    [((3, 4, 3, 3), 1, (1, 1)), ((3, 4, 4, 4), 1, (2, 2)), ((4, 3, 5), 2, (2,))],
+)
+def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(
+    monkeypatch, shape, group, strides
+):
+    """On inputs that are constant in space, which is what the closed form stands on: it predicts mean and
+    variance of the output.
+    """
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_VECTORS", 1 << 20)  # all of them
     rng = np.random.default_rng(0)
     rank = len(shape) - 2
-    colours = rng.standard_normal((200, shape[0])) @ rng.standard_normal((shape[0], shape[0])) + rng.standard_normal(shape[0])
-    x = np.broadcast_to(colours.reshape(200, shape[0], *(1,) * rank), (200, shape[0], *(8,) * rank)).astype(np.float32)
+    colours = rng.standard_normal((200, shape[0])) @ rng.standard_normal(
+        (shape[0], shape[0])
+    ) + rng.standard_normal(shape[0])
+    x = np.broadcast_to(colours.reshape(200, shape[0], *(1,) * rank), (200, shape[0], *(8,) * rank)).astype(
+        np.float32
+    )
     at = layer("ConvTranspose", shape, group, 1)
-    model = single("ConvTranspose", f"group = {group}, strides = {list(strides)}, pads = {[k - 1 for k in shape[2:]] * 2}")
+    model = single(
+        "ConvTranspose",
+        f"group = {group}, strides = {list(strides)}, pads = {[k - 1 for k in shape[2:]] * 2}",
+    )
     found = measure(at, model.graph.node[0], [x[:100], x[100:]], seed=0, provider="test")
     weight = noise(*shape) + 0.5
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     output = whole(model, ["y"], [{"x": x}])[0][0].astype(np.float64)  # padded so far that no border is left
-    phases = [output[(..., *(slice(p, None, s) for p, s in zip(phase, strides, strict=True)))] for phase in np.ndindex(*strides)]
+    phases = [
+        output[(..., *(slice(p, None, s) for p, s in zip(phase, strides, strict=True)))]
+        for phase in np.ndindex(*strides)
+    ]
     axes = tuple(range(2, rank + 2))
     rows = to_rows(weight, at)
     mean = np.mean([phase.mean(axis=(0, *axes)) for phase in phases], axis=0)
     variance = np.mean([phase.var(axis=(0, *axes)) for phase in phases], axis=0)
     np.testing.assert_allclose(np.einsum("grn,gn->gr", rows, found.mean).ravel(), mean, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(np.einsum("grn,gnm,grm->gr", rows, found.covariance, rows).ravel(), variance, rtol=1e-3)
+    np.testing.assert_allclose(
+        np.einsum("grn,gnm,grm->gr", rows, found.covariance, rows).ravel(), variance, rtol=1e-3
+    )
 
 
 def test_a_kernel_larger_than_its_input_is_named():
@@ -311,7 +370,9 @@ def test_a_kernel_larger_than_its_input_is_named():
 
 # Inputs
 
-shapes = st.sampled_from([("N", 3, 12, 10), (2, 3, 8, 8), ("N", 4, 20), (1, 5), ("N", 6, 6, 3), ("N", 1, 9, 9), ()])
+shapes = st.sampled_from(
+    [("N", 3, 12, 10), (2, 3, 8, 8), ("N", 4, 20), (1, 5), ("N", 6, 6, 3), ("N", 1, 9, 9), ()]
+)
 dtypes = st.sampled_from([np.float32, np.float16, np.float64, np.uint8, np.int8, np.int64, np.bool_])
 
 
@@ -326,7 +387,9 @@ def test_synthetic_feeds_fit_the_model(shape, dtype, seed):
         x = feed["x"]
         assert x.dtype == dtype
         assert x.ndim == len(shape)
-        assert all(size == wanted for size, wanted in zip(x.shape, shape, strict=True) if isinstance(wanted, int))
+        assert all(
+            size == wanted for size, wanted in zip(x.shape, shape, strict=True) if isinstance(wanted, int)
+        )
         assert np.isfinite(x.astype(np.float64)).all()
         if x.dtype.kind in "iu":
             assert x.min() >= 0
@@ -337,7 +400,9 @@ def test_synthetic_feeds_fit_the_model(shape, dtype, seed):
 
 @pytest.mark.parametrize("shape", [("N", 3, 16, 16), ("N", 6, 50), ("N", 20), ("N", 16, 16, 3)])
 def test_synthetic_floats_have_mean_zero_and_variance_one(shape):
-    values = np.concatenate([feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])])
+    values = np.concatenate(
+        [feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])]
+    )
     assert abs(values.mean()) < 0.2
     assert 0.7 < values.std() < 1.4
     assert values.reshape(len(values), -1).std(axis=0).min() > 0.5  # every input moves
@@ -354,7 +419,9 @@ def test_input_range_is_respected_and_used(dtype, interval):
 
 
 def test_photographs_are_smooth_and_their_colours_go_together():
-    images = np.concatenate([feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), ("N", 3, 32, 32))])])
+    images = np.concatenate(
+        [feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), ("N", 3, 32, 32))])]
+    )
     neighbours = np.corrcoef(images[..., 1:].ravel(), images[..., :-1].ravel())[0, 1]
     far = np.corrcoef(images[..., 16:].ravel(), images[..., :-16].ravel())[0, 1]
     colours = np.corrcoef(images[:, 0].ravel(), images[:, 1].ravel())[0, 1]
@@ -364,14 +431,20 @@ def test_photographs_are_smooth_and_their_colours_go_together():
 
 
 def test_dynamic_sizes_get_a_number():
-    image, signal = (synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])[0]["x"] for shape in [(4, 2, "h", "w"), (4, 2, "t")])
+    image, signal = (
+        synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])[0]["x"]
+        for shape in [(4, 2, "h", "w"), (4, 2, "t")]
+    )
     assert image.shape[:2] == signal.shape[:2] == (4, 2)
     assert min(image.shape[2:]) >= 32
     assert signal.shape[2] >= 32
 
 
 def test_inputs_as_the_file_declares_them():
-    model = parse("g (float[N, 3, 8, 8] x, int64[2] size, float[?, 4] z, float[4] w) => (float[] y) { y = Identity(x) }", w=noise(4))
+    model = parse(
+        "g (float[N, 3, 8, 8] x, int64[2] size, float[?, 4] z, float[4] w) => (float[] y) { y = Identity(x) }",
+        w=noise(4),
+    )
     assert [(spec.name, spec.dtype, spec.shape) for spec in model_inputs(model)] == [
         ("x", np.float32, ("N", 3, 8, 8)),
         ("size", np.int64, (2,)),
@@ -392,7 +465,9 @@ def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred():
     many = np.concatenate([feed["x"] for feed in real_feeds(model, Feeding({"x": data}))])
     assert len(many) == 512
     assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
-    loaded = real_feeds(model, Feeding(lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3))
+    loaded = real_feeds(
+        model, Feeding(lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
+    )
     np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in loaded]), data[:28])
 
 
@@ -401,12 +476,14 @@ def test_matched_layers_can_be_measured_one_after_the_other():
     feeds = [{"x": noise(2, 3, 6, 6, seed=s)} for s in (1, 2)]
     tested = stream(model, feeds)
     for found in match(model).layers:
-        known = measure(found, model.graph.node[found.index], tested.value(found.input), seed=0, provider="test")
+        known = measure(
+            found, model.graph.node[found.index], tested.value(found.input), seed=0, provider="test"
+        )
         assert known.covariance.shape[1] == found.size // found.channels
 
 
 def test_a_skipped_layer_is_the_same_in_both_networks(digits_bn):
-    proto = graph.load(digits_bn).proto
+    proto = load(digits_bn).proto
     layers = match(proto).layers
     table = ConstantTable(proto)
     probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=8), provider="probe")
@@ -418,7 +495,7 @@ def test_a_skipped_layer_is_the_same_in_both_networks(digits_bn):
 
 
 def test_behind_a_layer_both_networks_have_what_its_batch_norm_expects(digits_bn):
-    proto = graph.load(digits_bn).proto
+    proto = load(digits_bn).proto
     first = match(proto).layers[0]
     probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=32), provider="probe")
     weight = np.sign(np.asarray(ConstantTable(proto)[first.weight])) * np.float32(0.1)
@@ -427,7 +504,9 @@ def test_behind_a_layer_both_networks_have_what_its_batch_norm_expects(digits_bn
     probe.commit(first, gain, gain * found.quantized_mean - found.mean)
     mean, variance = _moments(probe._quantized.value(first.output), first)
     assert first.batch_norm is not None
-    alive = found.variance > 0.1 * first.batch_norm.sigma**2  # a channel that is nearly dead on synthetic inputs is not blown up
+    alive = (
+        found.variance > 0.1 * first.batch_norm.sigma**2
+    )  # a channel that is nearly dead on synthetic inputs is not blown up
     assert alive.any()
     np.testing.assert_allclose(mean, first.batch_norm.mean, atol=0.02 * float(first.batch_norm.sigma.max()))
     np.testing.assert_allclose(variance[alive], first.batch_norm.sigma[alive] ** 2, rtol=0.02)
@@ -438,14 +517,18 @@ def test_moments_of_batches_are_those_of_all_samples_together(sizes, op, seed):
     rng = np.random.default_rng(seed)
     shape = (4, 3, 3) if op == "Conv" else (3, 4)
     batches = [(10 + 3 * rng.standard_normal((size, *shape))).astype(np.float32) for size in sizes]
-    mean, variance = _moments(batches, layer(op, (4, 3, 1, 1) if op == "Conv" else (3, 4), axis=0 if op == "Conv" else 1))
-    together = np.moveaxis(np.concatenate(batches), 1 if op == "Conv" else -1, 0).reshape(4, -1).astype(np.float64)
+    mean, variance = _moments(
+        batches, layer(op, (4, 3, 1, 1) if op == "Conv" else (3, 4), axis=0 if op == "Conv" else 1)
+    )
+    together = (
+        np.moveaxis(np.concatenate(batches), 1 if op == "Conv" else -1, 0).reshape(4, -1).astype(np.float64)
+    )
     np.testing.assert_allclose(mean, together.mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(variance, together.var(axis=1), rtol=1e-4)
 
 
 def test_large_tensors_of_a_run_wait_in_files_and_change_nothing(digits_bn, monkeypatch):
-    proto = graph.load(digits_bn).proto
+    proto = load(digits_bn).proto
     first, second, *_ = match(proto).layers
 
     def measured() -> list[np.ndarray]:

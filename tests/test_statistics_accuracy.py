@@ -1,4 +1,5 @@
-"""How well each provider of statistics knows what the layers see, against real inputs: recorded, so that it cannot get worse unseen.
+"""How well each provider of statistics knows what the layers see, against real inputs: recorded, so that it
+cannot get worse unseen.
 
 ``python -m benchmarks.statistics`` prints the whole table, every network at every layer.
 """
@@ -14,15 +15,34 @@ from benchmarks.networks import network
 IMAGES = 48
 MARGIN = 1.15
 SLACK = 0.005
-"""An average error may be so many times what was measured when it was recorded, and so much more. Real and synthetic inputs are the same in
-every run; what varies is the order of sums in other versions of the libraries, far less than this."""
+"""An average error may be so many times what was measured when it was recorded, and so much more. Real and
+synthetic inputs are the same in every run; what varies is the order of sums in other versions of the
+libraries, far less than this.
+"""
 
-# network -> provider -> errors of standard deviation (relative), mean (in standard deviations) and correlation, averaged over layers
+# network -> provider -> errors of standard deviation (relative), mean (in standard deviations) and
+# correlation, averaged over layers
 RECORDED = {
-    "digits_resnet_bn": {"analytic": (0.289, 0.133, 0.1204), "probe": (0.174, 0.111, 0.1119), "calibration": (0.075, 0.045, 0.0422)},
-    "digits_resnet_folded": {"analytic": (0.600, 0.557, 0.1907), "probe": (0.610, 0.626, 0.1766), "calibration": (0.075, 0.045, 0.0422)},
-    "cifar10_resnet20_bn": {"analytic": (0.184, 0.101, 0.0708), "probe": (0.174, 0.098, 0.0554), "calibration": (0.064, 0.047, 0.0333)},
-    "cifar10_resnet20_folded": {"analytic": (0.359, 0.253, 0.0781), "probe": (0.142, 0.110, 0.0527), "calibration": (0.064, 0.047, 0.0333)},
+    "digits_resnet_bn": {
+        "analytic": (0.289, 0.133, 0.1204),
+        "probe": (0.174, 0.111, 0.1119),
+        "calibration": (0.075, 0.045, 0.0422),
+    },
+    "digits_resnet_folded": {
+        "analytic": (0.600, 0.557, 0.1907),
+        "probe": (0.610, 0.626, 0.1766),
+        "calibration": (0.075, 0.045, 0.0422),
+    },
+    "cifar10_resnet20_bn": {
+        "analytic": (0.184, 0.101, 0.0708),
+        "probe": (0.174, 0.098, 0.0554),
+        "calibration": (0.064, 0.047, 0.0333),
+    },
+    "cifar10_resnet20_folded": {
+        "analytic": (0.359, 0.253, 0.0781),
+        "probe": (0.142, 0.110, 0.0527),
+        "calibration": (0.064, 0.047, 0.0333),
+    },
     "cifar10_resnet56_bn": {"analytic": (0.209, 0.097, 0.0700), "probe": (0.150, 0.086, 0.0469)},
     "cifar10_resnet56_folded": {"probe": (0.137, 0.103, 0.0458)},
     "cifar10_shufflenetv2_x0_5_folded": {"analytic": (0.332, 0.226, 0.0905), "probe": (0.181, 0.138, 0.0591)},
@@ -37,9 +57,21 @@ RECORDED = {
         "probe": (0.246, 0.147, 0.0590),
         "calibration": (0.077, 0.053, 0.0366),
     },
-    "har_conv1d_bn": {"analytic": (0.217, 0.088, 0.1485), "probe": (0.188, 0.095, 0.1405), "calibration": (0.071, 0.055, 0.0545)},
-    "har_conv1d_folded": {"analytic": (0.257, 0.166, 0.1760), "probe": (0.248, 0.179, 0.1584), "calibration": (0.071, 0.055, 0.0545)},
-    "wakeword_bn": {"analytic": (0.875, 0.365, 0.2203), "probe": (1.211, 0.525, 0.2152), "calibration": (0.145, 0.136, 0.0976)},
+    "har_conv1d_bn": {
+        "analytic": (0.217, 0.088, 0.1485),
+        "probe": (0.188, 0.095, 0.1405),
+        "calibration": (0.071, 0.055, 0.0545),
+    },
+    "har_conv1d_folded": {
+        "analytic": (0.257, 0.166, 0.1760),
+        "probe": (0.248, 0.179, 0.1584),
+        "calibration": (0.071, 0.055, 0.0545),
+    },
+    "wakeword_bn": {
+        "analytic": (0.875, 0.365, 0.2203),
+        "probe": (1.211, 0.525, 0.2152),
+        "calibration": (0.145, 0.136, 0.0976),
+    },
     "imagenet_mobilenet_v1_025_128_folded": {
         "analytic": (0.424, 0.450, 0.1159),
         "probe": (0.276, 0.226, 0.0670),
@@ -67,7 +99,9 @@ def test_errors_have_not_grown(name, request):
         print(f"{s.network:34}{s.provider:12}{s.std:8.3f}{s.mean:8.3f}{s.correlation:13.4f}")
     for s in summaries:
         bounds = np.array(recorded[s.provider]) * MARGIN + SLACK
-        assert np.all(np.array([s.std, s.mean, s.correlation]) <= bounds), f"{s.provider}: at most {bounds.round(4)} allowed"
+        assert np.all(np.array([s.std, s.mean, s.correlation]) <= bounds), (
+            f"{s.provider}: at most {bounds.round(4)} allowed"
+        )
 
 
 def test_deviations_late_in_a_deep_residual_network(shared_dir):
@@ -83,7 +117,9 @@ def test_deviations_late_in_a_deep_residual_network(shared_dir):
 def test_errors_of_the_truth_itself_are_zero():
     rng = np.random.default_rng(0)
     root = rng.standard_normal((2, 5, 5))
-    truth = statistics.InputStatistics(rng.standard_normal((2, 5)), (root @ root.swapaxes(1, 2)).astype(np.float32), 10, "calibration")
+    truth = statistics.InputStatistics(
+        rng.standard_normal((2, 5)), (root @ root.swapaxes(1, 2)).astype(np.float32), 10, "calibration"
+    )
     assert statistics.errors(truth, truth) == pytest.approx((0, 0, 0, 1))
     twice = statistics.InputStatistics(truth.mean, truth.covariance * 4, 10, "probe")
     assert statistics.errors(twice, truth) == pytest.approx((1, 0, 0, 2), abs=1e-6)

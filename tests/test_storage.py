@@ -16,16 +16,22 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError, RecipeError, UnsupportedError
-from onnx_dfmpc.forms import check_form
-from onnx_dfmpc.graph import Blueprint, Outline, lay_out, opset_of, pack, storage_type
-from onnx_dfmpc.match import match
-from onnx_dfmpc.rewrite import Rewritten, rewrite
-from onnx_dfmpc.spec import Form, QuantizedLayer, QuantizedWeight
+from onnx_dfmpc.forms import check_format
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.opset import opset_of
+from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
+from onnx_dfmpc.spec import QuantizedLayer, QuantizedWeight, StorageFormat
+from onnx_dfmpc.storage.layouts import WeightSpec, lay_out
+from onnx_dfmpc.storage.parts import WeightLayout
+from onnx_dfmpc.storage.types import pack, storage_type
 
 BITS = range(2, 9)
 
-FORMS = [Form(*words) for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))]
-FORMS += [Form("native", weight_format="qdq"), Form("portable", weight_format="qdq")]
+FORMS = [
+    StorageFormat(*words)
+    for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))
+]
+FORMS += [StorageFormat("native", weight_format="qdq"), StorageFormat("portable", weight_format="qdq")]
 
 # name -> (node, weight shape, output-channel axis, input shape)
 LAYERS = {
@@ -57,7 +63,7 @@ LARGE = (32, 32, 3, 3)
 
 
 def label(form: object) -> str:
-    return "-".join(dataclasses.astuple(form)) if isinstance(form, Form) else ""
+    return "-".join(dataclasses.astuple(form)) if isinstance(form, StorageFormat) else ""
 
 
 def session(model: ModelProto, *, disable_quant_qdq: bool, **options: str) -> onnxruntime.InferenceSession:
@@ -96,7 +102,9 @@ def random_weights(shape, axis, grids=GRIDS) -> dict[str, QuantizedWeight]:
     for number, (signed, zero_point, per_channel) in enumerate(grids.values()):
         for bits in BITS:
             along = axis if per_channel else None
-            weights[f"w{number}_{bits}"] = random_weight(rng, shape, along, bits=bits, signed=signed, zero_point=zero_point)
+            weights[f"w{number}_{bits}"] = random_weight(
+                rng, shape, along, bits=bits, signed=signed, zero_point=zero_point
+            )
     return weights
 
 
@@ -106,13 +114,20 @@ def float_model(text: str, weights: dict[str, np.ndarray], x_shape, kind: str = 
     rank = ", ".join(f"D{i}" for i in range(len(x_shape)))
     outputs = ", ".join(f"{kind}[{rank}] y{name}" for name in weights)
     nodes = "\n".join(f"[n{name}] " + text.format(y=f"y{name}", w=name) for name in weights)
-    model = parser.parse_model(f'<ir_version: 7, opset_import: ["" : 13]> g ({kind}[{dims}] x) => ({outputs}) {{ {nodes} }}')
+    model = parser.parse_model(
+        f'<ir_version: 7, opset_import: ["" : 13]> g ({kind}[{dims}] x) => ({outputs}) {{ {nodes} }}'
+    )
     model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in weights.items())
     return model
 
 
-def rewritten_as(form: Form, model: ModelProto, weights: dict[str, QuantizedWeight]) -> Rewritten:
-    rewritten = rewrite(model, match(model), [QuantizedLayer(f"n{name}", weight) for name, weight in weights.items()], form=form)
+def rewritten_as(form: StorageFormat, model: ModelProto, weights: dict[str, QuantizedWeight]) -> Rewritten:
+    rewritten = rewrite(
+        model,
+        match(model),
+        [QuantizedLayer(f"n{name}", weight) for name, weight in weights.items()],
+        form=form,
+    )
     checker.check_model(rewritten.proto, full_check=True)
     return rewritten
 
@@ -129,7 +144,9 @@ def weights_only(model: ModelProto) -> ModelProto:
 
 
 def set_outputs(model: ModelProto, names: list[str], data_type: int) -> None:
-    """Outputs of whatever shape; a model of opset 13 gets one that onnx.reference knows, and of which nothing used here differs."""
+    """Outputs of whatever shape; a model of opset 13 gets one that onnx.reference knows, and of which nothing
+    used here differs.
+    """
     del model.graph.output[:]
     for name in names:
         model.graph.output.add(name=name).type.tensor_type.elem_type = data_type
@@ -165,9 +182,13 @@ def test_every_form_on_every_layer(layer, form):
     expected = run(model, x, disable_quant_qdq=True)
     assert_same_bits(run(rewritten, x, disable_quant_qdq=True), expected)
     fused = form.unpack != "float" and ("MatMul" in text or "Gemm(" in text)
-    error = 0.03 if fused else 1e-5  # ONNX Runtime quantizes the activations of some to 8 bits, per block, by default
+    error = (
+        0.03 if fused else 1e-5
+    )  # ONNX Runtime quantizes the activations of some to 8 bits, per block, by default
     for name, values in run(rewritten, x, disable_quant_qdq=False).items():
-        np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=error * np.abs(expected[name]).max(), err_msg=name)
+        np.testing.assert_allclose(
+            values, expected[name], rtol=1e-5, atol=error * np.abs(expected[name]).max(), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("form", FORMS, ids=label)
@@ -175,11 +196,20 @@ def test_every_form_on_every_layer(layer, form):
 def test_float16(layer, form):
     text, shape, axis, x_shape = LAYERS[layer]
     weights = random_weights(shape, axis)
-    model = float_model(text, {name: weight.dequantize().astype(np.float16) for name, weight in weights.items()}, x_shape, "float16")
+    model = float_model(
+        text,
+        {name: weight.dequantize().astype(np.float16) for name, weight in weights.items()},
+        x_shape,
+        "float16",
+    )
     rewritten = rewritten_as(form, model, weights).proto
     x = np.random.default_rng(1).standard_normal(x_shape).astype(np.float16)
-    assert {tensor.data_type for tensor in rewritten.graph.initializer if tensor.name.endswith("s")} == {TensorProto.FLOAT16}
-    native = run(weights_only(rewritten_as(Form(), model, weights).proto), x, disable_quant_qdq=False)
+    assert {tensor.data_type for tensor in rewritten.graph.initializer if tensor.name.endswith("s")} == {
+        TensorProto.FLOAT16
+    }
+    native = run(
+        weights_only(rewritten_as(StorageFormat(), model, weights).proto), x, disable_quant_qdq=False
+    )
     found = run(weights_only(rewritten), x, disable_quant_qdq=False)
     assert_same_bits(found, native)
     for name, weight in weights.items():
@@ -189,12 +219,18 @@ def test_float16(layer, form):
     expected = run(rewritten, x, disable_quant_qdq=True)
     fused = form.unpack != "float" and "MatMul" in text
     for name, values in run(rewritten, x, disable_quant_qdq=False).items():
-        np.testing.assert_allclose(values, expected[name], rtol=0.01, atol=(0.03 if fused else 0.01) * np.abs(expected[name]).max())
+        np.testing.assert_allclose(
+            values, expected[name], rtol=0.01, atol=(0.03 if fused else 0.01) * np.abs(expected[name]).max()
+        )
 
 
-def large(bits: int, *, signed: bool = False, zero_point: bool = True, shape=LARGE) -> tuple[ModelProto, QuantizedWeight]:
+def large(
+    bits: int, *, signed: bool = False, zero_point: bool = True, shape=LARGE
+) -> tuple[ModelProto, QuantizedWeight]:
     """A layer that is large enough for planes."""
-    weight = random_weight(np.random.default_rng(bits), shape, 0, bits=bits, signed=signed, zero_point=zero_point)
+    weight = random_weight(
+        np.random.default_rng(bits), shape, 0, bits=bits, signed=signed, zero_point=zero_point
+    )
     return float_model("{y} = Conv(x, {w})", {"w": weight.dequantize()}, (1, shape[1], 8, 8)), weight
 
 
@@ -210,7 +246,10 @@ def test_every_form_on_a_large_layer(bits, signed, zero_point, form):
     assert_same_bits(reference(weights_only(rewritten.proto), x), floats)
     assert_same_bits(run(rewritten.proto, x, disable_quant_qdq=True), run(model, x, disable_quant_qdq=True))
     if form.storage == "compact":
-        native, compact = (rewritten_as(Form(kind, form.unpack), model, {"w": weight}).layers["nw"] for kind in ("native", "compact"))
+        native, compact = (
+            rewritten_as(StorageFormat(kind, form.unpack), model, {"w": weight}).layers["nw"]
+            for kind in ("native", "compact")
+        )
         planes = {3: "UINT2+1 bit", 5: "UINT4+1 bit", 6: "UINT4+UINT2", 7: "UINT4+UINT2+1 bit"}
         assert compact.storage == planes.get(bits, native.storage)
         assert compact.bytes < native.bytes if bits in planes else compact == native
@@ -218,14 +257,20 @@ def test_every_form_on_a_large_layer(bits, signed, zero_point, form):
 
 @pytest.mark.parametrize(
     ("shape", "kinds"),
-    [((4, 4, 3, 3), ("INT4", "INT8", "INT8", "INT8")), ((31, 31, 3, 3), ("INT4", "UINT4+UINT2", "UINT4+UINT2", "INT8"))],
+    [
+        ((4, 4, 3, 3), ("INT4", "INT8", "INT8", "INT8")),
+        ((31, 31, 3, 3), ("INT4", "UINT4+UINT2", "UINT4+UINT2", "INT8")),
+    ],
     ids=["nodes cost more than they save", "no whole bytes of single bits"],
 )
 def test_planes_only_where_they_are_smaller(shape, kinds):
     found = []
     for bits in (3, 5, 6, 7):
         model, weight = large(bits, shape=shape)
-        compact, native = (rewritten_as(Form(storage), model, {"w": weight}).layers["nw"] for storage in ("compact", "native"))
+        compact, native = (
+            rewritten_as(StorageFormat(storage), model, {"w": weight}).layers["nw"]
+            for storage in ("compact", "native")
+        )
         assert compact.bytes <= native.bytes
         found.append(compact.storage)
     assert tuple(found) == kinds
@@ -238,9 +283,11 @@ def test_a_new_bias_beside_planes(bits):
     report = match(model)
     bias = np.arange(LARGE[0], dtype=np.float32)
     layer = QuantizedLayer(report.layers[0].name, weight, bias)
-    proto = rewrite(model, report, [layer], form=Form("compact")).proto
+    proto = rewrite(model, report, [layer], form=StorageFormat("compact")).proto
     checker.check_model(proto, full_check=True)
-    names = [tensor.name for tensor in proto.graph.initializer] + [name for node in proto.graph.node for name in node.output]
+    names = [tensor.name for tensor in proto.graph.initializer] + [
+        name for node in proto.graph.node for name in node.output
+    ]
     assert len(names) == len(set(names))
 
 
@@ -249,7 +296,11 @@ def test_a_new_bias_beside_planes(bits):
 def test_onnx_runtime_unpacks_when_it_loads(form, bits, tmp_path):
     model, weight = large(bits)
     path = tmp_path / "optimized.onnx"
-    session(rewritten_as(form, model, {"w": weight}).proto, disable_quant_qdq=False, optimized_model_filepath=str(path))
+    session(
+        rewritten_as(form, model, {"w": weight}).proto,
+        disable_quant_qdq=False,
+        optimized_model_filepath=str(path),
+    )
     left = {node.op_type for node in onnx.load(path).graph.node} - {"ReorderInput", "ReorderOutput"}
     assert left == ({"Conv"} if form.unpack == "float" else {"DequantizeLinear", "Conv"})
 
@@ -259,7 +310,7 @@ def test_onnx_runtime_unpacks_when_it_loads(form, bits, tmp_path):
 def test_int8_needs_no_zero_point(storage, bits):
     """Fused integer convolutions want INT8 weights with zero point 0; 8 bits with a zero point do not fit."""
     model, weight = large(bits)
-    proto = rewritten_as(Form(storage, "int8"), model, {"w": weight}).proto
+    proto = rewritten_as(StorageFormat(storage, "int8"), model, {"w": weight}).proto
     (node,) = (node for node in proto.graph.node if node.op_type == "DequantizeLinear")
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
@@ -271,12 +322,12 @@ def test_int8_needs_no_zero_point(storage, bits):
 @pytest.mark.parametrize(
     ("form", "opsets"),
     [
-        (Form("native"), (25, 21, 21, 13, 13, 13, 13)),
-        (Form("native", "float"), (25, 21, 21, 11, 11, 11, 11)),
-        (Form("portable"), (13,) * 7),
-        (Form("portable", "float"), (11,) * 7),
-        (Form("compact"), (25, 25, 21, 21, 25, 25, 13)),
-        (Form("native", weight_format="qdq"), (21, 21, 21, 13, 13, 13, 13)),
+        (StorageFormat("native"), (25, 21, 21, 13, 13, 13, 13)),
+        (StorageFormat("native", "float"), (25, 21, 21, 11, 11, 11, 11)),
+        (StorageFormat("portable"), (13,) * 7),
+        (StorageFormat("portable", "float"), (11,) * 7),
+        (StorageFormat("compact"), (25, 25, 21, 21, 25, 25, 13)),
+        (StorageFormat("native", weight_format="qdq"), (21, 21, 21, 13, 13, 13, 13)),
     ],
     ids=label,
 )
@@ -296,7 +347,7 @@ def test_quantize_linear_finds_every_code(storage, kind):
     weights = random_weights((16, 8, 3, 3), 0)
     floats = {name: weight.dequantize().astype(dtype) for name, weight in weights.items()}
     model = float_model("{y} = Conv(x, {w})", floats, (1, 8, 5, 5), kind)
-    proto = rewritten_as(Form(storage, weight_format="qdq"), model, weights).proto
+    proto = rewritten_as(StorageFormat(storage, weight_format="qdq"), model, weights).proto
     readers = {node.input[1]: node for node in proto.graph.node if node.name}
     makers = {node.output[0]: node for node in proto.graph.node}
     codes = {name: makers[makers[reader.input[1]].input[0]] for name, reader in readers.items()}
@@ -304,36 +355,41 @@ def test_quantize_linear_finds_every_code(storage, kind):
     only = weights_only(proto)
     set_outputs(only, [f"codes_{name}" for name in codes], TensorProto.INT32)
     for name, node in codes.items():
-        only.graph.node.append(helper.make_node("Cast", [node.output[0]], [f"codes_{name}"], to=TensorProto.INT32))
+        only.graph.node.append(
+            helper.make_node("Cast", [node.output[0]], [f"codes_{name}"], to=TensorProto.INT32)
+        )
     expected = {f"codes_{name}": weight.codes.astype(np.int32) for name, weight in weights.items()}
     x = np.zeros((1, 8, 5, 5), dtype)
     assert_same_bits(run(only, x, disable_quant_qdq=False), expected)
     assert_same_bits(reference(only, x), expected)
 
 
-@pytest.mark.parametrize(("scale", "data_type"), [(0.0, TensorProto.FLOAT), (0.07, TensorProto.BFLOAT16), (400.0, TensorProto.FLOAT16)])
+@pytest.mark.parametrize(
+    ("scale", "data_type"),
+    [(0.0, TensorProto.FLOAT), (0.07, TensorProto.BFLOAT16), (400.0, TensorProto.FLOAT16)],
+)
 def test_codes_that_quantize_linear_does_not_find(scale, data_type):
     """No scale, too few digits, an overflow: 8-bit codes and zero points at opposite ends."""
     quantized = weight(np.arange(256), scale, bits=8, signed=False)
     with pytest.raises(UnsupportedError, match="would change") as caught:
-        design(quantized, data_type, Form(weight_format="qdq")).fill(quantized)
+        design(quantized, data_type, StorageFormat(weight_format="qdq")).fill(quantized)
     assert "dq" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        (Form("native", "int8", "qdq"), ["qdq", "unpack = 'int8'"]),
-        (Form("portable", "float", "qdq"), ["qdq", "unpack = 'float'"]),
-        (Form("compact", "none", "qdq"), ["qdq", "storage = 'compact'"]),
-        (Form("dense"), ["storage = 'dense'", "native, portable, compact"]),
-        (Form(unpack="int4"), ["unpack = 'int4'", "none, int8, float"]),
+        (StorageFormat("native", "int8", "qdq"), ["qdq", "unpack = 'int8'"]),
+        (StorageFormat("portable", "float", "qdq"), ["qdq", "unpack = 'float'"]),
+        (StorageFormat("compact", "none", "qdq"), ["qdq", "storage = 'compact'"]),
+        (StorageFormat("dense"), ["storage = 'dense'", "native, portable, compact"]),
+        (StorageFormat(unpack="int4"), ["unpack = 'int4'", "none, int8, float"]),
     ],
     ids=label,
 )
 def test_forms_that_make_no_sense(form, words):
     model, quantized = large(4)
-    for refuse in (lambda: check_form(form), lambda: rewritten_as(form, model, {"w": quantized})):
+    for refuse in (lambda: check_format(form), lambda: rewritten_as(form, model, {"w": quantized})):
         with pytest.raises(RecipeError) as caught:
             refuse()
         assert all(word in str(caught.value) for word in words)
@@ -341,7 +397,7 @@ def test_forms_that_make_no_sense(form, words):
 
 def test_forms_that_make_sense():
     for form in FORMS:
-        check_form(form)
+        check_format(form)
 
 
 @pytest.mark.parametrize("op", ["MatMul", "Gemm"])
@@ -359,14 +415,19 @@ def test_known_onnxruntime_bug(op, signed, features):
     model.graph.initializer.append(numpy_helper.from_array(weight.scale, "s"))
     x = rng.standard_normal((2, 16)).astype(np.float32)
     expected = x @ weight.dequantize()
-    error = {flag: np.abs(run(model, x, disable_quant_qdq=flag)["y"] - expected).max() / np.abs(expected).max() for flag in (False, True)}
+    error = {
+        flag: np.abs(run(model, x, disable_quant_qdq=flag)["y"] - expected).max() / np.abs(expected).max()
+        for flag in (False, True)
+    }
     assert error[True] < 1e-5
     assert (error[False] > 0.2) == (features % 4 != 0)
 
 
 @pytest.mark.parametrize("count", [508, 512])
 def test_known_onnxruntime_bug_of_quantize_linear(count):
-    """With a float weight in the file, 2-bit codes are 4-bit ones because of this; the day it fails, the detour can go."""
+    """With a float weight in the file, 2-bit codes are 4-bit ones because of this; the day it fails, the
+    detour can go.
+    """
     model = parser.parse_model(
         f"""<ir_version: 13, opset_import: ["" : 25]> g (float[1, {count}] x) => (float[1, 1] y)
         {{ q = QuantizeLinear(w, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(x, d) }}"""
@@ -386,7 +447,9 @@ def test_detour_around_2_bit_matmul(form):
     """Only where DequantizeLinear is right behind 2-bit codes; said in the report."""
     text, shape, axis, x_shape = LAYERS["MatMul, 10 outputs"]
     quantized = random_weight(np.random.default_rng(0), shape, axis, bits=2, signed=False, zero_point=True)
-    stored = rewritten_as(form, float_model(text, {"w": quantized.dequantize()}, x_shape), {"w": quantized}).layers["nw"]
+    stored = rewritten_as(
+        form, float_model(text, {"w": quantized.dequantize()}, x_shape), {"w": quantized}
+    ).layers["nw"]
     detour = form.storage != "portable" and form.unpack == "none" and form.weight_format == "dq"
     assert bool(stored.notes) == detour
     if form.weight_format == "dq":
@@ -430,13 +493,23 @@ def weight(codes, scale=1.0, zero_point=None, bits=3, signed=True) -> QuantizedW
     return QuantizedWeight(np.asarray(codes), np.asarray(scale, np.float32), zero_point, bits, signed, None)
 
 
-def design(quantized: QuantizedWeight, data_type: int = TensorProto.FLOAT, form: Form = FORMS[0]) -> Blueprint:
+def design(
+    quantized: QuantizedWeight, data_type: int = TensorProto.FLOAT, form: StorageFormat = FORMS[0]
+) -> WeightLayout:
     zero_point = quantized.zero_point is not None and bool(np.any(quantized.zero_point))
-    outline = Outline("layer", quantized.codes.shape, quantized.axis, quantized.bits, quantized.signed, zero_point, data_type)
-    return lay_out(outline, form, "q0", "w", "q")
+    spec = WeightSpec(
+        "layer",
+        quantized.codes.shape,
+        quantized.axis,
+        quantized.bits,
+        quantized.signed,
+        zero_point,
+        data_type,
+    )
+    return lay_out(spec, form, "q0", "w", "q")
 
 
-def store(quantized: QuantizedWeight, data_type: int = TensorProto.FLOAT, form: Form = FORMS[0]):
+def store(quantized: QuantizedWeight, data_type: int = TensorProto.FLOAT, form: StorageFormat = FORMS[0]):
     return design(quantized, data_type, form).fill(quantized)
 
 
@@ -454,8 +527,13 @@ def dequantize(quantized: QuantizedWeight) -> NodeProto:
 def test_zero_points_that_need_no_bytes_are_left_out():
     assert len(dequantize(weight([1, 2], zero_point=0, bits=4)).input) == 2
     assert len(dequantize(weight([1, 2], zero_point=1, bits=4)).input) == 3
-    assert len(dequantize(weight([1, 2], zero_point=1, bits=3)).input) == 2  # subtracted before they are stored in 4 bits
-    assert numpy_helper.to_array(store(weight([1, 2], zero_point=2, bits=3)).initializers[0]).tolist() == [-1, 0]
+    assert (
+        len(dequantize(weight([1, 2], zero_point=1, bits=3)).input) == 2
+    )  # subtracted before they are stored in 4 bits
+    assert numpy_helper.to_array(store(weight([1, 2], zero_point=2, bits=3)).initializers[0]).tolist() == [
+        -1,
+        0,
+    ]
 
 
 def test_scales_that_do_not_fit_float16():
@@ -485,8 +563,8 @@ def test_size_is_known_before_the_numbers(form, bits, grid, shape, data_type):
     rng = np.random.default_rng(bits)
     axis = len(shape) % 2 if per_channel else None
     quantized = random_weight(rng, shape, axis, bits=bits, signed=signed, zero_point=zero_point)
-    blueprint = design(quantized, data_type, form)
-    assert blueprint.size == blueprint.fill(quantized).size
+    layout = design(quantized, data_type, form)
+    assert layout.size == layout.fill(quantized).size
 
 
 @pytest.mark.parametrize("form", FORMS, ids=label)
@@ -504,14 +582,23 @@ def test_size_is_what_the_file_grows_by(form):
 @pytest.fixture(scope="module")
 def native_digits(digits_bn, digits_data) -> dict[str, np.ndarray]:
     """Scores of the shipped network, stored as by default."""
-    return digits_scores(Form(), digits_bn, digits_data)
+    return digits_scores(StorageFormat(), digits_bn, digits_data)
 
 
-def digits_scores(form: Form, path: Path, data: Path) -> dict[str, np.ndarray]:
-    recipe = Recipe(low_bits=2, high_bits=5, first_last_bits=7, set={".*1": 3}, rounding="nearest", **dataclasses.asdict(form))
+def digits_scores(form: StorageFormat, path: Path, data: Path) -> dict[str, np.ndarray]:
+    recipe = Recipe(
+        low_bits=2,
+        high_bits=5,
+        first_last_bits=7,
+        set={".*1": 3},
+        rounding="nearest",
+        **dataclasses.asdict(form),
+    )
     model = quantize(path, None, recipe, validated=False).model
     with np.load(data) as arrays:
-        found = session(model, disable_quant_qdq=True).run(None, {model.graph.input[0].name: arrays["input"][:64]})
+        found = session(model, disable_quant_qdq=True).run(
+            None, {model.graph.input[0].name: arrays["input"][:64]}
+        )
     return dict(zip([output.name for output in model.graph.output], found, strict=True))
 
 

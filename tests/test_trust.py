@@ -1,13 +1,16 @@
-"""How far statistics are trusted: what is taken back of correlations, what is added for means that are not known."""
+"""How far statistics are trusted: what is taken back of correlations, what is added for means that are not
+known.
+"""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_dfmpc.matrices import Diagonal, Kronecker
-from onnx_dfmpc.quantize import doubted, regularize, trust
-from onnx_dfmpc.quantize.covariance import Root
+from onnx_dfmpc.linalg.matrices import Diagonal, Kronecker
+from onnx_dfmpc.rounding import regularize as trust
+from onnx_dfmpc.rounding.gptq import CholeskyFactor
+from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
 from tests.arrays import covariance, seeds
 
 kernels = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 3, 9]))
@@ -25,9 +28,9 @@ def test_regularized_covariance_is_symmetric_and_positive_definite(kernel, seed,
     np.testing.assert_allclose(found, found.transpose(0, 2, 1), atol=1e-12)
     assert (np.linalg.eigvalsh(found) > 0).all()
     assert (np.einsum("gnn->gn", found) > 0).all()
-    root = Root.of(found)
-    assert np.isfinite(root.matrix.dense()).all()
-    assert np.isfinite(root.diagonal).all()
+    factor = CholeskyFactor.of(found)
+    assert np.isfinite(factor.matrix.dense()).all()
+    assert np.isfinite(factor.diagonal).all()
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.sampled_from([4, 9]), seeds, st.sampled_from([0, 10, 10**6]))
@@ -35,7 +38,12 @@ def test_a_pattern_keeps_its_variances_and_loses_a_tenth_of_its_correlations(g, 
     rng = np.random.default_rng(seed)
     deviation = np.sqrt(np.einsum("gnn->gn", spatial := covariance(g, k, rng)))
     second = np.stack(
-        [np.kron(c, s) for c, s in zip(covariance(g, i, rng), spatial / deviation[:, :, None] / deviation[:, None], strict=True)]
+        [
+            np.kron(c, s)
+            for c, s in zip(
+                covariance(g, i, rng), spatial / deviation[:, :, None] / deviation[:, None], strict=True
+            )
+        ]
     )
     found = regularize(second, k, samples)
     np.testing.assert_allclose(np.einsum("gnn->gn", found), np.einsum("gnn->gn", second), rtol=1e-4)
@@ -65,7 +73,11 @@ def test_every_channel_keeps_its_power(kernel, seed, samples):
     np.testing.assert_allclose(kept, power, rtol=1e-4)
 
 
-@given(st.tuples(st.integers(1, 2), st.integers(2, 5), st.sampled_from([4, 9])), seeds, st.sampled_from([0, 10, 10**6]))
+@given(
+    st.tuples(st.integers(1, 2), st.integers(2, 5), st.sampled_from([4, 9])),
+    seeds,
+    st.sampled_from([0, 10, 10**6]),
+)
 def test_factors_are_regularized_much_as_the_matrix_that_they_make(shape, seed, samples):
     g, i, k = shape
     rng = np.random.default_rng(seed)
@@ -77,7 +89,9 @@ def test_factors_are_regularized_much_as_the_matrix_that_they_make(shape, seed, 
     np.testing.assert_allclose(found.diagonal(), np.einsum("gnn->gn", expected), rtol=1e-4)
     power = np.sqrt(found.diagonal())
     difference = (found.dense() - expected) / power[:, :, None] / power[:, None]
-    assert np.abs(difference).max() < trust.SHRINKAGE  # one factor shrinks by half as much, both together by nearly as much
+    assert (
+        np.abs(difference).max() < trust.SHRINKAGE
+    )  # one factor shrinks by half as much, both together by nearly as much
     assert (np.linalg.eigvalsh(found.dense()) > 0).all()
 
 
@@ -99,13 +113,23 @@ def test_more_samples_are_trusted_more():
 
 @given(kernels, seeds)
 def test_doubt_is_what_an_unknown_mean_adds_to_the_error(kernel, seed):
-    """E (e'd)^2 over means that are wrong by a relative error, independent from channel to channel and the same for all taps of one."""
+    """E (e'd)^2 over means that are wrong by a relative error, independent from channel to channel and the
+    same for all taps of one.
+    """
     g, _, i, k = kernel
     rng = np.random.default_rng(seed)
-    second, mean, e = covariance(g, i * k, rng), rng.standard_normal((g, i * k)), rng.standard_normal((g, i * k))
-    added = np.einsum("gn,gnm,gm->g", e, doubted(second, mean, k) - second, e)
-    per_channel = (e * mean).reshape(g, i, k).sum(axis=2)  # what one of them moves the output by, for a relative error of 1
-    np.testing.assert_allclose(added, trust.MEAN_DOUBT * np.square(per_channel).sum(axis=1), rtol=1e-6, atol=1e-9)
+    second, mean, e = (
+        covariance(g, i * k, rng),
+        rng.standard_normal((g, i * k)),
+        rng.standard_normal((g, i * k)),
+    )
+    added = np.einsum("gn,gnm,gm->g", e, with_mean_uncertainty(second, mean, k) - second, e)
+    per_channel = (
+        (e * mean).reshape(g, i, k).sum(axis=2)
+    )  # what one of them moves the output by, for a relative error of 1
+    np.testing.assert_allclose(
+        added, trust.MEAN_RELATIVE_VARIANCE * np.square(per_channel).sum(axis=1), rtol=1e-6, atol=1e-9
+    )
 
 
 @given(kernels, seeds)
@@ -114,9 +138,9 @@ def test_without_a_mean_there_is_no_doubt_and_nothing_is_changed_in_place(kernel
     rng = np.random.default_rng(seed)
     second, mean = covariance(g, i * k, rng), rng.standard_normal((g, i * k))
     kept = second.copy()
-    doubted(second, mean, k)
+    with_mean_uncertainty(second, mean, k)
     np.testing.assert_array_equal(second, kept)
-    np.testing.assert_array_equal(doubted(second, np.zeros_like(mean), k), second)
+    np.testing.assert_array_equal(with_mean_uncertainty(second, np.zeros_like(mean), k), second)
 
 
 @given(st.tuples(st.integers(1, 2), st.integers(2, 5), st.sampled_from([4, 9])), seeds)
@@ -126,9 +150,13 @@ def test_a_pattern_has_the_doubt_of_its_mean_channels(shape, seed):
     rng = np.random.default_rng(seed)
     pattern = Kronecker(covariance(g, i, rng), np.ones((g, k, k)))
     mean = np.repeat(rng.standard_normal((g, i)), k, axis=1)
-    np.testing.assert_allclose(doubted(pattern, mean, k).dense(), doubted(pattern.dense(), mean, k), rtol=1e-9)
+    np.testing.assert_allclose(
+        with_mean_uncertainty(pattern, mean, k).dense(),
+        with_mean_uncertainty(pattern.dense(), mean, k),
+        rtol=1e-9,
+    )
 
 
 def test_inputs_of_no_known_mean_stay_as_they_are():
     white = Diagonal(np.ones((1, 4)))
-    assert doubted(white, np.zeros((1, 4)), 2) is white
+    assert with_mean_uncertainty(white, np.zeros((1, 4)), 2) is white

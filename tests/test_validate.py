@@ -15,16 +15,24 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper, parser
 
-from onnx_dfmpc import inputs
 from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
-from onnx_dfmpc.inputs import Feeding, InputSpec
-from onnx_dfmpc.metrics import Comparison
-from onnx_dfmpc.validate import latency, layer_sqnr, measure_latency, session_options, validate
+from onnx_dfmpc.evaluate.compare import validate
+from onnx_dfmpc.evaluate.latency import measure_latency
+from onnx_dfmpc.evaluate.layers import layer_sqnr
+from onnx_dfmpc.evaluate.metrics import Comparison
+from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.inputs.samples import from_data
+from onnx_dfmpc.inputs.specs import InputSpec
+from onnx_dfmpc.inputs.synthetic import natural_spectrum, synthetic
+from onnx_dfmpc.runtime.session import session_options
+from onnx_dfmpc.evaluate import latency
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 
 
-def classifier(weight: float = 1.0, batch: str = "N", bias: str = "0, 0, 0", extra: str = "") -> onnx.ModelProto:
+def classifier(
+    weight: float = 1.0, batch: str = "N", bias: str = "0, 0, 0", extra: str = ""
+) -> onnx.ModelProto:
     """Scores of three classes: the mean of each of three colours, times `weight` for the first."""
     return parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
@@ -42,10 +50,13 @@ def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- metrics
+# ----------------------------------------------------------------------------------------------------------------------
+# metrics
 
 
-@given(hnp.arrays(np.float32, st.integers(1, 40), elements=FINITE), st.integers(0, 2**32 - 1), st.integers(1, 7))
+@given(
+    hnp.arrays(np.float32, st.integers(1, 40), elements=FINITE), st.integers(0, 2**32 - 1), st.integers(1, 7)
+)
 def test_metrics_do_not_depend_on_the_batches(a: np.ndarray, seed: int, step: int) -> None:
     b = a + np.random.default_rng(seed).standard_normal(a.shape).astype(np.float32)
     pair = Comparison()
@@ -70,7 +81,8 @@ def test_metrics_of_zeros() -> None:
     assert (noise.cosine, noise.sqnr_db) == (0.0, -math.inf)
 
 
-# --------------------------------------------------------------------------------------------------------------------- validate
+# ---------------------------------------------------------------------------------------------------------------------
+# validate
 
 
 def test_labelled_top1_and_agreement_against_numpy() -> None:
@@ -115,7 +127,9 @@ def test_a_model_that_only_claims_a_dynamic_batch() -> None:
 
 def test_synthetic_inputs_are_said_seeded_and_in_range() -> None:
     spec = InputSpec("x", np.dtype(np.float32), ("N", 3, 16, 16))
-    first, again, other = (inputs.synthetic([spec], samples=20, seed=seed, input_range=(0, 255)).make(0, 20)["x"] for seed in (1, 1, 2))
+    first, again, other = (
+        synthetic([spec], samples=20, seed=seed, input_range=(0, 255)).make(0, 20)["x"] for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.min() >= 0
@@ -130,7 +144,7 @@ def test_synthetic_inputs_are_said_seeded_and_in_range() -> None:
 
 def test_natural_spectrum_falls_with_frequency() -> None:
     rng = np.random.default_rng(0)
-    draws = np.stack([inputs.natural_spectrum((3, 32, 32), rng) for _ in range(64)])
+    draws = np.stack([natural_spectrum((3, 32, 32), rng) for _ in range(64)])
     assert np.var(draws) == pytest.approx(1, abs=0.2)
     power = (np.abs(np.fft.fft2(draws)) ** 2).mean(axis=(0, 1))
     assert power[0, 2] / power[0, 8] == pytest.approx(16, rel=0.5)  # 1/f amplitude is 1/f^2 power
@@ -139,11 +153,18 @@ def test_natural_spectrum_falls_with_frequency() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "shape", "low", "high"),
-    [("uint8", ("N", 8, 8, 3), 0, 255), ("int64", (1, 16), 0, 1), ("bool", ("N", 4), 0, 1), ("float16", ("?", 1, "h", "w"), -20, 20)],
+    [
+        ("uint8", ("N", 8, 8, 3), 0, 255),
+        ("int64", (1, 16), 0, 1),
+        ("bool", ("N", 4), 0, 1),
+        ("float16", ("?", 1, "h", "w"), -20, 20),
+    ],
 )
-def test_synthetic_inputs_of_every_kind(dtype: str, shape: tuple[int | str, ...], low: float, high: float) -> None:
+def test_synthetic_inputs_of_every_kind(
+    dtype: str, shape: tuple[int | str, ...], low: float, high: float
+) -> None:
     spec = InputSpec("x", np.dtype(dtype), shape)
-    _, _, feeds = next(inputs.synthetic([spec], samples=2).batches())
+    _, _, feeds = next(synthetic([spec], samples=2).batches())
     assert feeds["x"].dtype == dtype
     assert feeds["x"].ndim == len(shape)
     assert all(size in (want, 224, 64, 2) for size, want in zip(feeds["x"].shape, shape, strict=True))
@@ -154,7 +175,8 @@ def test_synthetic_inputs_of_every_kind(dtype: str, shape: tuple[int | str, ...]
 def test_several_inputs_and_constants() -> None:
     model = parser.parse_model("""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[N, 4] a, float[N, 4] b, float scale) => (float[N, 4] y) { s = Add(a, b) y = Mul(s, scale) }""")
+        g (float[N, 4] a, float[N, 4] b, float scale) => (float[N, 4] y) { s = Add(a, b) y = Mul(s, scale)
+        }""")
     a = np.ones((6, 4), np.float32)
     assert validate(model, model, {"a": a, "b": a, "scale": np.float32(2)}).samples == 6
     assert validate(model, model)
@@ -167,14 +189,17 @@ def test_several_inputs_and_constants() -> None:
 
 def test_samples_are_drawn_with_the_seed() -> None:
     x, labels = images(50), np.arange(50) % 3
-    reports = [validate(classifier(), classifier(0.5), x, labels, samples=20, seed=seed) for seed in (1, 1, 2)]
+    reports = [
+        validate(classifier(), classifier(0.5), x, labels, samples=20, seed=seed) for seed in (1, 1, 2)
+    ]
     assert reports[0] == reports[1]
     assert reports[0].max_abs != reports[2].max_abs
     assert reports[0].labelled == 20
     assert "20 of 50" in reports[0].data
 
 
-# ------------------------------------------------------------------------------------------------------------------------- data
+# -------------------------------------------------------------------------------------------------------------------------
+# data
 
 
 def test_casts_are_said() -> None:
@@ -225,7 +250,9 @@ def test_data_and_labels_from_files(tmp_path: Path) -> None:
     (tmp_path / "y.txt").write_text("\n".join(map(str, labels)), encoding="utf-8")
     expected = validate(classifier(), classifier(), x, labels)
     for data, targets in (("named.npz", None), ("x.npy", "y.npy"), ("x.npy", "y.npz"), ("x.npy", "y.txt")):
-        report = validate(classifier(), classifier(), tmp_path / data, None if targets is None else tmp_path / targets)
+        report = validate(
+            classifier(), classifier(), tmp_path / data, None if targets is None else tmp_path / targets
+        )
         assert (report.top1_float, report.labelled) == (expected.top1_float, 9)
 
 
@@ -244,20 +271,31 @@ def test_a_float_model_that_only_guesses_is_said() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5] x) => (float[N, 5] y) { y = Identity(x) }'
     model, labels = parser.parse_model(text), np.arange(100) % 5
     scores = np.eye(5, dtype=np.float32)[labels]
-    notes = {name: validate(model, model, scores, given).notes for name, given in (("same", labels), ("other", (labels + 1) % 5))}
+    notes = {
+        name: validate(model, model, scores, given).notes
+        for name, given in (("same", labels), ("other", (labels + 1) % 5))
+    }
     assert notes["same"] == ()
     assert "by chance" in notes["other"][0]
     assert validate(model, model, scores[:20], (labels[:20] + 1) % 5).notes == ()
 
 
-@pytest.mark.parametrize("labels", [np.array([0.0, 1.0, 2.0, 0.0]), np.array([[0], [1], [2], [0]], np.uint8)], ids=["float", "column"])
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([0.0, 1.0, 2.0, 0.0]), np.array([[0], [1], [2], [0]], np.uint8)],
+    ids=["float", "column"],
+)
 def test_labels_as_others_save_them(labels: np.ndarray) -> None:
     x = images(4)
     expected = validate(classifier(), classifier(), x, np.array([0, 1, 2, 0]))
     assert validate(classifier(), classifier(), x, labels).top1_float == expected.top1_float
 
 
-@pytest.mark.parametrize(("labels", "hint"), [(np.array([1, 2, 3, 3]), "subtract 1"), (np.eye(4, 3), "argmax")], ids=["from 1", "one-hot"])
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [(np.array([1, 2, 3, 3]), "subtract 1"), (np.eye(4, 3), "argmax")],
+    ids=["from 1", "one-hot"],
+)
 def test_labels_of_another_kind_are_recognised(labels: np.ndarray, hint: str) -> None:
     with pytest.raises(RecipeError, match="labels") as caught:
         validate(classifier(), classifier(), images(4), labels)
@@ -266,7 +304,12 @@ def test_labels_of_another_kind_are_recognised(labels: np.ndarray, hint: str) ->
 
 @pytest.mark.parametrize(
     ("shape", "hint"),
-    [((4, 8, 8, 3), "array.transpose(0, 3, 1, 2)"), ((3, 8, 8), "array[None]"), ((4, 3, 9, 8), "preprocess"), ((4, 192), "preprocess")],
+    [
+        ((4, 8, 8, 3), "array.transpose(0, 3, 1, 2)"),
+        ((3, 8, 8), "array[None]"),
+        ((4, 3, 9, 8), "preprocess"),
+        ((4, 192), "preprocess"),
+    ],
 )
 def test_how_data_would_fit(shape: tuple[int, ...], hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -296,7 +339,8 @@ def test_settings_that_make_no_sense(setting: dict[str, Any]) -> None:
         validate(classifier(), classifier(), images(4), **setting)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ gates
+# ------------------------------------------------------------------------------------------------------------------------
+# gates
 
 
 def test_gates_hold_or_do_not() -> None:
@@ -332,25 +376,32 @@ def test_gates_that_make_no_sense(limits: dict[str, float], words: str) -> None:
 
 
 def test_top1_gates_need_classes() -> None:
-    model = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { y = Relu(x) }')
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { y = Relu(x) }'
+    )
     with pytest.raises(RecipeError, match="min_top1_agreement"):
         validate(model, model, images(4), gates={"min_top1_agreement": 0.9})
     with pytest.raises(RecipeError, match="labels"):
         validate(model, model, images(4), np.zeros(4, int))
 
 
-# --------------------------------------------------------------------------------------------------------------------- failures
+# ---------------------------------------------------------------------------------------------------------------------
+# failures
 
 
 @pytest.mark.parametrize(("bad", "word"), [("nan", "NaN"), ("inf", "infinity")])
 @pytest.mark.parametrize("side", ["float", "quantized"])
 def test_nan_and_infinity_fail(bad: str, word: str, side: str) -> None:
     broken = classifier()
-    broken.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.array([float(bad), 0, 0], np.float32), "b"))
+    broken.graph.initializer[1].CopyFrom(
+        numpy_helper.from_array(np.array([float(bad), 0, 0], np.float32), "b")
+    )
     models = (broken, classifier()) if side == "float" else (classifier(), broken)
     report = validate(*models, images(4), gates={"min_cosine": 0.5, "min_top1_agreement": 0.5})
     assert not report
-    assert any(f"{side} model" in failure and word in failure and "scores" in failure for failure in report.failures)
+    assert any(
+        f"{side} model" in failure and word in failure and "scores" in failure for failure in report.failures
+    )
     assert report.cosine is None
     assert not any(gate.passed for gate in report.gates)
 
@@ -363,12 +414,17 @@ def test_other_names_are_an_error() -> None:
         validate(classifier(), other)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("float16", "N, 3, 8, 8"), ("float", "N, 9, 8"), ("float", "N, 3, 8, 9")])
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("float16", "N, 3, 8, 8"), ("float", "N, 9, 8"), ("float", "N, 3, 8, 9")]
+)
 def test_other_inputs_are_an_error(kind: str, shape: str) -> None:
     other = parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
         g ({kind}[{shape}] x) => (float[N, K] scores) {{ flat = Flatten(x) scores = Cast<to = 1>(flat) }}""")
-    with pytest.raises(ModelError, match=rf"its input is x: \w+ \({shape}\), that of float model is x: float32 \(N, 3, 8, 8\)"):
+    with pytest.raises(
+        ModelError,
+        match=rf"its input is x: \w+ \({shape}\), that of float model is x: float32 \(N, 3, 8, 8\)",
+    ):
         validate(classifier(), other)
 
 
@@ -382,7 +438,9 @@ def test_shapes_that_differ_fail() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
-def test_files_that_are_not_models(tmp_path: Path, content: bytes | None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_models(
+    tmp_path: Path, content: bytes | None, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "model.onnx"
     if content is not None:
         file.write_bytes(content)
@@ -401,7 +459,8 @@ def test_a_model_that_cannot_run_says_on_what() -> None:
     assert "--data" in caught.value.hint
 
 
-# --------------------------------------------------------------------------------------------------------------------- sessions
+# ---------------------------------------------------------------------------------------------------------------------
+# sessions
 
 
 def quantized_matmul(activations: bool = False) -> onnx.ModelProto:
@@ -415,8 +474,12 @@ def quantized_matmul(activations: bool = False) -> onnx.ModelProto:
             w = DequantizeLinear <axis = 1> (codes, scale)
             y = MatMul(r, w)
         }}""")
-    model.graph.initializer.append(numpy_helper.from_array(rng.integers(-8, 8, (64, 32)).astype(np.int8), "codes"))
-    model.graph.initializer.append(numpy_helper.from_array(rng.uniform(0.1, 0.2, 32).astype(np.float32), "scale"))
+    model.graph.initializer.append(
+        numpy_helper.from_array(rng.integers(-8, 8, (64, 32)).astype(np.int8), "codes")
+    )
+    model.graph.initializer.append(
+        numpy_helper.from_array(rng.uniform(0.1, 0.2, 32).astype(np.float32), "scale")
+    )
     return model
 
 
@@ -441,7 +504,9 @@ def test_quantized_activations_keep_the_default_options() -> None:
     assert not report.weight_only
     assert report.default_run is None
     assert report.max_abs is not None
-    assert report.max_abs > 1e-3  # with disable_quant_qdq the activations would come out float, and this near 0
+    assert (
+        report.max_abs > 1e-3
+    )  # with disable_quant_qdq the activations would come out float, and this near 0
 
 
 def test_a_default_session_that_cannot_be_created_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +530,8 @@ def test_session_options_are_fresh() -> None:
     assert session_options() is not session_options()
 
 
-# ------------------------------------------------------------------------------------------------------------------- layer sqnr
+# -------------------------------------------------------------------------------------------------------------------
+# layer sqnr
 
 
 def test_layer_sqnr_against_numpy_and_streaming() -> None:
@@ -486,7 +552,9 @@ def test_layer_sqnr_against_numpy_and_streaming() -> None:
 
 
 def test_inputs_that_cannot_be_fed() -> None:
-    model = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (string[N] x) => (string[N] y) { y = Identity(x) }')
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (string[N] x) => (string[N] y) { y = Identity(x) }'
+    )
     with pytest.raises(UnsupportedError, match="'x'"):
         validate(model, model)
 
@@ -496,20 +564,31 @@ def test_inputs_that_cannot_be_fed() -> None:
 def test_every_sample_is_seen_once(count: int, limit: int | None) -> None:
     spec = InputSpec("x", np.dtype(np.float32), ("N", 2))
     data = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
-    samples = inputs.from_data([spec], data, samples=limit)
+    samples = from_data([spec], data, samples=limit)
     seen = np.concatenate([feeds["x"] for _, _, feeds in samples.batches()])
     assert len(seen) == samples.count == min(count, limit or count)
     assert len(np.unique(seen[:, 0])) == samples.count
 
 
-# ----------------------------------------------------------------------------------------------------------------------- latency
+# -----------------------------------------------------------------------------------------------------------------------
+# latency
 
 
 def test_latency_of_models_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.0)
     calls: list[int] = []
-    found = measure_latency(float_matmul(), quantized_matmul(), Feeding(samples=1), threads=2, progress=lambda *step: calls.append(step[1]))
-    assert [timing.name for timing in found.timings] == ["float", "quantized, default", "quantized, recommended"]
+    found = measure_latency(
+        float_matmul(),
+        quantized_matmul(),
+        Feeding(samples=1),
+        threads=2,
+        progress=lambda *step: calls.append(step[1]),
+    )
+    assert [timing.name for timing in found.timings] == [
+        "float",
+        "quantized, default",
+        "quantized, recommended",
+    ]
     assert (found.runs, found.threads, found.batch) == (latency.FEWEST, 2, 1)
     assert calls == list(range(1, found.runs + 1))
     for timing in found.timings:
@@ -525,4 +604,6 @@ def test_latency_of_quantized_activations_has_no_recommended_options(monkeypatch
 def test_latency_of_a_fixed_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.0)
     assert measure_latency(classifier(batch="4"), classifier(batch="4"), Feeding()).batch == 4
-    assert measure_latency(classifier(), classifier(), Feeding(images(3), shapes={"x": (3, 3, 8, 8)})).batch == 3
+    assert (
+        measure_latency(classifier(), classifier(), Feeding(images(3), shapes={"x": (3, 3, 8, 8)})).batch == 3
+    )

@@ -1,13 +1,16 @@
-"""Data-Free Quantization (Nagel et al., ICCV 2019, arXiv 1906.04721): cross-layer equalization, then bias correction.
+"""Data-Free Quantization (Nagel et al., ICCV 2019, arXiv 1906.04721): cross-layer equalization, then bias
+correction.
 
 A positive factor per channel commutes with ReLU, so a producer W and its consumer V compute the same with
 
     W_j / s_j,  bias_j / s_j,  V_:j s_j          s_j = sqrt( max|W_j| / max|V_:j| )
 
-after which channel j has the same range on both sides: one grid per tensor then serves all channels. Pairs are swept until nothing moves.
+after which channel j has the same range on both sides: one grid per tensor then serves all channels. Pairs
+are swept until nothing moves.
 
-The paper folds batch norm first. Here its scale a_j = gamma_j / sigma_j moves into the weights as well, but the node stays, with a scale of
-one, and keeps what bias correction needs: which mean and variance it expects. With t_j = a_j / s_j (1 / s_j without batch norm):
+The paper folds batch norm first. Here its scale a_j = gamma_j / sigma_j moves into the weights as well, but
+the node stays, with a scale of one, and keeps what bias correction needs: which mean and variance it expects.
+With t_j = a_j / s_j (1 / s_j without batch norm):
 
     W'_j = t_j W_j    mean' = t_j mean    sigma' = |t_j| sigma    gamma' = sigma'    beta' = beta / s_j
 
@@ -25,19 +28,22 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from benchmarks import package
 from onnx_dfmpc import QuantizeResult, Recipe, match
-from onnx_dfmpc.graph import ConstantTable, used_names
-from onnx_dfmpc.layout import from_rows, taps, to_rows
+from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.spec import Chain, Layer
+from onnx_dfmpc.spec.ops import from_rows, taps, to_rows
 
 SWEEPS, TOLERANCE = 20, 1e-3
 DEAD = 1e-3
-"""A channel whose batch norm has a smaller gamma than this is left alone: its variance would vanish behind epsilon."""
+"""A channel whose batch norm has a smaller gamma than this is left alone: its variance would vanish behind
+epsilon.
+"""
 
 Array = NDArray[np.float64]
 
 
 def quantize(model: ModelProto, recipe: Recipe, *, per_channel: bool = False) -> QuantizeResult:
-    """Equalize, round to the nearest level of an asymmetric grid (per tensor, as published), correct the biases.
+    """Equalize, round to the nearest level of an asymmetric grid (per tensor, as published), correct the
+    biases.
 
     Parameters
     ----------
@@ -53,7 +59,9 @@ def quantize(model: ModelProto, recipe: Recipe, *, per_channel: bool = False) ->
 
 @dataclass
 class _State:
-    """A layer while factors move through it: rows (g, r, n), bias, and the factor t and 1 / s of each output channel."""
+    """A layer while factors move through it: rows (g, r, n), bias, and the factor t and 1 / s of each output
+    channel.
+    """
 
     layer: Layer
     rows: Array
@@ -111,7 +119,11 @@ def equalize(model: ModelProto) -> ModelProto:
     states = {layer.name: _state(layer, table) for layer in report.layers}
     for state in states.values():
         state.fold()
-    chains = [chain for chain in report.chains if chain.homogeneous and {chain.producer, *chain.consumers} <= states.keys()]
+    chains = [
+        chain
+        for chain in report.chains
+        if chain.homogeneous and {chain.producer, *chain.consumers} <= states.keys()
+    ]
     for _ in range(SWEEPS):
         moved = max((_equalize_chain(chain, states) for chain in chains), default=0.0)
         if moved < TOLERANCE:
@@ -179,7 +191,9 @@ def _drop_unused(proto: ModelProto) -> None:
         items.extend(kept)
 
 
-def _bias_input(proto: ModelProto, node: NodeProto, layer: Layer, table: ConstantTable) -> tuple[NodeProto, int]:
+def _bias_input(
+    proto: ModelProto, node: NodeProto, layer: Layer, table: ConstantTable
+) -> tuple[NodeProto, int]:
     """Node and input position of a layer's bias: its own third input, or one side of the Add behind it."""
     if len(node.input) > 2 and node.input[2]:
         return node, 2

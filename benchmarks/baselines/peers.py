@@ -1,4 +1,5 @@
-"""Other tools that write weight-only ONNX files, through one interface; each is optional, and what it cannot do it says.
+"""Other tools that write weight-only ONNX files, through one interface; each is optional, and what it cannot
+do it says.
 
     onnxruntime       quantize_static on noise, INT4 and INT8 weights per channel; its activation quantizers are taken out again
     quantization-rs   INT4 and INT8 weights per channel, asymmetric
@@ -22,8 +23,11 @@ import onnx
 from onnx import ModelProto, helper
 
 from benchmarks.baselines import Unavailable
-from onnx_dfmpc import Recipe, inputs, match, plan, statistics
-from onnx_dfmpc.graph import ConstantTable, raise_opset
+from onnx_dfmpc import Recipe, match, plan
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.opset import raise_opset
 
 NOISE_SAMPLES = 8
 
@@ -41,7 +45,11 @@ def onnxruntime(path: Path, recipe: Recipe) -> ModelProto:
         common = min(bits.values())
         # A weight's override says type and axis; without the axis it would be one grid per tensor.
         axes = {layer.weight: layer.axis for layer in match(folded).layers}
-        overrides = {name: [{"quant_type": types[b], "axis": axes[name], "symmetric": True}] for name, b in bits.items() if b != common}
+        overrides = {
+            name: [{"quant_type": types[b], "axis": axes[name], "symmetric": True}]
+            for name, b in bits.items()
+            if b != common
+        }
         quantization.quantize_static(
             folded,
             output,
@@ -49,7 +57,8 @@ def onnxruntime(path: Path, recipe: Recipe) -> ModelProto:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=types[common],
-            # It takes out the Relu in front of a quantizer, which would go missing once the quantizer is taken out too.
+            # It takes out the Relu in front of a quantizer, which would go missing once the quantizer is
+            # taken out too.
             extra_options={"TensorQuantOverrides": overrides, "QDQKeepRemovableActivations": True},
         )
         return _without_activation_quantizers(onnx.load(output))
@@ -82,7 +91,9 @@ def aimet_onnx(path: Path, recipe: Recipe) -> ModelProto:
     bits = _bits_by_weight(model, recipe)
     feeds = next(iter(_Noise(model)))
     equalize(model)
-    sim = tool.QuantizationSimModel(model, param_type=f"int{min(bits.values())}", dummy_input=feeds, providers=["CPUExecutionProvider"])
+    sim = tool.QuantizationSimModel(
+        model, param_type=f"int{min(bits.values())}", dummy_input=feeds, providers=["CPUExecutionProvider"]
+    )
     for name, quantizer in sim.qc_quantize_op_dict.items():
         if name in sim.activation_names:
             quantizer.enabled = False
@@ -120,7 +131,7 @@ class _Noise:
     """Calibration inputs for tools that will not do without: ``get_next`` is ONNX Runtime's interface."""
 
     def __init__(self, model: ModelProto) -> None:
-        found = inputs.synthetic(statistics.model_inputs(model), samples=NOISE_SAMPLES, seed=0)
+        found = synthetic(model_inputs(model), samples=NOISE_SAMPLES, seed=0)
         self._feeds = [feeds for _, _, feeds in found.batches()]
         self._left = iter(self._feeds)
 
@@ -140,9 +151,15 @@ def _files() -> Iterator[tuple[Path, Path]]:
 def _without_activation_quantizers(model: ModelProto) -> ModelProto:
     """Let whoever reads a dequantized activation read the activation itself."""
     table = ConstantTable(model)
-    source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in table}
+    source = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] not in table
+    }
     through = {
-        node.output[0]: source[node.input[0]] for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in source
+        node.output[0]: source[node.input[0]]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in source
     }
     outputs = {value.name for value in model.graph.output}
     kept = []

@@ -5,23 +5,31 @@ knapsack   the least noise for every number of bytes
 budget     a target or a preset to a plan, with reasons
 """
 
-from onnx_dfmpc.allocate.budget import budgets, mean_bits, open_widths, require_affordable, smallest, spend, sweep
-from onnx_dfmpc.allocate.fixed import allocate, chosen, layer_plan, pairs
+from onnx_dfmpc.allocate.budget import (
+    allocate_budget,
+    budgets,
+    candidate_widths,
+    cheapest,
+    mean_bits,
+    require_affordable,
+    sweep,
+)
+from onnx_dfmpc.allocate.fixed import allocate, layer_plan, pairs, selected_layers
 from onnx_dfmpc.allocate.knapsack import Frontier, choose, frontier
 
 __all__ = [
     "Frontier",
     "allocate",
+    "allocate_budget",
     "budgets",
+    "candidate_widths",
+    "cheapest",
     "choose",
-    "chosen",
     "frontier",
     "layer_plan",
     "mean_bits",
-    "open_widths",
     "pairs",
     "require_affordable",
-    "smallest",
-    "spend",
+    "selected_layers",
     "sweep",
 ]

@@ -1,4 +1,6 @@
-"""A target or a preset to a plan: the widths that a cost table makes worth their bytes, and why, layer by layer."""
+"""A target or a preset to a plan: the widths that a cost table makes worth their bytes, and why, layer by
+layer.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,16 @@ from numpy.typing import NDArray
 from onnx_dfmpc.allocate.fixed import layer_plan, left_out
 from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.recipe import Limits, Recipe, limits
+from onnx_dfmpc.recipe import BitBounds, Recipe, limits
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan
 
 SAME_SHARE, SAME_BYTES = 1.05, 32
-"""Up to so many times the bytes and so many more are the same: the codes take as much room, only zero points or names differ."""
+"""Up to so many times the bytes and so many more are the same: the codes take as much room, only zero points
+or names differ.
+"""
 
 
-def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable) -> QuantPlan:
+def allocate_budget(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable) -> QuantPlan:
     """Plan with the least noise that meets the recipe's target: bytes, mean bits, or predicted output SQNR.
 
     Parameters
@@ -43,7 +47,9 @@ def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
     """
     require_affordable(report, recipe, table)
     found = limits(report, recipe)
-    allowed = open_widths(table.layers, table.widths, table.sizes, found, nominal=recipe.target_bits is not None)
+    allowed = candidate_widths(
+        table.layers, table.widths, table.sizes, found, nominal=recipe.target_bits is not None
+    )
     if recipe.target_size is not None:
         (chosen,) = _within(table, allowed, [recipe.target_size])
     elif recipe.target_bits is not None:
@@ -57,7 +63,8 @@ def spend(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
 
 
 def require_affordable(report: MatchReport, recipe: Recipe, table: CostTable) -> None:
-    """Refuse a target in bytes or bits that even the fewest bits exceed. The noise is not asked, so that nobody has to predict it before.
+    """Refuse a target in bytes or bits that even the fewest bits exceed. The noise is not asked, so that
+    nobody has to predict it before.
 
     Parameters
     ----------
@@ -71,7 +78,13 @@ def require_affordable(report: MatchReport, recipe: Recipe, table: CostTable) ->
     UnsupportedError
         The message says what the least is.
     """
-    allowed = open_widths(table.layers, table.widths, table.sizes, limits(report, recipe), nominal=recipe.target_bits is not None)
+    allowed = candidate_widths(
+        table.layers,
+        table.widths,
+        table.sizes,
+        limits(report, recipe),
+        nominal=recipe.target_bits is not None,
+    )
     least = _least(table, allowed)
     if recipe.target_size is not None and least > recipe.target_size:
         raise UnsupportedError(
@@ -87,8 +100,11 @@ def require_affordable(report: MatchReport, recipe: Recipe, table: CostTable) ->
         )
 
 
-def sweep(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable, budgets: Sequence[int]) -> list[QuantPlan | None]:
-    """Plans for several budgets in bytes, for little more than the price of one; None for a budget that cannot be met.
+def sweep(
+    report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTable, budgets: Sequence[int]
+) -> list[QuantPlan | None]:
+    """Plans for several budgets in bytes, for little more than the price of one; None for a budget that
+    cannot be met.
 
     Parameters
     ----------
@@ -101,13 +117,17 @@ def sweep(report: MatchReport, recipe: Recipe, model_sha256: str, table: CostTab
         Bytes of the whole file.
     """
     found = limits(report, recipe)
-    allowed = open_widths(table.layers, table.widths, table.sizes, found)
+    allowed = candidate_widths(table.layers, table.widths, table.sizes, found)
     choices = _within(table, allowed, budgets)
-    return [None if chosen is None else _plan(report, recipe, model_sha256, table, found, allowed, chosen) for chosen in choices]
+    return [
+        None if chosen is None else _plan(report, recipe, model_sha256, table, found, allowed, chosen)
+        for chosen in choices
+    ]
 
 
 def budgets(report: MatchReport, recipe: Recipe, table: CostTable, count: int) -> list[int]:
-    """Budgets from the smallest file that can be had to the largest, each larger than the one before by the same factor.
+    """Budgets from the smallest file that can be had to the largest, each larger than the one before by the
+    same factor.
 
     Parameters
     ----------
@@ -118,16 +138,22 @@ def budgets(report: MatchReport, recipe: Recipe, table: CostTable, count: int) -
     count : int
         At most so many; fewer where the files hardly differ.
     """
-    allowed = open_widths(table.layers, table.widths, table.sizes, limits(report, recipe))
+    allowed = candidate_widths(table.layers, table.widths, table.sizes, limits(report, recipe))
     least = _least(table, allowed)
     most = table.base + int(np.where(allowed, table.sizes, 0).max(axis=1).sum())
     return sorted({math.ceil(budget) for budget in np.geomspace(least, most, count)})
 
 
-def open_widths(
-    names: Sequence[str], widths: Sequence[int], sizes: NDArray[np.int64], found: Mapping[str, Limits], *, nominal: bool = False
+def candidate_widths(
+    names: Sequence[str],
+    widths: Sequence[int],
+    sizes: NDArray[np.int64],
+    found: Mapping[str, BitBounds],
+    *,
+    nominal: bool = False,
 ) -> Mask:
-    """Widths that are worth a thought for each layer: within its limits, and not replaced by a wider one at about the same bytes.
+    """Widths that are worth a thought for each layer: within its limits, and not replaced by a wider one at
+    about the same bytes.
 
     The fewest bytes are always among them, so that no budget is refused without need.
 
@@ -139,7 +165,7 @@ def open_widths(
         Bits, ascending.
     sizes : int64 array, shape (layers, widths)
         Bytes.
-    found : mapping of str to Limits
+    found : mapping of str to BitBounds
     nominal : bool
         Whether bits count, and not the bytes that they take.
 
@@ -149,7 +175,7 @@ def open_widths(
 
     Examples
     --------
-    >>> open_widths(["a"], (2, 3, 4, 8), np.array([[500, 990, 999, 2000]]), {"a": Limits(2, 4)}).tolist()
+    >>> candidate_widths(["a"], (2, 3, 4, 8), np.array([[500, 990, 999, 2000]]), {"a": BitBounds(2, 4)}).tolist()
     [[True, False, True, False]]
     """
     bits = np.array(widths)
@@ -164,8 +190,10 @@ def open_widths(
     return opened
 
 
-def smallest(sizes: NDArray[np.int64], allowed: Mask) -> Choice:
-    """Width of every layer that takes the fewest bytes, the widest of equals, as column numbers of shape (layers,)."""
+def cheapest(sizes: NDArray[np.int64], allowed: Mask) -> Choice:
+    """Width of every layer that takes the fewest bytes, the widest of equals, as column numbers of shape
+    (layers,).
+    """
     cost = np.where(allowed, sizes, np.iinfo(np.int64).max)
     choice: Choice = sizes.shape[1] - 1 - cost[:, ::-1].argmin(axis=1)
     return choice
@@ -174,25 +202,29 @@ def smallest(sizes: NDArray[np.int64], allowed: Mask) -> Choice:
 def mean_bits(plan: QuantPlan, report: MatchReport) -> float:
     """Mean nominal bits over all quantized weights."""
     sizes = {layer.name: layer.size for layer in report.layers}
-    return sum(layer.bits * sizes[layer.name] for layer in plan.layers) / sum(sizes[layer.name] for layer in plan.layers)
+    return sum(layer.bits * sizes[layer.name] for layer in plan.layers) / sum(
+        sizes[layer.name] for layer in plan.layers
+    )
 
 
 def _within(table: CostTable, allowed: Mask, budgets: Sequence[int]) -> list[Choice | None]:
     """The least noise for each of some budgets in bytes."""
     shared, least = frontier(table, allowed, max(budgets, default=0) - table.base), _least(table, allowed)
     found = [shared.within(budget - table.base) for budget in budgets]
-    fewest = smallest(table.sizes, allowed)
-    return [fewest if one is None and budget >= least else one for one, budget in zip(found, budgets, strict=True)]
+    fewest = cheapest(table.sizes, allowed)
+    return [
+        fewest if one is None and budget >= least else one for one, budget in zip(found, budgets, strict=True)
+    ]
 
 
 def _least(table: CostTable, allowed: Mask) -> int:
     """Bytes of the smallest file."""
-    return _file_size(table, allowed, smallest(table.sizes, allowed))
+    return _file_size(table, allowed, cheapest(table.sizes, allowed))
 
 
 def _file_size(table: CostTable, allowed: Mask, chosen: Choice) -> int:
     rows = np.arange(len(chosen))
-    spare = table.spare if np.array_equal(chosen, smallest(table.sizes, allowed)) else 0
+    spare = table.spare if np.array_equal(chosen, cheapest(table.sizes, allowed)) else 0
     return table.base - spare + int(table.sizes[rows, chosen].sum())
 
 
@@ -224,7 +256,11 @@ def _sqnr_db(noise: float) -> float | None:
 def _too_noisy(recipe: Recipe, table: CostTable, allowed: Mask) -> UnsupportedError:
     """What to say when even the most bits are too few."""
     best = _sqnr_db(float(np.where(allowed, table.noise, np.inf).min(axis=1).sum()))
-    asked = f"preset = {recipe.preset!r} ({recipe.wanted_sqnr_db:g} dB)" if recipe.preset else f"target_sqnr_db = {recipe.wanted_sqnr_db:g}"
+    asked = (
+        f"preset = {recipe.preset!r} ({recipe.wanted_sqnr_db:g} dB)"
+        if recipe.preset
+        else f"target_sqnr_db = {recipe.wanted_sqnr_db:g}"
+    )
     return UnsupportedError(
         f"{asked} cannot be met: with the most bits that are allowed the predicted output SQNR is {best or math.inf:.1f} dB",
         hint="ask for less, allow more bits, or leave layers float with nodes_to_exclude",
@@ -244,7 +280,7 @@ def _plan(
     recipe: Recipe,
     model_sha256: str,
     table: CostTable,
-    found: Mapping[str, Limits],
+    found: Mapping[str, BitBounds],
     allowed: Mask,
     chosen: Choice,
 ) -> QuantPlan:
@@ -266,7 +302,7 @@ def _plan(
     )
 
 
-def _reason(table: CostTable, allowed: Mask, row: int, width: int, total: float, limit: Limits) -> str:
+def _reason(table: CostTable, allowed: Mask, row: int, width: int, total: float, limit: BitBounds) -> str:
     """Why a layer got its bits, in words: what the next wider code would have cost and brought."""
     if limit.bits is not None:
         return limit.reason

@@ -1,16 +1,20 @@
-"""Bits per layer: pairs of a low and a high layer along the chains, or the same bits everywhere, and the user's own rules on top."""
+"""Bits per layer: pairs of a low and a high layer along the chains, or the same bits everywhere, and the
+user's own rules on top.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from onnx_dfmpc.recipe import Limits, Recipe, limits
+from onnx_dfmpc.recipe import BitBounds, Recipe, limits
 from onnx_dfmpc.spec import Grid, Layer, LayerPlan, MatchReport, QuantPlan, Role, Rounding, Skipped
 
 Noise = Callable[[Layer, int], float]
 
 RESIDUAL_SHARE = 0.5
-"""Noise that enters a residual stream counts against the stream's variance, of which the branch is about half."""
+"""Noise that enters a residual stream counts against the stream's variance, of which the branch is about
+half.
+"""
 
 
 def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Noise) -> QuantPlan:
@@ -42,19 +46,26 @@ def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Nois
     return QuantPlan(model_sha256, plans, report.skipped + left_out(report, found))
 
 
-def chosen(report: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
+def selected_layers(report: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
     """Layers that the recipe wants quantized, and everything that stays float."""
     found = limits(report, recipe)
-    return tuple(layer for layer in report.layers if not found[layer.name].excluded), report.skipped + left_out(report, found)
+    return tuple(
+        layer for layer in report.layers if not found[layer.name].excluded
+    ), report.skipped + left_out(report, found)
 
 
-def left_out(report: MatchReport, found: Mapping[str, Limits]) -> tuple[Skipped, ...]:
+def left_out(report: MatchReport, found: Mapping[str, BitBounds]) -> tuple[Skipped, ...]:
     """The matched layers that the recipe excludes, with its reason."""
-    return tuple(Skipped(layer.name, layer.op_type, found[layer.name].reason) for layer in report.layers if found[layer.name].excluded)
+    return tuple(
+        Skipped(layer.name, layer.op_type, found[layer.name].reason)
+        for layer in report.layers
+        if found[layer.name].excluded
+    )
 
 
 def pairs(layers: Sequence[Layer], report: MatchReport) -> list[tuple[str, tuple[str, ...]]]:
-    """Pair producers with their consumers along the chains, each layer in at most one pair, the layers at the edges in none.
+    """Pair producers with their consumers along the chains, each layer in at most one pair, the layers at the
+    edges in none.
 
     Returns
     -------
@@ -74,11 +85,15 @@ def pairs(layers: Sequence[Layer], report: MatchReport) -> list[tuple[str, tuple
     return found
 
 
-def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise) -> dict[str, tuple[Role, int, str]]:
+def _roles(
+    layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise
+) -> dict[str, tuple[Role, int, str]]:
     """Role, bits and reason of each layer."""
     roles: dict[str, tuple[Role, int, str]] = {}
     if recipe.bits is not None:
-        roles = {layer.name: ("inner", recipe.bits, f"{recipe.bits} bits for every layer") for layer in layers}
+        roles = {
+            layer.name: ("inner", recipe.bits, f"{recipe.bits} bits for every layer") for layer in layers
+        }
     else:
         assert recipe.low_bits is not None
         assert recipe.high_bits is not None
@@ -86,7 +101,9 @@ def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: 
         for layer in layers:
             roles[layer.name] = ("high", recipe.high_bits, "in no pair")
         for producer, consumers in pairs(layers, report):
-            first = _low_comes_first(by_name[producer], [by_name[name] for name in consumers], report, recipe, noise)
+            first = _low_comes_first(
+                by_name[producer], [by_name[name] for name in consumers], report, recipe, noise
+            )
             low, high = ((producer,), consumers) if first else (consumers, (producer,))
             for name in low:
                 roles[name] = ("low", recipe.low_bits, f"paired with {', '.join(high)}")
@@ -98,8 +115,12 @@ def _roles(layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: 
     return roles
 
 
-def _low_comes_first(producer: Layer, consumers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise) -> bool:
-    """Whether the producer of a pair takes the low bits: as the recipe says, as published, or where that makes less noise."""
+def _low_comes_first(
+    producer: Layer, consumers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise
+) -> bool:
+    """Whether the producer of a pair takes the low bits: as the recipe says, as published, or where that
+    makes less noise.
+    """
     if recipe.low_position != "auto":
         return recipe.low_position == "first"
     if recipe.method == "paper":
@@ -127,7 +148,9 @@ def layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe)
     return LayerPlan(layer.name, bits, role, grid, rounding, not paper, reason)
 
 
-def _within(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, allowed: Limits) -> LayerPlan:
+def _within(
+    layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, allowed: BitBounds
+) -> LayerPlan:
     """Plan within what the recipe allows."""
     within = min(max(bits, allowed.low), allowed.high)
     if within != bits or allowed.bits is not None:

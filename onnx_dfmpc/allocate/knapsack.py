@@ -1,9 +1,10 @@
 """The least noise for every number of bytes (pure NumPy).
 
-Each layer takes one of its widths; bytes and noise add up: a multiple-choice knapsack. The frontier is built layer by layer: all sums of a
-point so far and an option of the next layer, of which only those stay that no cheaper one beats in noise. So one pass answers every budget.
-It is exact as long as the points fit; beyond `MOST` of them the best of each interval of bytes is kept, and what that loses is won back at
-the end by upgrades into the bytes that are left.
+Each layer takes one of its widths; bytes and noise add up: a multiple-choice knapsack. The frontier is built
+layer by layer: all sums of a point so far and an option of the next layer, of which only those stay that no
+cheaper one beats in noise. So one pass answers every budget. It is exact as long as the points fit; beyond
+`MOST` of them the best of each interval of bytes is kept, and what that loses is won back at the end by
+upgrades into the bytes that are left.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Frontier:
     _steps: tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]
 
     def within(self, budget: int) -> Choice | None:
-        """Index of the width of each layer, for the least noise in so many bytes of layers; None where not even the least bytes fit.
+        """Index of the width of each layer, for the least noise in so many bytes of layers; None where not
+        even the least bytes fit.
 
         Of widths that cost the same bytes and make the same noise, the widest.
         """
@@ -51,7 +53,9 @@ class Frontier:
         return None if point < 0 else self._filled(self._choice(point), budget)
 
     def below(self, noise: float) -> Choice | None:
-        """Index of the width of each layer, for the fewest bytes with no more noise than that; None where it cannot be had."""
+        """Index of the width of each layer, for the fewest bytes with no more noise than that; None where it
+        cannot be had.
+        """
         reached = np.flatnonzero(self.noise <= noise)
         return None if not reached.size else self._choice(int(reached[0]))
 

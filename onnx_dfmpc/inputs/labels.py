@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.inputs.dataset import LABELS, Table
 from onnx_dfmpc.inputs.stored import Anything, stored_arrays
-from onnx_dfmpc.inputs.table import LABELS, Table
 
 LabelSource = str | os.PathLike[str] | NDArray[Any]
 
-TEXT_HINT = "give an .npz, an .npy, or text with one integer per line, for images also: FILE NAME, then its label"
+TEXT_HINT = (
+    "give an .npz, an .npy, or text with one integer per line, for images also: FILE NAME, then its label"
+)
 
 
 def read_labels(labels: LabelSource, table: Table) -> Anything:
@@ -24,8 +26,8 @@ def read_labels(labels: LabelSource, table: Table) -> Anything:
     Parameters
     ----------
     labels : path or array
-        An .npz with an array ``labels`` (or a single one), an .npy, or text: one integer per line, or, where samples have names, lines of
-        a name and an integer.
+        An .npz with an array ``labels`` (or a single one), an .npy, or text: one integer per line, or, where
+        samples have names, lines of a name and an integer.
     table : Table
 
     Raises
@@ -43,12 +45,19 @@ def read_labels(labels: LabelSource, table: Table) -> Anything:
         return arrays[LABELS].whole()
     if len(arrays) == 1:
         return next(iter(arrays.values())).whole()
-    raise RecipeError(f"{path}: has {', '.join(arrays)}, none of them named 'labels'", hint=f"{table.count} integers, one per sample")
+    raise RecipeError(
+        f"{path}: has {', '.join(arrays)}, none of them named 'labels'",
+        hint=f"{table.count} integers, one per sample",
+    )
 
 
 def _text_labels(path: Path, table: Table) -> NDArray[np.int64]:
     try:
-        lines = [line.replace(",", " ").rsplit(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line.replace(",", " ").rsplit(maxsplit=1)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         numbers = np.array([int(line[-1]) for line in lines], np.int64)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such labels file") from None

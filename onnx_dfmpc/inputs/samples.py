@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.inputs.dataset import Table, cast, cast_note, check_labels
 from onnx_dfmpc.inputs.labels import LabelSource, read_labels
 from onnx_dfmpc.inputs.sources import DataSource, open_table
 from onnx_dfmpc.inputs.specs import InputSpec, batch_size, fixed_batch, listing
 from onnx_dfmpc.inputs.stored import Anything
-from onnx_dfmpc.inputs.table import Table, cast, cast_note, check_labels
 from onnx_dfmpc.recipe import Preprocessing
 
 
@@ -85,7 +85,8 @@ def from_data(
     Raises
     ------
     RecipeError
-        A source that cannot be read, or arrays that are not what the model takes: the message says which and what is expected.
+        A source that cannot be read, or arrays that are not what the model takes: the message says which and
+        what is expected.
     """
     table = open_table(specs, data, images or Preprocessing(), limit=samples)
     targets = table.labels if labels is None else read_labels(labels, table)
@@ -96,7 +97,9 @@ def from_data(
         notes += ("how pictures become inputs was said, but these are arrays: they are taken as they are",)
 
     def rows(start: int, stop: int) -> dict[str, Anything]:
-        return {name: array[chosen[start:stop]] for name, array in table.batched.items()} | dict(table.constant)
+        return {name: array[chosen[start:stop]] for name, array in table.batched.items()} | dict(
+            table.constant
+        )
 
     def make(start: int, stop: int) -> dict[str, Anything]:
         feeds = rows(start, stop)
@@ -107,11 +110,22 @@ def from_data(
     size = batch_size(fixed, elements, batch)
     if size > 1 and any(-1 in array.shape for array in table.batched.values()):
         if fixed is not None:
-            raise RecipeError(f"{table.description}: samples differ in shape, the model takes {fixed} at a time", hint=listing(specs))
+            raise RecipeError(
+                f"{table.description}: samples differ in shape, the model takes {fixed} at a time",
+                hint=listing(specs),
+            )
         size, notes = 1, (*notes, "run one by one: samples differ in shape")
     first = rows(0, min(size, len(chosen)))
     notes += tuple(note for spec in specs for note in cast_note(first[spec.name], spec))
-    found = Samples(len(chosen), size, make, description, False, None if targets is None else targets[chosen], (*table.notes, *notes))
+    found = Samples(
+        len(chosen),
+        size,
+        make,
+        description,
+        False,
+        None if targets is None else targets[chosen],
+        (*table.notes, *notes),
+    )
     for spec in specs:
         cast(first[spec.name], spec, table.description)
     return found
@@ -123,7 +137,9 @@ def _labels_source(labels: LabelSource | None, table: Table) -> str:
     return os.fspath(labels) if isinstance(labels, str | os.PathLike) else "labels"
 
 
-def _choose(specs: Sequence[InputSpec], table: Table, samples: int | None, seed: int) -> tuple[NDArray[np.intp], str, tuple[str, ...]]:
+def _choose(
+    specs: Sequence[InputSpec], table: Table, samples: int | None, seed: int
+) -> tuple[NDArray[np.intp], str, tuple[str, ...]]:
     """Which samples to take, in words too, and remarks."""
     available, fixed = table.count, fixed_batch(specs)
     notes: tuple[str, ...] = ()
@@ -132,7 +148,8 @@ def _choose(specs: Sequence[InputSpec], table: Table, samples: int | None, seed:
         count -= count % fixed
         if count == 0:
             raise RecipeError(
-                f"{table.description}: the model takes {fixed} samples at a time, the data has {available}", hint=listing(specs)
+                f"{table.description}: the model takes {fixed} samples at a time, the data has {available}",
+                hint=listing(specs),
             )
         notes = (f"{count} samples used, because the model takes {fixed} at a time",)
     if count == available:

@@ -1,4 +1,6 @@
-"""Where data may come from: arrays, .npz, .npy, a folder, Polygraphy's JSON, a loader script; images are in `images`."""
+"""Where data may come from: arrays, .npz, .npy, a folder, Polygraphy's JSON, a loader script; images are in
+`images`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from onnx_dfmpc.errors import DfmpcError, RecipeError
+from onnx_dfmpc.inputs.chunks import outline, pieces_table, samples_in
+from onnx_dfmpc.inputs.dataset import LABELS, Table, arrays_table
 from onnx_dfmpc.inputs.images import SUFFIXES, image_table
-from onnx_dfmpc.inputs.pieces import outline, pieces_table, samples_in
 from onnx_dfmpc.inputs.specs import InputSpec
 from onnx_dfmpc.inputs.stored import Anything, rows_of, stored_arrays
-from onnx_dfmpc.inputs.table import LABELS, Table, arrays_table
 from onnx_dfmpc.recipe import Preprocessing, nearest
 
 Loader = Callable[[], Iterable[Any]]
@@ -34,7 +36,9 @@ DEFAULT_FUNCTION = "load_data"
 SCRIPT = re.compile(r"(?P<file>.*\.py)(:(?P<function>\w+))?")
 
 
-def open_table(specs: Sequence[InputSpec], data: DataSource, images: Preprocessing, *, limit: int | None = None) -> Table:
+def open_table(
+    specs: Sequence[InputSpec], data: DataSource, images: Preprocessing, *, limit: int | None = None
+) -> Table:
     """Look at a source, without loading its samples.
 
     Parameters
@@ -61,7 +65,12 @@ def open_table(specs: Sequence[InputSpec], data: DataSource, images: Preprocessi
         return arrays_table(specs, {"": np.asarray(data)}, "array")
     script = SCRIPT.fullmatch(os.fspath(data))
     if script is not None:
-        return _loader_table(specs, load_script(Path(script["file"]), script["function"] or DEFAULT_FUNCTION), os.fspath(data), limit)
+        return _loader_table(
+            specs,
+            load_script(Path(script["file"]), script["function"] or DEFAULT_FUNCTION),
+            os.fspath(data),
+            limit,
+        )
     path = Path(data)
     if path.is_dir():
         return _folder_table(specs, path, images)
@@ -72,11 +81,14 @@ def open_table(specs: Sequence[InputSpec], data: DataSource, images: Preprocessi
     return arrays_table(specs, dict(stored_arrays(path)), str(path))
 
 
-# ----------------------------------------------------------------------------------------------------------------------- folders
+# -----------------------------------------------------------------------------------------------------------------------
+# folders
 
 
 def _folder_table(specs: Sequence[InputSpec], path: Path, images: Preprocessing) -> Table:
-    """Arrays, of one file after the other in the order of their names, with ``labels.npy`` if it lies there, or pictures."""
+    """Arrays, of one file after the other in the order of their names, with ``labels.npy`` if it lies there,
+    or pictures.
+    """
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     labels = path / f"{LABELS}.npy"
     arrays = [file for file in files if file.suffix.lower() in (".npy", ".npz") and file != labels]
@@ -92,16 +104,22 @@ def _folder_table(specs: Sequence[InputSpec], path: Path, images: Preprocessing)
         stored = stored_arrays(file)
         pieces.append(outline(str(file), stored, stored[LABELS].whole() if LABELS in stored else None))
     table = pieces_table(
-        specs, pieces, lambda index: {name: rows.whole() for name, rows in stored_arrays(arrays[index]).items()}, str(path)
+        specs,
+        pieces,
+        lambda index: {name: rows.whole() for name, rows in stored_arrays(arrays[index]).items()},
+        str(path),
     )
     return replace(table, labels=stored_arrays(labels)[""].whole()) if labels in files else table
 
 
-# ----------------------------------------------------------------------------------------------------------- Polygraphy's JSON
+# -----------------------------------------------------------------------------------------------------------
+# Polygraphy's JSON
 
 
 def _json_table(specs: Sequence[InputSpec], path: Path) -> Table:
-    """Feeds that ``polygraphy run --save-inputs`` wrote: a list of objects, in which an array is the base64 of what numpy.save writes."""
+    """Feeds that ``polygraphy run --save-inputs`` wrote: a list of objects, in which an array is the base64
+    of what numpy.save writes.
+    """
     try:
         feeds = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -111,10 +129,15 @@ def _json_table(specs: Sequence[InputSpec], path: Path) -> Table:
     except (ValueError, RecursionError):
         feeds = None
     if not isinstance(feeds, list) or not all(isinstance(feed, dict) for feed in feeds):
-        raise RecipeError(f"{path}: not a list of feeds", hint="write it with: polygraphy run MODEL --onnxrt --save-inputs inputs.json")
+        raise RecipeError(
+            f"{path}: not a list of feeds",
+            hint="write it with: polygraphy run MODEL --onnxrt --save-inputs inputs.json",
+        )
 
     def load(index: int) -> dict[str, Anything]:
-        return {name: _decoded(value, f"{path}, feed {index}: {name!r}") for name, value in feeds[index].items()}
+        return {
+            name: _decoded(value, f"{path}, feed {index}: {name!r}") for name, value in feeds[index].items()
+        }
 
     loaded = (load(index) for index in range(len(feeds)))
     pieces = [outline(f"{path}, feed {index}", feed, feed.get(LABELS)) for index, feed in enumerate(loaded)]
@@ -125,7 +148,9 @@ def _decoded(value: Any, where: str) -> Anything:
     """Array of a value in Polygraphy's JSON; scalars are plain numbers there."""
     try:
         if isinstance(value, dict):
-            return np.asarray(np.load(io.BytesIO(base64.b64decode(value["array"], validate=True)), allow_pickle=False))
+            return np.asarray(
+                np.load(io.BytesIO(base64.b64decode(value["array"], validate=True)), allow_pickle=False)
+            )
         array = np.asarray(value)
         if array.dtype.kind in "biuf":
             return array
@@ -134,7 +159,8 @@ def _decoded(value: Any, where: str) -> Anything:
     raise RecipeError(f"{where} is not an array", hint="write the file with polygraphy.json.save_json")
 
 
-# ----------------------------------------------------------------------------------------------------------------------- scripts
+# -----------------------------------------------------------------------------------------------------------------------
+# scripts
 
 
 def load_script(path: Path, function: str = DEFAULT_FUNCTION) -> Loader:
@@ -168,7 +194,10 @@ def load_script(path: Path, function: str = DEFAULT_FUNCTION) -> Loader:
     found = getattr(module, function, None)
     if not callable(found):
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise RecipeError(f"{path}: there is no function {function!r}", hint=nearest(function, known) or f"{path}:FUNCTION names another")
+        raise RecipeError(
+            f"{path}: there is no function {function!r}",
+            hint=nearest(function, known) or f"{path}:FUNCTION names another",
+        )
     loader: Loader = found
     return loader
 
@@ -186,7 +215,10 @@ class _Replay:
         try:
             for item in self._loader():
                 feed, labels = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-                arrays = {str(name): np.asarray(value) for name, value in (feed.items() if isinstance(feed, Mapping) else [("", feed)])}
+                arrays = {
+                    str(name): np.asarray(value)
+                    for name, value in (feed.items() if isinstance(feed, Mapping) else [("", feed)])
+                }
                 own = arrays.get(LABELS) if labels is None else np.asarray(labels)
                 yield arrays, own
         except DfmpcError:

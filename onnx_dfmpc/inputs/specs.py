@@ -51,7 +51,8 @@ def is_batched(spec: InputSpec, fixed: int | None) -> bool:
 
 
 def batch_size(fixed: int | None, elements: int, wanted: int | None = None) -> int:
-    """Samples per run: what the model insists on, or what the user wants, or as many as make a batch of moderate size.
+    """Samples per run: what the model insists on, or what the user wants, or as many as make a batch of
+    moderate size.
 
     Raises
     ------
@@ -59,7 +60,9 @@ def batch_size(fixed: int | None, elements: int, wanted: int | None = None) -> i
         If the user and the model want different ones.
     """
     if fixed is not None and wanted not in (None, fixed):
-        raise RecipeError(f"batch size {wanted}: the model takes {fixed} at a time", hint=f"leave it out, or use {fixed}")
+        raise RecipeError(
+            f"batch size {wanted}: the model takes {fixed} at a time", hint=f"leave it out, or use {fixed}"
+        )
     return fixed or wanted or max(1, min(MAX_BATCH, MAX_BATCH_ELEMENTS // max(elements, 1)))
 
 
@@ -93,13 +96,20 @@ def with_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]])
     names = [spec.name for spec in specs]
     for name in shapes:
         if name not in names:
-            raise RecipeError(f"shape: no input is named {name!r}", hint=nearest(name, names) or listing(specs))
+            raise RecipeError(
+                f"shape: no input is named {name!r}", hint=nearest(name, names) or listing(specs)
+            )
     return [_with_shape(spec, tuple(shapes[spec.name])) if spec.name in shapes else spec for spec in specs]
 
 
 def _with_shape(spec: InputSpec, shape: tuple[int, ...]) -> InputSpec:
     sizes = zip(spec.shape, shape, strict=False)
-    fits = len(shape) == len(spec.shape) and all(not isinstance(want, int) or want == have for want, have in sizes)
+    fits = len(shape) == len(spec.shape) and all(
+        not isinstance(want, int) or want == have for want, have in sizes
+    )
     if not fits:
-        raise RecipeError(f"shape {shape_text(shape)} does not fit the input {spec}", hint="only dimensions that have no size can be set")
+        raise RecipeError(
+            f"shape {shape_text(shape)} does not fit the input {spec}",
+            hint="only dimensions that have no size can be set",
+        )
     return replace(spec, shape=shape)

@@ -22,7 +22,9 @@ UNREADABLE = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, No
 
 
 class Rows(Protocol):
-    """What can be asked for some of its rows: an array, or something that makes one. A dimension that varies from row to row is -1."""
+    """What can be asked for some of its rows: an array, or something that makes one. A dimension that varies
+    from row to row is -1.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
@@ -67,7 +69,9 @@ class StoredArray:
             row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
             parts = [self._read(self._start + first * row, count * row) for first, count in _runs(indices)]
         except UNREADABLE as error:
-            raise RecipeError(f"{self._source}: cannot read data: {error}", hint="write it again with numpy.savez") from None
+            raise RecipeError(
+                f"{self._source}: cannot read data: {error}", hint="write it again with numpy.savez"
+            ) from None
         return np.frombuffer(b"".join(parts), self.dtype).reshape(len(indices), *self.shape[1:])
 
     def whole(self) -> Anything:
@@ -113,13 +117,18 @@ def stored_arrays(path: Path, what: str = "data") -> dict[str, StoredArray]:
         if not packed:
             return {"": StoredArray(path, lambda: path.open("rb"))}
         archive = zipfile.ZipFile(path)
-        return {name.removesuffix(".npy"): StoredArray(path, _opener(archive, name)) for name in archive.namelist()}
+        return {
+            name.removesuffix(".npy"): StoredArray(path, _opener(archive, name))
+            for name in archive.namelist()
+        }
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such {what} file") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot read {what}: {error.strerror or error}") from None
     except UNREADABLE:
-        raise RecipeError(f"{path}: not an .npz or .npy file of plain arrays", hint="write it with numpy.savez") from None
+        raise RecipeError(
+            f"{path}: not an .npz or .npy file of plain arrays", hint="write it with numpy.savez"
+        ) from None
 
 
 def _opener(archive: zipfile.ZipFile, name: str) -> Callable[[], IO[bytes]]:

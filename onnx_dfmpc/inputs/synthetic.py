@@ -17,8 +17,11 @@ DYNAMIC_PIXELS = 224
 DYNAMIC_LENGTH = 64
 
 
-def natural_spectrum(shape: tuple[int, int, int], rng: np.random.Generator, *, steepness: float = 1.0) -> NDArray[np.float64]:
-    """Noise with the 1/f amplitude spectrum of photographs, and their correlation between channels (Field 1987).
+def natural_spectrum(
+    shape: tuple[int, int, int], rng: np.random.Generator, *, steepness: float = 1.0
+) -> NDArray[np.float64]:
+    """Noise with the 1/f amplitude spectrum of photographs, and their correlation between channels (Field
+    1987).
 
     Parameters
     ----------
@@ -60,7 +63,9 @@ def _draw(spec: InputSpec, rng: np.random.Generator, input_range: tuple[float, f
     if axis is None:
         values = rng.standard_normal(shape)
     else:
-        values = np.moveaxis(natural_spectrum((shape[axis - 1], *np.delete(shape, axis - 1)), rng), 0, axis - 1)
+        values = np.moveaxis(
+            natural_spectrum((shape[axis - 1], *np.delete(shape, axis - 1)), rng), 0, axis - 1
+        )
     if kind in "iu" and input_range is None:
         input_range = (0, min(255, int(np.iinfo(spec.dtype).max)))
     if input_range is not None:
@@ -79,7 +84,8 @@ def synthetic(
 ) -> Samples:
     """Seeded inputs that nobody had to collect: 1/f images where an input looks like one, else normal noise.
 
-    A sanity check of the arithmetic, not a measure of accuracy. Sample i is the same whatever the batch size or the number of samples.
+    A sanity check of the arithmetic, not a measure of accuracy. Sample i is the same whatever the batch size
+    or the number of samples.
 
     Parameters
     ----------
@@ -90,7 +96,8 @@ def synthetic(
     seed : int
         Seed.
     input_range : (float, float), optional
-        Range of the values; by default floats have mean 0 and variance 1, integer images 0 to 255, other integers 0 and 1.
+        Range of the values; by default floats have mean 0 and variance 1, integer images 0 to 255, other
+        integers 0 and 1.
     batch : int, optional
         Samples per run, where the model leaves that open.
     """

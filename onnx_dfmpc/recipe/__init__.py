@@ -14,7 +14,7 @@ from onnx_dfmpc.recipe.files import read_recipe
 from onnx_dfmpc.recipe.gates import GATE_KEYS, OUTPUT_GATE_KEYS, Gates
 from onnx_dfmpc.recipe.images import Preprocessing
 from onnx_dfmpc.recipe.knobs import DEFAULT_BITS, KINDS, PRESETS, Recipe
-from onnx_dfmpc.recipe.limits import Limits, limits, nearest_layer
+from onnx_dfmpc.recipe.limits import BitBounds, limits, nearest_layer
 from onnx_dfmpc.recipe.rules import Rule
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
     "KINDS",
     "OUTPUT_GATE_KEYS",
     "PRESETS",
+    "BitBounds",
     "Gates",
-    "Limits",
     "Preprocessing",
     "Recipe",
     "Rule",

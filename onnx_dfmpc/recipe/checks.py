@@ -40,14 +40,17 @@ def require_known(keys: Iterable[object], known: Sequence[str], where: str = "")
     """Raise RecipeError for the first key that is not a known one."""
     for key in keys:
         if key not in known:
-            raise RecipeError(f"unknown key {key!r}{where}", hint=nearest(str(key), known) or "known keys: " + ", ".join(known))
+            raise RecipeError(
+                f"unknown key {key!r}{where}",
+                hint=nearest(str(key), known) or "known keys: " + ", ".join(known),
+            )
 
 
 def parse_size(size: str) -> int:
     """Bytes that text such as ``300KiB`` stands for; fractions of a byte are dropped.
 
-    KiB, MiB, GiB and the bare letters K, M, G are powers of 1024; kB, MB, GB are powers of 1000. Case does not matter, nor does a space
-    before the unit. A number without a unit is bytes.
+    KiB, MiB, GiB and the bare letters K, M, G are powers of 1024; kB, MB, GB are powers of 1000. Case does
+    not matter, nor does a space before the unit. A number without a unit is bytes.
 
     Raises
     ------
@@ -62,7 +65,9 @@ def parse_size(size: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", size, re.ASCII | re.IGNORECASE)
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise RecipeError(f"{size!r} is not a size", hint="such as 300KiB (1024 bytes each), 300kB (1000), 1.5MB, or 307200")
+        raise RecipeError(
+            f"{size!r} is not a size", hint="such as 300KiB (1024 bytes each), 300kB (1000), 1.5MB, or 307200"
+        )
     return int(Decimal(found[1]) * unit)
 
 

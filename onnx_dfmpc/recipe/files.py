@@ -7,7 +7,8 @@
     [images]      how pictures become inputs: size, crop, mean, std, scale, layout, channels
     [set]         "regex" = bits, for short; behind the rules
 
-The flat form has every key at the top. In ``[target]`` the keys have short names; those of the flat form are understood too.
+The flat form has every key at the top. In ``[target]`` the keys have short names; those of the flat form are
+understood too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ TARGET = {
 
 VALIDATE = (
     *("data", "labels", "images", "samples", "shapes", "batch_size", "providers", "input_range", "seed"),
-    *("min_cosine", "min_sqnr_db", "max_top1_drop", "min_top1_agreement", "output_gates", "per_layer", "latency"),
+    *(
+        "min_cosine",
+        "min_sqnr_db",
+        "max_top1_drop",
+        "min_top1_agreement",
+        "output_gates",
+        "per_layer",
+        "latency",
+    ),
 )
 """Knobs of ``[validate]``."""
 
@@ -97,9 +106,14 @@ def _flat(content: Mapping[str, Any], knobs: tuple[str, ...]) -> dict[str, Any]:
         elif key in TABLES or key in knobs:
             _put(values, TABLES.get(key, key), value, key)
         elif isinstance(value, dict):
-            raise RecipeError(f"unknown section [{key}]", hint=nearest(key, SECTIONS) or "sections: " + ", ".join(SECTIONS))
+            raise RecipeError(
+                f"unknown section [{key}]", hint=nearest(key, SECTIONS) or "sections: " + ", ".join(SECTIONS)
+            )
         else:
-            raise RecipeError(f"unknown key {key!r}", hint=nearest(key, (*knobs, *SECTIONS)) or "known keys: " + ", ".join(knobs))
+            raise RecipeError(
+                f"unknown key {key!r}",
+                hint=nearest(key, (*knobs, *SECTIONS)) or "known keys: " + ", ".join(knobs),
+            )
     return values
 
 
@@ -117,7 +131,11 @@ def _knob_of(section: str, key: str, homes: Mapping[str, Mapping[str, str]]) -> 
     if key in homes[section]:
         return homes[section][key]
     others = [name for name, keys in homes.items() if key in keys]
-    hint = f"it belongs into [{others[0]}]" if others else nearest(key, homes[section]) or "known keys: " + ", ".join(homes[section])
+    hint = (
+        f"it belongs into [{others[0]}]"
+        if others
+        else nearest(key, homes[section]) or "known keys: " + ", ".join(homes[section])
+    )
     raise RecipeError(f"unknown key {key!r} in [{section}]", hint=hint)
 
 
@@ -129,7 +147,9 @@ def _put(values: dict[str, Any], knob: str, value: Any, where: str) -> None:
 
 def _require_table(key: str, value: Any) -> None:
     if not isinstance(value, dict):
-        raise RecipeError(f"{key} = {value!r}: expected a section", hint=f"write [{key}] on a line of its own")
+        raise RecipeError(
+            f"{key} = {value!r}: expected a section", hint=f"write [{key}] on a line of its own"
+        )
 
 
 def write_recipe(values: Mapping[str, Any]) -> str:
@@ -140,13 +160,17 @@ def write_recipe(values: Mapping[str, Any]) -> str:
     values : mapping
         Plain data of a recipe.
     """
-    values = {key: os.path.abspath(value) if key in PATHS else value for key, value in values.items() if value != []}
+    values = {
+        key: os.path.abspath(value) if key in PATHS else value for key, value in values.items() if value != []
+    }
     short = {knob: key for key, knob in TARGET.items()}
     homes = _homes(tuple(values))
     sections = {
         "target": {short[knob]: value for knob, value in values.items() if knob in short},
         "defaults": {knob: value for knob, value in values.items() if knob in homes["defaults"]},
-        "validate": {knob: value for knob, value in values.items() if knob in VALIDATE and knob not in EITHER},
+        "validate": {
+            knob: value for knob, value in values.items() if knob in VALIDATE and knob not in EITHER
+        },
     }
     blocks = [_lines({"set": values["set"]})] if values.get("set") else []
     blocks += [f"[{name}]\n{_lines(content)}" for name, content in sections.items() if content]

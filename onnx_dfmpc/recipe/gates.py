@@ -1,4 +1,4 @@
-"""Limits on how far outputs may move."""
+"""BitBounds on how far outputs may move."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTPUT_GATE_KEYS = ("min_cosine", "min_sqnr_db", "min_top1_agreement")
 """Those that can be set for single outputs; labels belong to one of them anyway."""
 
 Gates = Mapping[str, float | Mapping[str | None, float]]
-"""Limits by gate: one number for the worst output, or numbers by output, None for the worst."""
+"""BitBounds by gate: one number for the worst output, or numbers by output, None for the worst."""
 
 
 def output_gates(value: Any) -> tuple[tuple[str, str, float], ...]:

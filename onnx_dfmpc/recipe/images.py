@@ -38,16 +38,18 @@ def _deviations(value: Any) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become inputs: resized and cropped, then ``(pixel * scale - mean) / std``, with pixels from 0 to 255.
+    """How pictures become inputs: resized and cropped, then ``(pixel * scale - mean) / std``, with pixels
+    from 0 to 255.
 
     Attributes
     ----------
     size : (int,) or (int, int) or None
-        Resize (bilinear) so that the shorter side has so many pixels, or to height and width. None resizes to what the model takes, or,
-        with pixels to `crop`, not at all.
+        Resize (bilinear) so that the shorter side has so many pixels, or to height and width. None resizes to
+        what the model takes, or, with pixels to `crop`, not at all.
     crop : (int,) or (int, int) or float or None
-        Cut a square, or height and width, from the middle of the resized picture; or, below 1, keep so much of each side and resize then.
-        None cuts what the model takes, where `size` gives only the shorter side.
+        Cut a square, or height and width, from the middle of the resized picture; or, below 1, keep so much
+        of each side and resize then. None cuts what the model takes, where `size` gives only the shorter
+        side.
     mean, std : tuple of 1 or 3 floats
         In the order of the channels that the model sees.
     scale : float or None
@@ -64,9 +66,13 @@ class Preprocessing:
     """
 
     size: tuple[int, ...] | None = knob(None, "one or two numbers of pixels", _sides)
-    crop: tuple[int, ...] | float | None = knob(None, "one or two numbers of pixels, or a share between 0 and 1", _crop)
+    crop: tuple[int, ...] | float | None = knob(
+        None, "one or two numbers of pixels, or a share between 0 and 1", _crop
+    )
     mean: tuple[float, ...] = knob((0.0,), "one number, or one for each of three channels", _per_channel)
-    std: tuple[float, ...] = knob((1.0,), "one positive number, or one for each of three channels", _deviations)
+    std: tuple[float, ...] = knob(
+        (1.0,), "one positive number, or one for each of three channels", _deviations
+    )
     scale: float | None = knob(None, "a number", checks.number())
     layout: Literal["auto", "nchw", "nhwc"] = choice_knob("auto", "auto", "nchw", "nhwc")
     channels: Literal["auto", "rgb", "bgr", "gray"] = choice_knob("auto", "auto", "rgb", "bgr", "gray")
@@ -77,7 +83,11 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Plain data; what has its default is left out."""
         usual = Preprocessing()
-        changed = {key.name: getattr(self, key.name) for key in fields(self) if getattr(self, key.name) != getattr(usual, key.name)}
+        changed = {
+            key.name: getattr(self, key.name)
+            for key in fields(self)
+            if getattr(self, key.name) != getattr(usual, key.name)
+        }
         return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
 
 

@@ -1,6 +1,7 @@
 """Every knob of a quantization run in one frozen dataclass.
 
-A recipe is checked when it is made: an unknown key or a bad value is a `RecipeError` that names the key, the value and what is allowed.
+A recipe is checked when it is made: an unknown key or a bad value is a `RecipeError` that names the key, the
+value and what is allowed.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.forms import check_form
+from onnx_dfmpc.forms import check_format
 from onnx_dfmpc.recipe import checks
 from onnx_dfmpc.recipe.checks import bits_knob, choice_knob, knob
 from onnx_dfmpc.recipe.files import read_recipe, write_recipe
 from onnx_dfmpc.recipe.gates import GATE_KEYS, Gates, output_gates
 from onnx_dfmpc.recipe.images import Preprocessing, preprocessing_from
 from onnx_dfmpc.recipe.rules import Rule, rule_list, shorthand
-from onnx_dfmpc.spec import Form
+from onnx_dfmpc.spec import StorageFormat
 
 Kind = Literal["pairs", "bits", "target_size", "target_bits", "target_sqnr_db", "preset"]
 
@@ -64,7 +65,8 @@ def _names_knob() -> Any:
 class Recipe:
     """What to do to a model. Every default is the recommended value.
 
-    It has exactly one kind of bits: pairs, `bits`, a target, or a preset; where none is given, the default kind.
+    It has exactly one kind of bits: pairs, `bits`, a target, or a preset; where none is given, the default
+    kind.
 
     Attributes
     ----------
@@ -73,11 +75,11 @@ class Recipe:
     bits : int or None
         The same bits for every inner layer.
     target_size : int or None
-        Bytes of the file, never more (weights in external data take a few more). Text such as "300KiB" or "1.5MB" is accepted (see
-        `parse_size`).
+        Bytes of the file, never more (weights in external data take a few more). Text such as "300KiB" or
+        "1.5MB" is accepted (see `parse_size`).
     target_bits : float or None
-        Mean nominal bits over all quantized weights, never more. What they take on disk is a matter of `storage`: natively 3 bits take as
-        much as 4, and 5 to 7 as much as 8.
+        Mean nominal bits over all quantized weights, never more. What they take on disk is a matter of
+        `storage`: natively 3 bits take as much as 4, and 5 to 7 as much as 8.
     target_sqnr_db : float or None
         Predicted output SQNR in dB, at least.
     preset : {"smallest", "balanced", "lossless"} or None
@@ -87,12 +89,13 @@ class Recipe:
     low_position : {"auto", "first", "second"}
         Which layer of a pair takes the low bits.
     first_last_bits : int or None
-        Bits of the first and the last layer of the network. None is 8 in pairs and where all others have the same bits; a target decides
-        for them as for any layer.
+        Bits of the first and the last layer of the network. None is 8 in pairs and where all others have the
+        same bits; a target decides for them as for any layer.
     rules : tuple of Rule
         Bits, bounds and exclusion for single layers; the last match wins. Mappings are accepted too.
     set : tuple of (str, int)
-        Regular expressions on layer names and the bits they give: rules for short, behind the others. A mapping is accepted too.
+        Regular expressions on layer names and the bits they give: rules for short, behind the others. A
+        mapping is accepted too.
     nodes_to_exclude, nodes_to_quantize : tuple of str
         Node names that stay float; the only nodes to quantize (empty: all).
     cost : {"auto", "bn", "probe", "measured"}
@@ -112,13 +115,15 @@ class Recipe:
     calibration_data : str or None
         Path of real inputs for ``statistics="calibration"``, of any kind that `data` takes.
     storage : {"auto", "native", "portable", "compact"}
-        Element types of the codes, see `Form`. "auto" is compact where a target or a preset decides, since there 3, 5, 6 and 7 bits are
-        worth having only if they take fewer bytes than 4 and 8; else native.
+        Element types of the codes, see `StorageFormat`. "auto" is compact where a target or a preset decides,
+        since there 3, 5, 6 and 7 bits are worth having only if they take fewer bytes than 4 and 8; else
+        native.
     unpack, weight_format : str
-        What ONNX Runtime unpacks when it loads the weights, and in front of which nodes; see `Form`.
+        What ONNX Runtime unpacks when it loads the weights, and in front of which nodes; see `StorageFormat`.
     fold_batch_norm : {"auto", "no", "yes"}
-        Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes. "auto" is yes where a target or a
-        preset decides, since bytes count there; else no, and the graph stays as it was.
+        Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes.
+        "auto" is yes where a target or a preset decides, since bytes count there; else no, and the graph
+        stays as it was.
     data, labels : str or None
         Paths of validation inputs (see `inputs.Feeding`) and labels; None validates on synthetic inputs.
     images : Preprocessing
@@ -178,12 +183,18 @@ class Recipe:
     lambda1: float = knob(0.5, "a number, 0 or more", checks.number(0))
     lambda2: float = knob(0.0, "a number, 0 or more", checks.number(0))
     absorb: Literal["producer", "consumer"] = choice_knob("producer", "producer", "consumer")
-    rounding: Literal["nearest", "squant", "covariance"] | None = choice_knob(None, "nearest", "squant", "covariance")
+    rounding: Literal["nearest", "squant", "covariance"] | None = choice_knob(
+        None, "nearest", "squant", "covariance"
+    )
     compensate: bool = _flag_knob(True)
     bias_correction: bool = _flag_knob(True)
-    statistics: Literal["auto", "analytic", "probe", "calibration"] = choice_knob("auto", "auto", "analytic", "probe", "calibration")
+    statistics: Literal["auto", "analytic", "probe", "calibration"] = choice_knob(
+        "auto", "auto", "analytic", "probe", "calibration"
+    )
     calibration_data: str | None = _path_knob()
-    storage: Literal["auto", "native", "portable", "compact"] = choice_knob("auto", "auto", "native", "portable", "compact")
+    storage: Literal["auto", "native", "portable", "compact"] = choice_knob(
+        "auto", "auto", "native", "portable", "compact"
+    )
     unpack: Literal["none", "int8", "float"] = choice_knob("none", "none", "int8", "float")
     weight_format: Literal["dq", "qdq"] = choice_knob("dq", "dq", "qdq")
     fold_batch_norm: Literal["auto", "no", "yes"] = choice_knob("auto", "auto", "no", "yes")
@@ -193,13 +204,19 @@ class Recipe:
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = knob((), "shapes by input name", checks.shapes)
     batch_size: int | None = knob(None, "an integer, 1 or more", checks.integer(1))
     providers: tuple[str, ...] = knob((), "a list of execution providers", checks.names)
-    input_range: tuple[float, float] | None = knob(None, "two numbers, the smaller one first", checks.interval)
+    input_range: tuple[float, float] | None = knob(
+        None, "two numbers, the smaller one first", checks.interval
+    )
     samples: int | None = knob(None, "an integer, 1 or more", checks.integer(1))
     seed: int = knob(0, "an integer, 0 or more", checks.integer(0))
     min_cosine: float | None = knob(None, "a number from -1 to 1", checks.number(-1, 1))
     min_sqnr_db: float | None = knob(None, "a number of decibels", checks.number())
-    max_top1_drop: float | None = knob(None, "a fraction from 0 to below 1 (0.01 is one percentage point)", checks.number(0, below=1))
-    min_top1_agreement: float | None = knob(None, "a fraction from 0 to 1 (0.98 is 98 %)", checks.number(0, 1))
+    max_top1_drop: float | None = knob(
+        None, "a fraction from 0 to below 1 (0.01 is one percentage point)", checks.number(0, below=1)
+    )
+    min_top1_agreement: float | None = knob(
+        None, "a fraction from 0 to 1 (0.98 is 98 %)", checks.number(0, 1)
+    )
     output_gates: tuple[tuple[str, str, float], ...] = knob((), "limits by output and gate", output_gates)
     per_layer: bool = _flag_knob(False)
     latency: bool = _flag_knob(False)
@@ -209,16 +226,21 @@ class Recipe:
         self._settle_bits()
         self._settle_statistics()
         self._settle_cost()
-        check_form(self.form)
+        check_format(self.form)
 
     def _given(self, kind: Kind) -> str:
         """The knobs of a kind of bits that are set, in words."""
-        return " and ".join(f"{key} = {getattr(self, key)!r}" for key in KINDS[kind] if getattr(self, key) is not None)
+        return " and ".join(
+            f"{key} = {getattr(self, key)!r}" for key in KINDS[kind] if getattr(self, key) is not None
+        )
 
     def _settle_bits(self) -> None:
         kinds = [given for kind in KINDS if (given := self._given(kind))]
         if len(kinds) > 1:
-            raise RecipeError(f"{', '.join(kinds[:-1])} and {kinds[-1]} exclude each other", hint="give one kind of bits: " + BITS_HINT)
+            raise RecipeError(
+                f"{', '.join(kinds[:-1])} and {kinds[-1]} exclude each other",
+                hint="give one kind of bits: " + BITS_HINT,
+            )
         if self.min_bits > self.max_bits:
             raise RecipeError(f"min_bits = {self.min_bits} is more than max_bits = {self.max_bits}")
         if not kinds:
@@ -229,7 +251,9 @@ class Recipe:
         for key in ("low_bits", "high_bits", "bits"):
             bits = getattr(self, key)
             if bits is not None and not self.min_bits <= bits <= self.max_bits:
-                raise RecipeError(f"{key} = {bits} is not between min_bits = {self.min_bits} and max_bits = {self.max_bits}")
+                raise RecipeError(
+                    f"{key} = {bits} is not between min_bits = {self.min_bits} and max_bits = {self.max_bits}"
+                )
 
     def _settle_pairs(self) -> None:
         given = [key for key in PAIR if getattr(self, key) is not None]
@@ -249,7 +273,9 @@ class Recipe:
 
     def _settle_statistics(self) -> None:
         if self.statistics == "calibration" and self.calibration_data is None:
-            raise RecipeError("statistics = 'calibration' needs calibration_data", hint="name an .npz with real inputs")
+            raise RecipeError(
+                "statistics = 'calibration' needs calibration_data", hint="name an .npz with real inputs"
+            )
         if self.calibration_data is not None and self.statistics not in ("auto", "calibration"):
             raise RecipeError(
                 f"calibration_data is not used with statistics = {self.statistics!r}",
@@ -258,7 +284,9 @@ class Recipe:
 
     def _settle_cost(self) -> None:
         if self.cost == "measured" and self.calibration_data is None and self.data is None:
-            raise RecipeError("cost = 'measured' needs data", hint="name real inputs: calibration_data, or data")
+            raise RecipeError(
+                "cost = 'measured' needs data", hint="name real inputs: calibration_data, or data"
+            )
 
     @property
     def kind(self) -> Kind:
@@ -283,13 +311,15 @@ class Recipe:
 
     @property
     def corrects(self) -> tuple[str, ...]:
-        """Parameters of batch norm that change; where there are any, a layer without batch norm gets a new bias."""
+        """Parameters of batch norm that change; where there are any, a layer without batch norm gets a new
+        bias.
+        """
         if self.method == "paper" and self.compensate:
             return "gamma", "beta", "mean", "var"
         return ("mean",) if self.bias_correction else ()
 
     @property
-    def form(self) -> Form:
+    def form(self) -> StorageFormat:
         """How codes are put into the file."""
         fixed = self.kind in ("pairs", "bits")
         storage, fold = self.storage, self.fold_batch_norm
@@ -297,12 +327,14 @@ class Recipe:
             storage = "native" if fixed or self.weight_format == "qdq" else "compact"
         if fold == "auto":
             fold = "no" if fixed else "yes"
-        return Form(storage, self.unpack, self.weight_format, fold)
+        return StorageFormat(storage, self.unpack, self.weight_format, fold)
 
     @property
     def gates(self) -> Gates:
         """The validation gates that are set, by name and output; None is the worst output."""
-        found: dict[str, dict[str | None, float]] = {key: {None: getattr(self, key)} for key in GATE_KEYS if getattr(self, key) is not None}
+        found: dict[str, dict[str | None, float]] = {
+            key: {None: getattr(self, key)} for key in GATE_KEYS if getattr(self, key) is not None
+        }
         for output, key, limit in self.output_gates:
             found.setdefault(key, {})[output] = limit
         return found
@@ -346,8 +378,8 @@ class Recipe:
         path : path
             The file. Paths inside it are relative to it.
         overrides : mapping, optional
-            Values that win over the file's. Bits of one kind replace those of the others; ``rules`` and ``set`` are added behind the
-            file's, so that they win.
+            Values that win over the file's. Bits of one kind replace those of the others; ``rules`` and
+            ``set`` are added behind the file's, so that they win.
 
         Returns
         -------
@@ -356,7 +388,8 @@ class Recipe:
         Raises
         ------
         RecipeError
-            A file that cannot be read, is not TOML, or holds an unknown section, an unknown key or a bad value.
+            A file that cannot be read, is not TOML, or holds an unknown section, an unknown key or a bad
+            value.
         """
         overrides = dict(overrides or {})
         values = read_recipe(path, [key.name for key in fields(cls)])
@@ -378,7 +411,9 @@ class Recipe:
         return write_recipe(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data (JSON and TOML types only) that `from_dict` turns back into an equal recipe; keys without a value are left out."""
+        """Plain data (JSON and TOML types only) that `from_dict` turns back into an equal recipe; keys
+        without a value are left out.
+        """
         plain: dict[str, Any] = {}
         for key in fields(self):
             value = getattr(self, key.name)
@@ -398,4 +433,10 @@ class Recipe:
 
 
 def _plain(item: Any) -> Any:
-    return item.to_dict() if isinstance(item, Rule) else [_plain(part) for part in item] if isinstance(item, tuple) else item
+    return (
+        item.to_dict()
+        if isinstance(item, Rule)
+        else [_plain(part) for part in item]
+        if isinstance(item, tuple)
+        else item
+    )

@@ -13,7 +13,7 @@ from onnx_dfmpc.spec import Layer, MatchReport
 
 
 @dataclass(frozen=True)
-class Limits:
+class BitBounds:
     """What a recipe leaves open for one layer.
 
     Attributes
@@ -35,10 +35,11 @@ class Limits:
     reason: str = ""
 
 
-def limits(report: MatchReport, recipe: Recipe) -> dict[str, Limits]:
+def limits(report: MatchReport, recipe: Recipe) -> dict[str, BitBounds]:
     """What the recipe leaves open for every matched layer.
 
-    The rules apply in order, those of ``set`` last; what a later one says wins. ``bits`` fixes a layer; bounds move what was fixed before.
+    The rules apply in order, those of ``set`` last; what a later one says wins. ``bits`` fixes a layer;
+    bounds move what was fixed before.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ def limits(report: MatchReport, recipe: Recipe) -> dict[str, Limits]:
 
     Returns
     -------
-    dict of Limits by layer name
+    dict of BitBounds by layer name
 
     Raises
     ------
@@ -68,23 +69,27 @@ def limits(report: MatchReport, recipe: Recipe) -> dict[str, Limits]:
     return found
 
 
-def _start(layer: Layer, recipe: Recipe) -> Limits:
+def _start(layer: Layer, recipe: Recipe) -> BitBounds:
     bits = recipe.edge_bits
     if layer.edge and bits is not None:
-        return Limits(bits, bits, bits, reason=f"the {layer.edge} layer")
-    return Limits(recipe.min_bits, recipe.max_bits)
+        return BitBounds(bits, bits, bits, reason=f"the {layer.edge} layer")
+    return BitBounds(recipe.min_bits, recipe.max_bits)
 
 
-def _ruled(name: str, before: Limits, rule: Rule) -> Limits:
-    """Limits of a layer after one more rule."""
+def _ruled(name: str, before: BitBounds, rule: Rule) -> BitBounds:
+    """BitBounds of a layer after one more rule."""
     reason = f"set by {rule.selector}"
     if rule.exclude is not None:
-        return replace(before, excluded=rule.exclude, reason=f"left out by {rule.selector}" if rule.exclude else reason)
+        return replace(
+            before, excluded=rule.exclude, reason=f"left out by {rule.selector}" if rule.exclude else reason
+        )
     if rule.bits is not None:
         return replace(before, low=rule.bits, high=rule.bits, bits=rule.bits, reason=reason)
     if before.bits is not None:
         bits = min(max(before.bits, rule.min_bits or before.bits), rule.max_bits or before.bits)
-        return before if bits == before.bits else replace(before, low=bits, high=bits, bits=bits, reason=reason)
+        return (
+            before if bits == before.bits else replace(before, low=bits, high=bits, bits=bits, reason=reason)
+        )
     low, high = rule.min_bits or before.low, rule.max_bits or before.high
     if low > high:
         raise RecipeError(
@@ -113,8 +118,14 @@ def _refuse(rule: Rule, report: MatchReport) -> None:
         )
     if rule.op_type is not None:
         present = ", ".join(sorted({layer.op_type for layer in report.layers}))
-        raise RecipeError(f"rule for {rule.selector}: no layer has this operator", hint=f"there are {present}" if present else "")
-    raise RecipeError(f"rule for {rule.selector} matches no layer", hint=nearest_layer(rule.regex or rule.node or "", report))
+        raise RecipeError(
+            f"rule for {rule.selector}: no layer has this operator",
+            hint=f"there are {present}" if present else "",
+        )
+    raise RecipeError(
+        f"rule for {rule.selector} matches no layer",
+        hint=nearest_layer(rule.regex or rule.node or "", report),
+    )
 
 
 def nearest_layer(name: str, report: MatchReport) -> str:

@@ -30,7 +30,8 @@ class Rule:
     bits : int or None
         Exactly these bits; excludes `min_bits` and `max_bits`.
     min_bits, max_bits : int or None
-        Bounds on what a target gives; bits that were fixed before (by an earlier rule, or for the first and last layer) move to the bound.
+        Bounds on what a target gives; bits that were fixed before (by an earlier rule, or for the first and
+        last layer) move to the bound.
     exclude : bool or None
         Whether the layers stay float.
 
@@ -56,17 +57,23 @@ class Rule:
     def __post_init__(self) -> None:
         checks.check_knobs(self)
         if len(self._given(SELECTORS)) != 1:
-            raise RecipeError("a rule needs exactly one of node, regex, op_type", hint="write one rule for each")
+            raise RecipeError(
+                "a rule needs exactly one of node, regex, op_type", hint="write one rule for each"
+            )
         given = self._given(EFFECTS)
         if not given:
-            raise RecipeError(f"the rule for {self.selector} says nothing", hint="give bits, min_bits, max_bits or exclude")
+            raise RecipeError(
+                f"the rule for {self.selector} says nothing", hint="give bits, min_bits, max_bits or exclude"
+            )
         if (self.bits is not None or self.exclude) and len(given) > 1:
             one = "exclude" if self.exclude else "bits"
             raise RecipeError(
                 f"the rule for {self.selector}: {one} and {' and '.join(key for key in given if key != one)} exclude each other"
             )
         if self.min_bits is not None and self.max_bits is not None and self.min_bits > self.max_bits:
-            raise RecipeError(f"the rule for {self.selector}: min_bits = {self.min_bits} is more than max_bits = {self.max_bits}")
+            raise RecipeError(
+                f"the rule for {self.selector}: min_bits = {self.min_bits} is more than max_bits = {self.max_bits}"
+            )
 
     def _given(self, keys: tuple[str, ...]) -> list[str]:
         return [key for key in keys if getattr(self, key) is not None]

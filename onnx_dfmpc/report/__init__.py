@@ -1,4 +1,6 @@
-"""Results for people: tables in a terminal, and the JSON document as a page, as Markdown, or compared with another one."""
+"""Results for people: tables in a terminal, and the JSON document as a page, as Markdown, or compared with
+another one.
+"""
 
 from onnx_dfmpc.report.formats import FORMATS, format_of, render, report_view, require_format
 from onnx_dfmpc.report.reading import read_document

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onnx_dfmpc.document import Json
 from onnx_dfmpc.report import charts, headline, words
+from onnx_dfmpc.report.document import Json
 from onnx_dfmpc.report.outline import Block, Cell, Column, Line, Outline, Table, Tone, Verdict, section, table
 
 __all__ = ["diff_outline"]
@@ -20,8 +20,8 @@ def diff_outline(first: Json, second: Json, names: tuple[str, str] = ("A", "B"))
     Parameters
     ----------
     first, second : dict
-        Documents of ``quantize``, ``validate`` or ``plan`` (docs/json.md), as `read_document` accepts them; the second is measured against
-        the first.
+        Documents of ``quantize``, ``validate`` or ``plan`` (docs/json.md), as `read_document` accepts them;
+        the second is measured against the first.
     names : (str, str)
         What to call them, such as the names of their files.
 
@@ -32,9 +32,12 @@ def diff_outline(first: Json, second: Json, names: tuple[str, str] = ("A", "B"))
     before, after = (_by_name(document, "layers") for document in (first, second))
     labels = ("A", "B")
     return Outline(
-        title=headline.model_name(first) if _same_model(first, second) else f"{headline.model_name(first)} / {headline.model_name(second)}",
+        title=headline.model_name(first)
+        if _same_model(first, second)
+        else f"{headline.model_name(first)} / {headline.model_name(second)}",
         subtitle=" · ".join(
-            f"{label}: {name} ({document['command']})" for label, name, document in zip(labels, names, (first, second), strict=True)
+            f"{label}: {name} ({document['command']})"
+            for label, name, document in zip(labels, names, (first, second), strict=True)
         ),
         verdict=_verdict(first, second),
         figures=(),
@@ -62,12 +65,16 @@ def _same_model(first: Json, second: Json) -> bool:
 def _verdict(first: Json, second: Json) -> Verdict:
     if not _same_model(first, second):
         return Verdict(
-            "Different models", "The float models differ: layers are compared by name, and sizes and quality only roughly.", "warn"
+            "Different models",
+            "The float models differ: layers are compared by name, and sizes and quality only roughly.",
+            "warn",
         )
     was, now = headline.verdict(first), headline.verdict(second)
     tone: Tone = now.tone if was.word != now.word and now.tone in ("good", "bad") else "muted"
     changes = [_size_change(first, second), _quality_change(first, second)]
-    text = "B against A: " + (", ".join(change for change in changes if change) or "neither size nor quality is in both")
+    text = "B against A: " + (
+        ", ".join(change for change in changes if change) or "neither size nor quality is in both"
+    )
     return Verdict(now.word if was.word == now.word else f"{was.word} → {now.word.lower()}", text + ".", tone)
 
 
@@ -86,7 +93,8 @@ def _quality_change(first: Json, second: Json) -> str:
     return "" if before is None or after is None else f"{words.signed(after - before, 1)} dB of output SQNR"
 
 
-# ------------------------------------------------------------------------------------------------------------------------- totals
+# -------------------------------------------------------------------------------------------------------------------------
+# totals
 
 
 def _get(*keys: str) -> Callable[[Json], Any]:
@@ -116,10 +124,19 @@ def _totals(first: Json, second: Json) -> Table | None:
         ("same top-1", _get("validation", "top1_agreement"), words.percent, _points, 1),
         ("top-1", _get("validation", "top1_quantized"), words.percent, _points, 1),
         ("top-5", _get("validation", "top5_quantized"), words.percent, _points, 1),
-        ("seconds", lambda document: sum(filter(None, (document.get("seconds") or {}).values())) or None, _fixed(1), _signed(1), 0),
+        (
+            "seconds",
+            lambda document: sum(filter(None, (document.get("seconds") or {}).values())) or None,
+            _fixed(1),
+            _signed(1),
+            0,
+        ),
     ):
         rows += _number_row(title, read(first), read(second), show, change, better)
-    return table((Column("what"), Column("A", "number"), Column("B", "number"), Column("change", "number")), tuple(rows))
+    return table(
+        (Column("what"), Column("A", "number"), Column("B", "number"), Column("change", "number")),
+        tuple(rows),
+    )
 
 
 def _text_row(title: str, before: str, after: str) -> tuple[Cell, ...]:
@@ -127,7 +144,12 @@ def _text_row(title: str, before: str, after: str) -> tuple[Cell, ...]:
 
 
 def _number_row(
-    title: str, before: Any, after: Any, show: Callable[[Any], str], change: Callable[[float], str], better: int
+    title: str,
+    before: Any,
+    after: Any,
+    show: Callable[[Any], str],
+    change: Callable[[float], str],
+    better: int,
 ) -> list[tuple[Cell, ...]]:
     if before is None and after is None:
         return []
@@ -170,7 +192,8 @@ def _caveats(first: Json, second: Json) -> list[Block]:
     return [Line(text, "warn")]
 
 
-# ------------------------------------------------------------------------------------------------------------------ what differs
+# ------------------------------------------------------------------------------------------------------------------
+# what differs
 
 
 def _knobs(document: Json) -> Mapping[str, Any]:
@@ -200,14 +223,25 @@ def _changed(before: Rows, after: Rows) -> Table | None:
     names = [name for name in before if name in after and before[name].get("bits") != after[name].get("bits")]
     rows = tuple(_changed_row(name, before[name], after[name]) for name in names)
     numbers = ("bytes", "SQNR A, dB", "SQNR B, dB", "change, dB")
-    columns = (Column("layer", "code"), Column("bits A", "bits"), Column("bits B", "bits"), *(Column(title, "number") for title in numbers))
+    columns = (
+        Column("layer", "code"),
+        Column("bits A", "bits"),
+        Column("bits B", "bits"),
+        *(Column(title, "number") for title in numbers),
+    )
     return table(
-        (*columns, Column("why in B", "prose")), rows, f"{len(rows)} of {words.plural(len(set(before) & set(after)), 'layer')}", long=True
+        (*columns, Column("why in B", "prose")),
+        rows,
+        f"{len(rows)} of {words.plural(len(set(before) & set(after)), 'layer')}",
+        long=True,
     )
 
 
 def _changed_row(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Cell, ...]:
-    bytes_change, sqnr_change = _difference(before, after, "bytes"), _difference(before, after, "measured_sqnr_db")
+    bytes_change, sqnr_change = (
+        _difference(before, after, "bytes"),
+        _difference(before, after, "measured_sqnr_db"),
+    )
     tone: Tone = "" if not sqnr_change else "good" if sqnr_change > 0 else "bad"
     return (
         Cell(name),
@@ -232,7 +266,11 @@ def _alone(first: Json, second: Json) -> Table | None:
     if not all(layers):
         return None
     rows = tuple(
-        (Cell(name), Cell("A" if here == 0 else "B"), Cell(str(skipped[1 - here].get(name, {}).get("reason") or "not there")))
+        (
+            Cell(name),
+            Cell("A" if here == 0 else "B"),
+            Cell(str(skipped[1 - here].get(name, {}).get("reason") or "not there")),
+        )
         for here in (0, 1)
         for name in layers[here]
         if name not in layers[1 - here]
@@ -252,7 +290,15 @@ def _latency(first: Json, second: Json) -> Table | None:
         for name in before
         if name in after
     )
-    return table((Column("session"), Column("A", "number"), Column("B", "number"), Column("B\u00a0/\u00a0A", "number")), rows)
+    return table(
+        (
+            Column("session"),
+            Column("A", "number"),
+            Column("B", "number"),
+            Column("B\u00a0/\u00a0A", "number"),
+        ),
+        rows,
+    )
 
 
 def _timings(document: Json) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""What validation found beyond the outputs: the layers that do most harm, with what helps, and inference times."""
+"""What validation found beyond the outputs: the layers that do most harm, with what helps, and inference
+times.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,24 @@ SHOWN = 10
 
 
 def effects_view(effects: Sequence[LayerEffect], *, verbose: bool = False) -> list[RenderableType]:
-    """Layers by what each of them alone does to the outputs, and the flags that help the worst; with `verbose` all layers."""
+    """Layers by what each of them alone does to the outputs, and the flags that help the worst; with
+    `verbose` all layers.
+    """
     if not effects:
         return []
     classes = any(effect.own_top1_agreement is not None for effect in effects)
-    columns = ("layer", "bits", "bytes", "SQNR\ndB", "alone\ndB", "share", *(["same\ntop-1"] if classes else []))
-    shown = new_table("Per layer: noise at the outputs when it alone is quantized", *columns, right=columns[1:])
+    columns = (
+        "layer",
+        "bits",
+        "bytes",
+        "SQNR\ndB",
+        "alone\ndB",
+        "share",
+        *(["same\ntop-1"] if classes else []),
+    )
+    shown = new_table(
+        "Per layer: noise at the outputs when it alone is quantized", *columns, right=columns[1:]
+    )
     rows = effects if verbose else effects[:SHOWN]
     for effect in rows:
         shown.add_row(
@@ -37,7 +51,9 @@ def effects_view(effects: Sequence[LayerEffect], *, verbose: bool = False) -> li
         )
     parts: list[RenderableType] = [section(shown)]
     if len(rows) < len(effects):
-        parts.append(Text(f"and {plural(len(effects) - len(rows), 'layer')} more, with less noise: -v shows them"))
+        parts.append(
+            Text(f"and {plural(len(effects) - len(rows), 'layer')} more, with less noise: -v shows them")
+        )
     helped = [effect.suggestion for effect in effects if effect.suggestion is not None]
     if helped:
         parts.append(section(Text("What helps, to paste behind onnx-dfmpc quantize:", style="bold italic")))
@@ -55,11 +71,18 @@ def latency_view(latency: Latency | None) -> list[RenderableType]:
     """Inference times side by side, and what they mean."""
     if latency is None:
         return []
-    shown = new_table("Latency", "model", "median ms", "quartiles", "of float", right=("median ms", "quartiles", "of float"))
+    shown = new_table(
+        "Latency", "model", "median ms", "quartiles", "of float", right=("median ms", "quartiles", "of float")
+    )
     reference = latency.timings[0].median
     for timing in latency.timings:
         low, high = 1e3 * timing.first_quartile, 1e3 * timing.third_quartile
-        shown.add_row(timing.name, f"{1e3 * timing.median:.2f}", f"{low:.2f}-{high:.2f}", _ratio(timing.median, reference))
+        shown.add_row(
+            timing.name,
+            f"{1e3 * timing.median:.2f}",
+            f"{low:.2f}-{high:.2f}",
+            _ratio(timing.median, reference),
+        )
     how = f"{plural(latency.runs, 'run')} of each in turn, {plural(latency.threads, 'thread')}, batch {latency.batch}"
     return [section(shown, Text(how)), section(Text(_meaning(latency)))]
 

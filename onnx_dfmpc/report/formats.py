@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Group
 
-from onnx_dfmpc.document import Json
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.report.diff import diff_outline
+from onnx_dfmpc.report.document import Json
 from onnx_dfmpc.report.html import html_page, require_extra
 from onnx_dfmpc.report.markdown import markdown
 from onnx_dfmpc.report.outline import Outline
@@ -38,7 +38,10 @@ def format_of(path: str | os.PathLike[str]) -> str:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise RecipeError(f"{path}: no report is written as {suffix or 'a file without a suffix'}", hint="name it .html or .md")
+        raise RecipeError(
+            f"{path}: no report is written as {suffix or 'a file without a suffix'}",
+            hint="name it .html or .md",
+        )
     return SUFFIXES[suffix]
 
 
@@ -67,7 +70,8 @@ def render(documents: Sequence[Json], form: str, names: Sequence[str] = ("A", "B
     Parameters
     ----------
     documents : sequence of dict
-        One or two documents of ``quantize``, ``validate`` or ``plan`` (docs/json.md), as `read_document` accepts them.
+        One or two documents of ``quantize``, ``validate`` or ``plan`` (docs/json.md), as `read_document`
+        accepts them.
     form : {"html", "markdown"}
     names : sequence of str
         What to call two runs.

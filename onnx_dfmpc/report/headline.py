@@ -1,4 +1,6 @@
-"""The first things to see: what the model is, whether it passed, how much smaller it got, and how close it stayed."""
+"""The first things to see: what the model is, whether it passed, how much smaller it got, and how close it
+stayed.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,22 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from onnx_dfmpc.document import Json
-from onnx_dfmpc.metrics import typed
+from onnx_dfmpc.evaluate.validation import typed
 from onnx_dfmpc.report import words
+from onnx_dfmpc.report.document import Json
 from onnx_dfmpc.report.outline import Figure, Verdict
 
-__all__ = ["accuracy", "figures", "footer", "gate_label", "measured_sqnr", "model_name", "subtitle", "verdict", "written_bytes"]
+__all__ = [
+    "accuracy",
+    "figures",
+    "footer",
+    "gate_label",
+    "measured_sqnr",
+    "model_name",
+    "subtitle",
+    "verdict",
+    "written_bytes",
+]
 
 
 def model_name(document: Json) -> str:
@@ -24,9 +36,17 @@ def subtitle(document: Json) -> str:
     """Operator set, what became of it, and the hash of the float model."""
     model, output = document.get("model") or {}, document.get("output") or {}
     before, after = model.get("opset"), output.get("opset")
-    opset = "" if before is None else f"opset {before}" if after in (None, before) else f"opset {before} → {after}"
+    opset = (
+        ""
+        if before is None
+        else f"opset {before}"
+        if after in (None, before)
+        else f"opset {before} → {after}"
+    )
     sha256 = model.get("sha256")
-    return " · ".join(part for part in (document["command"], opset, f"sha256 {sha256[:12]}" if sha256 else "") if part)
+    return " · ".join(
+        part for part in (document["command"], opset, f"sha256 {sha256[:12]}" if sha256 else "") if part
+    )
 
 
 def footer(document: Json) -> str:
@@ -81,7 +101,11 @@ def _size(document: Json) -> Figure | None:
     if after is None:
         return None
     guess = " predicted" if not document.get("output") else ""
-    note = f"{words.times(before, after)}: {words.whole(before)} → {words.whole(after)} bytes" if before else f"{words.whole(after)} bytes"
+    note = (
+        f"{words.times(before, after)}: {words.whole(before)} → {words.whole(after)} bytes"
+        if before
+        else f"{words.whole(after)} bytes"
+    )
     return Figure("File size" + guess, words.size(after), note)
 
 
@@ -99,21 +123,25 @@ def _bits(document: Json) -> Figure | None:
 
 
 def accuracy(document: Json) -> Figure | None:
-    """The best there is: labelled top-1, else agreement with the float model, else the cosine of the worst output."""
+    """The best there is: labelled top-1, else agreement with the float model, else the cosine of the worst
+    output.
+    """
     validation = document.get("validation")
     if validation is None:
         return None
     before, after = validation.get("top1_float"), validation.get("top1_quantized")
-    samples = words.plural(validation.get("samples") or 0, "synthetic input" if validation.get("synthetic") else "input")
+    samples = words.plural(
+        validation.get("samples") or 0, "synthetic input" if validation.get("synthetic") else "input"
+    )
     if before is not None and after is not None:
-        note = (
-            f"float {words.percent(before)}: {_points(after - before)} on {words.plural(validation.get('labelled') or 0, 'labelled input')}"
-        )
+        note = f"float {words.percent(before)}: {_points(after - before)} on {words.plural(validation.get('labelled') or 0, 'labelled input')}"
         return Figure("Top-1", words.percent(after), note)
     if validation.get("top1_agreement") is not None:
         return Figure("Same top-1 as float", words.percent(validation["top1_agreement"]), f"on {samples}")
     if validation.get("cosine") is not None:
-        return Figure("Cosine with float", words.digits(validation["cosine"], 5), f"worst output, on {samples}")
+        return Figure(
+            "Cosine with float", words.digits(validation["cosine"], 5), f"worst output, on {samples}"
+        )
     return None
 
 
@@ -124,9 +152,15 @@ def _points(change: float) -> str:
 def _noise(document: Json) -> Figure | None:
     validation, predicted = document.get("validation"), (document.get("predicted") or {}).get("sqnr_db")
     if validation is None:
-        return None if predicted is None else Figure("Output SQNR predicted", words.decibels(predicted), "signal to quantization noise")
+        return (
+            None
+            if predicted is None
+            else Figure("Output SQNR predicted", words.decibels(predicted), "signal to quantization noise")
+        )
     measured = validation.get("sqnr_db")
     note = "worst output" + ("" if predicted is None else f", {words.decibels(predicted)} predicted")
     if measured is None:
-        return Figure("Output SQNR", "∞", "the outputs are the same") if validation.get("max_abs") == 0 else None
+        return (
+            Figure("Output SQNR", "∞", "the outputs are the same") if validation.get("max_abs") == 0 else None
+        )
     return Figure("Output SQNR", words.decibels(measured), note)

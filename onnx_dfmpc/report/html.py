@@ -1,6 +1,8 @@
-"""An outline as one page that needs nothing else: charts, style and script are inside, and the page may load nothing.
+"""An outline as one page that needs nothing else: charts, style and script are inside, and the page may load
+nothing.
 
-Needs the extra ``report``: Jinja2 for the page, vl-convert for Vega-Lite and what it takes to draw its charts.
+Needs the extra ``report``: Jinja2 for the page, vl-convert for Vega-Lite and what it takes to draw its
+charts.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ def require_extra() -> None:
     """
     missing = [name for module, name in EXTRA.items() if util.find_spec(module) is None]
     if missing:
-        raise RecipeError(f"an HTML report needs {' and '.join(missing)}", hint="pip install 'onnx-dfmpc[report]', or write a .md file")
+        raise RecipeError(
+            f"an HTML report needs {' and '.join(missing)}",
+            hint="pip install 'onnx-dfmpc[report]', or write a .md file",
+        )
 
 
 def html_page(outline: Outline) -> str:
@@ -81,7 +86,11 @@ def html_page(outline: Outline) -> str:
     import jinja2
 
     room = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     charts = [block for section in outline.sections for block in section.blocks if isinstance(block, Chart)]
     drawn = {"config": CONFIG, "specs": [chart.spec | {"description": chart.description} for chart in charts]}

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from onnx_dfmpc.report.outline import Block, Cell, Chart, Code, Column, Line, Outline, Table
 
 FIRST, MOST = 10, 200
-"""Rows of a long table that are seen at once, and rows after which the rest is left to the JSON document: a step summary holds 1 MiB."""
+"""Rows of a long table that are seen at once, and rows after which the rest is left to the JSON document: a
+step summary holds 1 MiB.
+"""
 
 SIGNS = {"good": "✅ ", "bad": "❌ ", "warn": "⚠️ "}
 
@@ -49,10 +51,15 @@ def _parts(outline: Outline) -> Iterator[str]:
     yield f"## {_escape(outline.title)}"
     yield f"**{SIGNS.get(verdict.tone, '')}{_escape(verdict.word)}.** {_escape(verdict.text)}"
     if outline.figures:
-        rows = [f"| {_escape(figure.label)} | **{_escape(figure.value)}** | {_escape(figure.note)} |" for figure in outline.figures]
+        rows = [
+            f"| {_escape(figure.label)} | **{_escape(figure.value)}** | {_escape(figure.note)} |"
+            for figure in outline.figures
+        ]
         yield "\n".join(["| | | |", "| --- | ---: | --- |", *rows])
     for section in outline.sections:
-        blocks = [_block(block, whole=section.folded) for block in section.blocks if not isinstance(block, Chart)]
+        blocks = [
+            _block(block, whole=section.folded) for block in section.blocks if not isinstance(block, Chart)
+        ]
         if not blocks:
             continue
         if section.folded:
@@ -76,14 +83,20 @@ def _block(block: Block, *, whole: bool) -> str:
 
 
 def _table(table: Table, *, whole: bool) -> str:
-    """Rows under their head; of a long table that is not to be seen as a `whole`, all but the first are folded."""
+    """Rows under their head; of a long table that is not to be seen as a `whole`, all but the first are
+    folded.
+    """
     title = f"**{_escape(table.title)}**\n\n" if table.title else ""
     rows = table.rows[:MOST]
-    more = f"\n\n{len(table.rows) - MOST} more rows are in the JSON document." if len(table.rows) > MOST else ""
+    more = (
+        f"\n\n{len(table.rows) - MOST} more rows are in the JSON document." if len(table.rows) > MOST else ""
+    )
     if whole or not table.long or len(rows) <= FIRST + 2:
         return title + _grid(table, rows) + more
     fold = f"<details><summary>{len(rows) - FIRST} more rows</summary>"
-    return f"{title}{_grid(table, rows[:FIRST])}\n\n{fold}\n\n{_grid(table, rows[FIRST:])}{more}\n\n</details>"
+    return (
+        f"{title}{_grid(table, rows[:FIRST])}\n\n{fold}\n\n{_grid(table, rows[FIRST:])}{more}\n\n</details>"
+    )
 
 
 def _grid(table: Table, rows: Sequence[tuple[Cell, ...]]) -> str:
@@ -91,7 +104,9 @@ def _grid(table: Table, rows: Sequence[tuple[Cell, ...]]) -> str:
         "| " + " | ".join(_escape(column.title) for column in table.columns) + " |",
         "| " + " | ".join("---:" if column.numeric else "---" for column in table.columns) + " |",
     ]
-    cells = [[_cell(column, cell.text) for column, cell in zip(table.columns, row, strict=True)] for row in rows]
+    cells = [
+        [_cell(column, cell.text) for column, cell in zip(table.columns, row, strict=True)] for row in rows
+    ]
     return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in cells)])
 
 
@@ -105,4 +120,8 @@ def _cell(column: Column, text: str) -> str:
 def _escape(text: str) -> str:
     """Text without meaning to Markdown or HTML, on one line."""
     plain = re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-    return re.sub(r"^([#+=-]|\d+(?=[.)] ))", lambda start: f"\\{start[0]}" if not start[0].isdigit() else f"{start[0]}\\", plain)
+    return re.sub(
+        r"^([#+=-]|\d+(?=[.)] ))",
+        lambda start: f"\\{start[0]}" if not start[0].isdigit() else f"{start[0]}\\",
+        plain,
+    )

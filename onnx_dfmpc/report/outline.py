@@ -1,4 +1,6 @@
-"""What a report says, without saying how it looks: the same outline becomes a terminal's tables, Markdown or a page."""
+"""What a report says, without saying how it looks: the same outline becomes a terminal's tables, Markdown or
+a page.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Head of a column; `kind` says what stands below it: a few words, numbers to compare, bits, prose that wraps, something to copy."""
+    """Head of a column; `kind` says what stands below it: a few words, numbers to compare, bits, prose that
+    wraps, something to copy.
+    """
 
     title: str
     kind: Literal["text", "number", "bits", "prose", "code"] = "text"
@@ -121,7 +125,9 @@ def section(title: str, *blocks: Block | None, folded: bool = False) -> tuple[Se
     return (Section(title, kept, folded),) if kept else ()
 
 
-def table(columns: tuple[Column, ...], rows: tuple[tuple[Cell, ...], ...], title: str = "", *, long: bool = False) -> Table | None:
+def table(
+    columns: tuple[Column, ...], rows: tuple[tuple[Cell, ...], ...], title: str = "", *, long: bool = False
+) -> Table | None:
     """A table without the columns that no row has anything in; None without rows.
 
     Examples
@@ -135,5 +141,8 @@ def table(columns: tuple[Column, ...], rows: tuple[tuple[Cell, ...], ...], title
     filled = zip(columns, zip(*rows, strict=True), strict=True)
     kept = [position for position, (_, cells) in enumerate(filled) if any(cell.text for cell in cells)]
     return Table(
-        tuple(columns[position] for position in kept), tuple(tuple(row[position] for position in kept) for row in rows), title, long
+        tuple(columns[position] for position in kept),
+        tuple(tuple(row[position] for position in kept) for row in rows),
+        title,
+        long,
     )

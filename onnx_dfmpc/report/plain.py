@@ -14,12 +14,26 @@ FIRST = 12
 """Rows of a long table that are seen without `wide`."""
 
 STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "muted": "dim", "": ""}
-LEFT_OUT = ("why", "statistics", "weight", "op", "role", "stored", "gain from", "to", "same top-1 alone", "cosine here", "try", "why in B")
+LEFT_OUT = (
+    "why",
+    "statistics",
+    "weight",
+    "op",
+    "role",
+    "stored",
+    "gain from",
+    "to",
+    "same top-1 alone",
+    "cosine here",
+    "try",
+    "why in B",
+)
 """Columns of a long table for which a terminal has no room."""
 
 
 def terminal(outline: Outline, *, wide: bool = False) -> Group:
-    """Render an outline; charts are left out, and so are some columns of long tables unless there is room for `wide` ones.
+    """Render an outline; charts are left out, and so are some columns of long tables unless there is room for
+    `wide` ones.
 
     Parameters
     ----------
@@ -43,7 +57,11 @@ def terminal(outline: Outline, *, wide: bool = False) -> Group:
     if outline.figures:
         parts.append(Padding(figures, (1, 0, 0, 0)))
     for section in outline.sections:
-        blocks = [_block(block, wide=wide, whole=wide or section.folded) for block in section.blocks if not isinstance(block, Chart)]
+        blocks = [
+            _block(block, wide=wide, whole=wide or section.folded)
+            for block in section.blocks
+            if not isinstance(block, Chart)
+        ]
         if blocks:
             parts.append(Padding(Group(Text(section.title, "bold"), *blocks), (1, 0, 0, 0)))
     return Group(*parts)
@@ -62,7 +80,13 @@ def _block(block: Block, *, wide: bool, whole: bool) -> RenderableType:
 
 def _table(table: Table, count: int, *, wide: bool) -> Grid:
     """Grid whose names and prose give way where the terminal is narrow: numbers never break."""
-    style = {"title_justify": "left", "title_style": "italic", "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
+    style = {
+        "title_justify": "left",
+        "title_style": "italic",
+        "padding": (0, 1, 0, 0),
+        "pad_edge": False,
+        "show_edge": False,
+    }
     grid = Grid(title=table.title or None, box=box.SIMPLE_HEAD, **style)  # type: ignore[arg-type]
     shown = [
         position
@@ -71,7 +95,12 @@ def _table(table: Table, count: int, *, wide: bool) -> Grid:
     ]
     for position in shown:
         column = table.columns[position]
-        grid.add_column(_head(column), justify="right" if column.numeric else "left", overflow="fold", no_wrap=column.numeric)
+        grid.add_column(
+            _head(column),
+            justify="right" if column.numeric else "left",
+            overflow="fold",
+            no_wrap=column.numeric,
+        )
     for row in table.rows[:count]:
         grid.add_row(*(Text(row[position].text, STYLES[row[position].tone]) for position in shown))
     return grid

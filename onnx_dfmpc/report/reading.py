@@ -1,4 +1,6 @@
-"""Read the documents of other runs: what is no document of this version is refused in a line, before anything is drawn."""
+"""Read the documents of other runs: what is no document of this version is refused in a line, before anything
+is drawn.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from onnx_dfmpc.document import SCHEMA, Json
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.report.document import SCHEMA, Json
 
 __all__ = ["COMMANDS", "read_document"]
 
@@ -26,7 +28,19 @@ EACH = "*"
 FILE = {"path": TEXT, "name": TEXT, "sha256": TEXT, "bytes": NUMBER, "opset": NUMBER}
 LAYER = {
     **dict.fromkeys(("name", "op", "role", "storage", "provider", "reason", "grid", "rounding"), TEXT),
-    **dict.fromkeys(("bits", "proposed_bits", "bytes", "predicted_bytes", "predicted_noise", "noise", "gain_min", "gain_max"), NUMBER),
+    **dict.fromkeys(
+        (
+            "bits",
+            "proposed_bits",
+            "bytes",
+            "predicted_bytes",
+            "predicted_noise",
+            "noise",
+            "gain_min",
+            "gain_max",
+        ),
+        NUMBER,
+    ),
     **dict.fromkeys(("predicted_sqnr_db", "measured_sqnr_db", "bias_shift_rms", "bias_shift_max"), NUMBER),
     "shape": [NUMBER],
     "gain_quartiles": [NUMBER],
@@ -34,7 +48,9 @@ LAYER = {
 }
 OUTPUT = {
     "name": TEXT,
-    **dict.fromkeys(("cosine", "sqnr_db", "max_abs", "mean_abs", "kl", "top1_agreement", "top5_agreement"), NUMBER),
+    **dict.fromkeys(
+        ("cosine", "sqnr_db", "max_abs", "mean_abs", "kl", "top1_agreement", "top5_agreement"), NUMBER
+    ),
 }
 VALIDATION = {
     **dict.fromkeys(("passed", "synthetic", "weight_only"), FLAG),
@@ -50,8 +66,16 @@ VALIDATION = {
 }
 RANKED = {
     **dict.fromkeys(("name", "op"), TEXT),
-    **dict.fromkeys(("bits", "bytes", "sqnr_db", "cosine", "own_sqnr_db", "own_top1_agreement", "own_share"), NUMBER),
-    "suggestion": {"set": TEXT, "bits": NUMBER, "extra_bytes": NUMBER, "own_sqnr_db": NUMBER, "gain_db": NUMBER},
+    **dict.fromkeys(
+        ("bits", "bytes", "sqnr_db", "cosine", "own_sqnr_db", "own_top1_agreement", "own_share"), NUMBER
+    ),
+    "suggestion": {
+        "set": TEXT,
+        "bits": NUMBER,
+        "extra_bytes": NUMBER,
+        "own_sqnr_db": NUMBER,
+        "gain_db": NUMBER,
+    },
 }
 DOCUMENT = {
     "tool": {"name": TEXT, "version": TEXT},
@@ -68,13 +92,21 @@ DOCUMENT = {
     "notes": [TEXT],
     "validation": VALIDATION,
     "per_layer": [RANKED],
-    "sweep": [dict.fromkeys(("budget", "bytes", "nominal_bits", "predicted_sqnr_db", "measured_sqnr_db", "top1"), NUMBER)],
-    "histograms": [{"name": TEXT, "low": NUMBER, "high": NUMBER, "float_counts": [NUMBER], "quantized_counts": [NUMBER]}],
+    "sweep": [
+        dict.fromkeys(
+            ("budget", "bytes", "nominal_bits", "predicted_sqnr_db", "measured_sqnr_db", "top1"), NUMBER
+        )
+    ],
+    "histograms": [
+        {"name": TEXT, "low": NUMBER, "high": NUMBER, "float_counts": [NUMBER], "quantized_counts": [NUMBER]}
+    ],
     "latency": {
         "runs": NUMBER,
         "threads": NUMBER,
         "batch": NUMBER,
-        "timings": [{"name": TEXT, **dict.fromkeys(("median", "first_quartile", "third_quartile", "least"), NUMBER)}],
+        "timings": [
+            {"name": TEXT, **dict.fromkeys(("median", "first_quartile", "third_quartile", "least"), NUMBER)}
+        ],
     },
     "seconds": {EACH: NUMBER},
 }
@@ -95,17 +127,22 @@ def read_document(path: str | os.PathLike[str]) -> Json:
     Raises
     ------
     RecipeError
-        A file that cannot be read, is not JSON, not such a document, of another schema version, or has a value of the wrong kind.
+        A file that cannot be read, is not JSON, not such a document, of another schema version, or has a
+        value of the wrong kind.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file", hint="--json FILE of quantize, validate and plan writes one") from None
+        raise RecipeError(
+            f"{path}: no such file", hint="--json FILE of quantize, validate and plan writes one"
+        ) from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         reason = "" if isinstance(error, UnicodeDecodeError) else f": {error}"
-        raise RecipeError(f"{path}: not a JSON file{reason}", hint="--json FILE of quantize, validate and plan writes one") from None
+        raise RecipeError(
+            f"{path}: not a JSON file{reason}", hint="--json FILE of quantize, validate and plan writes one"
+        ) from None
     check_document(content, str(path))
     return dict(content)
 
@@ -119,11 +156,20 @@ def check_document(content: Any, where: str) -> None:
         See `read_document`.
     """
     if not isinstance(content, dict) or "schema" not in content or "command" not in content:
-        raise RecipeError(f"{where}: not a document of this tool", hint="--json FILE of quantize, validate and plan writes one")
+        raise RecipeError(
+            f"{where}: not a document of this tool",
+            hint="--json FILE of quantize, validate and plan writes one",
+        )
     if content["schema"] != SCHEMA:
-        raise RecipeError(f"{where}: schema = {content['schema']!r}: expected {SCHEMA}", hint="run the command again with this version")
+        raise RecipeError(
+            f"{where}: schema = {content['schema']!r}: expected {SCHEMA}",
+            hint="run the command again with this version",
+        )
     if content["command"] not in COMMANDS:
-        raise RecipeError(f"{where}: a document of {content['command']!r}", hint="a report shows those of " + ", ".join(COMMANDS))
+        raise RecipeError(
+            f"{where}: a document of {content['command']!r}",
+            hint="a report shows those of " + ", ".join(COMMANDS),
+        )
     _check(content, DOCUMENT, where, "")
     for key in ("layers", "skipped", "per_layer", "histograms"):
         for position, row in enumerate(content.get(key) or (), 1):
@@ -159,7 +205,9 @@ def _is(value: Any, expected: str) -> bool:
 
 def _mismatch(where: str, key: str, value: Any, expected: str) -> NoReturn:
     shown = repr(value)
-    raise RecipeError(f"{where}: {key} = {shown if len(shown) < 60 else shown[:57] + '...'}: expected {expected}")
+    raise RecipeError(
+        f"{where}: {key} = {shown if len(shown) < 60 else shown[:57] + '...'}: expected {expected}"
+    )
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnx_dfmpc.document import Json
 from onnx_dfmpc.report import charts, headline, words
+from onnx_dfmpc.report.document import Json
 from onnx_dfmpc.report.outline import Cell, Code, Column, Line, Outline, Section, Table, section, table
 from onnx_dfmpc.report.validation import validation_section
 
@@ -58,7 +58,8 @@ def run_outline(document: Json) -> Outline:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------------- layers
+# -------------------------------------------------------------------------------------------------------------------------
+# layers
 
 
 def _ranking(document: Json) -> tuple[Section, ...]:
@@ -89,9 +90,15 @@ def _ranking(document: Json) -> tuple[Section, ...]:
         for rank, row in enumerate(ranked, 1)
     )
     lines = [_flag(row["suggestion"]) for row in ranked if (row.get("suggestion") or {}).get("set")]
-    paste = Code(" \\\n  ".join(lines[:PASTED]), "Add to the command, one line at a time, worst layer first") if lines else None
+    paste = (
+        Code(" \\\n  ".join(lines[:PASTED]), "Add to the command, one line at a time, worst layer first")
+        if lines
+        else None
+    )
     lead = (
-        Line("Worst first. “here” is at the output of the layer, “alone” at the output of the network when only this layer is quantized.")
+        Line(
+            "Worst first. “here” is at the output of the layer, “alone” at the output of the network when only this layer is quantized."
+        )
         if rows
         else None
     )
@@ -105,13 +112,18 @@ def _flag(suggestion: Mapping[str, Any]) -> str:
 
 def _suggested(suggestion: Mapping[str, Any]) -> tuple[Cell, Cell]:
     """Line to paste, and its price."""
-    return (Cell(_flag(suggestion)), Cell(_price(suggestion))) if suggestion.get("set") else (Cell(""), Cell(""))
+    return (
+        (Cell(_flag(suggestion)), Cell(_price(suggestion))) if suggestion.get("set") else (Cell(""), Cell(""))
+    )
 
 
 def _price(suggestion: Mapping[str, Any]) -> str:
     """What a line costs, and what it is expected to bring."""
     extra, gain = suggestion.get("extra_bytes"), suggestion.get("gain_db")
-    effects = ("" if extra is None else f"{words.signed_whole(extra)} bytes", "" if gain is None else f"{words.signed(gain, 1)} dB")
+    effects = (
+        "" if extra is None else f"{words.signed_whole(extra)} bytes",
+        "" if gain is None else f"{words.signed(gain, 1)} dB",
+    )
     return ", ".join(filter(None, effects))
 
 
@@ -129,7 +141,9 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Table | None:
         Column("statistics"),
         Column("why", "prose"),
     )
-    return table(columns, tuple(_layer(position, layer) for position, layer in enumerate(layers, 1)), long=True)
+    return table(
+        columns, tuple(_layer(position, layer) for position, layer in enumerate(layers, 1)), long=True
+    )
 
 
 def _layer(position: int, layer: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -139,7 +153,9 @@ def _layer(position: int, layer: Mapping[str, Any]) -> tuple[Cell, ...]:
         words.cell(str(position), position),
         Cell(layer["name"]),
         Cell(layer.get("op") or ""),
-        words.cell(words.shape(layer.get("shape")), math.prod(layer["shape"]) if layer.get("shape") else None),
+        words.cell(
+            words.shape(layer.get("shape")), math.prod(layer["shape"]) if layer.get("shape") else None
+        ),
         Cell(layer.get("role") or ""),
         words.cell(words.whole(layer.get("bits")), layer.get("bits")),
         words.cell(words.whole(layer.get("bytes")), layer.get("bytes")),
@@ -156,18 +172,24 @@ def _layer(position: int, layer: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def _skipped(document: Json) -> Table | None:
-    rows = tuple((Cell(node["name"]), Cell(node.get("op") or ""), Cell(node.get("reason") or "")) for node in document.get("skipped") or [])
+    rows = tuple(
+        (Cell(node["name"]), Cell(node.get("op") or ""), Cell(node.get("reason") or ""))
+        for node in document.get("skipped") or []
+    )
     return table((Column("node", "code"), Column("op"), Column("why", "prose")), rows)
 
 
-# --------------------------------------------------------------------------------------------------------------- trade-offs, speed
+# ---------------------------------------------------------------------------------------------------------------
+# trade-offs, speed
 
 
 def _sweep(document: Json) -> Table | None:
     rows = tuple(
         (
             words.cell(words.whole(point.get("budget")), point.get("budget")),
-            words.cell("too small" if point.get("bytes") is None else words.whole(point["bytes"]), point.get("bytes")),
+            words.cell(
+                "too small" if point.get("bytes") is None else words.whole(point["bytes"]), point.get("bytes")
+            ),
             words.cell(words.digits(point.get("nominal_bits"), 2), point.get("nominal_bits")),
             words.cell(words.digits(point.get("predicted_sqnr_db"), 1), point.get("predicted_sqnr_db")),
             words.cell(words.digits(point.get("measured_sqnr_db"), 1), point.get("measured_sqnr_db")),
@@ -189,7 +211,9 @@ def _latency(document: Json) -> tuple[Section, ...]:
         (
             Cell(str(timing.get("name"))),
             words.cell(words.seconds(timing.get("median")), timing.get("median")),
-            Cell(f"{words.seconds(timing.get('first_quartile'))} to {words.seconds(timing.get('third_quartile'))}"),
+            Cell(
+                f"{words.seconds(timing.get('first_quartile'))} to {words.seconds(timing.get('third_quartile'))}"
+            ),
             words.cell(words.seconds(timing.get("least")), timing.get("least")),
             Cell("" if not first or timing.get("median") is None else f"{timing['median'] / first:.2f} ×"),
         )
@@ -201,10 +225,13 @@ def _latency(document: Json) -> tuple[Section, ...]:
         f"{words.plural(latency.get('threads') or 0, 'thread')}, batch of {latency.get('batch') or 1}."
     )
     columns = (Column("session"), *(Column(title, "number") for title in titles))
-    return section("Latency", Line(SESSIONS), charts.latency(timings), table(columns, rows), Line(text, "muted"))
+    return section(
+        "Latency", Line(SESSIONS), charts.latency(timings), table(columns, rows), Line(text, "muted")
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------------ the rest
+# ------------------------------------------------------------------------------------------------------------------------
+# the rest
 
 
 def _notes(document: Json) -> list[Line]:
@@ -213,7 +240,10 @@ def _notes(document: Json) -> list[Line]:
     for layer in document.get("layers") or []:
         for note in layer.get("notes") or []:
             layers.setdefault(note, []).append(layer["name"])
-    lines = [*dict.fromkeys(document.get("notes") or []), *(f"{_some(names)}: {note}" for note, names in layers.items())]
+    lines = [
+        *dict.fromkeys(document.get("notes") or []),
+        *(f"{_some(names)}: {note}" for note, names in layers.items()),
+    ]
     return list(map(Line, lines))
 
 
@@ -227,7 +257,9 @@ def _reproduce(document: Json) -> tuple[Section, ...]:
     command = document.get("command_line")
     recipe = document.get("recipe") or {}
     rows = tuple(
-        (Cell(key), Cell(words.plain(value))) for key, value in (recipe | (document.get("form") or {})).items() if value not in ([], None)
+        (Cell(key), Cell(words.plain(value)))
+        for key, value in (recipe | (document.get("form") or {})).items()
+        if value not in ([], None)
     )
     files = [
         (
@@ -236,10 +268,16 @@ def _reproduce(document: Json) -> tuple[Section, ...]:
             words.cell(words.whole(row.get("bytes")), row.get("bytes")),
             Cell(str(row.get("sha256") or "")),
         )
-        for title, row in (("float", document.get("model") or {}), ("quantized", document.get("output") or {}))
+        for title, row in (
+            ("float", document.get("model") or {}),
+            ("quantized", document.get("output") or {}),
+        )
         if row
     ]
-    stages = tuple((Cell(stage), words.cell(words.seconds(value), value)) for stage, value in (document.get("seconds") or {}).items())
+    stages = tuple(
+        (Cell(stage), words.cell(words.seconds(value), value))
+        for stage, value in (document.get("seconds") or {}).items()
+    )
     columns = (Column("model"), Column("file", "code"), Column("bytes", "number"), Column("sha256", "code"))
     return section(
         "Reproduce",
@@ -254,5 +292,7 @@ def _reproduce(document: Json) -> tuple[Section, ...]:
 
 def _made_with(document: Json) -> tuple[tuple[Cell, Cell], ...]:
     tool = document.get("tool") or {}
-    versions = {str(tool.get("name") or "onnx-dfmpc"): tool.get("version")} | (document.get("environment") or {})
+    versions = {str(tool.get("name") or "onnx-dfmpc"): tool.get("version")} | (
+        document.get("environment") or {}
+    )
     return tuple((Cell(name), Cell(version or "unknown")) for name, version in versions.items())

@@ -18,11 +18,19 @@ PROSE = ("reason", "why")
 def new_table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
     """Table whose first column and prose give way where the terminal is narrow: numbers never break."""
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
     for column in columns:
         wraps = column == columns[0] or column in PROSE
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wraps)
+        table.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wraps
+        )
     return table
 
 

@@ -12,9 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from onnx_dfmpc.document import mean_bits, nominal_bits
-from onnx_dfmpc.graph import LoadedModel, opset_of
-from onnx_dfmpc.metrics import ValidationReport
+from onnx_dfmpc.evaluate.validation import ValidationReport
+from onnx_dfmpc.model.files import LoadedModel
+from onnx_dfmpc.model.opset import opset_of
+from onnx_dfmpc.report.document import mean_bits, nominal_bits
 from onnx_dfmpc.report.findings import effects_view, latency_view
 from onnx_dfmpc.report.style import NONE, line_to_paste, new_table, number, percent, section, small
 from onnx_dfmpc.report.words import plural
@@ -59,7 +60,8 @@ def _others(number: int) -> str:
     return f" and {plural(number, 'other')}" if number else ""
 
 
-# ---------------------------------------------------------------------------------------------------------------------- inspect
+# ----------------------------------------------------------------------------------------------------------------------
+# inspect
 
 
 def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
@@ -82,7 +84,9 @@ def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
         f"{len(report.skipped)} skipped. {plural(len(report.chains), 'chain')}, "
         f"{plural(weights, 'weight')}, batch norm kept behind {plural(kept, 'layer')}."
     )
-    parts: list[RenderableType] = [Text(f"{_name(source)}: {source.size:,} bytes, opset {source.opset}, sha256 {source.sha256[:12]}")]
+    parts: list[RenderableType] = [
+        Text(f"{_name(source)}: {source.size:,} bytes, opset {source.opset}, sha256 {source.sha256[:12]}")
+    ]
     if report.layers:
         parts.append(section(layers))
     if report.chains:
@@ -106,22 +110,37 @@ def _position(name: str, chains: Sequence[Chain]) -> str:
 
 
 def _chain(chain: Chain) -> RenderableType:
-    side = "either side" if chain.homogeneous else "producer side" + (f" ({chain.reason})" if chain.reason else "")
+    side = (
+        "either side"
+        if chain.homogeneous
+        else "producer side" + (f" ({chain.reason})" if chain.reason else "")
+    )
     through = ", ".join(chain.path) or "directly"
     first = Text(f"{chain.producer} -> {', '.join(chain.consumers)}")
     return Group(first, Padding(Text(f"{through}; coefficients: {side}"), (0, 0, 0, 4)))
 
 
-# --------------------------------------------------------------------------------------------------------------------- quantize
+# ---------------------------------------------------------------------------------------------------------------------
+# quantize
 
 
 def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
-    """What was done to every layer, what it cost, how far the outputs moved; with `verbose` also why, the recipe, and the seconds."""
+    """What was done to every layer, what it cost, how far the outputs moved; with `verbose` also why, the
+    recipe, and the seconds.
+    """
     columns = ["layer", "role", "bits", "stored", "bytes", "SQNR\ndB", "gain", *(["why"] if verbose else [])]
     table = new_table("Layers", *columns, right=("bits", "bytes", "SQNR\ndB", "gain"))
     for layer in result.layers:
         sqnr = layer.measured_sqnr_db if layer.measured_sqnr_db is not None else layer.predicted_sqnr_db
-        row = [layer.name, layer.role, str(layer.bits), layer.storage, f"{layer.bytes:,}", number(sqnr, 1), _gain(layer)]
+        row = [
+            layer.name,
+            layer.role,
+            str(layer.bits),
+            layer.storage,
+            f"{layer.bytes:,}",
+            number(sqnr, 1),
+            _gain(layer),
+        ]
         table.add_row(*row, *([layer.reason] if verbose else []))
     target = "not written" if result.output is None else str(result.output)
     parts: list[RenderableType] = [Text(f"{_name(result.source)} -> {target}")]
@@ -134,7 +153,12 @@ def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
     parts.append(section(*_totals(result, verbose=verbose)))
     if result.validation is not None:
         parts.append(section(validate_view(result.validation)))
-    return Group(*parts, *effects_view(result.per_layer, verbose=verbose), *latency_view(result.latency), *_repeat(result.validation))
+    return Group(
+        *parts,
+        *effects_view(result.per_layer, verbose=verbose),
+        *latency_view(result.latency),
+        *_repeat(result.validation),
+    )
 
 
 def _gain(layer: LayerReport) -> str:
@@ -146,14 +170,21 @@ def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
     before, after, plan = result.source.size, result.size, result.plan
     opset = opset_of(result.model)
     lines = [
-        _weights(sum(math.prod(layer.shape) for layer in result.layers), len(result.layers), nominal_bits(result.layers), result.skipped),
+        _weights(
+            sum(math.prod(layer.shape) for layer in result.layers),
+            len(result.layers),
+            nominal_bits(result.layers),
+            result.skipped,
+        ),
         f"{before:,} -> {after:,} bytes ({after / before:.1%}), "
         + ("" if plan.predicted_bytes is None else f"predicted {plan.predicted_bytes:,}, ")
         + (f"opset {opset}" if opset == result.source.opset else f"opset {result.source.opset} -> {opset}"),
     ]
     if plan.predicted_sqnr_db is not None:
         measured = None if result.validation is None else result.validation.sqnr_db
-        lines.append(f"output SQNR: predicted {number(plan.predicted_sqnr_db, 1)} dB{_by(plan)}, measured {number(measured, 1)} dB")
+        lines.append(
+            f"output SQNR: predicted {number(plan.predicted_sqnr_db, 1)} dB{_by(plan)}, measured {number(measured, 1)} dB"
+        )
     if verbose:
         lines.append(_seconds(result.seconds))
     return [Text(line) for line in lines]
@@ -171,16 +202,23 @@ def _seconds(seconds: Mapping[str, float]) -> str:
     return "seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
 
 
-# ------------------------------------------------------------------------------------------------------------------------- plan
+# -------------------------------------------------------------------------------------------------------------------------
+# plan
 
 
 def plan_view(result: PlanResult, target: str | None = None, *, verbose: bool = False) -> Group:
-    """Bits of every layer and why, predicted size and quality; with `verbose` also the recipe, and the seconds."""
+    """Bits of every layer and why, predicted size and quality; with `verbose` also the recipe, and the
+    seconds.
+    """
     plan, source = result.plan, result.source
-    table = new_table("Layers", "layer", "role", "bits", "bytes", "dB\nalone", "why", right=("bits", "bytes", "dB\nalone"))
+    table = new_table(
+        "Layers", "layer", "role", "bits", "bytes", "dB\nalone", "why", right=("bits", "bytes", "dB\nalone")
+    )
     for layer in plan.layers:
         size = NONE if layer.bytes is None else f"{layer.bytes:,}"
-        table.add_row(layer.name, layer.role, str(layer.bits), size, number(_decibels(layer.noise), 1), layer.reason)
+        table.add_row(
+            layer.name, layer.role, str(layer.bits), size, number(_decibels(layer.noise), 1), layer.reason
+        )
     parts: list[RenderableType] = [Text(f"{_name(source)} -> {target or 'not written'}")]
     if verbose:
         parts.append(Text(f"recipe: {result.recipe.to_text()}"))
@@ -189,7 +227,9 @@ def plan_view(result: PlanResult, target: str | None = None, *, verbose: bool = 
     planned = [(weights[layer.name], layer.bits) for layer in plan.layers]
     lines = [_weights(sum(count for count, _ in planned), len(planned), mean_bits(planned), plan.skipped)]
     if plan.predicted_bytes is not None:
-        lines.append(f"{source.size:,} -> {plan.predicted_bytes:,} bytes predicted ({plan.predicted_bytes / source.size:.1%})")
+        lines.append(
+            f"{source.size:,} -> {plan.predicted_bytes:,} bytes predicted ({plan.predicted_bytes / source.size:.1%})"
+        )
     if plan.predicted_sqnr_db is not None:
         lines.append(f"output SQNR: {number(plan.predicted_sqnr_db, 1)} dB predicted{_by(plan)}")
     if verbose:
@@ -240,12 +280,19 @@ class _Bar:
         return Measurement(self.width, self.width)
 
 
-# --------------------------------------------------------------------------------------------------------------------- validate
+# ---------------------------------------------------------------------------------------------------------------------
+# validate
 
 
 def comparison_view(result: ComparisonResult, *, verbose: bool = False) -> Group:
-    """How far a quantized model is from the float one; with `verbose` every layer, where layers were asked for."""
-    parts = [*effects_view(result.per_layer, verbose=verbose), *latency_view(result.latency), *_repeat(result.validation)]
+    """How far a quantized model is from the float one; with `verbose` every layer, where layers were asked
+    for.
+    """
+    parts = [
+        *effects_view(result.per_layer, verbose=verbose),
+        *latency_view(result.latency),
+        *_repeat(result.validation),
+    ]
     return Group(validate_view(result.validation), *parts)
 
 
@@ -254,7 +301,9 @@ def validate_view(report: ValidationReport) -> Group:
     classes = any(output.kl is not None for output in report.outputs)
     few = all(output.top5_agreement is None for output in report.outputs)
     numbers = ["cosine", "SQNR\ndB", "max\nabs", "mean\nabs"]
-    numbers += (["same\ntop-1"] if classes else []) + ([] if few else ["same\ntop-5"]) + (["KL"] if classes else [])
+    numbers += (
+        (["same\ntop-1"] if classes else []) + ([] if few else ["same\ntop-5"]) + (["KL"] if classes else [])
+    )
     table = new_table("Validation: float against quantized", "output", *numbers, right=numbers)
     for output in report.outputs:
         table.add_row(
@@ -290,7 +339,9 @@ def _label_lines(report: ValidationReport) -> list[Text]:
             found.append(Text(f"{where}: float {percent(before)}, quantized {percent(after)} ({points})"))
     if report.top1_interval is not None:
         low, high = (100 * limit for limit in report.top1_interval)
-        found.insert(1, Text(f"the top-1 difference is {low:+.2f} to {high:+.2f} points with 95 % confidence (paired)"))
+        found.insert(
+            1, Text(f"the top-1 difference is {low:+.2f} to {high:+.2f} points with 95 % confidence (paired)")
+        )
     return found
 
 
@@ -307,8 +358,17 @@ def _session_lines(report: ValidationReport) -> list[Text]:
     run = report.default_run
     if run is None:
         return lines
-    moved = "the same outputs" if run.max_abs == 0 else f"outputs differ by at most {small(run.max_abs)} ({number(run.sqnr_db, 1)} dB)"
+    moved = (
+        "the same outputs"
+        if run.max_abs == 0
+        else f"outputs differ by at most {small(run.max_abs)} ({number(run.sqnr_db, 1)} dB)"
+    )
     lines.append(Text(f"with default session options: {moved} ({plural(run.samples, 'sample')})"))
     if run.sqnr_db is not None and report.sqnr_db is not None and run.sqnr_db < report.sqnr_db:
-        lines.append(Text("WARNING: default session options cost more than quantization did; use those above", style="yellow"))
+        lines.append(
+            Text(
+                "WARNING: default session options cost more than quantization did; use those above",
+                style="yellow",
+            )
+        )
     return lines

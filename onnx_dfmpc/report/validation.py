@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onnx_dfmpc.document import Json
-from onnx_dfmpc.metrics import measured, typed
+from onnx_dfmpc.evaluate.validation import measured, typed
 from onnx_dfmpc.report import headline, words
+from onnx_dfmpc.report.document import Json
 from onnx_dfmpc.report.outline import Block, Cell, Code, Column, Line, Section, Table, Tone, section, table
 
 __all__ = ["validation_section"]
@@ -43,11 +43,16 @@ def _gates(validation: Mapping[str, Any]) -> Table | None:
             (
                 Cell("✓ passed" if passed else "✗ failed", tone=tone),
                 Cell(headline.gate_label(gate)),
-                words.cell("∞" if passed and value is None else measured(value, limit), value),  # JSON has no infinity
+                words.cell(
+                    "∞" if passed and value is None else measured(value, limit), value
+                ),  # JSON has no infinity
                 words.cell(typed(limit), limit),
             )
         )
-    return table((Column("gate"), Column("what", "code"), Column("measured", "number"), Column("limit", "number")), tuple(rows))
+    return table(
+        (Column("gate"), Column("what", "code"), Column("measured", "number"), Column("limit", "number")),
+        tuple(rows),
+    )
 
 
 def _labelled(validation: Mapping[str, Any]) -> Table | None:
@@ -59,10 +64,20 @@ def _labelled(validation: Mapping[str, Any]) -> Table | None:
         interval = validation.get("top1_interval") if key == "top1" else None
         between = "" if not interval else " to ".join(words.signed(100 * end, 2) for end in interval)
         difference = words.cell(words.signed(100 * (after - before), 2), after - before)
-        rows.append((Cell(name), Cell(words.percent(before, 2)), Cell(words.percent(after, 2)), difference, Cell(between)))
+        rows.append(
+            (
+                Cell(name),
+                Cell(words.percent(before, 2)),
+                Cell(words.percent(after, 2)),
+                difference,
+                Cell(between),
+            )
+        )
     titles = ("float", "quantized", "difference, points", "95\u00a0% interval, points")
     count = words.plural(validation.get("labelled") or 0, "labelled input")
-    return table((Column("accuracy"), *(Column(title, "number") for title in titles)), tuple(rows), f"On {count}")
+    return table(
+        (Column("accuracy"), *(Column(title, "number") for title in titles)), tuple(rows), f"On {count}"
+    )
 
 
 def _outputs(validation: Mapping[str, Any]) -> Table | None:
@@ -71,7 +86,10 @@ def _outputs(validation: Mapping[str, Any]) -> Table | None:
         (
             Cell(str(output.get("name"))),
             Cell(words.digits(output.get("cosine"), 6), output.get("cosine")),
-            Cell("same" if output.get("max_abs") == 0 else words.digits(output.get("sqnr_db"), 1), output.get("sqnr_db")),
+            Cell(
+                "same" if output.get("max_abs") == 0 else words.digits(output.get("sqnr_db"), 1),
+                output.get("sqnr_db"),
+            ),
             Cell(words.short(output.get("max_abs")), output.get("max_abs")),
             Cell(words.short(output.get("mean_abs")), output.get("mean_abs")),
             Cell(words.short(output.get("kl")), output.get("kl")),
@@ -95,5 +113,7 @@ def _sessions(validation: Mapping[str, Any]) -> list[Block]:
     noise, quantized = run.get("sqnr_db"), validation.get("sqnr_db")
     warn: Tone = "warn" if noise is not None and quantized is not None and noise < quantized else ""
     more = " They cost more than quantization did: set session.disable_quant_qdq=1." if warn else ""
-    text = f"Default session options move the outputs by at most {words.short(moved)} ({words.decibels(noise)})."
+    text = (
+        f"Default session options move the outputs by at most {words.short(moved)} ({words.decibels(noise)})."
+    )
     return [Line(text + more, warn)]

@@ -112,7 +112,13 @@ def seconds(value: Number) -> str:
     """
     if value is None:
         return ""
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
+    return (
+        f"{value:.3g} s"
+        if value >= 1
+        else f"{1e3 * value:.3g} ms"
+        if value >= 1e-3
+        else f"{1e6 * value:.3g} µs"
+    )
 
 
 def plain(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""Edits on a model of our own: weights that come from codes, new biases and batch norms, and nothing left over from what they replace."""
+"""Edits on a model of our own: weights that come from codes, new biases and batch norms, and nothing left
+over from what they replace.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,22 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_dfmpc.errors import DfmpcError, UnsupportedError
-from onnx_dfmpc.graph import Blueprint, ConstantTable, StoredWeight, shared_parts, used_names
-from onnx_dfmpc.graph.protobuf import value_names
+from onnx_dfmpc.model.constants import ConstantTable, used_names
+from onnx_dfmpc.model.protobuf import value_names
 from onnx_dfmpc.rewrite.names import Names
 from onnx_dfmpc.spec import BatchNorm, Layer
+from onnx_dfmpc.storage.parts import StoredWeight, WeightLayout
+from onnx_dfmpc.storage.planes import shared_parts
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What happens to one layer: its weight, drawn and built, its new bias and batch norm, if any, and whether its batch norm goes."""
+    """What happens to one layer: its weight, drawn and built, its new bias and batch norm, if any, and
+    whether its batch norm goes.
+    """
 
     layer: Layer
-    blueprint: Blueprint
+    layout: WeightLayout
     weight: StoredWeight
     bias: NDArray[np.float32] | None
     batch_norm: BatchNorm | None
@@ -79,7 +85,9 @@ class Editor:
             self._set_batch_norm(layer, edit.batch_norm)
 
     def finish(self, shared: frozenset[str]) -> None:
-        """Put the nodes in order, behind what the layers share, and remove what only the replaced constants needed."""
+        """Put the nodes in order, behind what the layers share, and remove what only the replaced constants
+        needed.
+        """
         _keep(self.graph.initializer, lambda tensor: tensor.name not in self.dropped)
         initializers, nodes = shared_parts(shared, self.names.prefix)
         self.graph.initializer.extend(initializers)
@@ -99,23 +107,37 @@ class Editor:
             self.replaced.add(name)
 
     def _freeze_shape(self, layer: Layer, weight: str) -> None:
-        """Turn nodes that only ask for the shape of a weight into constants, so that they do not keep its float values in the file."""
+        """Turn nodes that only ask for the shape of a weight into constants, so that they do not keep its
+        float values in the file.
+        """
         shape = layer.shape
         for index, node in enumerate(self.nodes):
             if node.op_type in ("Shape", "Size") and self._same_constant(node.input[0], weight):
                 cut = {attribute.name: attribute.i for attribute in node.attribute}
-                asked = math.prod(shape) if node.op_type == "Size" else shape[cut.get("start", 0) : cut.get("end", len(shape))]
+                asked = (
+                    math.prod(shape)
+                    if node.op_type == "Size"
+                    else shape[cut.get("start", 0) : cut.get("end", len(shape))]
+                )
                 value = numpy_helper.from_array(np.array(asked, np.int64))
                 self.nodes[index] = helper.make_node("Constant", [], node.output, node.name, value=value)
 
     def _node_of(self, layer: Layer) -> int:
         index = self.producer.get(layer.output)
-        if index is None or self.nodes[index].op_type != layer.op_type or self.nodes[index].input[1] not in self.table:
-            raise DfmpcError(f"layer {layer.name!r}: no {layer.op_type} with a constant weight makes {layer.output!r}")
+        if (
+            index is None
+            or self.nodes[index].op_type != layer.op_type
+            or self.nodes[index].input[1] not in self.table
+        ):
+            raise DfmpcError(
+                f"layer {layer.name!r}: no {layer.op_type} with a constant weight makes {layer.output!r}"
+            )
         return index
 
     def _bypass_batch_norm(self, layer: Layer) -> None:
-        """Let the layer, or the Add behind it, make what its batch norm makes; Identity nodes in between go with the batch norm."""
+        """Let the layer, or the Add behind it, make what its batch norm makes; Identity nodes in between go
+        with the batch norm.
+        """
         norm = self._batch_norm_of(layer)
         output, inner = self.nodes[norm].output[0], self.nodes[norm].input[0]
         self.released.extend(self.nodes[norm].input[1:])
@@ -141,7 +163,9 @@ class Editor:
 
     def _set_bias(self, layer: Layer, index: int, bias: NDArray[np.float32]) -> None:
         if bias.shape != (layer.channels,):
-            raise DfmpcError(f"layer {layer.name!r}: bias of shape {bias.shape} for {layer.channels} channels")
+            raise DfmpcError(
+                f"layer {layer.name!r}: bias of shape {bias.shape} for {layer.channels} channels"
+            )
         node = self.nodes[index]
         if layer.bias is not None:
             owner, position = self._bias_input(layer, index)
@@ -149,7 +173,10 @@ class Editor:
         elif layer.op_type == "MatMul" or (len(node.input) > 2 and node.input[2]):
             self._add_behind(layer, index, bias)
         else:
-            name = self._add(f"{self.names.layers[layer.name].label}b", self._cast(bias, self._dtype(layer.weight), layer.name))
+            name = self._add(
+                f"{self.names.layers[layer.name].label}b",
+                self._cast(bias, self._dtype(layer.weight), layer.name),
+            )
             del node.input[2:]
             node.input.append(name)
             for attribute in node.attribute:
@@ -157,7 +184,9 @@ class Editor:
                     attribute.f = 1.0
 
     def _bias_input(self, layer: Layer, index: int) -> tuple[NodeProto, int]:
-        """Node and input position of the constant that ``layer.bias`` names: the layer's third input, or one side of the Add behind it."""
+        """Node and input position of the constant that ``layer.bias`` names: the layer's third input, or one
+        side of the Add behind it.
+        """
         own = self.nodes[index]
         if len(own.input) > 2 and self._same_constant(own.input[2], layer.bias):
             return own, 2
@@ -169,7 +198,11 @@ class Editor:
         raise DfmpcError(f"layer {layer.name!r}: nothing adds the bias {layer.bias!r}")
 
     def _same_constant(self, name: str, other: str | None) -> bool:
-        return name in self.table and other in self.table and self.table.source(name) == self.table.source(str(other))
+        return (
+            name in self.table
+            and other in self.table
+            and self.table.source(name) == self.table.source(str(other))
+        )
 
     def _add_behind(self, layer: Layer, index: int, bias: NDArray[np.float32]) -> None:
         """Add the bias in a node of its own, which takes over the name of the layer's output."""
@@ -186,7 +219,9 @@ class Editor:
         return helper.tensor_dtype_to_np_dtype(self.table.data_type(name))
 
     def _set_batch_norm(self, layer: Layer, new: BatchNorm) -> None:
-        """Replace the parameters, none of which the caller of the model may override any more: the others would not fit."""
+        """Replace the parameters, none of which the caller of the model may override any more: the others
+        would not fit.
+        """
         node = self.nodes[self._batch_norm_of(layer)]
         for position, values in enumerate((new.gamma, new.beta, new.mean, new.var), start=1):
             self._replace(node, position, values)
@@ -222,11 +257,16 @@ class Editor:
         with np.errstate(over="ignore"):
             cast = np.asarray(values).astype(dtype)
         if not np.all(np.isfinite(cast.astype(np.float64))):
-            raise UnsupportedError(f"{where}: new parameters do not fit {dtype}", hint="exclude the layer, or export the model in float32")
+            raise UnsupportedError(
+                f"{where}: new parameters do not fit {dtype}",
+                hint="exclude the layer, or export the model in float32",
+            )
         return cast
 
     def _remove_unused(self) -> None:
-        """Remove released constants that nobody reads any more, and the Identity and Constant nodes that only they needed."""
+        """Remove released constants that nobody reads any more, and the Identity and Constant nodes that only
+        they needed.
+        """
         used = used_names(self.graph)
         producers = {name: node for node in self.graph.node for name in node.output}
         gone = []

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, shape_inference
 
 from onnx_dfmpc.fold import fits
-from onnx_dfmpc.graph import ConstantTable
-from onnx_dfmpc.graph.protobuf import skeleton
-from onnx_dfmpc.layout import shares_grid
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.protobuf import skeleton
 from onnx_dfmpc.spec import Layer, MatchReport
+from onnx_dfmpc.spec.ops import shares_grid
 
 
 def why_kept(proto: ModelProto, report: MatchReport) -> dict[str, str]:
@@ -53,4 +53,6 @@ def _matrices(proto: ModelProto) -> frozenset[str]:
     """Tensors that are known to have two dimensions."""
     graph = shape_inference.infer_shapes(skeleton(proto)).graph
     shapes = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.output)}
-    return frozenset(name for name, kind in shapes.items() if kind.HasField("shape") and len(kind.shape.dim) == 2)
+    return frozenset(
+        name for name, kind in shapes.items() if kind.HasField("shape") and len(kind.shape.dim) == 2
+    )

@@ -1,7 +1,8 @@
 """Inputs to listen with: few, and of another kind than those that the statistics come from.
 
-A layer that was rounded for some inputs makes less noise on these than on any others, the less of them there are the more so. Half of the
-synthetic inputs are therefore drawn anew, and half are noise with the spectrum of photographs.
+A layer that was rounded for some inputs makes less noise on these than on any others, the less of them there
+are the more so. Half of the synthetic inputs are therefore drawn anew, and half are noise with the spectrum
+of photographs.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_dfmpc import inputs
-from onnx_dfmpc.inputs import Feeding, Samples, fixed_batch, with_shapes
-from onnx_dfmpc.statistics import model_inputs, synthetic_feeds
+from onnx_dfmpc.inputs.data import Feeding, samples_of
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.samples import Samples
+from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
+from onnx_dfmpc.inputs.synthetic import synthetic
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 
 FEWEST, MOST = 8, 32
 POSITIONS = 1 << 15
@@ -39,7 +43,7 @@ def probe_feeds(
     one = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=1)[0]
     half = _few(one) // 2
     leaves = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=half)
-    noise = inputs.synthetic(specs, samples=half, seed=seed + 1, input_range=input_range)
+    noise = synthetic(specs, samples=half, seed=seed + 1, input_range=input_range)
     spectra = replace(noise, batch=noise.batch if fixed_batch(specs) else max(1, half // (BATCHES // 2)))
     return [*leaves, *(feed for _, _, feed in spectra.batches())]
 
@@ -54,7 +58,7 @@ def some_samples(proto: ModelProto, feeding: Feeding, most: int) -> Samples:
     specs = with_shapes(model_inputs(proto), feeding.shapes)
     fixed = fixed_batch(specs)
     wanted = max(min(most, feeding.samples or most), fixed or 1)
-    found = inputs.samples_of(specs, replace(feeding, samples=wanted))
+    found = samples_of(specs, replace(feeding, samples=wanted))
     several = found.batch > 1 and fixed is None
     return replace(found, batch=max(1, -(-found.count // BATCHES))) if several else found
 
@@ -62,7 +66,9 @@ def some_samples(proto: ModelProto, feeding: Feeding, most: int) -> Samples:
 def few(proto: ModelProto, feeding: Feeding) -> int:
     """How many samples are enough to listen with: fewer of large ones."""
     specs = with_shapes(model_inputs(proto), feeding.shapes)
-    one = next(inputs.samples_of(specs, replace(feeding, samples=fixed_batch(specs) or 1, batch_size=None)).batches())[2]
+    one = next(
+        samples_of(specs, replace(feeding, samples=fixed_batch(specs) or 1, batch_size=None)).batches()
+    )[2]
     return _few(one)
 
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc.errors import ModelError, UnsupportedError
-from onnx_dfmpc.graph import ConstantTable
+from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.sensitivity.flow import Flow, noise_at_outputs
-from onnx_dfmpc.sensitivity.heard import Listener
-from onnx_dfmpc.sensitivity.local import candidates
+from onnx_dfmpc.sensitivity.candidates import candidates
+from onnx_dfmpc.sensitivity.outputs import OutputNoise
+from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
 from onnx_dfmpc.spec import Array, Layer
-from onnx_dfmpc.statistics import Provider
+from onnx_dfmpc.statistics.providers import Provider
 
 Progress = Callable[[str, int, int], None]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -74,8 +74,8 @@ def predict(
     Prediction
         The closed form, with a remark, where measuring is not possible.
     """
-    table, flow = ConstantTable(proto), Flow(proto)
-    listener = None if feeds is None else Listener(proto, table, layers, feeds)
+    table, flow = ConstantTable(proto), NoisePropagation(proto)
+    listener = None if feeds is None else OutputNoise(proto, table, layers, feeds)
     local: dict[str, Array] = {}
     heard: dict[str, Array] = {}
     notes: tuple[str, ...] = ()
@@ -85,7 +85,9 @@ def predict(
             continue
         known = provider.measure(layer)
         flow.see(layer, known)
-        found = candidates(layer, table[layer.weight].astype(np.float32), known, _tried(widths, allowed[layer.name]), recipe)
+        found = candidates(
+            layer, table[layer.weight].astype(np.float32), known, _tried(widths, allowed[layer.name]), recipe
+        )
         provider.skip(layer)
         local[layer.name] = spread({width: one.noise for width, one in found.items()}, widths)
         if listener is not None:
@@ -97,12 +99,17 @@ def predict(
             progress("predict", len(local), len(allowed))
     if listener is None:
         amplified = flow.amplification()
-        heard = {layer.name: noise_at_outputs(amplified, layer, 1.0) * local[layer.name] for layer in layers if layer.name in local}
+        heard = {
+            layer.name: noise_at_outputs(amplified, layer, 1.0) * local[layer.name]
+            for layer in layers
+            if layer.name in local
+        }
     return Prediction(np.stack([heard[name] for name in local]), source, notes)
 
 
 def spread(measured: Mapping[int, float], widths: Sequence[int]) -> Array:
-    """Noise at every width from that at some: by powers between two of them, beyond them by the square of the step.
+    """Noise at every width from that at some: by powers between two of them, beyond them by the square of the
+    step.
 
     Parameters
     ----------

@@ -1,14 +1,24 @@
 """The frozen dataclasses that travel between the rooms.
 
-Data flows one way: ``Layer`` and ``Chain`` come from matching (`matched`), ``InputStatistics`` from running the model (`moments`),
-``LayerPlan`` says how many bits (`planned`), ``QuantizedWeight`` and ``QuantizedLayer`` are the numbers to store (`stored`),
-``LayerReport`` is what the user reads (`reported`). Arrays are never modified in place.
+Data flows one way: ``Layer`` and ``Chain`` come from matching (`matched`), ``InputStatistics`` from running
+the model (`moments`), ``LayerPlan`` says how many bits (`planned`), ``QuantizedWeight`` and
+``QuantizedLayer`` are the numbers to store (`stored`), ``LayerReport`` is what the user reads (`reported`).
+Arrays are never modified in place.
 """
 
 from onnx_dfmpc.spec.arrays import Array
 from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, OpType, Skipped
 from onnx_dfmpc.spec.moments import InputStatistics, Outputs
-from onnx_dfmpc.spec.planned import CostTable, Form, Grid, LayerPlan, QuantPlan, Role, Rounding, SweepPoint
+from onnx_dfmpc.spec.planned import (
+    CostTable,
+    Grid,
+    LayerPlan,
+    QuantPlan,
+    Role,
+    Rounding,
+    StorageFormat,
+    SweepPoint,
+)
 from onnx_dfmpc.spec.reported import Latency, LayerEffect, LayerReport, Suggestion, Timing, WeightHistogram
 from onnx_dfmpc.spec.stored import QuantizedLayer, QuantizedWeight
 
@@ -18,7 +28,6 @@ __all__ = [
     "Chain",
     "CostTable",
     "Edge",
-    "Form",
     "Grid",
     "InputStatistics",
     "Latency",
@@ -35,6 +44,7 @@ __all__ = [
     "Role",
     "Rounding",
     "Skipped",
+    "StorageFormat",
     "Suggestion",
     "SweepPoint",
     "Timing",

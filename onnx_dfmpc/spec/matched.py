@@ -44,18 +44,21 @@ class Layer:
     name : str
         Name of the node, or the name of its output where the node has none. Unique in a model.
     weight : str
-        Name of the initializer, or of the Constant node's output, that holds the float weight (Identity nodes resolved).
+        Name of the initializer, or of the Constant node's output, that holds the float weight (Identity nodes
+        resolved).
     shape : tuple of int
         Shape of the weight as stored.
     axis : int
-        Output-channel axis of the stored weight: Conv 0, ConvTranspose 1, Gemm(transB=1) 0, Gemm(transB=0) and MatMul 1.
+        Output-channel axis of the stored weight: Conv 0, ConvTranspose 1, Gemm(transB=1) 0, Gemm(transB=0)
+        and MatMul 1.
     group : int
         Number of groups; 1 for Gemm and MatMul.
     bias : str or None
-        Constant that is added to the output, per output channel: the node's own third input, or, for MatMul, the constant of the Add
-        behind it.
+        Constant that is added to the output, per output channel: the node's own third input, or, for MatMul,
+        the constant of the Add behind it.
     bias_node : str
-        Name of the node that adds the bias: the layer itself, or the Add behind a MatMul; "" where there is no bias yet.
+        Name of the node that adds the bias: the layer itself, or the Add behind a MatMul; "" where there is
+        no bias yet.
     input, output : str
         Names of the data input and of the node's output.
     channels : int
@@ -63,7 +66,8 @@ class Layer:
     batch_norm : BatchNorm or None
         The BatchNormalization that alone consumes the output; None where it is folded or absent.
     activation : str
-        "Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "SiLU", "Sigmoid", ... or "" when nothing follows directly.
+        "Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "SiLU", "Sigmoid", ... or "" when nothing follows
+        directly.
     edge : {"", "first", "last"}
         "first" where no weighted node comes before it, "last" where none comes behind it.
     notes : tuple of str
@@ -97,9 +101,9 @@ class Layer:
 class Chain:
     """Producer -> (batch norm) -> (activation) -> ... -> consumers, all by layer name.
 
-    ``homogeneous`` says that every node between producer and consumers commutes with a positive factor per channel and that channel j of
-    the producer is input channel j of every consumer, so that a coefficient may move from the producer to the consumers.
-    ``path`` lists the op types in between, for the reader.
+    ``homogeneous`` says that every node between producer and consumers commutes with a positive factor per
+    channel and that channel j of the producer is input channel j of every consumer, so that a coefficient may
+    move from the producer to the consumers. ``path`` lists the op types in between, for the reader.
     """
 
     producer: str

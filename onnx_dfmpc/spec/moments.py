@@ -1,10 +1,12 @@
-"""What a layer sees and gives: first and second moments of its input, and of its output before and after quantization."""
+"""What a layer sees and gives: first and second moments of its input, and of its output before and after
+quantization.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_dfmpc.matrices import Covariance
+from onnx_dfmpc.linalg.matrices import Covariance
 from onnx_dfmpc.spec.arrays import Array
 
 
@@ -15,7 +17,8 @@ class InputStatistics:
     Attributes
     ----------
     mean : float64 array, shape (g, n)
-        Mean of the ``n`` inputs (input channels times kernel taps, taps innermost) in each of the ``g`` groups; zero padding counts.
+        Mean of the ``n`` inputs (input channels times kernel taps, taps innermost) in each of the ``g``
+        groups; zero padding counts.
     covariance : float32 array, shape (g, n, n), or Kronecker
         See ``matrices``: of many inputs, only the factors are known.
     samples : int
@@ -32,7 +35,8 @@ class InputStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """Mean and variance of a layer's output (without its bias) in the float network, and in the network quantized up to and including it.
+    """Mean and variance of a layer's output (without its bias) in the float network, and in the network
+    quantized up to and including it.
 
     Arrays of shape (o,), float64, for the same inputs of the network and before any correction of this layer.
     """

@@ -18,9 +18,9 @@ Rounding = Literal["nearest", "squant", "covariance"]
 
 
 @dataclass(frozen=True)
-class Form:
-    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, in front of which nodes, and
-    whether batch norm goes into scales and biases, wherever it can.
+class StorageFormat:
+    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, in
+    front of which nodes, and whether batch norm goes into scales and biases, wherever it can.
     """
 
     storage: Literal["native", "portable", "compact"] = "native"
@@ -38,7 +38,8 @@ class LayerPlan:
     reason : str
         Why it got its bits, in words.
     noise : float or None
-        Predicted noise power at the network's output, relative to the signal there, when this layer alone is quantized.
+        Predicted noise power at the network's output, relative to the signal there, when this layer alone is
+        quantized.
     bytes : int or None
         Predicted bytes on disk of its weight: codes, scales, zero points, nodes.
     """
@@ -56,7 +57,8 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Bits per layer for one model: plain data, JSON in and out (see `save_plan`). ``plan["name"]`` is the plan of a layer.
+    """Bits per layer for one model: plain data, JSON in and out (see `save_plan`). ``plan["name"]`` is the
+    plan of a layer.
 
     Attributes
     ----------
@@ -68,7 +70,7 @@ class QuantPlan:
         Every weighted node that stays float, and why.
     model_name : str
         Name of the model's file, for the reader.
-    form : Form
+    form : StorageFormat
         How codes are put into the file.
     recipe : mapping
         Plain data of the recipe that it was made with.
@@ -84,7 +86,7 @@ class QuantPlan:
     layers: tuple[LayerPlan, ...]
     skipped: tuple[Skipped, ...] = ()
     model_name: str = ""
-    form: Form = Form()
+    form: StorageFormat = StorageFormat()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     predicted_bytes: int | None = None
     predicted_sqnr_db: float | None = None
@@ -108,8 +110,8 @@ class CostTable:
     widths : tuple of int
         Bits, ascending.
     noise : float64 array, shape (layers, widths)
-        Predicted noise power at the network's output, relative to the signal there, when this layer alone has that width.
-        Noise of several layers adds up.
+        Predicted noise power at the network's output, relative to the signal there, when this layer alone has
+        that width. Noise of several layers adds up.
     sizes : int64 array, shape (layers, widths)
         Bytes on disk of the layer's weight: codes, scales, zero points, nodes.
     base : int
@@ -117,7 +119,8 @@ class CostTable:
     provider : str
         Where the noise comes from: "bn", "probe" or "measured".
     spare : int
-        Bytes of `base` that are not there when every layer has its smallest size: what only wider codes need to be unpacked.
+        Bytes of `base` that are not there when every layer has its smallest size: what only wider codes need
+        to be unpacked.
     """
 
     layers: tuple[str, ...]

@@ -9,7 +9,9 @@ from onnx_dfmpc.spec.planned import Role
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One row of the report: what was done to a layer, what it cost, what it bought. SQNR in dB, sizes in bytes on disk."""
+    """One row of the report: what was done to a layer, what it cost, what it bought. SQNR in dB, sizes in
+    bytes on disk.
+    """
 
     name: str
     op: str
@@ -32,7 +34,9 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class WeightHistogram:
-    """Weights of one layer in equal bins from ``low`` to ``high``, before and after, as shares of the largest in their channel."""
+    """Weights of one layer in equal bins from ``low`` to ``high``, before and after, as shares of the largest
+    in their channel.
+    """
 
     name: str
     low: float
@@ -77,10 +81,11 @@ class LayerEffect:
     bytes : int
         Of its weight in the file: codes, scales, zero points, nodes.
     sqnr_db, cosine : float or None
-        Of its output, behind its batch norm, in the quantized network against the float one. None where it is not finite.
+        Of its output, behind its batch norm, in the quantized network against the float one. None where it is
+        not finite.
     own_sqnr_db : float or None
-        Of the network's worst output when this layer alone is quantized, in dB; infinite where nothing differs, None where it is not
-        finite.
+        Of the network's worst output when this layer alone is quantized, in dB; infinite where nothing
+        differs, None where it is not finite.
     own_top1_agreement : float or None
         Fraction of samples whose highest score stays the same then; None for a network without scores.
     own_share : float

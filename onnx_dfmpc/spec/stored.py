@@ -39,7 +39,9 @@ class QuantizedWeight:
         expand = tuple(-1 if d == self.axis else 1 for d in range(self.codes.ndim))
         codes = self.codes.astype(np.float32)
         if self.zero_point is not None:
-            codes = codes - np.reshape(self.zero_point, expand if self.axis is not None else ()).astype(np.float32)
+            codes = codes - np.reshape(self.zero_point, expand if self.axis is not None else ()).astype(
+                np.float32
+            )
         return codes * np.reshape(self.scale, expand if self.axis is not None else ()).astype(np.float32)
 
 
@@ -47,8 +49,9 @@ class QuantizedWeight:
 class QuantizedLayer:
     """Everything rewrite needs to know about one layer.
 
-    ``batch_norm`` replaces the parameters of the layer's BatchNormalization; ``bias`` (float32, shape (channels,)) replaces the layer's
-    bias, and is added as a new one where there was none. None leaves what is there.
+    ``batch_norm`` replaces the parameters of the layer's BatchNormalization; ``bias`` (float32, shape
+    (channels,)) replaces the layer's bias, and is added as a new one where there was none. None leaves what
+    is there.
     """
 
     name: str

@@ -29,10 +29,14 @@ SMOOTH: dict[str, Activation] = {
     "Softplus": _softplus,
     "Tanh": np.tanh,
 }
-ACTIVATIONS = frozenset({*SMOOTH, "Clip", "Elu", "Gelu", "HardSigmoid", "LeakyRelu", "PRelu", "Relu", "Swish"})
+ACTIVATIONS = frozenset(
+    {*SMOOTH, "Clip", "Elu", "Gelu", "HardSigmoid", "LeakyRelu", "PRelu", "Relu", "Swish"}
+)
 
 
-def activation(op_type: str, attributes: Mapping[str, Any], constants: Sequence[NDArray[Any] | None], channels: int) -> Activation | None:
+def activation(
+    op_type: str, attributes: Mapping[str, Any], constants: Sequence[NDArray[Any] | None], channels: int
+) -> Activation | None:
     """Elementwise function of a node, or None where this form of it is not covered.
 
     Parameters
@@ -55,13 +59,23 @@ def activation(op_type: str, attributes: Mapping[str, Any], constants: Sequence[
             slope = attributes.get("alpha", 0.01)
             return PiecewiseLinear(0.0, slope, (0.0,), (1 - slope,))
         case "PRelu":
-            slopes = np.ravel(constants[0]).astype(np.float64) if constants and constants[0] is not None else np.zeros(0)
-            return PiecewiseLinear(0.0, slopes, (0.0,), (1 - slopes,)) if slopes.size in (1, channels) else None
+            slopes = (
+                np.ravel(constants[0]).astype(np.float64)
+                if constants and constants[0] is not None
+                else np.zeros(0)
+            )
+            return (
+                PiecewiseLinear(0.0, slopes, (0.0,), (1 - slopes,)) if slopes.size in (1, channels) else None
+            )
         case "Clip":
             low, high = (
-                constants[i] if len(constants) > i and constants[i] is not None else attributes.get(n) for i, n in ((0, "min"), (1, "max"))
+                constants[i] if len(constants) > i and constants[i] is not None else attributes.get(n)
+                for i, n in ((0, "min"), (1, "max"))
             )
-            return _clip(-np.inf if low is None else np.asarray(low).item(), np.inf if high is None else np.asarray(high).item())
+            return _clip(
+                -np.inf if low is None else np.asarray(low).item(),
+                np.inf if high is None else np.asarray(high).item(),
+            )
         case "HardSigmoid":
             alpha, beta = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)
             return PiecewiseLinear(0.0, 0.0, (-beta / alpha, (1 - beta) / alpha), (alpha, -alpha))

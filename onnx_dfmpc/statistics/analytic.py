@@ -1,10 +1,11 @@
 """Analytic statistics: what every layer sees, in closed form from the initializers. Nothing is run.
 
-The network's input is taken for a stationary random field with the correlations of photographs or signals; its scale, mean and reach are
-those that the batch norm behind the first convolution expects, where there is one (`prior`). Every operator acts on mean and covariance:
-linear ones exactly, activations by their Hermite series as if their input were normal (`rectified`), residual sums with the covariance of
-their branches (`kinship`). Every batch norm sets mean and variance of its channels right, and corrects the estimate of what its layer sees
-(`anchoring`).
+The network's input is taken for a stationary random field with the correlations of photographs or signals;
+its scale, mean and reach are those that the batch norm behind the first convolution expects, where there is
+one (`prior`). Every operator acts on mean and covariance: linear ones exactly, activations by their Hermite
+series as if their input were normal (`rectified`), residual sums with the covariance of their branches
+(`kinship`). Every batch norm sets mean and variance of its channels right, and corrects the estimate of what
+its layer sees (`anchoring`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from onnx_dfmpc.inputs import DYNAMIC_LENGTH, DYNAMIC_PIXELS, InputSpec
-from onnx_dfmpc.layout import taps, to_rows
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.specs import InputSpec
+from onnx_dfmpc.inputs.synthetic import DYNAMIC_LENGTH, DYNAMIC_PIXELS
 from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer
+from onnx_dfmpc.spec.ops import taps, to_rows
 from onnx_dfmpc.statistics.anchoring import assimilate
-from onnx_dfmpc.statistics.feeds import model_inputs
 from onnx_dfmpc.statistics.field import Field, patches, patches_transposed
 from onnx_dfmpc.statistics.prior import Reading, prior
 from onnx_dfmpc.statistics.propagate import Propagation, Signal, Unknown
@@ -78,7 +80,9 @@ def analytic_layers(
         walk.run(node)
 
 
-def _input(walk: Propagation, layers: Sequence[Layer], spec: InputSpec, guess: tuple[float, float]) -> Field | Unknown:
+def _input(
+    walk: Propagation, layers: Sequence[Layer], spec: InputSpec, guess: tuple[float, float]
+) -> Field | Unknown:
     if len(spec.shape) < 2:
         return Unknown(f"input {spec.name!r} has no axis of channels")
     length = DYNAMIC_PIXELS if len(spec.shape) == 4 else DYNAMIC_LENGTH
@@ -107,9 +111,13 @@ def _statistics(walk: Propagation, layer: Layer, node: NodeProto) -> InputStatis
         return Unknown(str(error))
     if layer.batch_norm is not None and layer.op_type != "ConvTranspose":
         shape = (layer.group, layer.channels // layer.group)
-        known_mean, known_variance = (array.reshape(shape) for array in _expected(walk, layer, layer.batch_norm))
+        known_mean, known_variance = (
+            array.reshape(shape) for array in _expected(walk, layer, layer.batch_norm)
+        )
         before = mean, _variance(covariance)
-        mean, covariance = assimilate(to_rows(walk.table[layer.weight], layer), mean, covariance, known_mean, known_variance)
+        mean, covariance = assimilate(
+            to_rows(walk.table[layer.weight], layer), mean, covariance, known_mean, known_variance
+        )
         _feed_back(walk, layer, before, (mean, _variance(covariance)))
     return InputStatistics(mean, _sound(covariance), 0, PROVIDER)
 
@@ -130,7 +138,9 @@ def _variance(covariance: NDArray[Any]) -> Array:
     return variance
 
 
-def _feed_back(walk: Propagation, layer: Layer, before: tuple[Array, Array], after: tuple[Array, Array]) -> None:
+def _feed_back(
+    walk: Propagation, layer: Layer, before: tuple[Array, Array], after: tuple[Array, Array]
+) -> None:
     """Let the other readers of a layer's input know what its batch norm said about its means and variances."""
     value = walk.value(layer.input)
     if layer.op_type != "Conv" or not isinstance(value, Signal):
@@ -140,11 +150,15 @@ def _feed_back(walk: Propagation, layer: Layer, before: tuple[Array, Array], aft
     old, new = (variance.reshape(-1, k).mean(axis=1) for _, variance in (before, after))
     gain = np.sqrt(np.where(old > 0, new / np.where(old > 0, old, 1), 1)).astype(np.float32)
     source = value.field
-    walk.values[layer.input] = replace(value, field=replace(source, mean=source.mean + shift, lags=source.lags * np.outer(gain, gain)))
+    walk.values[layer.input] = replace(
+        value, field=replace(source, mean=source.mean + shift, lags=source.lags * np.outer(gain, gain))
+    )
 
 
 def _sound(covariance: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same variances, and correlations without negative eigenvalues, which extrapolation beyond a field's torus can leave."""
+    """The same variances, and correlations without negative eigenvalues, which extrapolation beyond a field's
+    torus can leave.
+    """
     n = covariance.shape[-1]
     deviation = np.sqrt(np.maximum(np.einsum("gnn->gn", covariance), np.finfo(np.float32).tiny))
     correlation = covariance / deviation[:, :, None]

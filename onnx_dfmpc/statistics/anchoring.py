@@ -1,14 +1,15 @@
 """What a batch norm knows about its layer's input (NumPy).
 
-Training left mean mu_j and variance sigma_j^2 of every output w_j x + b_j: that is o measurements of the input's mean m and covariance S.
-The statistics nearest to given ones that agree with them are those of a Kalman step,
+Training left mean mu_j and variance sigma_j^2 of every output w_j x + b_j: that is o measurements of the
+input's mean m and covariance S. The statistics nearest to given ones that agree with them are those of a
+Kalman step,
 
     m <- m + S W' (G + lambda D)^-1 (mu - b - W m),                                             G = W S W',  D = diag G,
     S <- S + S W' diag(alpha) W S,    (G o G + lambda D o D) alpha = sigma^2 - diag G,
 
-the second being the same step for a covariance with a Wishart prior (o: elementwise). What it takes away is bounded, so that S stays
-positive: with G = B B', S W' diag(alpha) W S = (S W' B'^-1) [B' diag(alpha) B] (S W' B'^-1)', and S itself is at least the same with the
-identity in the brackets.
+the second being the same step for a covariance with a Wishart prior (o: elementwise). What it takes away is
+bounded, so that S stays positive: with G = B B', S W' diag(alpha) W S = (S W' B'^-1) [B' diag(alpha) B] (S W'
+B'^-1)', and S itself is at least the same with the identity in the brackets.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ def assimilate(
     covariance : float32 array, shape (g, n, n)
     """
     chosen = np.linspace(0, weight.shape[1] - 1, min(MOST, weight.shape[1])).astype(np.int64)
-    weight, observed_mean, observed_variance = weight[:, chosen], observed_mean[:, chosen], observed_variance[:, chosen]
+    weight, observed_mean, observed_variance = (
+        weight[:, chosen],
+        observed_mean[:, chosen],
+        observed_variance[:, chosen],
+    )
     rows = weight.astype(np.float64)
     projected = (covariance @ weight.astype(np.float32).swapaxes(1, 2)).astype(np.float64)  # S W'
     gram = rows @ projected

@@ -1,9 +1,10 @@
-"""Random fields: mean and covariance of a tensor's channels at every displacement, and how linear operators act on them (NumPy).
+"""Random fields: mean and covariance of a tensor's channels at every displacement, and how linear operators
+act on them (NumPy).
 
-A tensor of shape (N, c, *size) is taken as stationary: ``mean[i]`` is the mean of channel i and ``lags[l, i, j]`` the covariance of
-channel i at a place p with channel j at p + l. Displacements live on a torus, at most as large as the tensor and as large as `ELEMENTS`
-allows; what lies beyond decays geometrically. On a torus convolution is multiplication: with S(f) the Fourier transform of the lags, S ->
-W(f) S(f) W(f)^H.
+A tensor of shape (N, c, *size) is taken as stationary: ``mean[i]`` is the mean of channel i and ``lags[l, i,
+j]`` the covariance of channel i at a place p with channel j at p + l. Displacements live on a torus, at most
+as large as the tensor and as large as `ELEMENTS` allows; what lies beyond decays geometrically. On a torus
+convolution is multiplication: with S(f) the Fourier transform of the lags, S -> W(f) S(f) W(f)^H.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from onnx_dfmpc.spec import Array
 from onnx_dfmpc.statistics.windows import Window
 
 ELEMENTS = 1 << 20
-"""Bound on the number of covariances of a field; up to 512 channels have four displacements per axis all the same."""
+"""Bound on the number of covariances of a field; up to 512 channels have four displacements per axis all the
+same.
+"""
 
 Sizes = tuple[int, ...]
 Lags = NDArray[np.float32]
@@ -117,7 +120,9 @@ def _clip(lags: NDArray[np.int64], torus: int) -> tuple[NDArray[np.int64], NDArr
 
 
 def decay(lags: Lags, axis: int) -> float:
-    """Ratio by which the variance-weighted correlation falls from one displacement to the next, at the far end of the torus."""
+    """Ratio by which the variance-weighted correlation falls from one displacement to the next, at the far
+    end of the torus.
+    """
     torus = lags.shape[axis]
     reach = torus // 2
     if reach == 0:
@@ -167,15 +172,25 @@ class Kernel:
     group: int = 1
 
     def spectrum(self, torus: Sizes, dilation: Sequence[int] | None = None) -> Spectrum:
-        """Fourier transform on a torus: shape (*frequencies, o, c), or (*frequencies, o) where every output sees one channel."""
+        """Fourier transform on a torus: shape (*frequencies, o, c), or (*frequencies, o) where every output
+        sees one channel.
+        """
         offsets = self.offsets * np.array(dilation or (1,) * len(torus))
-        frequencies = [np.fft.fftfreq(n) for n in torus[:-1]] + ([np.fft.rfftfreq(torus[-1])] if torus else [])
+        frequencies = [np.fft.fftfreq(n) for n in torus[:-1]] + (
+            [np.fft.rfftfreq(torus[-1])] if torus else []
+        )
         angle = np.zeros((*map(len, frequencies), len(offsets)))
         for axis, frequency in enumerate(frequencies):
-            angle = angle + frequency.reshape([-1 if a == axis else 1 for a in range(len(torus) + 1)]) * offsets[:, axis]
+            angle = (
+                angle
+                + frequency.reshape([-1 if a == axis else 1 for a in range(len(torus) + 1)])
+                * offsets[:, axis]
+            )
         phases = np.exp(-2j * np.pi * angle).astype(np.complex64)
         o, i, k = self.weight.shape
-        result: Spectrum = (phases @ self.weight.reshape(-1, k).T.astype(np.complex64)).reshape(*phases.shape[:-1], o, i)
+        result: Spectrum = (phases @ self.weight.reshape(-1, k).T.astype(np.complex64)).reshape(
+            *phases.shape[:-1], o, i
+        )
         if i == 1:
             return result.reshape(*phases.shape[:-1], o)
         if self.group == 1:
@@ -183,7 +198,9 @@ class Kernel:
         dense = np.zeros((*phases.shape[:-1], o, i * self.group), np.complex64)
         rows = o // self.group
         for g in range(self.group):
-            dense[..., g * rows : (g + 1) * rows, g * i : (g + 1) * i] = result[..., g * rows : (g + 1) * rows, :]
+            dense[..., g * rows : (g + 1) * rows, g * i : (g + 1) * i] = result[
+                ..., g * rows : (g + 1) * rows, :
+            ]
         return dense
 
     @property
@@ -222,7 +239,9 @@ def back(spectrum: Spectrum, torus: Sizes) -> Lags:
         half = axis == len(torus) - 1
         frequencies = np.fft.rfftfreq(n) if half else np.fft.fftfreq(n)
         twice = 1.0 + (half & (frequencies > 0) & (frequencies < 0.5))  # their mirror images are left out
-        spectrum = _along(axis, np.exp(2j * np.pi * np.outer(np.arange(n), frequencies)) * twice / n, spectrum)
+        spectrum = _along(
+            axis, np.exp(2j * np.pi * np.outer(np.arange(n), frequencies)) * twice / n, spectrum
+        )
     return np.ascontiguousarray(spectrum.real)
 
 
@@ -255,7 +274,11 @@ def filtered(lags: Lags, kernel: Kernel, size: Sizes, size_out: Sizes) -> Lags:
     o = len(kernel.weight)
     torus, torus_out = torus_of(max(lags.shape[-1], o), size), torus_of(o, size_out)
     if kernel.pointwise:
-        mapped = kernel.matrix @ resample(lags, torus_of(lags.shape[-1], size_out), kernel.strides) @ kernel.matrix.T
+        mapped = (
+            kernel.matrix
+            @ resample(lags, torus_of(lags.shape[-1], size_out), kernel.strides)
+            @ kernel.matrix.T
+        )
         return resample(np.asarray(mapped, np.float32), torus_out)
     response = kernel.spectrum(torus)
     spectrum = apply_right(kernel, apply_left(kernel, transform(resample(lags, torus)), response), response)
@@ -264,7 +287,9 @@ def filtered(lags: Lags, kernel: Kernel, size: Sizes, size_out: Sizes) -> Lags:
 
 def offsets_of(at: Window) -> NDArray[np.int64]:
     """Where the taps of a window lie, seen from ``p stride``; shape (taps, axes)."""
-    grid = np.array(list(product(*map(range, at.kernel))), np.int64).reshape(math.prod(at.kernel), len(at.kernel))
+    grid = np.array(list(product(*map(range, at.kernel))), np.int64).reshape(
+        math.prod(at.kernel), len(at.kernel)
+    )
     return grid * np.array(at.dilations, np.int64) - np.array(at.before, np.int64)
 
 
@@ -272,15 +297,23 @@ def places(at: Window, size: Sizes) -> Sizes:
     """Spatial shape of a convolution's output."""
     return tuple(
         (n + b + a - d * (k - 1) - 1) // s + 1
-        for n, b, a, d, k, s in zip(size, at.before, at.after, at.dilations, at.kernel, at.strides, strict=True)
+        for n, b, a, d, k, s in zip(
+            size, at.before, at.after, at.dilations, at.kernel, at.strides, strict=True
+        )
     )
 
 
 def coverage(at: Window, size: Sizes) -> Array:
-    """Share of the output's places at which two taps both lie inside the input; shape (taps, taps), the single taps on the diagonal."""
+    """Share of the output's places at which two taps both lie inside the input; shape (taps, taps), the
+    single taps on the diagonal.
+    """
     joint: Array = np.ones((1, 1))
     for axis, count in enumerate(places(at, size)):
-        where = np.arange(count)[:, None] * at.strides[axis] - at.before[axis] + np.arange(at.kernel[axis]) * at.dilations[axis]
+        where = (
+            np.arange(count)[:, None] * at.strides[axis]
+            - at.before[axis]
+            + np.arange(at.kernel[axis]) * at.dilations[axis]
+        )
         inside = ((where >= 0) & (where < size[axis])).astype(np.float64)
         joint = np.kron(joint, inside.T @ inside / count)
     return joint
@@ -322,8 +355,9 @@ def patches(source: Field, at: Window, group: int) -> tuple[Array, Lags]:
 def patches_transposed(source: Field, at: Window, group: int) -> tuple[Array, Lags]:
     """What a place of a transposed convolution's output sees; shapes as for `patches`.
 
-    It meets one tap in every stride, the others meet zeros. Taps of one phase see inputs whole steps apart, which are taken as equal; the
-    phases take turns, so that mean and covariance are those of an average phase.
+    It meets one tap in every stride, the others meet zeros. Taps of one phase see inputs whole steps apart,
+    which are taken as equal; the phases take turns, so that mean and covariance are those of an average
+    phase.
     """
     phases = float(np.prod(at.strides))
     phase = offsets_of(replace(at, before=(0,) * len(at.kernel))) % np.array(at.strides)

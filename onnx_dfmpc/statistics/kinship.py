@@ -1,8 +1,9 @@
 """Covariance between two tensors that share an ancestor: what a residual Add or a Concat needs (NumPy).
 
-Every field remembers how it came about. From the younger of two fields the walk goes back, operator by operator, to the field where both
-began, whose own covariance is known; on the way forth linear operators act on the covariance exactly, and an activation by Stein's lemma,
-Cov(z, f(x)) = E[f'(x)] Cov(z, x), or by its whole series where both sides are activations.
+Every field remembers how it came about. From the younger of two fields the walk goes back, operator by
+operator, to the field where both began, whose own covariance is known; on the way forth linear operators act
+on the covariance exactly, and an activation by Stein's lemma, Cov(z, f(x)) = E[f'(x)] Cov(z, x), or by its
+whole series where both sides are activations.
 """
 
 from __future__ import annotations
@@ -14,7 +15,19 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.spec import Array
 from onnx_dfmpc.statistics import rectified
-from onnx_dfmpc.statistics.field import TINY, Field, Kernel, Lags, Origin, apply_right, back, resample, torus_of, transform, transposed
+from onnx_dfmpc.statistics.field import (
+    TINY,
+    Field,
+    Kernel,
+    Lags,
+    Origin,
+    apply_right,
+    back,
+    resample,
+    torus_of,
+    transform,
+    transposed,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +87,9 @@ class Summed(Origin):
 
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """Covariance of two fields at displacements of ``step`` places of the network's input; ``lags[l, i, j]`` = Cov(A_i(p), B_j(p + l))."""
+    """Covariance of two fields at displacements of ``step`` places of the network's input; ``lags[l, i, j]``
+    = Cov(A_i(p), B_j(p + l)).
+    """
 
     lags: Lags
     step: tuple[float, ...]
@@ -145,8 +160,12 @@ def _forth(relation: Relation, origin: Origin) -> Relation:
         case Scaled(gain=gain) | Activated(gain=gain):
             lags = lags * gain.astype(np.float32)
         case Selected(parent, channels, start):
-            shift = [-first * ratio for first, ratio in zip(start, _ratio(parent.step, relation.step), strict=True)]
-            lags = np.roll(lags[..., channels], shift, tuple(range(len(shift)))) * (channels >= 0).astype(np.float32)
+            shift = [
+                -first * ratio for first, ratio in zip(start, _ratio(parent.step, relation.step), strict=True)
+            ]
+            lags = np.roll(lags[..., channels], shift, tuple(range(len(shift)))) * (channels >= 0).astype(
+                np.float32
+            )
     return Relation(lags, relation.step)
 
 
@@ -171,10 +190,16 @@ def _joined(parts: tuple[Field, ...], relations: list[Relation | None]) -> Relat
 
 
 def _summed(factors: tuple[float, ...], relations: list[Relation | None]) -> Relation | None:
-    terms = [(relation, factor) for relation, factor in zip(_on_one_grid(relations), factors, strict=True) if relation is not None]
+    terms = [
+        (relation, factor)
+        for relation, factor in zip(_on_one_grid(relations), factors, strict=True)
+        if relation is not None
+    ]
     if not terms:
         return None
-    return Relation(np.sum([relation.lags * np.float32(factor) for relation, factor in terms], axis=0), terms[0][0].step)
+    return Relation(
+        np.sum([relation.lags * np.float32(factor) for relation, factor in terms], axis=0), terms[0][0].step
+    )
 
 
 def _on_one_grid(relations: list[Relation | None]) -> list[Relation | None]:
@@ -183,9 +208,15 @@ def _on_one_grid(relations: list[Relation | None]) -> list[Relation | None]:
     if not known:
         return relations
     step = tuple(max(steps) for steps in zip(*(relation.step for relation in known), strict=True))
-    tori = [[max(1, round(t * s / c)) for t, s, c in zip(r.lags.shape[:-2], r.step, step, strict=True)] for r in known]
+    tori = [
+        [max(1, round(t * s / c)) for t, s, c in zip(r.lags.shape[:-2], r.step, step, strict=True)]
+        for r in known
+    ]
     torus = tuple(min(sides) for sides in zip(*tori, strict=True))
-    return [relation and Relation(resample(relation.lags, torus, _ratio(step, relation.step)), step) for relation in relations]
+    return [
+        relation and Relation(resample(relation.lags, torus, _ratio(step, relation.step)), step)
+        for relation in relations
+    ]
 
 
 def _ratio(step: tuple[float, ...], unit: tuple[float, ...]) -> tuple[int, ...]:

@@ -12,24 +12,29 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.layout import taps
-from onnx_dfmpc.matrices import Covariance, Kronecker, matrix
-from onnx_dfmpc.products import gram
-from onnx_dfmpc.products import product as matrix_product
+from onnx_dfmpc.linalg.matrices import Covariance, Kronecker, matrix
+from onnx_dfmpc.linalg.products import gram
+from onnx_dfmpc.linalg.products import product as matrix_product
 from onnx_dfmpc.spec import Array, InputStatistics, Layer
+from onnx_dfmpc.spec.ops import taps
 from onnx_dfmpc.statistics.windows import attributes, window_of
 
 MAX_PATCHES = 1 << 12
 MAX_VECTORS = 1 << 13
 MAX_ELEMENTS = 1 << 24
-"""Bounds of the sample: so many patches, or vectors where a kernel has a single tap, and so many numbers in it."""
+"""Bounds of the sample: so many patches, or vectors where a kernel has a single tap, and so many numbers in
+it.
+"""
 
 MANY_INPUTS = 1024
-"""From here on, only the channels and one pattern of the taps are measured: that is nearly all that rounding would use (see ``quantize``),
-for a fraction of time and memory."""
+"""From here on, only the channels and one pattern of the taps are measured: that is nearly all that rounding
+would use (see ``quantize``), for a fraction of time and memory.
+"""
 
 
-def measure(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, seed: int, provider: str) -> InputStatistics:
+def measure(
+    layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, seed: int, provider: str
+) -> InputStatistics:
     """Statistics of a layer's input, from a random sample of its patches.
 
     Parameters
@@ -80,7 +85,9 @@ def _summary(samples: Iterable[Array], provider: str) -> InputStatistics:
 
 
 def _products(centred: Array) -> list[Array]:
-    """Sums of products over patches (g, i, t, P): of all inputs, or, of many, of channels over all taps and of the taps of each channel."""
+    """Sums of products over patches (g, i, t, P): of all inputs, or, of many, of channels over all taps and
+    of the taps of each channel.
+    """
     g, i, t, p = centred.shape
     if i > 1 and t > 1 and i * t >= MANY_INPUTS:
         return [gram(centred.reshape(g, i, t * p)), matrix_product(centred, centred.swapaxes(2, 3))]
@@ -88,7 +95,9 @@ def _products(centred: Array) -> list[Array]:
 
 
 def _pattern(channels: Array, taps_of_each: Array, rest: Array) -> Kronecker:
-    """Means of products, less those of the remaining means (g, i, t), as covariance of the channels and mean correlation of the taps."""
+    """Means of products, less those of the remaining means (g, i, t), as covariance of the channels and mean
+    correlation of the taps.
+    """
     t = rest.shape[2]
     channels = (channels - matrix_product(rest, rest.swapaxes(1, 2))) / t
     power = np.einsum("gii->gi", channels)
@@ -108,8 +117,12 @@ def _vectors(batches: Sequence[NDArray[Any]], axis: int, rng: np.random.Generato
         yield np.ascontiguousarray(chosen.T, dtype=np.float32)[:, None]
 
 
-def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng: np.random.Generator) -> Array:
-    """Patches of one batch out of so many images in all, at the same random places in each image, shape (channels, taps, P)."""
+def _gather(
+    layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng: np.random.Generator
+) -> Array:
+    """Patches of one batch out of so many images in all, at the same random places in each image, shape
+    (channels, taps, P).
+    """
     at = window_of(attributes(node), layer.shape[2:], batch.shape[2:])
     pads = [(0, 0), (0, 0), *zip(at.before, at.after, strict=True)]
     padded = np.pad(batch, pads) if any(map(sum, pads)) else batch
@@ -117,7 +130,9 @@ def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng
     places = [(size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, at.strides, strict=True)]
     total = math.prod(places)
     if min(places) <= 0:
-        raise UnsupportedError(f"node {layer.name!r}: its kernel is larger than its input of shape {batch.shape}")
+        raise UnsupportedError(
+            f"node {layer.name!r}: its kernel is larger than its input of shape {batch.shape}"
+        )
     keep = max(1, round(_share(images * total, batch.shape[1], taps(layer)) * total))
     chosen = np.sort(rng.permutation(total)[:keep])
     corners = [index * s for index, s in zip(np.unravel_index(chosen, places), at.strides, strict=True)]
@@ -132,14 +147,18 @@ def _gather(layer: Layer, node: NodeProto, batch: NDArray[Any], images: int, rng
 
 def _share(available: int, channels: int, taps: int) -> float:
     """Share of the available patches to keep."""
-    return min(1.0, min(MAX_VECTORS if taps == 1 else MAX_PATCHES, MAX_ELEMENTS / (channels * taps)) / available)
+    return min(
+        1.0, min(MAX_VECTORS if taps == 1 else MAX_PATCHES, MAX_ELEMENTS / (channels * taps)) / available
+    )
 
 
-def _transposed(layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator, provider: str) -> InputStatistics:
+def _transposed(
+    layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator, provider: str
+) -> InputStatistics:
     """Statistics for ConvTranspose: an output place meets one tap in every ``stride`` along each axis.
 
-    Taps of the same phase see inputs that are whole steps apart; they are taken as equal, which is exact for constant inputs. The phases
-    take turns, so mean and covariance are those of an average phase.
+    Taps of the same phase see inputs that are whole steps apart; they are taken as equal, which is exact for
+    constant inputs. The phases take turns, so mean and covariance are those of an average phase.
     """
     kernel = layer.shape[2:]
     strides = attributes(node).get("strides", (1,) * len(kernel))

@@ -31,7 +31,15 @@ from onnx_dfmpc.statistics.rectified import Activation
 from onnx_dfmpc.statistics.windows import Window
 
 
-def convolve(source: Field, weight: Array, bias: Array | float, at: Window, group: int, patch: tuple[Array, Lags], birth: int) -> Field:
+def convolve(
+    source: Field,
+    weight: Array,
+    bias: Array | float,
+    at: Window,
+    group: int,
+    patch: tuple[Array, Lags],
+    birth: int,
+) -> Field:
     """Output of a convolution; ``patch`` is what `patches` gives, or a correction of it."""
     o = len(weight)
     rows = weight.reshape(group, o // group, -1)
@@ -44,14 +52,23 @@ def convolve(source: Field, weight: Array, bias: Array | float, at: Window, grou
     lags = filtered(source.lags, kernel, source.size, size)
     gain = _gain(np.diagonal(lags[(0,) * len(size)]), np.maximum(variance, 0))
     lags *= np.outer(gain, gain).astype(np.float32)
-    return Field(mean, lags, size, step, birth, Filtered(source, replace(kernel, weight=kernel.weight * gain[:, None, None])))
+    return Field(
+        mean,
+        lags,
+        size,
+        step,
+        birth,
+        Filtered(source, replace(kernel, weight=kernel.weight * gain[:, None, None])),
+    )
 
 
-def convolve_transposed(source: Field, weight: Array, bias: Array | float, at: Window, group: int, size: Sizes, birth: int) -> Field:
+def convolve_transposed(
+    source: Field, weight: Array, bias: Array | float, at: Window, group: int, size: Sizes, birth: int
+) -> Field:
     """Output of a transposed convolution of a certain size; weight of shape (i, o / group, *kernel).
 
-    Channels are related as at an average place, places as in the enlarged input. Every place meets one tap in every stride, so that
-    what the output shares with other tensors comes through a kernel of that share.
+    Channels are related as at an average place, places as in the enlarged input. Every place meets one tap in
+    every stride, so that what the output shares with other tensors comes through a kernel of that share.
     """
     i, r = weight.shape[:2]
     rows = weight.reshape(group, i // group, r, -1).swapaxes(1, 2)
@@ -61,11 +78,17 @@ def convolve_transposed(source: Field, weight: Array, bias: Array | float, at: W
     for g, block in enumerate(flat @ seen @ flat.swapaxes(1, 2)):
         channels[g * r : (g + 1) * r, g * r : (g + 1) * r] = block
     wide = enlarge(source, tuple(n * s for n, s in zip(source.size, at.strides, strict=True)), birth)
-    spatial = np.einsum("...ii->...", resample(wide.lags, torus_of(group * r, size))) / max(float(source.variance.sum()), TINY)
+    spatial = np.einsum("...ii->...", resample(wide.lags, torus_of(group * r, size))) / max(
+        float(source.variance.sum()), TINY
+    )
     offsets = np.array(at.before) - np.array(list(np.ndindex(*at.kernel))) * np.array(at.dilations)
-    kernel = Kernel(rows.reshape(group * r, i // group, -1) / np.prod(at.strides), offsets, (1,) * len(size), group)
+    kernel = Kernel(
+        rows.reshape(group * r, i // group, -1) / np.prod(at.strides), offsets, (1,) * len(size), group
+    )
     lags = spatial[..., None, None].astype(np.float32) * channels
-    return Field((flat @ mean[..., None]).reshape(-1) + bias, lags, size, wide.step, birth, Filtered(wide, kernel))
+    return Field(
+        (flat @ mean[..., None]).reshape(-1) + bias, lags, size, wide.step, birth, Filtered(wide, kernel)
+    )
 
 
 def linear(source: Field, weight: Array, offset: Array | float, birth: int) -> Field:
@@ -73,21 +96,29 @@ def linear(source: Field, weight: Array, offset: Array | float, birth: int) -> F
     axes = len(source.size)
     kernel = Kernel(weight[..., None], np.zeros((1, axes), np.int64), (1,) * axes)
     lags = filtered(source.lags, kernel, source.size, source.size)
-    return Field(weight @ source.mean + offset, lags, source.size, source.step, birth, Filtered(source, kernel))
+    return Field(
+        weight @ source.mean + offset, lags, source.size, source.step, birth, Filtered(source, kernel)
+    )
 
 
 def scale(source: Field, factor: Array | float, offset: Array | float, birth: int) -> Field:
     """``factor x + offset``, per channel."""
     gain = np.broadcast_to(factor, source.mean.shape)
     lags = source.lags * np.outer(gain, gain).astype(np.float32)
-    return replace(source, mean=gain * source.mean + offset, lags=lags, birth=birth, origin=Scaled(source, gain))
+    return replace(
+        source, mean=gain * source.mean + offset, lags=lags, birth=birth, origin=Scaled(source, gain)
+    )
 
 
-def normalize(source: Field, known_mean: Array, known_variance: Array, factor: Array, offset: Array, birth: int) -> Field:
+def normalize(
+    source: Field, known_mean: Array, known_variance: Array, factor: Array, offset: Array, birth: int
+) -> Field:
     """``factor x + offset`` of a field with the same correlations, whose mean and variance are known."""
     gain = factor * _gain(source.variance, known_variance)
     lags = source.lags * np.outer(gain, gain).astype(np.float32)
-    return replace(source, mean=factor * known_mean + offset, lags=lags, birth=birth, origin=Scaled(source, gain))
+    return replace(
+        source, mean=factor * known_mean + offset, lags=lags, birth=birth, origin=Scaled(source, gain)
+    )
 
 
 def _gain(variance: NDArray[np.floating], wanted: Array) -> Array:
@@ -103,7 +134,9 @@ def activate(source: Field, activation: Activation, birth: int) -> Field:
     deviation = np.sqrt(np.maximum(variance, TINY)).astype(np.float32)
     correlation = np.clip(source.lags / np.outer(deviation, deviation), -1, 1)
     lags = rectified.covariance(expansion, expansion, correlation)
-    return replace(source, mean=expansion.mean, lags=lags, birth=birth, origin=Activated(source, expansion, activation))
+    return replace(
+        source, mean=expansion.mean, lags=lags, birth=birth, origin=Activated(source, expansion, activation)
+    )
 
 
 def gate(source: Field, activation: Activation, birth: int) -> Field:
@@ -142,7 +175,9 @@ def join(parts: list[Field], birth: int) -> Field:
 
 
 def multiply(a: Field, b: Field, birth: int) -> Field:
-    """Product of a field and a gate, which may be constant in space; as for normal variables (Isserlis' theorem)."""
+    """Product of a field and a gate, which may be constant in space; as for normal variables (Isserlis'
+    theorem).
+    """
     if b.size != a.size:
         other = np.broadcast_to(b.lags[(0,) * len(b.size)], a.lags.shape)
         cross = None
@@ -155,7 +190,9 @@ def multiply(a: Field, b: Field, birth: int) -> Field:
     if cross is not None:
         cross = resample(cross, a.torus)
         mirrored = transposed(cross)
-        lags = lags + cross * np.outer(mean_b, mean_a) + mirrored * np.outer(mean_a, mean_b) + cross * mirrored
+        lags = (
+            lags + cross * np.outer(mean_b, mean_a) + mirrored * np.outer(mean_a, mean_b) + cross * mirrored
+        )
         mean = mean + np.diagonal(cross[(0,) * len(a.size)])
     return replace(a, mean=mean, lags=lags, birth=birth, origin=Scaled(a, b.mean))
 
@@ -171,8 +208,9 @@ def average_pool(source: Field, at: Window, birth: int, *, count_pads: bool) -> 
 def max_pool(source: Field, at: Window, birth: int) -> Field:
     """Output of MaxPool: the largest of equally correlated normals.
 
-    With the average correlation r in a window, max x = mu + sigma (sqrt(r) z + sqrt(1 - r) max z_a). An activation that grows commutes
-    with the maximum, so that it is the normal variable before it that is pooled.
+    With the average correlation r in a window, max x = mu + sigma (sqrt(r) z + sqrt(1 - r) max z_a). An
+    activation that grows commutes with the maximum, so that it is the normal variable before it that is
+    pooled.
     """
     origin = source.origin
     if isinstance(origin, Activated) and isinstance(origin.activation, rectified.PiecewiseLinear):
@@ -180,7 +218,9 @@ def max_pool(source: Field, at: Window, birth: int) -> Field:
     k = int(np.prod(at.kernel))
     pooled = average_pool(source, at, birth, count_pads=False)
     variance = source.variance
-    unpadded = replace(at, before=(0,) * len(at.kernel), after=(0,) * len(at.kernel), strides=(1,) * len(at.kernel))
+    unpadded = replace(
+        at, before=(0,) * len(at.kernel), after=(0,) * len(at.kernel), strides=(1,) * len(at.kernel)
+    )
     _, inside = patches(source, unpadded, source.channels)
     total = inside.sum(axis=(1, 2)).astype(np.float64)
     r = np.clip((total / np.maximum(variance, TINY) / k - 1) / max(k - 1, 1), 0, 1)

@@ -1,8 +1,8 @@
 """What a network's input looks like before anyone has seen one (NumPy).
 
-Neighbouring places and channels of photographs and signals are alike: Cov(x_i(p), x_j(p + l)) = s^2 (q + (1 - q) [i = j]) exp(-|l| /
-reach). Where a batch norm follows the first convolution, its variances say which reach, which q and which s, and its means say what the
-mean is.
+Neighbouring places and channels of photographs and signals are alike: Cov(x_i(p), x_j(p + l)) = s^2 (q + (1 -
+q) [i = j]) exp(-|l| / reach). Where a batch norm follows the first convolution, its variances say which
+reach, which q and which s, and its means say what the mean is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ SHARES = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98)
 
 
 class Reading(NamedTuple):
-    """A convolution of the input whose output a batch norm knows: weight, where its taps lie, and mean and variance without bias."""
+    """A convolution of the input whose output a batch norm knows: weight, where its taps lie, and mean and
+    variance without bias.
+    """
 
     weight: Array
     at: Window
@@ -36,7 +38,9 @@ class Reading(NamedTuple):
     variance: Array
 
 
-def prior(channels: int, size: Sizes, readings: Sequence[Reading], guess: tuple[float, float], birth: int) -> Field:
+def prior(
+    channels: int, size: Sizes, readings: Sequence[Reading], guess: tuple[float, float], birth: int
+) -> Field:
     """Field of an input.
 
     Parameters
@@ -55,7 +59,10 @@ def prior(channels: int, size: Sizes, readings: Sequence[Reading], guess: tuple[
     """
     if not readings or not size:
         mean, deviation = guess
-        return replace(_field(channels, size, PIXELS, COLOURS if channels == 3 else 0.0, deviation, birth), mean=np.full(channels, mean))
+        return replace(
+            _field(channels, size, PIXELS, COLOURS if channels == 3 else 0.0, deviation, birth),
+            mean=np.full(channels, mean),
+        )
     pairs = product(REACHES, SHARES if channels > 1 else (0.0,))
     candidates = [(*pair, *_misfit(_field(channels, size, *pair, 1.0, birth), readings)) for pair in pairs]
     reach, share, _, scale = min(candidates, key=lambda candidate: candidate[2])
@@ -66,7 +73,9 @@ def _field(channels: int, size: Sizes, reach: float, share: float, deviation: fl
     torus = torus_of(channels, size)
     square = np.zeros(torus)
     for axis, n in enumerate(torus):
-        square = square + (np.fft.fftfreq(n, 1 / n) ** 2).reshape([-1 if a == axis else 1 for a in range(len(torus))])
+        square = square + (np.fft.fftfreq(n, 1 / n) ** 2).reshape(
+            [-1 if a == axis else 1 for a in range(len(torus))]
+        )
     colour = deviation**2 * (share + (1 - share) * np.eye(channels))
     lags = np.exp(-np.sqrt(square) / reach)[..., None, None] * colour
     return Field(np.zeros(channels), lags.astype(np.float32), size, (1.0,) * len(size), birth)
@@ -86,7 +95,9 @@ def _misfit(field: Field, readings: Sequence[Reading]) -> tuple[float, float]:
 
 
 def _with_mean(field: Field, readings: Sequence[Reading]) -> Field:
-    """The mean that explains the batch norms' means, by least squares with the input's own deviation as the scale of what is likely."""
+    """The mean that explains the batch norms' means, by least squares with the input's own deviation as the
+    scale of what is likely.
+    """
     rows, targets = [], []
     for reading in readings:
         if reading.group == 1:

@@ -1,12 +1,13 @@
 """Probe and calibration: run the float model on inputs and measure what every layer sees.
 
-Synthetic inputs do not have the statistics of real ones, but a batch norm tells what those are: it was trained to expect mean mu and
-variance sigma^2 of each channel. So behind every layer with a batch norm the measured output y is re-anchored,
+Synthetic inputs do not have the statistics of real ones, but a batch norm tells what those are: it was
+trained to expect mean mu and variance sigma^2 of each channel. So behind every layer with a batch norm the
+measured output y is re-anchored,
 
     y <- sigma (y - mean(y)) / std(y) + mu,
 
-and what flows on has the right mean and variance per channel; only correlations are left to the synthetic inputs. Real inputs are measured
-as they are.
+and what flows on has the right mean and variance per channel; only correlations are left to the synthetic
+inputs. Real inputs are measured as they are.
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from onnx import ModelProto
 
-from onnx_dfmpc.graph import ConstantTable
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.runtime.batches import Value
+from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer, Outputs
-from onnx_dfmpc.statistics.batches import Value
 from onnx_dfmpc.statistics.moments import measure
-from onnx_dfmpc.statistics.stream import Stream
 
 FLOOR = 1e-3
-"""Share of sigma^2 that is added to the measured variance, so that a channel which is dead on the synthetic inputs is not blown up."""
+"""Share of sigma^2 that is added to the measured variance, so that a channel which is dead on the synthetic
+inputs is not blown up.
+"""
 
 Feeds = Sequence[Mapping[str, Value]]
 
 
 class Probe:
-    """Statistics measured while a model runs on inputs, layer by layer, and beside it the same model with its layers quantized so far.
+    """Statistics measured while a model runs on inputs, layer by layer, and beside it the same model with its
+    layers quantized so far.
 
-    Ask for the layers in topological order: `measure` one, `respond` with its quantized weight, `commit` how its output is corrected, go on
-    to the next.
+    Ask for the layers in topological order: `measure` one, `respond` with its quantized weight, `commit` how
+    its output is corrected, go on to the next.
 
     Parameters
     ----------
@@ -41,15 +45,16 @@ class Probe:
     feeds : sequence of mapping
         Input arrays by name, one mapping per batch.
     provider : str
-        "probe" for synthetic inputs, which are re-anchored to batch norm, or "calibration" for real ones, which are not.
+        "probe" for synthetic inputs, which are re-anchored to batch norm, or "calibration" for real ones,
+        which are not.
     seed : int
         Of the choice of patches.
     """
 
     def __init__(self, proto: ModelProto, feeds: Feeds, *, provider: str, seed: int = 0) -> None:
         table = ConstantTable(proto)
-        self._float = Stream(proto, table, feeds)
-        self._quantized = Stream(proto, table, feeds)
+        self._float = PartialRun(proto, table, feeds)
+        self._quantized = PartialRun(proto, table, feeds)
         self._nodes = {node.output[0]: node for node in proto.graph.node if node.output}
         self._table = table
         self._provider = provider
@@ -57,7 +62,13 @@ class Probe:
 
     def measure(self, layer: Layer) -> InputStatistics:
         """Statistics of a layer's input in the float network."""
-        return measure(layer, self._nodes[layer.output], self._float.value(layer.input), seed=self._seed, provider=self._provider)
+        return measure(
+            layer,
+            self._nodes[layer.output],
+            self._float.value(layer.input),
+            seed=self._seed,
+            provider=self._provider,
+        )
 
     def respond(self, layer: Layer, weight: Value) -> Outputs:
         """Run a layer in the float network, and with a quantized weight in the network quantized so far.
@@ -79,7 +90,8 @@ class Probe:
         self.commit(layer, np.ones(layer.channels), np.zeros(layer.channels))
 
     def commit(self, layer: Layer, gain: Array, shift: Array) -> None:
-        """Go on from a layer that became ``gain * (quantized output - bias) + bias - shift``, all arrays of shape (channels,).
+        """Go on from a layer that became ``gain * (quantized output - bias) + bias - shift``, all arrays of
+        shape (channels,).
 
         Synthetic outputs are re-anchored, the quantized ones by what the float ones need.
         """
@@ -91,7 +103,9 @@ class Probe:
         self._quantized.put(layer.output, _affine(self._quantized.value(layer.output), scale, offset, layer))
 
     def _reanchor(self, layer: Layer, norm: BatchNorm) -> tuple[Array, Array]:
-        """Give the float output the moments that its batch norm expects, and return the scale and offset that it took."""
+        """Give the float output the moments that its batch norm expects, and return the scale and offset that
+        it took.
+        """
         output = self._float.value(layer.output)
         mean, variance = _moments(output, layer)
         scale = norm.sigma / np.sqrt(variance + FLOOR * norm.sigma**2)
@@ -107,7 +121,9 @@ class Probe:
 
 
 def _moments(batches: Sequence[Value], layer: Layer) -> tuple[Array, Array]:
-    """Mean and variance per channel, float64, added up one batch after the other (Chan, Golub & LeVeque 1979)."""
+    """Mean and variance per channel, float64, added up one batch after the other (Chan, Golub & LeVeque
+    1979).
+    """
     count, mean, squares = 0, np.zeros(layer.channels), np.zeros(layer.channels)
     for batch in batches:
         axis = _channel_axis(batch, layer)
@@ -123,7 +139,9 @@ def _moments(batches: Sequence[Value], layer: Layer) -> tuple[Array, Array]:
 
 
 def _affine(batches: Sequence[Value], scale: Array, offset: Array, layer: Layer) -> Iterator[Value]:
-    return (batch * _per_channel(scale, batch, layer) + _per_channel(offset, batch, layer) for batch in batches)
+    return (
+        batch * _per_channel(scale, batch, layer) + _per_channel(offset, batch, layer) for batch in batches
+    )
 
 
 def _channel_axis(batch: Value, layer: Layer) -> int:

@@ -1,7 +1,7 @@
 """Walk a graph and let every operator act on the statistics of its inputs.
 
-A value is a constant (also what exporters compute from shapes), a `Signal` (a random field, perhaps with its elements moved about), or
-`Unknown` with the reason why nothing is known of it.
+A value is a constant (also what exporters compute from shapes), a `Signal` (a random field, perhaps with its
+elements moved about), or `Unknown` with the reason why nothing is known of it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from onnx_dfmpc.graph import ConstantTable
-from onnx_dfmpc.graph.constants import outer_names
-from onnx_dfmpc.graph.protobuf import subgraphs
+from onnx_dfmpc.model.constants import ConstantTable, outer_names
+from onnx_dfmpc.model.protobuf import subgraphs
 from onnx_dfmpc.statistics import views
 from onnx_dfmpc.statistics.field import Field
 from onnx_dfmpc.statistics.kinship import Activated
@@ -29,7 +28,9 @@ Constant = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """A random tensor of batch size 1: a field, and which of its elements each element is (None: all, in order)."""
+    """A random tensor of batch size 1: a field, and which of its elements each element is (None: all, in
+    order).
+    """
 
     field: Field
     labels: views.Labels | None = None
@@ -145,7 +146,9 @@ class Propagation:
         if len(live) == 1:
             for name, value in self.values.items():
                 if isinstance(value, Signal) and isinstance(value.field.origin, Activated):
-                    origin = replace(value.field.origin, parent=replace(value.field.origin.parent, origin=None))
+                    origin = replace(
+                        value.field.origin, parent=replace(value.field.origin.parent, origin=None)
+                    )
                     self.values[name] = replace(value, field=replace(value.field, origin=origin))
                 elif isinstance(value, Signal):
                     self.values[name] = replace(value, field=replace(value.field, origin=None))
@@ -178,7 +181,9 @@ class Propagation:
         source = self.values[signals[0]]
         assert isinstance(source, Signal)
         feeds = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-        if node.op_type == "Pad" and (attributes(node).get("mode", b"constant") != b"constant" or np.any(feeds.get(_third(node), 0))):
+        if node.op_type == "Pad" and (
+            attributes(node).get("mode", b"constant") != b"constant" or np.any(feeds.get(_third(node), 0))
+        ):
             raise NotCovered(f"Pad of node {node.name or node.output[0]!r} with other than zeros")
         moved = views.evaluate(node, {**feeds, signals[0]: source.moved}, self.proto)
         return [Signal(source.field, labels.astype(np.int64)) for labels in moved]

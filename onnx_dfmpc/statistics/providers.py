@@ -1,4 +1,6 @@
-"""The providers behind one interface: measure a layer's input, run it with a quantized weight, commit to how its output is corrected."""
+"""The providers behind one interface: measure a layer's input, run it with a quantized weight, commit to how
+its output is corrected.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,17 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto
 
-from onnx_dfmpc.matrices import Diagonal
+from onnx_dfmpc.linalg.matrices import Diagonal
+from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, Outputs
 from onnx_dfmpc.statistics.analytic import analytic_layers
-from onnx_dfmpc.statistics.batches import Value
 from onnx_dfmpc.statistics.probe import Feeds, Probe
 
 
 class Provider(Protocol):
-    """Statistics of the layers' inputs, asked for in topological order; after each layer `commit` or `skip` it."""
+    """Statistics of the layers' inputs, asked for in topological order; after each layer `commit` or `skip`
+    it.
+    """
 
     def measure(self, layer: Layer) -> InputStatistics:
         """Statistics of a layer's input in the float network."""
@@ -31,11 +35,11 @@ class Provider(Protocol):
         """Go on from a layer that stays as it is in both networks."""
 
 
-class White:
+class NoStatistics:
     """For plain rounding, which asks nothing about a layer's input: mean 0, variance 1, no correlation."""
 
     def measure(self, layer: Layer) -> InputStatistics:
-        """White inputs."""
+        """NoStatistics inputs."""
         g, n = layer.group, layer.size // layer.channels
         return InputStatistics(np.zeros((g, n)), Diagonal(np.ones((g, n))), 0, "none")
 
@@ -65,7 +69,13 @@ class Analytic:
     """
 
     def __init__(
-        self, proto: ModelProto, layers: Sequence[Layer], feeds: Feeds, *, input_range: tuple[float, float] | None, seed: int = 0
+        self,
+        proto: ModelProto,
+        layers: Sequence[Layer],
+        feeds: Feeds,
+        *,
+        input_range: tuple[float, float] | None,
+        seed: int = 0,
     ) -> None:
         low, high = input_range or (-2.0, 2.0)
         # Synthetic inputs fill their range with two standard deviations to each side.

@@ -1,12 +1,14 @@
-"""Activations of normal variables in closed form: Hermite expansions, and what they do to covariances (NumPy).
+"""Activations of normal variables in closed form: Hermite expansions, and what they do to covariances
+(NumPy).
 
 For x = mu + sigma z with z standard normal, an activation f has the expansion
 
     f(x) = sum_k h_k He_k(z) / sqrt(k!),     h_k = E[f(x) He_k(z)] / sqrt(k!),
 
-so its mean is h_0 and, for two such variables with correlation rho (Mehler's formula), Cov(f(x), g(y)) = sum_{k>0} h_k(f) h_k(g) rho^k.
-For piecewise linear functions (Relu, LeakyRelu, PRelu, Clip, HardSigmoid) the coefficients are known exactly; the series of Relu sums to
-the arc-cosine kernel (Cho & Saul, NeurIPS 2009). All others take quadrature.
+so its mean is h_0 and, for two such variables with correlation rho (Mehler's formula), Cov(f(x), g(y)) =
+sum_{k>0} h_k(f) h_k(g) rho^k. For piecewise linear functions (Relu, LeakyRelu, PRelu, Clip, HardSigmoid) the
+coefficients are known exactly; the series of Relu sums to the arc-cosine kernel (Cho & Saul, NeurIPS 2009).
+All others take quadrature.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Expansion:
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseLinear:
-    """The function ``offset + slope x + sum_t bends[t] max(x - knots[t], 0)``, knots ascending; slopes per channel or scalars.
+    """The function ``offset + slope x + sum_t bends[t] max(x - knots[t], 0)``, knots ascending; slopes per
+    channel or scalars.
 
     Examples
     --------
@@ -69,7 +72,9 @@ class PiecewiseLinear:
     def __call__(self, x: Array) -> Array:
         """Value at x, shape (..., c)."""
         return (
-            self.offset + self.slope * x + sum((b * np.maximum(x - t, 0) for t, b in zip(self.knots, self.bends, strict=True)), start=0.0)
+            self.offset
+            + self.slope * x
+            + sum((b * np.maximum(x - t, 0) for t, b in zip(self.knots, self.bends, strict=True)), start=0.0)
         )
 
 
@@ -129,7 +134,10 @@ def covariance(left: Expansion, right: Expansion, correlation: NDArray[Any]) -> 
 def _exact(f: PiecewiseLinear, mean: Array, sigma: Array) -> tuple[Array, Array]:
     """Coefficients h_0 ... h_ORDER, shape (ORDER + 1, c), and E[f^2]."""
     ramps = [_ramp(mean - knot, sigma) for knot in f.knots]
-    moments = sum((bend * ramp for bend, ramp in zip(f.bends, ramps, strict=True)), start=np.zeros((ORDER + 1, len(mean))))
+    moments = sum(
+        (bend * ramp for bend, ramp in zip(f.bends, ramps, strict=True)),
+        start=np.zeros((ORDER + 1, len(mean))),
+    )
     moments[0] += f.offset + f.slope * mean
     moments[1] += f.slope * sigma
     straight = f.offset + f.slope * mean
@@ -146,7 +154,8 @@ def _exact(f: PiecewiseLinear, mean: Array, sigma: Array) -> tuple[Array, Array]
 def _ramp(mean: Array, sigma: Array) -> Array:
     """Coefficients of max(x, 0).
 
-    By Stein's lemma h_k sqrt(k!) = sigma E[1(x > 0) He_(k-1)(z)] = sigma phi(a) He_(k-2)(-a), with a = mean / sigma.
+    By Stein's lemma h_k sqrt(k!) = sigma E[1(x > 0) He_(k-1)(z)] = sigma phi(a) He_(k-2)(-a), with a = mean /
+    sigma.
     """
     a = mean / sigma
     below, density = normal_cdf(a), np.exp(-(a**2) / 2) / math.sqrt(2 * math.pi)
@@ -164,7 +173,9 @@ def _quadrature(f: Callable[[Array], Array], mean: Array, sigma: Array) -> tuple
     weights = np.exp(-(nodes**2) / 2)
     weights /= weights.sum()
     values = f(mean + sigma * nodes[:, None])
-    basis = np.polynomial.hermite_e.hermevander(nodes, ORDER) / np.sqrt([math.factorial(k) for k in range(ORDER + 1)])
+    basis = np.polynomial.hermite_e.hermevander(nodes, ORDER) / np.sqrt(
+        [math.factorial(k) for k in range(ORDER + 1)]
+    )
     return (basis * weights[:, None]).T @ values, weights @ values**2
 
 

@@ -17,7 +17,9 @@ from onnx_dfmpc.statistics.windows import Window, attributes, window_of
 
 def optional(walk: Propagation, node: NodeProto, position: int) -> Constant | None:
     """Constant input of a node, None where it is left out."""
-    return walk.constant(node.input[position]) if len(node.input) > position and node.input[position] else None
+    return (
+        walk.constant(node.input[position]) if len(node.input) > position and node.input[position] else None
+    )
 
 
 def spatial(source: Field, name: str) -> Field:
@@ -38,7 +40,11 @@ def _conv(walk: Propagation, node: NodeProto) -> Value:
     bias = optional(walk, node, 2)
     at = conv_window(node, weight, source.size)
     group = attributes(node).get("group", 1)
-    return Signal(operators.convolve(source, weight, 0.0 if bias is None else bias, at, group, patches(source, at, group), walk.birth()))
+    return Signal(
+        operators.convolve(
+            source, weight, 0.0 if bias is None else bias, at, group, patches(source, at, group), walk.birth()
+        )
+    )
 
 
 def _gemm(walk: Propagation, node: NodeProto) -> Value:
@@ -48,7 +54,11 @@ def _gemm(walk: Propagation, node: NodeProto) -> Value:
     weight = walk.constant(node.input[1]).astype(np.float64) * given.get("alpha", 1.0)
     bias = optional(walk, node, 2)
     offset = 0.0 if bias is None else bias.reshape(-1) * given.get("beta", 1.0)
-    return Signal(operators.linear(walk.field(node.input[0]), weight if given.get("transB", 0) else weight.T, offset, walk.birth()))
+    return Signal(
+        operators.linear(
+            walk.field(node.input[0]), weight if given.get("transB", 0) else weight.T, offset, walk.birth()
+        )
+    )
 
 
 def _matmul(walk: Propagation, node: NodeProto) -> Value:
@@ -57,7 +67,11 @@ def _matmul(walk: Propagation, node: NodeProto) -> Value:
         raise NotCovered(f"MatMul of node {node.name or node.output[0]!r} with a stack of matrices")
     source, rank = features(walk, node.input[0])
     result = operators.linear(source, weight.T, 0.0, walk.birth())
-    return Signal(result) if rank == 2 else Signal(result, np.moveaxis(views.labels((1, result.channels, *result.size)), 1, -1))
+    return (
+        Signal(result)
+        if rank == 2
+        else Signal(result, np.moveaxis(views.labels((1, result.channels, *result.size)), 1, -1))
+    )
 
 
 def features(walk: Propagation, name: str) -> tuple[Field, int]:
@@ -99,7 +113,10 @@ def _per_channel(walk: Propagation, name: str, signal: Signal) -> Array:
         raise NotCovered(f"{name!r} broadcasts the shape {list(signal.shape)}") from None
     channel = (signal.moved - 1) // int(np.prod(signal.field.size))
     met = channel >= 0
-    count, total = (np.bincount(channel[met], weights, minlength=signal.field.channels) for weights in (None, constant[met]))
+    count, total = (
+        np.bincount(channel[met], weights, minlength=signal.field.channels)
+        for weights in (None, constant[met])
+    )
     average: Array = total / np.maximum(count, 1)
     return average
 
@@ -119,7 +136,9 @@ def _add(walk: Propagation, node: NodeProto) -> Value:
     if found is not None:
         signal, name, first = found
         offset = _per_channel(walk, name, signal)
-        field = operators.scale(signal.field, sign if first else 1.0, offset if first else sign * offset, walk.birth())
+        field = operators.scale(
+            signal.field, sign if first else 1.0, offset if first else sign * offset, walk.birth()
+        )
         return Signal(field, signal.labels)
     a, b = (walk.field(name) for name in node.input)
     if (b.channels, b.size) != (a.channels, a.size):
@@ -139,7 +158,9 @@ def _multiply(walk: Propagation, node: NodeProto) -> Value:
         return Signal(operators.scale(signal.field, factor, 0.0, walk.birth()), signal.labels)
     a, b = (walk.field(name) for name in node.input)
     for x, y in ((a, b), (b, a)):
-        if isinstance(y.origin, Activated) and y.origin.parent.birth == x.birth:  # x times a function of x: SiLU, HardSwish in two nodes
+        if (
+            isinstance(y.origin, Activated) and y.origin.parent.birth == x.birth
+        ):  # x times a function of x: SiLU, HardSwish in two nodes
             return Signal(operators.gate(x, y.origin.activation, walk.birth()))
     if a.channels != b.channels:
         raise NotCovered(f"Mul of node {node.name or node.output[0]!r} broadcasts over channels")
@@ -162,7 +183,9 @@ def _pool(walk: Propagation, node: NodeProto) -> Value:
     at = window_of(given, tuple(given["kernel_shape"]), source.size)
     if node.op_type == "MaxPool":
         return Signal(operators.max_pool(source, at, walk.birth()))
-    return Signal(operators.average_pool(source, at, walk.birth(), count_pads=bool(given.get("count_include_pad", 0))))
+    return Signal(
+        operators.average_pool(source, at, walk.birth(), count_pads=bool(given.get("count_include_pad", 0)))
+    )
 
 
 def _global_average(walk: Propagation, node: NodeProto) -> Value:
@@ -187,7 +210,10 @@ def _resize(walk: Propagation, node: NodeProto) -> Value:
         values = np.asarray(attributes(node)["scales"], np.float32)
     if values is None:
         raise NotCovered(f"{node.op_type} of node {node.name or node.output[0]!r} to an unknown size")
-    size = tuple(int(v) if values.dtype.kind == "i" else int(n * v) for n, v in zip(source.size, values[2:], strict=True))
+    size = tuple(
+        int(v) if values.dtype.kind == "i" else int(n * v)
+        for n, v in zip(source.size, values[2:], strict=True)
+    )
     return Signal(operators.enlarge(source, size, walk.birth()))
 
 
@@ -195,17 +221,23 @@ def _conv_transpose(walk: Propagation, node: NodeProto) -> Value:
     source = spatial(walk.field(node.input[0]), node.input[0])
     given = attributes(node)
     if given.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in given:
-        raise NotCovered(f"ConvTranspose of node {node.name or node.output[0]!r} with auto_pad or output_shape")
+        raise NotCovered(
+            f"ConvTranspose of node {node.name or node.output[0]!r} with auto_pad or output_shape"
+        )
     weight = walk.constant(node.input[1]).astype(np.float64)
     bias = optional(walk, node, 2)
     at = conv_window(node, weight, source.size)
     extra = given.get("output_padding", (0,) * len(source.size))
     size = tuple(
         s * (n - 1) + x + d * (k - 1) + 1 - b - a
-        for n, s, x, d, k, b, a in zip(source.size, at.strides, extra, at.dilations, at.kernel, at.before, at.after, strict=True)
+        for n, s, x, d, k, b, a in zip(
+            source.size, at.strides, extra, at.dilations, at.kernel, at.before, at.after, strict=True
+        )
     )
     offset = 0.0 if bias is None else bias
-    return Signal(operators.convolve_transposed(source, weight, offset, at, given.get("group", 1), size, walk.birth()))
+    return Signal(
+        operators.convolve_transposed(source, weight, offset, at, given.get("group", 1), size, walk.birth())
+    )
 
 
 RULES: dict[str, Rule] = {

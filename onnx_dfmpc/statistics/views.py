@@ -1,8 +1,10 @@
-"""Operators that only move data: Reshape, Transpose, Slice, Split, Gather, Pad ... (NumPy and onnx.reference).
+"""Operators that only move data: Reshape, Transpose, Slice, Split, Gather, Pad ... (NumPy and
+onnx.reference).
 
-Such an operator is run on a tensor of labels, which element of the source each element is, and the result is read back: which channel of
-the source each channel is, and at which distance its places lie. That covers channel shuffles, strided slices, padded channels, flattening
-and changes of layout alike. The same evaluation folds the arithmetic on shapes.
+Such an operator is run on a tensor of labels, which element of the source each element is, and the result is
+read back: which channel of the source each channel is, and at which distance its places lie. That covers
+channel shuffles, strided slices, padded channels, flattening and changes of layout alike. The same evaluation
+folds the arithmetic on shapes.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def evaluate(node: NodeProto, values: Mapping[str, NDArray[Any]], proto: ModelPr
     """
     untyped = helper.make_empty_tensor_value_info
     names = [name for name in dict.fromkeys(node.input) if name]
-    graph = helper.make_graph([node], "one", [untyped(name) for name in names], [untyped(name) for name in node.output if name])
+    graph = helper.make_graph(
+        [node], "one", [untyped(name) for name in names], [untyped(name) for name in node.output if name]
+    )
     model = helper.make_model(graph, opset_imports=proto.opset_import)
     try:
         results = ReferenceEvaluator(model).run(None, {name: values[name] for name in names})
@@ -101,7 +105,14 @@ def read(source: Field, moved: Labels, birth: int) -> Field | None:
     if len(size) == len(source.size):
         start, stride = _grid(moved, source.size)
         step = tuple(s * d for s, d in zip(source.step, stride, strict=True))
-        selected = Field(mean, resample(lags, torus_of(len(first), size), stride), size, step, birth, Selected(source, first, start))
+        selected = Field(
+            mean,
+            resample(lags, torus_of(len(first), size), stride),
+            size,
+            step,
+            birth,
+            Selected(source, first, start),
+        )
     else:
         folded = _folded(lags, source.size, size)
         if folded is None:
@@ -117,7 +128,9 @@ def _with_zeros(field: Field, share: float) -> Field:
 
 
 def _grid(moved: Labels, size: Sizes) -> tuple[Sizes, Sizes]:
-    """At which place of the source, which has this size, the first place lies, and the distance of neighbours, along every axis."""
+    """At which place of the source, which has this size, the first place lies, and the distance of
+    neighbours, along every axis.
+    """
     places = moved[0].max(axis=0)
     coordinates = np.unravel_index(np.maximum(places - 1, 0) % int(np.prod(size)), size)
     starts, strides = [], []
@@ -151,6 +164,8 @@ def _flattened(source: Field, flat: Labels, birth: int) -> Field:
     channel = where // count
     places = np.stack(np.unravel_index(where % count, source.size), axis=1)
     whole = resample(source.lags, source.size)
-    differences = tuple(((places[None, :, axis] - places[:, None, axis]) % n) for axis, n in enumerate(source.size))
+    differences = tuple(
+        ((places[None, :, axis] - places[:, None, axis]) % n) for axis, n in enumerate(source.size)
+    )
     lags = whole[(*differences, channel[:, None], channel[None, :])] * np.outer(real, real)
     return Field(np.where(real, source.mean[channel], 0.0), lags.astype(np.float32), (), (), birth)

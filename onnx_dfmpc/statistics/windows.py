@@ -39,6 +39,8 @@ def window_of(attributes: Mapping[str, Any], kernel: Sequence[int], size: Sequen
         small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
         before, after = (small, large) if auto == b"SAME_UPPER" else (large, small)
     if attributes.get("ceil_mode", 0):
-        missing = [-(n + b + a - r) % s for n, b, a, r, s in zip(size, before, after, reach, strides, strict=True)]
+        missing = [
+            -(n + b + a - r) % s for n, b, a, r, s in zip(size, before, after, reach, strides, strict=True)
+        ]
         after = tuple(a + m for a, m in zip(after, missing, strict=True))
     return Window(tuple(kernel), strides, dilations, before, after)

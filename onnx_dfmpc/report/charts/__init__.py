@@ -3,4 +3,15 @@
 from onnx_dfmpc.report.charts.depth import bits, compared, gains, noise, shifts, sizes
 from onnx_dfmpc.report.charts.single import frontier, histogram, latency, ranking
 
-__all__ = ["bits", "compared", "frontier", "gains", "histogram", "latency", "noise", "ranking", "shifts", "sizes"]
+__all__ = [
+    "bits",
+    "compared",
+    "frontier",
+    "gains",
+    "histogram",
+    "latency",
+    "noise",
+    "ranking",
+    "shifts",
+    "sizes",
+]

@@ -43,7 +43,10 @@ def sizes(layers: Sequence[Row]) -> Chart | None:
         "y2": {"datum": 0},
         "color": grammar.series(names, (grammar.BEFORE, grammar.NOW) if before else (grammar.NOW,)),
         "tooltip": grammar.tips(
-            ("name", "layer"), ("bits", "bits", "d"), *([("before_text", "float")] if before else []), ("now_text", "quantized")
+            ("name", "layer"),
+            ("bits", "bits", "d"),
+            *([("before_text", "float")] if before else []),
+            ("now_text", "quantized"),
         ),
     }
     text = (
@@ -57,7 +60,11 @@ def sizes(layers: Sequence[Row]) -> Chart | None:
 def bits(layers: Sequence[Row]) -> Chart | None:
     """Bits of every layer."""
     values = [
-        {**grammar.bar(depth), "bits": layer["bits"], **{key: layer.get(key) or "" for key in ("name", "op", "role", "storage", "reason")}}
+        {
+            **grammar.bar(depth),
+            "bits": layer["bits"],
+            **{key: layer.get(key) or "" for key in ("name", "op", "role", "storage", "reason")},
+        }
         for depth, layer in grammar.known(layers, "bits")
     ]
     if not values:
@@ -66,7 +73,9 @@ def bits(layers: Sequence[Row]) -> Chart | None:
     encoding = {
         "x": grammar.along(len(layers), field="left"),
         "x2": {"field": "right"},
-        "y": grammar.quantity("bits", "bits per weight", scale={"domain": [0, 8]}, axis={"values": [0, 2, 4, 6, 8]}),
+        "y": grammar.quantity(
+            "bits", "bits per weight", scale={"domain": [0, 8]}, axis={"values": [0, 2, 4, 6, 8]}
+        ),
         "y2": {"datum": 0},
         "color": {
             "field": "bits",
@@ -75,36 +84,62 @@ def bits(layers: Sequence[Row]) -> Chart | None:
             "scale": {"domain": steps, "range": [f"var(--bits-{n})" for n in steps]},
         },
         "tooltip": grammar.tips(
-            ("name", "layer"), ("op", "op"), ("bits", "bits", "d"), ("storage", "stored as"), ("role", "role"), ("reason", "why")
+            ("name", "layer"),
+            ("op", "op"),
+            ("bits", "bits", "d"),
+            ("storage", "stored as"),
+            ("role", "role"),
+            ("reason", "why"),
         ),
     }
     return Chart(
-        "Bits of every layer", "Bits per weight along the depth of the network", grammar.spec(values, mark="rect", encoding=encoding)
+        "Bits of every layer",
+        "Bits per weight along the depth of the network",
+        grammar.spec(values, mark="rect", encoding=encoding),
     )
 
 
 def noise(layers: Sequence[Row]) -> tuple[Chart, ...]:
     """SQNR of every layer's output, predicted and measured: along the network, and one against the other."""
     rows = [
-        {"depth": depth, "name": layer["name"], "bits": layer.get("bits"), **{title: layer.get(key) for key, title in NOISE.items()}}
+        {
+            "depth": depth,
+            "name": layer["name"],
+            "bits": layer.get("bits"),
+            **{title: layer.get(key) for key, title in NOISE.items()},
+        }
         for depth, layer in enumerate(layers, 1)
     ]
-    found = (_noise_along(rows), _noise_against([row for row in rows if None not in (row["predicted"], row["measured"])]))
+    found = (
+        _noise_along(rows),
+        _noise_against([row for row in rows if None not in (row["predicted"], row["measured"])]),
+    )
     return tuple(chart for chart in found if chart is not None)
 
 
 def _noise_tips() -> list[Spec]:
     return grammar.tips(
-        ("name", "layer"), ("bits", "bits", "d"), ("predicted", "predicted, dB", ".1f"), ("measured", "measured, dB", ".1f")
+        ("name", "layer"),
+        ("bits", "bits", "d"),
+        ("predicted", "predicted, dB", ".1f"),
+        ("measured", "measured, dB", ".1f"),
     )
 
 
 def _noise_along(rows: Sequence[Row]) -> Chart | None:
-    values = [{**row, "series": title, "sqnr": row[title]} for title in NOISE.values() for row in rows if row[title] is not None]
+    values = [
+        {**row, "series": title, "sqnr": row[title]}
+        for title in NOISE.values()
+        for row in rows
+        if row[title] is not None
+    ]
     if not values:
         return None
     titles = [title for title in NOISE.values() if any(row["series"] == title for row in values)]
-    colours, dashes = {"measured": grammar.NOW, "predicted": grammar.OTHER}, {"measured": [1, 0], "predicted": [4, 3]}
+    colours, dashes = (
+        {"measured": grammar.NOW, "predicted": grammar.OTHER},
+        {"measured": [1, 0], "predicted": [4, 3]},
+    )
     drawn = grammar.spec(
         values,
         height=220,
@@ -126,7 +161,11 @@ def _noise_along(rows: Sequence[Row]) -> Chart | None:
         ],
     )
     text = f"SQNR of every layer's output along the depth of the network, {' and '.join(titles)}"
-    note = "Measured in the quantized network, so with the noise of the layers before." if "measured" in titles else ""
+    note = (
+        "Measured in the quantized network, so with the noise of the layers before."
+        if "measured" in titles
+        else ""
+    )
     return Chart("SQNR of every layer's output", text, drawn, note)
 
 
@@ -156,7 +195,12 @@ def _noise_against(rows: Sequence[Row]) -> Chart | None:
         ],
     )
     text = "Measured over predicted SQNR of every layer's output"
-    return Chart("Predicted against measured", text, drawn, "One point for each layer; on the dashed line both are the same.")
+    return Chart(
+        "Predicted against measured",
+        text,
+        drawn,
+        "One point for each layer; on the dashed line both are the same.",
+    )
 
 
 def gains(layers: Sequence[Row]) -> Chart | None:
@@ -176,13 +220,21 @@ def gains(layers: Sequence[Row]) -> Chart | None:
     ]
     if not values:
         return None
-    numbers = {"least": "least", "first": "first quartile", "median": "median", "third": "third quartile", "most": "most"}
+    numbers = {
+        "least": "least",
+        "first": "first quartile",
+        "median": "median",
+        "third": "third quartile",
+        "most": "most",
+    }
     y: Spec = {"scale": {"zero": False}, "title": "gain"}
     drawn = grammar.spec(
         values,
         encoding={
             "x": grammar.along(len(layers)),
-            "tooltip": grammar.tips(("name", "layer"), *((key, title, ".3f") for key, title in numbers.items())),
+            "tooltip": grammar.tips(
+                ("name", "layer"), *((key, title, ".3f") for key, title in numbers.items())
+            ),
         },
         layer=[
             {
@@ -207,7 +259,13 @@ def shifts(layers: Sequence[Row]) -> Chart | None:
     """What the bias correction added to every layer's output."""
     names = {"bias_shift_max": "largest", "bias_shift_rms": "root mean square"}
     values = [
-        {"depth": depth, "name": layer["name"], "series": title, "shift": layer[key], **{other: layer[other] for other in names}}
+        {
+            "depth": depth,
+            "name": layer["name"],
+            "series": title,
+            "shift": layer[key],
+            **{other: layer[other] for other in names},
+        }
         for depth, layer in grammar.known(layers, *names)
         for key, title in names.items()
     ]
@@ -219,9 +277,15 @@ def shifts(layers: Sequence[Row]) -> Chart | None:
         "y": grammar.quantity("shift", "shift of the output"),
         "color": grammar.series(titles, (grammar.OTHER, grammar.NOW)),
         "shape": grammar.series(titles, ("diamond", "circle")),
-        "tooltip": grammar.tips(("name", "layer"), ("bias_shift_rms", "root mean square", ".3g"), ("bias_shift_max", "largest", ".3g")),
+        "tooltip": grammar.tips(
+            ("name", "layer"),
+            ("bias_shift_rms", "root mean square", ".3g"),
+            ("bias_shift_max", "largest", ".3g"),
+        ),
     }
-    drawn = grammar.spec(values, mark={"type": "point", "filled": True, "size": 32, "opacity": 0.85}, encoding=encoding)
+    drawn = grammar.spec(
+        values, mark={"type": "point", "filled": True, "size": 32, "opacity": 0.85}, encoding=encoding
+    )
     note = "In units of the layer's output, over its channels."
     return Chart("Bias shifts", "What was added to every layer's output", drawn, note)
 
@@ -235,7 +299,9 @@ def compared(before: Mapping[str, Row], after: Mapping[str, Row]) -> tuple[Chart
     return tuple(chart for chart in found if chart is not None)
 
 
-def _pair(before: Mapping[str, Row], after: Mapping[str, Row], key: str, title: str, name: str) -> Chart | None:
+def _pair(
+    before: Mapping[str, Row], after: Mapping[str, Row], key: str, title: str, name: str
+) -> Chart | None:
     names = [layer for layer in before if layer in after]
     values = [
         {
@@ -263,10 +329,17 @@ def _pair(before: Mapping[str, Row], after: Mapping[str, Row], key: str, title: 
         },
         layer=[
             {
-                "mark": {"type": "line", "strokeWidth": 1.5, "interpolate": "step" if key == "bits" else "linear"},
+                "mark": {
+                    "type": "line",
+                    "strokeWidth": 1.5,
+                    "interpolate": "step" if key == "bits" else "linear",
+                },
                 "encoding": {"strokeDash": grammar.series(RUNS, ([4, 3], [1, 0]))},
             },
-            {"mark": {"type": "point", "filled": True, "size": 26}, "encoding": {"shape": grammar.series(RUNS, ("diamond", "circle"))}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 26},
+                "encoding": {"shape": grammar.series(RUNS, ("diamond", "circle"))},
+            },
         ],
     )
     return Chart(name, f"{title} of every layer in both runs", drawn)

@@ -1,6 +1,7 @@
 """What the charts have in common, in the terms of Vega-Lite.
 
-Colours are custom properties of the page's style sheet, so that a chart follows it into the dark and onto paper.
+Colours are custom properties of the page's style sheet, so that a chart follows it into the dark and onto
+paper.
 """
 
 from __future__ import annotations
@@ -56,7 +57,14 @@ def along(count: int, **rest: Any) -> Spec:
     """Axis of the depth of the network."""
     scale = {"domain": [0.4, count + 0.6], "nice": False, "zero": False}
     axis = {"tickMinStep": 1, "format": "d", "grid": False}
-    return {"field": "depth", "type": "quantitative", "title": "layer, from input to output", "scale": scale, "axis": axis, **rest}
+    return {
+        "field": "depth",
+        "type": "quantitative",
+        "title": "layer, from input to output",
+        "scale": scale,
+        "axis": axis,
+        **rest,
+    }
 
 
 def bar(depth: int) -> Spec:
@@ -66,4 +74,8 @@ def bar(depth: int) -> Spec:
 
 def known(layers: Sequence[Row], *keys: str) -> list[tuple[int, Row]]:
     """Layers that have a value for every key, and their depth."""
-    return [(depth, layer) for depth, layer in enumerate(layers, 1) if all(layer.get(key) is not None for key in keys)]
+    return [
+        (depth, layer)
+        for depth, layer in enumerate(layers, 1)
+        if all(layer.get(key) is not None for key in keys)
+    ]

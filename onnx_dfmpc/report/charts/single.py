@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_dfmpc.document import Json
 from onnx_dfmpc.report import headline, words
 from onnx_dfmpc.report.charts import grammar
 from onnx_dfmpc.report.charts.grammar import Row
+from onnx_dfmpc.report.document import Json
 from onnx_dfmpc.report.outline import Chart
 
 RANKED = 12
@@ -18,23 +18,42 @@ def histogram(shown: Row) -> Chart | None:
     """Weights of a layer before and after."""
     before, after = shown.get("float_counts") or [], shown.get("quantized_counts") or []
     low, high = shown.get("low"), shown.get("high")
-    if not before or len(before) != len(after) or low is None or high is None or not sum(before) or not sum(after):
+    if (
+        not before
+        or len(before) != len(after)
+        or low is None
+        or high is None
+        or not sum(before)
+        or not sum(after)
+    ):
         return None
     width = (high - low) / len(before)
     values = [
-        {"low": low + width * i, "high": low + width * (i + 1), "series": series, "share": count / sum(counts)}
+        {
+            "low": low + width * i,
+            "high": low + width * (i + 1),
+            "series": series,
+            "share": count / sum(counts),
+        }
         for series, counts in (("float", before), ("quantized", after))
         for i, count in enumerate(counts)
     ]
     encoding = {
         "x": grammar.quantity(
-            "low", "weight / largest of its channel", axis={"grid": False, "tickCount": 5}, scale={"nice": False, "zero": False}
+            "low",
+            "weight / largest of its channel",
+            axis={"grid": False, "tickCount": 5},
+            scale={"nice": False, "zero": False},
         ),
         "x2": {"field": "high"},
-        "y": grammar.quantity("share", "share of weights", scale={"type": "sqrt"}, axis={"format": ".0%", "tickCount": 4}),
+        "y": grammar.quantity(
+            "share", "share of weights", scale={"type": "sqrt"}, axis={"format": ".0%", "tickCount": 4}
+        ),
         "y2": {"datum": 0},
         "color": grammar.series(("float", "quantized"), (grammar.BEFORE, grammar.NOW)),
-        "tooltip": grammar.tips(("series", "weights"), ("low", "from", ".2f"), ("high", "to", ".2f"), ("share", "share", ".1%")),
+        "tooltip": grammar.tips(
+            ("series", "weights"), ("low", "from", ".2f"), ("high", "to", ".2f"), ("share", "share", ".1%")
+        ),
     }
     return Chart(
         shown["name"],
@@ -48,7 +67,12 @@ def frontier(document: Json) -> Chart | None:
     names = {"predicted_sqnr_db": "predicted", "measured_sqnr_db": "measured"}
     common = ("bytes", "nominal_bits", "top1")
     values = [
-        {"series": title, "sqnr": point[key], "size": words.size(point["bytes"]), **{other: point.get(other) for other in common}}
+        {
+            "series": title,
+            "sqnr": point[key],
+            "size": words.size(point["bytes"]),
+            **{other: point.get(other) for other in common},
+        }
         for key, title in names.items()
         for point in document.get("sweep") or []
         if point.get("bytes") is not None and point.get(key) is not None
@@ -71,7 +95,11 @@ def frontier(document: Json) -> Chart | None:
                 "top1": (document.get("validation") or {}).get("top1_quantized"),
             }
         )
-    order = [title for title in ("predicted", "measured", this["series"]) if any(row["series"] == title for row in values)]
+    order = [
+        title
+        for title in ("predicted", "measured", this["series"])
+        if any(row["series"] == title for row in values)
+    ]
     colours = {"predicted": grammar.OTHER, "measured": grammar.NOW, this["series"]: "var(--mark)"}
     marks = {"predicted": "diamond", "measured": "circle", this["series"]: "triangle-up"}
     tips = [("size", "file"), ("sqnr", "SQNR, dB", ".1f"), ("nominal_bits", "bits per weight", ".2f")]
@@ -80,7 +108,9 @@ def frontier(document: Json) -> Chart | None:
         values,
         height=240,
         encoding={
-            "x": grammar.quantity("bytes", "file", scale={"zero": False}, axis={"labelExpr": grammar.BYTES, "tickCount": 6}),
+            "x": grammar.quantity(
+                "bytes", "file", scale={"zero": False}, axis={"labelExpr": grammar.BYTES, "tickCount": 6}
+            ),
             "y": grammar.quantity("sqnr", "output SQNR, dB", scale={"zero": False}),
             "color": grammar.series(order, [colours[title] for title in order]),
             "tooltip": grammar.tips(("series", "point"), *tips),
@@ -94,12 +124,19 @@ def frontier(document: Json) -> Chart | None:
                 "mark": {"type": "point", "filled": True},
                 "encoding": {
                     "shape": grammar.series(order, [marks[title] for title in order]),
-                    "size": {"condition": {"test": {"field": "series", "equal": this["series"]}, "value": 160}, "value": 36},
+                    "size": {
+                        "condition": {"test": {"field": "series", "equal": this["series"]}, "value": 160},
+                        "value": 36,
+                    },
                 },
             },
         ],
     )
-    return Chart("File size against output quality", "Output SQNR over file size for other budgets, and this run", drawn)
+    return Chart(
+        "File size against output quality",
+        "Output SQNR over file size for other budgets, and this run",
+        drawn,
+    )
 
 
 def latency(timings: Sequence[Row]) -> Chart | None:
@@ -112,7 +149,13 @@ def latency(timings: Sequence[Row]) -> Chart | None:
     ]
     if not values:
         return None
-    y = {"field": "name", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 170, "ticks": False, "domain": False}}
+    y = {
+        "field": "name",
+        "type": "nominal",
+        "title": None,
+        "sort": None,
+        "axis": {"labelLimit": 170, "ticks": False, "domain": False},
+    }
     tips = grammar.tips(("name", "session"), *((key, key.replace("_", " ") + ", ms", ".3g") for key in keys))
     drawn = grammar.spec(
         values,
@@ -138,7 +181,12 @@ def latency(timings: Sequence[Row]) -> Chart | None:
 def ranking(ranked: Sequence[Row]) -> Chart | None:
     """Share of the output noise that single layers cause."""
     values = [
-        {"name": row["name"], "bits": row.get("bits"), "share": row["own_share"], "alone": row.get("own_sqnr_db")}
+        {
+            "name": row["name"],
+            "bits": row.get("bits"),
+            "share": row["own_share"],
+            "alone": row.get("own_sqnr_db"),
+        }
         for row in ranked[:RANKED]
         if row.get("own_share") is not None
     ]
@@ -148,7 +196,9 @@ def ranking(ranked: Sequence[Row]) -> Chart | None:
     encoding = {
         "y": {"field": "name", "type": "nominal", "title": None, "sort": None, "axis": axis},
         "x": grammar.quantity("share", "share of the noise", axis={"format": "%", "tickCount": 5}),
-        "tooltip": grammar.tips(("name", "layer"), ("bits", "bits", "d"), ("share", "share", ".1%"), ("alone", "alone, dB", ".1f")),
+        "tooltip": grammar.tips(
+            ("name", "layer"), ("bits", "bits", "d"), ("share", "share", ".1%"), ("alone", "alone, dB", ".1f")
+        ),
     }
     mark = {"type": "bar", "color": grammar.NOW, "height": {"band": 0.7}}
     return Chart(

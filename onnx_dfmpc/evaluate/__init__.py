@@ -1,0 +1,1 @@
+"""Float model against quantized model: outputs, gates, which layer broke it, latency."""

@@ -1,0 +1,190 @@
+"""What a validation found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+DIGITS = 12
+"""Of a number that is typed, and of a difference of shares, which would else miss a limit that it meets: 0.92
+- 0.91 > 0.01.
+"""
+
+
+def typed(number: float | None) -> str:
+    """A limit as it was typed; "" where there is none.
+
+    Examples
+    --------
+    >>> typed(0.01), typed(0.9999999)
+    ('0.01', '0.9999999')
+    """
+    return "" if number is None else f"{number:.{DIGITS}g}"
+
+
+def measured(value: float | None, limit: float | None) -> str:
+    """A value in six digits, or in as many as tell it from its limit.
+
+    Examples
+    --------
+    >>> measured(0.99512345678, 0.99), measured(0.98999999, 0.99)
+    ('0.995123', '0.98999999')
+    """
+    if value is None:
+        return "not measured"
+    short = f"{value:.6g}"
+    return typed(value) if limit is not None and short == f"{limit:.6g}" else short
+
+
+@dataclass(frozen=True)
+class OutputMetrics:
+    """How far one output moved, over all samples.
+
+    ``cosine``, ``sqnr_db`` (dB), ``max_abs`` and ``mean_abs`` are None where the outputs could not be
+    compared (see ``ValidationReport.failures``), the others also for an output that is not of shape (N,
+    classes).
+
+    Attributes
+    ----------
+    top1_agreement : float or None
+        Fraction of samples whose highest score is the same class.
+    top5_agreement : float or None
+        Fraction of samples whose highest score in the float model is among the five highest in the quantized
+        one; None for five classes or fewer.
+    kl : float or None
+        Kullback-Leibler divergence of the class probabilities, float from quantized, in nats, mean over the
+        samples.
+    """
+
+    name: str
+    cosine: float | None
+    sqnr_db: float | None
+    max_abs: float | None
+    mean_abs: float | None
+    top1_agreement: float | None = None
+    top5_agreement: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit that the user set, and whether it holds.
+
+    ``value`` is None where the outputs could not be compared; ``output`` is None where the limit is for the
+    worst one.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+    output: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name, and the output that it is for."""
+        return self.name if self.output is None else f"{self.name} of {self.output}"
+
+    def __str__(self) -> str:
+        verdict = "PASSED" if self.passed else "FAILED"
+        return f"{verdict} {self.label}: {measured(self.value, self.limit)}, limit {typed(self.limit)}"
+
+
+@dataclass(frozen=True)
+class DefaultRun:
+    """The quantized model on one batch with default session options, against itself with
+    ``session.disable_quant_qdq=1``.
+    """
+
+    samples: int
+    max_abs: float | None
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """Float against quantized. Truthy when nothing failed and every gate holds.
+
+    Attributes
+    ----------
+    samples : int
+    data : str
+        Where the samples come from, in words.
+    synthetic : bool
+        True for generated inputs: a sanity check, not accuracy.
+    outputs : tuple of OutputMetrics
+    top1_float, top1_quantized : float or None
+        Fractions of the labelled samples that each model gets right.
+    top1_interval : (float, float) or None
+        95 % confidence interval of their difference, quantized minus float; paired, since both models see the
+        same samples.
+    top5_float, top5_quantized : float or None
+        Fractions of the labelled samples whose class is among the five highest scores; None for five classes
+        or fewer.
+    labelled : int
+        Number of labelled samples.
+    gates : tuple of Gate
+    failures : tuple of str
+        What went wrong: NaN, infinity, shapes that differ, a session that cannot be created.
+    weight_only : bool
+        True when the quantized model ran with ``session.disable_quant_qdq=1``.
+    default_run : DefaultRun or None
+    notes : tuple of str
+        What was done to the data on the way.
+    command : str
+        Repeats it from a shell; "" where something is not a file.
+    """
+
+    samples: int
+    data: str
+    synthetic: bool
+    outputs: tuple[OutputMetrics, ...]
+    top1_float: float | None = None
+    top1_quantized: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    top5_float: float | None = None
+    top5_quantized: float | None = None
+    labelled: int = 0
+    gates: tuple[Gate, ...] = ()
+    failures: tuple[str, ...] = ()
+    weight_only: bool = True
+    default_run: DefaultRun | None = None
+    notes: tuple[str, ...] = ()
+    command: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.failures and all(gate.passed for gate in self.gates)
+
+    def _worst(self, metric: str, pick: Callable[[Iterable[float]], float] = min) -> float | None:
+        values = [getattr(output, metric) for output in self.outputs]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values) and metric != "top1_agreement":
+            return None
+        return pick(known) if known else None
+
+    @property
+    def cosine(self) -> float | None:
+        """Lowest cosine of all outputs."""
+        return self._worst("cosine")
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Lowest SQNR of all outputs, in dB."""
+        return self._worst("sqnr_db")
+
+    @property
+    def max_abs(self) -> float | None:
+        """Largest absolute difference in any output."""
+        return self._worst("max_abs", max)
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Lowest top-1 agreement of the outputs that are classifications, a fraction."""
+        return self._worst("top1_agreement")
+
+    @property
+    def top1_drop(self) -> float | None:
+        """Top-1 of the float model minus top-1 of the quantized one, a fraction."""
+        if self.top1_float is None or self.top1_quantized is None:
+            return None
+        return round(self.top1_float - self.top1_quantized, DIGITS)

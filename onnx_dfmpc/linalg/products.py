@@ -1,0 +1,112 @@
+"""Matrix products and triangular factors whose result does not depend on the number of threads (pure NumPy,
+float64).
+
+A BLAS with more threads cuts a product into other pieces, and sums in another order. In double precision,
+with an inner dimension that no BLAS would cut, every element is one sum in one order; longer inner dimensions
+are cut here, always at the same places. Factorisations work in panels, and those by halves down to blocks
+that LAPACK does on one thread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+INNER = 256
+PANEL = 128
+BASE = 32
+TILE = 128
+"""A product with its own transpose is made of tiles on and above the diagonal, so many rows each."""
+
+
+def product(a: Array, b: Array) -> Array:
+    """``a @ b``, float64.
+
+    Parameters
+    ----------
+    a : float array, shape (..., m, k)
+    b : float array, shape (..., k, n)
+
+    Examples
+    --------
+    >>> product(np.ones((2, 300)), np.ones((300, 1)))
+    array([[300.],
+           [300.]])
+    """
+    total: Array | None = None
+    for start in range(0, a.shape[-1], INNER):
+        left = a[..., start : start + INNER].astype(np.float64, copy=False)
+        right = b[..., start : start + INNER, :].astype(np.float64, copy=False)
+        total = left @ right if total is None else np.add(total, left @ right, out=total)
+    return np.zeros((*a.shape[:-1], b.shape[-1])) if total is None else total
+
+
+def gram(a: Array) -> Array:
+    """``a @ a.T`` of matrices (g, n, k), float64, shape (g, n, n)."""
+    g, n, k = a.shape
+    if n <= BASE:
+        return product(a, a.transpose(0, 2, 1))
+    total = np.zeros((g, n, n))
+    for group, into in zip(a, total, strict=True):
+        for start in range(0, k, INNER):
+            part = np.ascontiguousarray(group[:, start : start + INNER], dtype=np.float64)
+            for top in range(0, n, TILE):
+                own, right = part[top : top + TILE], part[top + TILE :]
+                into[top : top + TILE, top : top + TILE] += (
+                    own @ own.T
+                )  # BLAS sees that it is symmetric, and computes half of it
+                into[top : top + TILE, top + TILE :] += own @ right.T
+        for top in range(0, n, TILE):
+            into[top + TILE :, top : top + TILE] = into[top : top + TILE, top + TILE :].T
+    return total
+
+
+def cholesky(a: Array) -> Array:
+    """Lower Cholesky factors of symmetric positive definite matrices (g, n, n), float64.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If a matrix is not positive definite.
+    """
+    n = a.shape[1]
+    lower = np.zeros(a.shape)
+    for start in range(0, n, PANEL):
+        stop = min(start + PANEL, n)
+        panel = a[:, start:, start:stop] - product(
+            lower[:, start:, :start], lower[:, start:stop, :start].transpose(0, 2, 1)
+        )
+        corner = _cholesky_by_halves(panel[:, : stop - start])
+        lower[:, start:stop, start:stop] = corner
+        lower[:, stop:, start:stop] = product(
+            panel[:, stop - start :], inverse_lower(corner).transpose(0, 2, 1)
+        )
+    return lower
+
+
+def _cholesky_by_halves(a: Array) -> Array:
+    n = a.shape[1]
+    if n <= BASE:
+        return np.linalg.cholesky(a)
+    h = n // 2
+    lower = np.zeros_like(a)
+    lower[:, :h, :h] = _cholesky_by_halves(a[:, :h, :h])
+    below = product(a[:, h:, :h], inverse_lower(lower[:, :h, :h]).transpose(0, 2, 1))
+    lower[:, h:, :h] = below
+    lower[:, h:, h:] = _cholesky_by_halves(a[:, h:, h:] - product(below, below.transpose(0, 2, 1)))
+    return lower
+
+
+def inverse_lower(lower: Array) -> Array:
+    """Inverses of lower triangular matrices (g, n, n)."""
+    n = lower.shape[1]
+    if n <= BASE:
+        return np.tril(np.linalg.inv(lower))
+    h = n // 2
+    inverse = np.zeros_like(lower)
+    inverse[:, :h, :h] = inverse_lower(lower[:, :h, :h])
+    inverse[:, h:, h:] = inverse_lower(lower[:, h:, h:])
+    inverse[:, h:, :h] = -product(product(inverse[:, h:, h:], lower[:, h:, :h]), inverse[:, :h, :h])
+    return inverse

@@ -1,0 +1,1 @@
+"""Float rows to integer codes, scale and zero point (NumPy, arrays in and arrays out)."""

@@ -1,0 +1,145 @@
+"""Measured: one layer at a time is quantized, the rest of the float network runs, and its outputs are
+compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+
+from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.runtime.partial import PartialRun
+from onnx_dfmpc.sensitivity.candidates import Candidate
+from onnx_dfmpc.spec import Layer
+
+Value = NDArray[Any]
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+SQUASHING = (
+    "Softmax",
+    "LogSoftmax",
+    "Sigmoid",
+    "HardSigmoid",
+    "ArgMax",
+    "TopK",
+    "Identity",
+    "Cast",
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+)
+"""Operators at the end of a network that hide how far its scores moved, or only put them into shape."""
+
+
+class OutputNoise:
+    """The float network on a few inputs; the layers are asked for in topological order.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        The float model.
+    table : ConstantTable
+        Of the same model.
+    layers : sequence of Layer
+        All its layers.
+    feeds : sequence of mapping
+        Input arrays by name, one mapping per batch.
+    """
+
+    def __init__(
+        self,
+        proto: ModelProto,
+        table: ConstantTable,
+        layers: Sequence[Layer],
+        feeds: Sequence[Mapping[str, Value]],
+    ) -> None:
+        self._table = table
+        self._stream = PartialRun(proto, table, feeds)
+        self._names = scores(proto, layers)
+        self._float: dict[str, list[Value]] = {}
+
+    def noise(self, layer: Layer, candidates: Mapping[int, Candidate]) -> dict[int, float]:
+        """Noise at the network's outputs when this layer alone is quantized, relative to the signal there, by
+        width.
+        """
+        weight = self._table[layer.weight]
+        self._stream.value(layer.input)
+        rest = self._stream.rest(layer.output, self._names, _spread(np.zeros(layer.channels), layer, weight))
+        for name in rest.names:
+            if name not in self._float:
+                self._float |= rest(weight, _spread(np.zeros(layer.channels), layer, weight))
+        found = {}
+        for width, candidate in candidates.items():
+            moved = rest(candidate.weight.astype(weight.dtype), _spread(candidate.shift, layer, weight))
+            found[width] = float(
+                np.mean(
+                    [relative(self._float[name], moved.get(name, self._float[name])) for name in self._float]
+                )
+            )
+        return found
+
+
+def scores(proto: ModelProto, layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Tensors to compare: the float outputs of the network, in front of what squashes them; if there are
+    none, those of its last layers.
+    """
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    names = []
+    for output in proto.graph.output:
+        name = output.name
+        while name in producer and producer[name].op_type in SQUASHING:
+            name = producer[name].input[0]
+        if name != output.name or output.type.tensor_type.elem_type in FLOATS:
+            names.append(name)
+    ends = (
+        layer.output if layer.batch_norm is None else layer.batch_norm.output
+        for layer in layers
+        if layer.edge == "last"
+    )
+    return tuple(dict.fromkeys(names or ends))
+
+
+def relative(reference: Sequence[Value], other: Sequence[Value]) -> float:
+    """Noise power of some outputs, less its mean over the samples, relative to their power.
+
+    An offset that is the same for all samples is left out: on inputs of another kind than those that the
+    statistics come from, it says more about the inputs than about the layer.
+
+    Parameters
+    ----------
+    reference, other : sequences of arrays, shape (N, ...)
+        One array for each batch.
+
+    Raises
+    ------
+    UnsupportedError
+        If they cannot be compared.
+    """
+    if any(x.shape != y.shape for x, y in zip(reference, other, strict=True)):
+        raise UnsupportedError("the shape of an output depends on what is in it")
+    a, b = (
+        np.concatenate([np.reshape(batch, (len(batch), -1)) for batch in side]).astype(np.float64)
+        for side in (reference, other)
+    )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise UnsupportedError("an output is not finite")
+    difference = b - a
+    samples = len(difference)
+    if samples > 1:
+        difference = (difference - difference.mean(axis=0)) * np.sqrt(samples / (samples - 1))
+    signal = float(np.square(a).sum())
+    return float(np.square(difference).sum()) / signal if signal > 0 else 0.0
+
+
+def _spread(values: NDArray[np.floating], layer: Layer, weight: Value) -> Value:
+    """Values per channel, in the weight's dtype, so that they broadcast along the channels of the layer's
+    output.
+    """
+    spatial = len(layer.shape) - 2 if layer.op_type in ("Conv", "ConvTranspose") else 0
+    return values.astype(weight.dtype).reshape(-1, *[1] * spatial)
