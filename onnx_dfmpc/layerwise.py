@@ -17,7 +17,7 @@ from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.solve import correct, finish, finish_paper, relative_noise, round_layer
 from onnx_dfmpc.spec import InputStatistics, Layer, MatchReport, QuantizedLayer, QuantPlan
-from onnx_dfmpc.spec.ops import taps
+from onnx_dfmpc.spec.ops import along_inputs, taps
 from onnx_dfmpc.statistics.probe import Probe
 from onnx_dfmpc.statistics.providers import Analytic, NoStatistics, Provider
 
@@ -69,7 +69,7 @@ def solve_layers(
         if asks and watch is not None:
             watch(layer, known)
         if layer.name in factors:
-            weight = weight * _along_inputs(factors[layer.name], layer)
+            weight = weight * along_inputs(factors[layer.name], layer)
             known = _divided(known, factors[layer.name], layer)
         rounded = round_layer(layer, plans[layer.name], weight, known)
         if recipe.method == "paper":
@@ -144,17 +144,6 @@ def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str,
 
 def _floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
     return array.astype(np.float32, copy=False)
-
-
-def _along_inputs(factor: NDArray[np.floating], layer: Layer) -> NDArray[np.floating]:
-    """Factors of the input channels, shaped to multiply the stored weight."""
-    if layer.op_type == "Conv":
-        per_group = factor.reshape(layer.group, -1)
-        spread = np.repeat(per_group, layer.channels // layer.group, axis=0)  # (o, i/g)
-        return spread.reshape(*spread.shape, *(1,) * (len(layer.shape) - 2))
-    if layer.op_type == "ConvTranspose":
-        return factor.reshape(-1, *(1,) * (len(layer.shape) - 1))
-    return factor[None, :] if layer.axis == 0 else factor[:, None]
 
 
 def _divided(known: InputStatistics, factor: NDArray[np.floating], layer: Layer) -> InputStatistics:

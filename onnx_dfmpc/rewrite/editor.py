@@ -18,6 +18,7 @@ from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import value_names
 from onnx_dfmpc.rewrite.names import Names
 from onnx_dfmpc.spec import BatchNorm, Layer
+from onnx_dfmpc.spec.ops import OPS, spatial_rank
 from onnx_dfmpc.storage.parts import StoredWeight, WeightLayout
 from onnx_dfmpc.storage.planes import shared_parts
 
@@ -170,7 +171,7 @@ class Editor:
         if layer.bias is not None:
             owner, position = self._bias_input(layer, index)
             self._replace(owner, position, bias)
-        elif layer.op_type == "MatMul" or (len(node.input) > 2 and node.input[2]):
+        elif OPS[layer.op_type].bias_input is None or (len(node.input) > 2 and node.input[2]):
             self._add_behind(layer, index, bias)
         else:
             name = self._add(
@@ -207,8 +208,9 @@ class Editor:
     def _add_behind(self, layer: Layer, index: int, bias: NDArray[np.float32]) -> None:
         """Add the bias in a node of its own, which takes over the name of the layer's output."""
         node = self.nodes[index]
-        spatial = len(layer.shape) - 2 if layer.op_type in ("Conv", "ConvTranspose") else 0
-        values = self._cast(bias, self._dtype(layer.weight), layer.name).reshape(-1, *[1] * spatial)
+        values = self._cast(bias, self._dtype(layer.weight), layer.name).reshape(
+            -1, *[1] * spatial_rank(layer)
+        )
         label = self.names.layers[layer.name].label
         name, output = self._add(f"{label}b", values), node.output[0]
         node.output[0] = self.fresh(f"{label}_without_bias")

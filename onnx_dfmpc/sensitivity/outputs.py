@@ -16,6 +16,7 @@ from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.sensitivity.candidates import Candidate
 from onnx_dfmpc.spec import Layer
+from onnx_dfmpc.spec.ops import spatial_rank
 
 Value = NDArray[Any]
 
@@ -141,5 +142,4 @@ def _spread(values: NDArray[np.floating], layer: Layer, weight: Value) -> Value:
     """Values per channel, in the weight's dtype, so that they broadcast along the channels of the layer's
     output.
     """
-    spatial = len(layer.shape) - 2 if layer.op_type in ("Conv", "ConvTranspose") else 0
-    return values.astype(weight.dtype).reshape(-1, *[1] * spatial)
+    return values.astype(weight.dtype).reshape(-1, *[1] * spatial_rank(layer))

@@ -16,7 +16,7 @@ from onnx_dfmpc.linalg.matrices import Covariance, Kronecker, matrix
 from onnx_dfmpc.linalg.products import gram
 from onnx_dfmpc.linalg.products import product as matrix_product
 from onnx_dfmpc.spec import Array, InputStatistics, Layer
-from onnx_dfmpc.spec.ops import taps
+from onnx_dfmpc.spec.ops import OPS, taps
 from onnx_dfmpc.statistics.windows import attributes, window_of
 
 MAX_PATCHES = 1 << 12
@@ -56,7 +56,7 @@ def measure(
     rng = np.random.default_rng(seed)
     if layer.op_type == "ConvTranspose":
         return _transposed(layer, node, batches, rng, provider)
-    if layer.op_type in ("Gemm", "MatMul"):
+    if not OPS[layer.op_type].spatial:
         samples = _vectors(batches, -1, rng)
     else:
         images = sum(map(len, batches))

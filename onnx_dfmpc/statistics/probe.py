@@ -21,6 +21,7 @@ from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer, Outputs
+from onnx_dfmpc.spec.ops import output_axis, per_channel
 from onnx_dfmpc.statistics.moments import measure
 
 FLOOR = 1e-3
@@ -126,12 +127,14 @@ def _moments(batches: Sequence[Value], layer: Layer) -> tuple[Array, Array]:
     """
     count, mean, squares = 0, np.zeros(layer.channels), np.zeros(layer.channels)
     for batch in batches:
-        axis = _channel_axis(batch, layer)
+        axis = output_axis(layer, batch.ndim)
         axes = tuple(a for a in range(batch.ndim) if a != axis)
         more = batch.size // batch.shape[axis]
         own = batch.sum(axis=axes, dtype=np.float64) / more
         moved = own - mean
-        squares += np.square(batch - _per_channel(own, batch, layer)).sum(axis=axes, dtype=np.float64)
+        squares += np.square(batch - per_channel(own.astype(batch.dtype), layer, batch.ndim)).sum(
+            axis=axes, dtype=np.float64
+        )
         squares += moved**2 * (count * more / (count + more))
         mean += moved * (more / (count + more))
         count += more
@@ -140,15 +143,7 @@ def _moments(batches: Sequence[Value], layer: Layer) -> tuple[Array, Array]:
 
 def _affine(batches: Sequence[Value], scale: Array, offset: Array, layer: Layer) -> Iterator[Value]:
     return (
-        batch * _per_channel(scale, batch, layer) + _per_channel(offset, batch, layer) for batch in batches
+        batch * per_channel(scale.astype(batch.dtype), layer, batch.ndim)
+        + per_channel(offset.astype(batch.dtype), layer, batch.ndim)
+        for batch in batches
     )
-
-
-def _channel_axis(batch: Value, layer: Layer) -> int:
-    return 1 if layer.op_type in ("Conv", "ConvTranspose") else batch.ndim - 1
-
-
-def _per_channel(array: Array, batch: Value, layer: Layer) -> Value:
-    """Array of shape (channels,) that broadcasts along the channels of an output, in its dtype."""
-    axis = _channel_axis(batch, layer)
-    return array.astype(batch.dtype).reshape([-1 if a == axis else 1 for a in range(batch.ndim)])
