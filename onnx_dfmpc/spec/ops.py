@@ -67,11 +67,13 @@ def _transposed_weight(rows: NDArray[Any], layer: Layer) -> NDArray[Any]:
 
 
 def _matrix_rows(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    return (weight if layer.axis == 0 else weight.T)[None]
+    rows: NDArray[Any] = (weight if layer.axis == 0 else weight.T)[None]
+    return rows
 
 
 def _matrix_weight(rows: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    return rows[0] if layer.axis == 0 else rows[0].T
+    weight: NDArray[Any] = rows[0] if layer.axis == 0 else rows[0].T
+    return weight
 
 
 OPS: Mapping[OpType, WeightedOp] = {
