@@ -36,7 +36,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.networks import LABELLED, Network, available
-from onnx_dfmpc.allocate import layer_plan
+from onnx_dfmpc.allocate.fixed import layer_plan
 from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
@@ -49,7 +49,7 @@ from onnx_dfmpc.sensitivity.candidates import Candidate, candidates, repaired
 from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
 from onnx_dfmpc.sensitivity.outputs import relative, scores
 from onnx_dfmpc.sensitivity.table import predict
-from onnx_dfmpc.solve import relative_noise, round_layer
+from onnx_dfmpc.methods import relative_noise, round_layer
 from onnx_dfmpc.spec import Layer, MatchReport
 from onnx_dfmpc.statistics.input_range import infer_range
 from onnx_dfmpc.statistics.probe import Probe

@@ -2,7 +2,7 @@
 
     quantize            a float model to a quantized one: bits, codes, repair, validation, file
     plan, apply         the same in two steps, with a plan in between that can be saved, edited and loaded
-    match               what there is to quantize, and what would stay float and why
+    inspect             what there is to quantize, and what would stay float and why
     validate            how far a quantized model is from its float original
     session_options     ONNX Runtime options that run the result at float speed
 
@@ -21,7 +21,7 @@ Examples
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.pipeline import QuantizeResult, apply, match, plan, quantize
+from onnx_dfmpc.pipeline import QuantizeResult, apply, inspect, plan, quantize
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report.plans import load_plan, save_plan
 from onnx_dfmpc.runtime.session import session_options
@@ -34,8 +34,8 @@ __all__ = [
     "Recipe",
     "ValidationReport",
     "apply",
+    "inspect",
     "load_plan",
-    "match",
     "plan",
     "quantize",
     "save_plan",

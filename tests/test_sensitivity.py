@@ -31,7 +31,7 @@ from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
 from onnx_dfmpc.sensitivity.outputs import OutputNoise, relative, scores
 from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
 from onnx_dfmpc.sensitivity.table import predict, spread
-from onnx_dfmpc.solve import correct, noise_share, relative_noise, round_layer
+from onnx_dfmpc.methods import correct, noise_share, relative_noise, round_layer
 from onnx_dfmpc.spec import InputStatistics, LayerPlan
 from onnx_dfmpc.spec.ops import taps, to_rows
 from onnx_dfmpc.statistics.probe import Probe

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from onnx_dfmpc.compensate import MAX_GAIN
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.solve import Rounded, correct, finish, finish_paper, round_layer
+from onnx_dfmpc.methods import Rounded, correct, finish, finish_paper, round_layer
 from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer, LayerPlan, QuantizedLayer
 from onnx_dfmpc.spec.ops import shares_grid, to_rows
 from tests.arrays import FORMS, batch_norm, forms, layer, seeds, statistics

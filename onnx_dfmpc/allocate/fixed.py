@@ -17,7 +17,7 @@ half.
 """
 
 
-def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Noise) -> QuantPlan:
+def allocate_fixed(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Noise) -> QuantPlan:
     """Decide for every matched layer how many bits it gets, and why.
 
     Parameters

@@ -157,7 +157,7 @@ def _report(args: argparse.Namespace, _: Callback | None) -> _Outcome:
 
 def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
     source = load(args.model)
-    matched = pipeline.match(source.proto)
+    matched = pipeline.inspect(source.proto)
     return _Outcome(report.inspect_view(source, matched), document.inspect_document(source, matched))
 
 

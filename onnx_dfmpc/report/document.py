@@ -94,7 +94,7 @@ def predicted_row(plan: QuantPlan) -> Json:
     return {
         "bytes": plan.predicted_bytes,
         "sqnr_db": plan.predicted_sqnr_db,
-        "provider": plan.provider or None,
+        "source": plan.source or None,
     }
 
 
@@ -139,7 +139,7 @@ def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
         "bytes": layer.bytes,
         "predicted_bytes": planned.bytes,
         "predicted_noise": planned.noise,
-        "provider": layer.provider or None,
+        "source": layer.source or None,
         "gain_min": layer.gain_min,
         "gain_max": layer.gain_max,
         "predicted_sqnr_db": layer.predicted_sqnr_db,

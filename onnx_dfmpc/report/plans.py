@@ -78,7 +78,7 @@ SKIPPED: Mapping[str, Check] = {**LAYER, **SHAPE}
 PREDICTED: Mapping[str, Check] = {
     "bytes": BYTES,
     "sqnr_db": _optional("a number of decibels", checks.number()),
-    "provider": _optional("text", checks.text),
+    "source": _optional("text", checks.text),
 }
 
 
@@ -205,7 +205,7 @@ def _plan(content: Json) -> QuantPlan:
         recipe=_recipe_of("recipe", recipe).to_dict() if recipe else {},
         predicted_bytes=predicted.get("bytes") if intact else None,
         predicted_sqnr_db=predicted.get("sqnr_db") if intact else None,
-        provider=(predicted.get("provider") or "") if intact else "",
+        source=(predicted.get("source") or "") if intact else "",
     )
 
 

@@ -27,7 +27,7 @@ EACH = "*"
 
 FILE = {"path": TEXT, "name": TEXT, "sha256": TEXT, "bytes": NUMBER, "opset": NUMBER}
 LAYER = {
-    **dict.fromkeys(("name", "op", "role", "storage", "provider", "reason", "grid", "rounding"), TEXT),
+    **dict.fromkeys(("name", "op", "role", "storage", "source", "reason", "grid", "rounding"), TEXT),
     **dict.fromkeys(
         (
             "bits",
@@ -85,7 +85,7 @@ DOCUMENT = {
     "output": FILE,
     "recipe": {},
     "form": {},
-    "predicted": {"bytes": NUMBER, "sqnr_db": NUMBER, "provider": TEXT},
+    "predicted": {"bytes": NUMBER, "sqnr_db": NUMBER, "source": TEXT},
     "layers": [LAYER],
     "skipped": [{"name": TEXT, "op": TEXT, "reason": TEXT}],
     "totals": dict.fromkeys(("layers", "skipped", "weights", "nominal_bits", "bytes_ratio"), NUMBER),

@@ -166,7 +166,7 @@ def _layer(position: int, layer: Mapping[str, Any]) -> tuple[Cell, ...]:
         words.cell(words.digits(layer.get("gain_max"), 3), layer.get("gain_max")),
         words.cell(words.short(layer.get("bias_shift_rms")), layer.get("bias_shift_rms")),
         Cell(layer.get("storage") or ""),
-        Cell(layer.get("provider") or ""),
+        Cell(layer.get("source") or ""),
         Cell(layer.get("reason") or ""),
     )
 

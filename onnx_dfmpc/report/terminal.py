@@ -191,7 +191,7 @@ def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
 
 
 def _by(plan: QuantPlan) -> str:
-    return f" ({plan.provider})" if plan.provider else ""
+    return f" ({plan.source})" if plan.source else ""
 
 
 def _weights(weights: int, layers: int, bits: float | None, skipped: Sequence[Skipped]) -> str:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.allocate import layer_plan
+from onnx_dfmpc.allocate.fixed import layer_plan
 from onnx_dfmpc.compensate import respond
+from onnx_dfmpc.methods import Rounded, correct, for_rounding, noise_share, round_layer
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rounding.gptq import CholeskyFactor, feedback
 from onnx_dfmpc.rounding.grids import Codes, dequantize, limits, min_max
 from onnx_dfmpc.rounding.regularize import regularize
-from onnx_dfmpc.solve import Rounded, correct, for_rounding, noise_share, round_layer
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, LayerPlan
 from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
 

@@ -1,139 +1,157 @@
-"""One walk over the layers: what each of them costs at each width, in noise at the network's outputs."""
+"""What every layer costs at every width: bytes of the file, known in advance, and noise at the network's outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from onnx_dfmpc.allocate.budget import candidate_widths, cheapest, require_affordable
 from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import Recipe, limits
+from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
 from onnx_dfmpc.sensitivity.candidates import candidates
 from onnx_dfmpc.sensitivity.outputs import OutputNoise
-from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
-from onnx_dfmpc.spec import Array, Layer
-from onnx_dfmpc.statistics.providers import Provider
+from onnx_dfmpc.sensitivity.propagation import amplification, noise_at_outputs
+from onnx_dfmpc.spec import (
+    Array,
+    CostTable,
+    Grid,
+    LayerStatistics,
+    MatchReport,
+    Progress,
+    QuantizedLayer,
+    QuantPlan,
+    Value,
+)
 
-Progress = Callable[[str, int, int], None]
-Feeds = Sequence[Mapping[str, NDArray[Any]]]
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
-WIDEST = 4
+WIDEST_TRIED = 4
 """Wider codes are not tried: their noise falls with the square of their step."""
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """Noise of each layer at each width, shape (layers, widths), where it comes from, and remarks."""
+class Sizes:
+    """A cost table that has no noise yet, and which of its widths are worth a thought, shape (layers, widths)."""
 
-    noise: Array
-    provider: str
-    notes: tuple[str, ...] = ()
+    table: CostTable
+    allowed: NDArray[np.bool_]
+
+
+def size_table(
+    proto: ModelProto,
+    matched: MatchReport,
+    recipe: Recipe,
+    metadata: Mapping[str, str],
+    plan: QuantPlan | None = None,
+) -> Sizes:
+    """Bytes of every layer at every width that the recipe leaves open, or at the bits of a plan.
+
+    ``metadata`` is what will go into the file, for its size.
+
+    Raises
+    ------
+    UnsupportedError
+        If the recipe's target cannot be met.
+    """
+    bounds = limits(matched, recipe)
+    if plan is None:
+        planned = {name for name, bound in bounds.items() if not bound.excluded}
+    else:
+        planned = {layer.name for layer in plan.layers}
+    rows = [row for row, layer in enumerate(matched.layers) if layer.name in planned]
+    names = tuple(matched.layers[row].name for row in rows)
+    grid: Grid = "asymmetric" if recipe.method == "dfmpc" else "symmetric"
+    widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
+    sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid)[rows]
+    base = base_size(
+        proto, matched, names, widths, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+    )
+    if plan is None:
+        nominal = recipe.target_bits is not None
+        allowed = candidate_widths(names, widths, sizes, bounds, nominal=nominal)
+    else:
+        allowed = np.array([[width == plan[name].bits for width in widths] for name in names])
+    # What only wider codes need to be unpacked is in `base`, but not in a file that has the fewest bits everywhere.
+    fewest = dict(zip(names, np.array(widths)[cheapest(sizes, allowed)].tolist(), strict=True))
+    least = predicted_size(
+        proto, matched, fewest, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+    )
+    smallest = int(np.where(allowed, sizes, np.iinfo(np.int64).max).min(axis=1).sum())
+    table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "", base + smallest - least)
+    if plan is None:
+        require_affordable(matched, recipe, table)
+    return Sizes(table, allowed)
 
 
 def predict(
     proto: ModelProto,
-    layers: Sequence[Layer],
-    widths: Sequence[int],
-    allowed: Mapping[str, NDArray[np.bool_]],
+    matched: MatchReport,
+    sizes: Sizes,
     recipe: Recipe,
-    provider: Provider,
+    statistics: Mapping[str, LayerStatistics],
     *,
-    feeds: Feeds | None,
+    feeds: Sequence[Mapping[str, Value]] | None,
     source: str,
     progress: Progress | None = None,
-) -> Prediction:
-    """Predict the noise at the network's outputs when one layer alone is quantized.
+) -> tuple[CostTable, tuple[str, ...]]:
+    """Cost table with the noise at the network's outputs when one layer alone is quantized, and remarks.
 
-    Parameters
-    ----------
-    proto : ModelProto
-        The float model.
-    layers : sequence of Layer
-        All of them, in topological order.
-    widths : sequence of int
-        Columns of the result.
-    allowed : mapping of str to bool array, shape (widths,)
-        Rows of the result, and which widths matter in them; layers without an entry stay float.
-    recipe : Recipe
-    provider : Provider
-        Of the statistics of the layers' inputs.
-    feeds : sequence of mapping, or None
-        Inputs to measure with; None is the closed form.
-    source : str
-        What to call the result: "bn", "probe" or "measured".
-    progress : callable, optional
-        Called with ``("predict", layers done, layers)``.
-
-    Returns
-    -------
-    Prediction
-        The closed form, with a remark, where measuring is not possible.
+    The noise is measured on ``feeds``, or computed in closed form where they are None or the model cannot be run from
+    the middle. ``source`` names where it comes from: "bn", "probe" or "measured".
     """
-    table, flow = ConstantTable(proto), NoisePropagation(proto)
-    listener = None if feeds is None else OutputNoise(proto, table, layers, feeds)
+    constants = ConstantTable(proto)
+    measured = None if feeds is None else OutputNoise(proto, constants, matched.layers, feeds)
+    widths = sizes.table.widths
+    allowed = dict(zip(sizes.table.layers, sizes.allowed, strict=True))
     local: dict[str, Array] = {}
-    heard: dict[str, Array] = {}
+    noise: dict[str, Array] = {}
     notes: tuple[str, ...] = ()
-    for layer in layers:
-        if layer.name not in allowed:
-            provider.skip(layer)
+    for layer in matched.layers:
+        seen = statistics[layer.name].input if layer.name in allowed else None
+        if seen is None:
             continue
-        known = provider.measure(layer)
-        flow.see(layer, known)
-        found = candidates(
-            layer, table[layer.weight].astype(np.float32), known, _tried(widths, allowed[layer.name]), recipe
-        )
-        provider.skip(layer)
-        local[layer.name] = spread({width: one.noise for width, one in found.items()}, widths)
-        if listener is not None:
+        weight = constants[layer.weight].astype(np.float32)
+        tried = candidates(layer, weight, seen, _tried(widths, allowed[layer.name]), recipe)
+        local[layer.name] = spread({width: one.noise for width, one in tried.items()}, widths)
+        if measured is not None:
             try:
-                heard[layer.name] = spread(listener.noise(layer, found), widths)
+                noise[layer.name] = spread(measured.noise(layer, tried), widths)
             except (ModelError, UnsupportedError) as error:
-                listener, source, notes = None, "bn", (f"noise at the outputs in closed form: {error}",)
+                measured, source, notes = None, "bn", (f"noise at the outputs in closed form: {error}",)
         if progress is not None:
             progress("predict", len(local), len(allowed))
-    if listener is None:
-        amplified = flow.amplification()
-        heard = {
+    if measured is None:
+        amplified = amplification(proto, matched.layers, statistics)
+        noise = {
             layer.name: noise_at_outputs(amplified, layer, 1.0) * local[layer.name]
-            for layer in layers
+            for layer in matched.layers
             if layer.name in local
         }
-    return Prediction(np.stack([heard[name] for name in local]), source, notes)
+    return replace(sizes.table, noise=np.stack([noise[name] for name in local]), source=source), notes
 
 
 def spread(measured: Mapping[int, float], widths: Sequence[int]) -> Array:
-    """Noise at every width from that at some: by powers between two of them, beyond them by the square of the
-    step.
+    """Noise at every width from that at some: by powers between two of them, beyond them by the square of the step.
 
-    Parameters
-    ----------
-    measured : mapping of int to float
-        Bits to noise.
-    widths : sequence of int
-        Ascending.
-
-    Returns
-    -------
-    float64 array, shape (widths,)
-        Never more at more bits.
+    ``measured`` maps bits to noise; ``widths`` are ascending. The result, shape (widths,), never rises with the bits.
 
     Examples
     --------
     >>> spread({2: 0.09, 4: 0.01}, (2, 3, 4, 5)).round(4).tolist()
     [0.09, 0.03, 0.01, 0.0023]
     """
-    known = np.array(sorted(measured))
-    noise = np.array([measured[width] for width in known])
+    tried = np.array(sorted(measured))
+    noise = np.array([measured[width] for width in tried])
     at = np.array(widths)
     floor = np.finfo(np.float64).tiny
-    between = np.exp(np.interp(at, known, np.log(np.maximum(noise, floor))))
-    nearest = np.clip(at, known[0], known[-1])
+    between = np.exp(np.interp(at, tried, np.log(np.maximum(noise, floor))))
+    nearest = np.clip(at, tried[0], tried[-1])
     everywhere: Array = between * ((2.0**nearest - 1) / (2.0**at - 1)) ** 2
     return np.minimum.accumulate(everywhere)
 
@@ -141,4 +159,71 @@ def spread(measured: Mapping[int, float], widths: Sequence[int]) -> Array:
 def _tried(widths: Sequence[int], allowed: NDArray[np.bool_]) -> list[int]:
     """Widths to quantize at: the narrow ones that are allowed, and the widest of those to go on from."""
     wanted = [width for width, yes in zip(widths, allowed, strict=True) if yes]
-    return sorted({min(width, WIDEST) for width in wanted})
+    return sorted({min(width, WIDEST_TRIED) for width in wanted})
+
+
+# ------------------------------------------------------------------------------------------ what a plan will cost
+
+
+def with_costs(plan: QuantPlan, table: CostTable) -> QuantPlan:
+    """Plan with what the table says about its bits."""
+    rows = {name: row for row, name in enumerate(table.layers)}
+    at = {layer.name: (rows[layer.name], table.widths.index(layer.bits)) for layer in plan.layers}
+    sizes = {name: int(table.sizes[place]) for name, place in at.items()}
+    noise = {name: float(table.noise[place]) for name, place in at.items()}
+    return _with_noise(_with_sizes(plan, sizes, table.base + sum(sizes.values())), noise, table.source)
+
+
+def with_sizes(
+    plan: QuantPlan, proto: ModelProto, matched: MatchReport, recipe: Recipe, metadata: Mapping[str, str]
+) -> QuantPlan:
+    """Plan with the bytes that its bits will take."""
+    grid: Grid = "asymmetric" if any(layer.grid == "asymmetric" for layer in plan.layers) else "symmetric"
+    widths = sorted({layer.bits for layer in plan.layers})
+    stored = stored_sizes(proto, matched, widths, plan.form, grid=grid)
+    rows = {layer.name: row for row, layer in enumerate(matched.layers)}
+    sizes = {layer.name: int(stored[rows[layer.name], widths.index(layer.bits)]) for layer in plan.layers}
+    bits = {layer.name: layer.bits for layer in plan.layers}
+    total = predicted_size(
+        proto, matched, bits, plan.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+    )
+    return _with_sizes(plan, sizes, total)
+
+
+def with_noise(
+    plan: QuantPlan,
+    proto: ModelProto,
+    matched: MatchReport,
+    solved: Sequence[QuantizedLayer],
+    statistics: Mapping[str, LayerStatistics],
+) -> QuantPlan:
+    """Plan with the noise that the layers, as quantized, make at the outputs, in closed form.
+
+    The plan stays as it is where a layer's own noise is not known.
+    """
+    local = {done.name: done.predicted_sqnr_db for done in solved if done.source != "none"}
+    if len(local) < len(solved) or None in local.values():
+        return plan
+    amplified = amplification(proto, matched.layers, statistics)
+    layers = {layer.name: layer for layer in matched.layers}
+    noise = {
+        name: noise_at_outputs(amplified, layers[name], 10 ** (-sqnr / 10))
+        for name, sqnr in local.items()
+        if sqnr is not None
+    }
+    return _with_noise(plan, noise, "bn")
+
+
+def _with_sizes(plan: QuantPlan, sizes: Mapping[str, int], total: int) -> QuantPlan:
+    layers = tuple(replace(layer, bytes=sizes[layer.name]) for layer in plan.layers)
+    return replace(plan, layers=layers, predicted_bytes=total)
+
+
+def _with_noise(plan: QuantPlan, noise: Mapping[str, float], source: str) -> QuantPlan:
+    total = sum(noise.values())
+    return replace(
+        plan,
+        layers=tuple(replace(layer, noise=noise[layer.name]) for layer in plan.layers),
+        predicted_sqnr_db=-10 * float(np.log10(total)) if total > 0 else None,
+        source=source,
+    )

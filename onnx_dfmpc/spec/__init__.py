@@ -6,9 +6,9 @@ the model (`moments`), ``LayerPlan`` says how many bits (`planned`), ``Quantized
 Arrays are never modified in place.
 """
 
-from onnx_dfmpc.spec.arrays import Array
+from onnx_dfmpc.spec.arrays import Array, Progress, Value
 from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, OpType, Skipped
-from onnx_dfmpc.spec.moments import InputStatistics, Outputs
+from onnx_dfmpc.spec.moments import Anchor, InputStatistics, LayerStatistics, Moments, Outputs
 from onnx_dfmpc.spec.planned import (
     CostTable,
     Grid,
@@ -23,6 +23,7 @@ from onnx_dfmpc.spec.reported import Latency, LayerEffect, LayerReport, Suggesti
 from onnx_dfmpc.spec.stored import QuantizedLayer, QuantizedWeight
 
 __all__ = [
+    "Anchor",
     "Array",
     "BatchNorm",
     "Chain",
@@ -35,9 +36,12 @@ __all__ = [
     "LayerEffect",
     "LayerPlan",
     "LayerReport",
+    "LayerStatistics",
     "MatchReport",
+    "Moments",
     "OpType",
     "Outputs",
+    "Progress",
     "QuantPlan",
     "QuantizedLayer",
     "QuantizedWeight",
@@ -48,5 +52,6 @@ __all__ = [
     "Suggestion",
     "SweepPoint",
     "Timing",
+    "Value",
     "WeightHistogram",
 ]

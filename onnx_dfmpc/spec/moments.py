@@ -1,6 +1,4 @@
-"""What a layer sees and gives: first and second moments of its input, and of its output before and after
-quantization.
-"""
+"""First and second moments of what a layer sees and gives."""
 
 from __future__ import annotations
 
@@ -17,26 +15,60 @@ class InputStatistics:
     Attributes
     ----------
     mean : float64 array, shape (g, n)
-        Mean of the ``n`` inputs (input channels times kernel taps, taps innermost) in each of the ``g``
-        groups; zero padding counts.
+        Mean of the ``n`` inputs (input channels times kernel taps, taps innermost) in each of the ``g`` groups; zero
+        padding counts.
     covariance : float32 array, shape (g, n, n), or Kronecker
-        See ``matrices``: of many inputs, only the factors are known.
+        See ``linalg.matrices``: of many inputs, only the factors are kept.
     samples : int
         Number of input patches it was measured on; 0 where it was computed in closed form.
-    provider : str
-        Where it comes from, for the report.
+    source : str
+        Where it comes from, for the report: "probe", "calibration", "closed form", or "none".
     """
 
     mean: Array
     covariance: Covariance
     samples: int
-    provider: str
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and variance of a layer's output per channel, without the layer's own bias, float64, shape (o,)."""
+
+    mean: Array
+    variance: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """What re-anchoring to batch norm does to a layer's output, ``scale y + offset``, each of shape (o,)."""
+
+    scale: Array
+    offset: Array
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """One layer in the float network: measured once, and used by prediction and rounding alike.
+
+    Attributes
+    ----------
+    input : InputStatistics or None
+        None for a layer that stays float.
+    output : Moments or None
+        Before re-anchoring; None where no run told them.
+    anchor : Anchor or None
+        None where there is no batch norm, or where the inputs are real ones.
+    """
+
+    input: InputStatistics | None = None
+    output: Moments | None = None
+    anchor: Anchor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """Mean and variance of a layer's output (without its bias) in the float network, and in the network
-    quantized up to and including it.
+    """Moments of a layer's output in the float network, and in the network quantized up to and including the layer.
 
     Arrays of shape (o,), float64, for the same inputs of the network and before any correction of this layer.
     """

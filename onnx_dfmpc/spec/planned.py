@@ -78,7 +78,7 @@ class QuantPlan:
         Bytes of the whole file.
     predicted_sqnr_db : float or None
         Of the network's output.
-    provider : str
+    source : str
         Where the predicted noise comes from, as in `CostTable`; "" where there is none.
     """
 
@@ -90,7 +90,7 @@ class QuantPlan:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     predicted_bytes: int | None = None
     predicted_sqnr_db: float | None = None
-    provider: str = ""
+    source: str = ""
 
     def __getitem__(self, name: str) -> LayerPlan:
         for layer in self.layers:
@@ -116,7 +116,7 @@ class CostTable:
         Bytes on disk of the layer's weight: codes, scales, zero points, nodes.
     base : int
         Bytes of everything else in the file, whatever the widths.
-    provider : str
+    source : str
         Where the noise comes from: "bn", "probe" or "measured".
     spare : int
         Bytes of `base` that are not there when every layer has its smallest size: what only wider codes need
@@ -128,7 +128,7 @@ class CostTable:
     noise: Array
     sizes: NDArray[np.int64]
     base: int
-    provider: str
+    source: str
     spare: int = 0
 
 

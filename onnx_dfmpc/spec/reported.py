@@ -20,7 +20,7 @@ class LayerReport:
     bits: int
     storage: str
     bytes: int
-    provider: str
+    source: str
     gain_min: float
     gain_max: float
     predicted_sqnr_db: float | None

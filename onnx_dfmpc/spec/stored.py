@@ -60,5 +60,5 @@ class QuantizedLayer:
     batch_norm: BatchNorm | None = None
     gain: Array | None = None
     predicted_sqnr_db: float | None = None
-    provider: str = ""
+    source: str = ""
     notes: tuple[str, ...] = field(default=())

@@ -23,9 +23,10 @@ from onnx_dfmpc.compensate import respond
 from onnx_dfmpc.inputs.specs import InputSpec
 from onnx_dfmpc.inputs.synthetic_feeds import is_image, synthetic_feeds
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import Array, InputStatistics, Layer
 from onnx_dfmpc.spec.ops import to_rows
-from onnx_dfmpc.statistics.probe import Probe
+from onnx_dfmpc.statistics.moments import measure
 
 RANGES = ((-2.0, 2.0), (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-128.0, 127.0))
 NEGLIGIBLE = 0.5
@@ -60,12 +61,12 @@ def infer_range(
     table = ConstantTable(proto)
     rows = to_rows(np.asarray(table[first.weight], np.float32), first)
     bias = table[first.bias].astype(np.float64) if first.bias else np.zeros(first.channels)
+    node = next(node for node in proto.graph.node if first.output in node.output)
     misfits = []
     for candidate in RANGES:
         feeds = synthetic_feeds(specs, seed=seed, input_range=candidate, samples=SAMPLES)
-        misfits.append(
-            _misfit(first, rows, bias, Probe(proto, feeds, provider="probe", seed=seed).measure(first))
-        )
+        values = PartialRun(proto, table, feeds).value(first.input)
+        misfits.append(_misfit(first, rows, bias, measure(first, node, values, seed=seed, source="probe")))
     if first.batch_norm is None and max(misfits, key=lambda m: m[1])[1] < NEGLIGIBLE:
         return RANGES[-1]
     return RANGES[int(np.argmin([misfit for misfit, _ in misfits]))]

@@ -33,7 +33,7 @@ would use (see ``quantize``), for a fraction of time and memory.
 
 
 def measure(
-    layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, seed: int, provider: str
+    layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, seed: int, source: str
 ) -> InputStatistics:
     """Statistics of a layer's input, from a random sample of its patches.
 
@@ -46,7 +46,7 @@ def measure(
         Values of the layer's input: (N, c, *spatial) for convolutions, (..., i) for Gemm and MatMul.
     seed : int
         Of the choice of patches.
-    provider : str
+    source : str
 
     Returns
     -------
@@ -55,16 +55,16 @@ def measure(
     """
     rng = np.random.default_rng(seed)
     if layer.op_type == "ConvTranspose":
-        return _transposed(layer, node, batches, rng, provider)
+        return _transposed(layer, node, batches, rng, source)
     if not OPS[layer.op_type].spatial:
         samples = _vectors(batches, -1, rng)
     else:
         images = sum(map(len, batches))
         samples = (_gather(layer, node, batch, images, rng) for batch in batches)
-    return _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in samples), provider)
+    return _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in samples), source)
 
 
-def _summary(samples: Iterable[Array], provider: str) -> InputStatistics:
+def _summary(samples: Iterable[Array], source: str) -> InputStatistics:
     """Statistics of patches of shape (g, i, t, P), added up one sample after the other."""
     count, centre, sums = 0, np.zeros(0), list[Array]()
     for sample in samples:
@@ -81,7 +81,7 @@ def _summary(samples: Iterable[Array], provider: str) -> InputStatistics:
         covariance = (products[0] - flat[:, :, None] * flat[:, None]).astype(np.float32)
     else:
         covariance = _pattern(products[0], products[1], rest)
-    return InputStatistics((centre + rest).reshape(flat.shape), covariance, count, provider)
+    return InputStatistics((centre + rest).reshape(flat.shape), covariance, count, source)
 
 
 def _products(centred: Array) -> list[Array]:
@@ -153,7 +153,7 @@ def _share(available: int, channels: int, taps: int) -> float:
 
 
 def _transposed(
-    layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator, provider: str
+    layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator, source: str
 ) -> InputStatistics:
     """Statistics for ConvTranspose: an output place meets one tap in every ``stride`` along each axis.
 
@@ -163,10 +163,10 @@ def _transposed(
     kernel = layer.shape[2:]
     strides = attributes(node).get("strides", (1,) * len(kernel))
     vectors = _vectors(batches, 1, rng)
-    channels = _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in vectors), provider)
+    channels = _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in vectors), source)
     phases = np.array(list(product(*map(range, kernel)))) % np.array(strides)
     same = ((phases[:, None] == phases[None]).all(axis=-1) / math.prod(strides)).astype(np.float32)
     pattern = Kronecker(matrix(channels.covariance).dense(), np.tile(same, (layer.group, 1, 1)))
     mean = np.repeat(channels.mean, len(phases), axis=1) / math.prod(strides)
     covariance = pattern if pattern.inputs >= MANY_INPUTS else pattern.dense()
-    return InputStatistics(mean, covariance, channels.samples, provider)
+    return InputStatistics(mean, covariance, channels.samples, source)
