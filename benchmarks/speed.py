@@ -60,7 +60,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on cost, in words and as a check of the costs by step; on one network only, where it is named."""
+    """A bound on cost, in words and as a check of the costs by step; on one network only, where it is named.
+    """
 
     words: str
     holds: Callable[[Mapping[str, Cost], int], bool]

@@ -2,7 +2,8 @@
 
     prepare -> measure -> predict -> allocate -> solve -> rewrite -> evaluate -> finish
 
-Each step is a function of what the steps before it returned; nothing is lazy, and nothing is changed in place.
+Each step is a function of what the steps before it returned; nothing is lazy, and nothing is changed in
+place.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ class Measured:
 Seconds = dict[str, float]
 
 
-# ------------------------------------------------------------------------------------------------ what a user calls
+# ------------------------------------------------------------------------------------------------ what a user
+# calls
 
 
 def inspect(model: Model) -> MatchReport:
@@ -205,15 +207,15 @@ def plan_result(
     seconds: Seconds = {}
     job = prepare(model, recipe or Recipe(), progress, seconds, statistics=True, validated=False)
     statistics = measure(job, job.planned, seconds)
-    costs, notes = _predicted(job, statistics, seconds)
+    costs, notes = cost_table(job, statistics, seconds)
     made = allocate(job, costs, seconds)
     points: tuple[SweepPoint, ...] = ()
     if sweep is not None:
-        table = costs or _predicted(job, statistics, seconds, everything=True)[0]
+        table = costs or cost_table(job, statistics, seconds, everything=True)[0]
         assert table is not None
         points = _swept(job, table, sweep, statistics, seconds)
     if made.predicted_sqnr_db is None:
-        table, more = _predicted(job, statistics, seconds, made)
+        table, more = cost_table(job, statistics, seconds, made)
         notes += more
         assert table is not None
         made = with_costs(made, table)
@@ -238,8 +240,8 @@ def apply(
         The model that the plan was made for.
     plan : QuantPlan
     recipe : Recipe, optional
-        Method, statistics and validation, by default those that the plan was made with; its bits and its storage are
-        not asked.
+        Method, statistics and validation, by default those that the plan was made with; its bits and its
+        storage are not asked.
     progress : callable, optional
         Called with ``(stage, done, total)``.
     validated : bool
@@ -302,13 +304,14 @@ def quantize(
     Returns
     -------
     QuantizeResult
-        A gate that does not hold is no exception: `QuantizeResult.passed` is false then, and nothing was written.
+        A gate that does not hold is no exception: `QuantizeResult.passed` is false then, and nothing was
+        written.
 
     Raises
     ------
     RecipeError, ModelError, UnsupportedError
-        Bad settings, or an output that exists; a bad model; nothing to quantize, or a budget that cannot be met.
-        Nothing is written then.
+        Bad settings, or an output that exists; a bad model; nothing to quantize, or a budget that cannot be
+        met. Nothing is written then.
     """
     seconds: Seconds = {}
     if output is not None:
@@ -317,7 +320,7 @@ def quantize(
     needed = _needs_statistics(recipe)
     job = prepare(model, recipe, progress, seconds, statistics=needed, validated=validated)
     statistics = measure(job, job.planned, seconds)
-    costs, notes = _predicted(job, statistics, seconds)
+    costs, notes = cost_table(job, statistics, seconds)
     made = allocate(job, costs, seconds)
     result = _carry_out(job, made, statistics, costs, seconds, validated=validated)
     result = replace(result, notes=(*result.notes, *notes))
@@ -326,7 +329,8 @@ def quantize(
     return result.save(output, external_data=external_data, overwrite=overwrite)
 
 
-# ---------------------------------------------------------------------------------------------------------- the steps
+# ----------------------------------------------------------------------------------------------------------
+# the steps
 
 
 def prepare(
@@ -339,7 +343,9 @@ def prepare(
     statistics: bool,
     validated: bool,
 ) -> Job:
-    """Load, match, and check data, gates and budget; infer the range of synthetic inputs where any are needed."""
+    """Load, match, and check data, gates and budget; infer the range of synthetic inputs where any are
+    needed.
+    """
     with _timed(seconds, "load"):
         source = load(model)
     with _timed(seconds, "match"):
@@ -489,7 +495,8 @@ def finish(
     )
 
 
-# ------------------------------------------------------------------------------------------------- parts of the steps
+# ------------------------------------------------------------------------------------------------- parts of
+# the steps
 
 
 def _is_fixed(recipe: Recipe) -> bool:
@@ -535,7 +542,7 @@ def _closed_form(job: Job) -> dict[str, LayerStatistics]:
     return {name: LayerStatistics(seen) for name, seen in found.items()}
 
 
-def _predicted(
+def cost_table(
     job: Job,
     statistics: Measured,
     seconds: Seconds,

@@ -1,7 +1,7 @@
 """One layer after the other: codes, what they do to the layer's output, and the repair.
 
-The float network was measured before (`LayerStatistics`). Beside that, the quantized network runs layer by layer on the
-same inputs, so that a repair knows what the layers before it did.
+The float network was measured before (`LayerStatistics`). Beside that, the quantized network runs layer by
+layer on the same inputs, so that a repair knows what the layers before it did.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper, parser
 
-from onnx_dfmpc.allocate import allocate, pairs
+from onnx_dfmpc.allocate.fixed import allocate_fixed, pairs
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.recipe import Recipe
@@ -55,7 +55,7 @@ def with_weights(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> Model
 
 def plan(report: MatchReport, **knobs: Any) -> QuantPlan:
     bits = {} if {"bits", "low_bits"} & set(knobs) else {"low_bits": 3, "high_bits": 6}
-    return allocate(
+    return allocate_fixed(
         report, Recipe(**{"low_position": "first"} | bits | knobs), "sha", lambda layer, bits: 4.0**-bits
     )
 
@@ -237,7 +237,7 @@ def test_every_layer_is_planned_or_skipped_once_and_in_order(network, uniform, p
 def test_auto_takes_the_position_that_makes_less_noise(resnet):
     (producer, (consumer,)), *_ = pairs(resnet.layers, resnet)
     for loud, low in ((producer, consumer), (consumer, producer)):
-        found = allocate(
+        found = allocate_fixed(
             resnet,
             Recipe(low_bits=2, high_bits=6),
             "sha",
@@ -249,7 +249,7 @@ def test_auto_takes_the_position_that_makes_less_noise(resnet):
 
 def test_the_paper_puts_the_low_layer_first(resnet):
     recipe = Recipe(low_bits=2, high_bits=6, method="paper")
-    found = bits(allocate(resnet, recipe, "sha", lambda layer, bits: 4.0**-bits))
+    found = bits(allocate_fixed(resnet, recipe, "sha", lambda layer, bits: 4.0**-bits))
     for producer, consumers in pairs(resnet.layers, resnet):
         assert (found[producer], {found[name] for name in consumers}) == (2, {6})
 

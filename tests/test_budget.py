@@ -13,16 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from onnx_dfmpc.allocate import (
-    allocate_budget,
-    budgets,
-    candidate_widths,
-    choose,
-    frontier,
-    knapsack,
-    mean_bits,
-    sweep,
-)
+from onnx_dfmpc.allocate import knapsack
+from onnx_dfmpc.allocate.budget import allocate_budget, budgets, candidate_widths, mean_bits, sweep
+from onnx_dfmpc.allocate.knapsack import Choice, frontier
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import BitBounds, Recipe
 from onnx_dfmpc.spec import CostTable, MatchReport
@@ -68,6 +61,11 @@ def problems(draw: st.DrawFn) -> tuple[CostTable, np.ndarray, int]:
     allowed[np.arange(count), rng.integers(0, widths, count)] = True
     base = int(rng.integers(0, 1000))
     return table(sizes, noise, base), allowed, base + int(sizes.sum(axis=0)[0] * rng.uniform(0.8, 3))
+
+
+def choose(table: CostTable, budget: int, allowed: np.ndarray) -> Choice | None:
+    """Widths with the least summed noise in a budget in bytes of the whole file."""
+    return frontier(table, allowed, budget - table.base).within(budget - table.base)
 
 
 def cost(costs: np.ndarray, chosen: np.ndarray) -> float:
@@ -124,8 +122,8 @@ def test_a_deep_network_is_solved_as_well(share, monkeypatch):
     budget = int(share * sizes[:, -1].sum())
     best = program(costs.noise, sizes, budget, allowed)
     assert best is not None
-    for most in (knapsack.MOST, knapsack.MOST // 4):
-        monkeypatch.setattr(knapsack, "MOST", most)
+    for most in (knapsack.MOST_POINTS, knapsack.MOST_POINTS // 4):
+        monkeypatch.setattr(knapsack, "MOST_POINTS", most)
         chosen = choose(costs, budget, allowed)
         assert chosen is not None
         assert 0.94 * budget <= cost(sizes, chosen) <= budget

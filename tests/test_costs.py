@@ -9,15 +9,26 @@ import numpy as np
 import pytest
 
 from onnx_dfmpc import Recipe, apply, plan, quantize
-from onnx_dfmpc.allocate import allocate_budget, budgets
+from onnx_dfmpc.allocate.budget import allocate_budget, budgets
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.pipeline import plan_result
+from onnx_dfmpc.pipeline import Job, allocate, cost_table, measure, plan_result, prepare
 from onnx_dfmpc.recipe import limits
 from onnx_dfmpc.rewrite.sizes import base_size, stored_sizes
 from onnx_dfmpc.spec import CostTable
-from onnx_dfmpc.work import Work
+
+
+def prepared(path: Path, recipe: Recipe) -> Job:
+    return prepare(path, recipe, None, {}, statistics=True, validated=False)
+
+
+def costs_of(path: Path, recipe: Recipe) -> CostTable:
+    job = prepared(path, recipe)
+    table, _ = cost_table(job, measure(job, job.planned, {}), {})
+    assert table is not None
+    return table
+
 
 FORMS: tuple[dict[str, Any], ...] = (
     {},
@@ -57,7 +68,7 @@ def test_the_bytes_of_the_file_are_predicted(
 def test_a_plan_knows_what_quantize_finds(digits_bn: Path, bits: int) -> None:
     made = plan(digits_bn, Recipe(bits=bits))
     result = quantize(digits_bn, None, Recipe(bits=bits))
-    assert (made.provider, result.plan.provider) == ("probe", "bn")
+    assert (made.source, result.plan.source) == ("probe", "bn")
     assert made.predicted_bytes == result.plan.predicted_bytes
     assert [layer.bytes for layer in made.layers] == [layer.bytes for layer in result.plan.layers]
     assert made.predicted_sqnr_db is not None
@@ -85,11 +96,11 @@ def test_plain_rounding_predicts_bytes_alone(digits_bn: Path) -> None:
         validated=False,
     )
     assert result.plan.predicted_bytes is not None
-    assert (result.plan.predicted_sqnr_db, result.plan.provider) == (None, "")
+    assert (result.plan.predicted_sqnr_db, result.plan.source) == (None, "")
 
 
 def test_a_plan_whose_predictions_were_dropped_is_predicted_again(digits_bn: Path) -> None:
-    made = Work(digits_bn, Recipe(bits=4)).allocate()
+    made = allocate(prepared(digits_bn, Recipe(bits=4)), None, {})
     assert (made.predicted_bytes, made.predicted_sqnr_db) == (None, None)
     result = apply(digits_bn, made, validated=False)
     assert result.plan == quantize(digits_bn, None, Recipe(bits=4), validated=False).plan
@@ -103,22 +114,19 @@ def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
         rules=({"regex": "fc", "bits": 3},),
         input_range=(0, 1),
     )
-    work = Work(digits_bn, recipe)
-    table = work.open_table
-    found = limits(work.report, recipe)
+    table = costs_of(digits_bn, recipe)
+    found = limits(match(load(digits_bn).proto), recipe)
     assert list(table.layers) == [name for name in found if not found[name].excluded]
     assert table.noise.shape == table.sizes.shape == (15, len(table.widths))
     assert (np.diff(table.noise, axis=1) <= 0).all()
     assert (np.diff(table.sizes, axis=1) >= 0).all()
-    assert work.open_table is table
-    assert work.clock.seconds["predict"] > 0
 
 
 @pytest.mark.parametrize(
-    ("knobs", "provider"), [({"cost": "bn"}, "bn"), ({"cost": "probe"}, "probe"), ({}, "probe")]
+    ("knobs", "source"), [({"cost": "bn"}, "bn"), ({"cost": "probe"}, "probe"), ({}, "probe")]
 )
-def test_where_the_noise_comes_from(digits_bn: Path, knobs: dict[str, Any], provider: str) -> None:
-    assert Work(digits_bn, Recipe(target_bits=4, input_range=(0, 1), **knobs)).open_table.provider == provider
+def test_where_the_noise_comes_from(digits_bn: Path, knobs: dict[str, Any], source: str) -> None:
+    assert costs_of(digits_bn, Recipe(target_bits=4, input_range=(0, 1), **knobs)).source == source
 
 
 def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> None:
@@ -128,7 +136,7 @@ def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> No
         {"calibration_data": images},
         {"cost": "measured", "calibration_data": images},
     ):
-        assert Work(digits_bn, Recipe(target_bits=4, **knobs)).open_table.provider == "measured"
+        assert costs_of(digits_bn, Recipe(target_bits=4, **knobs)).source == "measured"
     with pytest.raises(RecipeError, match="needs data"):
         Recipe(cost="measured")
 
@@ -152,7 +160,7 @@ def test_a_size_is_used_up_and_never_exceeded(
 def test_what_cannot_be_met_is_refused_before_anything_is_predicted(
     digits_bn: Path, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("onnx_dfmpc.costs.predict", lambda *_, **__: pytest.fail("predicted"))
+    monkeypatch.setattr("onnx_dfmpc.pipeline.measure", lambda *_, **__: pytest.fail("predicted"))
     with pytest.raises(UnsupportedError, match="cannot be met"):
         plan(digits_bn, Recipe(**target))
 

@@ -5,6 +5,7 @@ happens on real images.
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.methods import correct, noise_share, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
@@ -29,12 +31,11 @@ from onnx_dfmpc.rounding.regularize import regularize
 from onnx_dfmpc.sensitivity.candidates import Candidate, candidates
 from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
 from onnx_dfmpc.sensitivity.outputs import OutputNoise, relative, scores
-from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
-from onnx_dfmpc.sensitivity.table import predict, spread
-from onnx_dfmpc.methods import correct, noise_share, relative_noise, round_layer
-from onnx_dfmpc.spec import InputStatistics, LayerPlan
+from onnx_dfmpc.sensitivity.propagation import amplification, noise_at_outputs
+from onnx_dfmpc.sensitivity.table import Sizes, predict, spread
+from onnx_dfmpc.spec import CostTable, InputStatistics, LayerPlan, LayerStatistics
 from onnx_dfmpc.spec.ops import taps, to_rows
-from onnx_dfmpc.statistics.probe import Probe
+from onnx_dfmpc.statistics.probe import probe
 from tests.arrays import batch_norm, covariance, forms, layer, seeds
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -163,22 +164,16 @@ def test_shares_of_sums_and_of_concatenations():
     model = with_weights(BLOCK, SHAPES, GAINS)
     rng = np.random.default_rng(1)
     x = rng.standard_normal((64, 64, 4, 4)).astype(np.float32)
-    flow, report = NoisePropagation(model), match(model)
+    report = match(model)
     named = {one.name: one for one in report.layers}
+    statistics = {}
     for one in report.layers:
-        known = white(one)
         values = x if one.input == "x" else run(extracted(model, one.input), {"x": x})
         vectors = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
-        flow.see(
-            one,
-            InputStatistics(
-                vectors.mean(axis=0)[None],
-                np.cov(vectors.T)[None].astype(np.float32),
-                len(vectors),
-                known.provider,
-            ),
-        )
-    amplified = flow.amplification()
+        covariance_ = np.cov(vectors.T)[None].astype(np.float32)
+        seen = InputStatistics(vectors.mean(axis=0)[None], covariance_, len(vectors), "test")
+        statistics[one.name] = LayerStatistics(seen)
+    amplified = amplification(model, report.layers, statistics)
     float_output = run(model, {"x": x})
     for name, one in named.items():
         output = run(extracted(model, one.output), {"x": x})
@@ -212,7 +207,7 @@ def moved_by(model: ModelProto, tensor: str, noise: np.ndarray) -> ModelProto:
     return copy
 
 
-def test_nothing_is_heard_through_a_shape_and_less_behind_an_average():
+def test_no_noise_passes_a_shape_and_less_of_it_an_average():
     model = with_weights(
         """<ir_version: 8, opset_import: ["" : 17]>
         g (float[N, 8, 4, 4] x) => (float[N, 8] y) {
@@ -227,11 +222,10 @@ def test_nothing_is_heard_through_a_shape_and_less_behind_an_average():
         }""",
         {"wa": (8, 8, 1, 1), "wb": (8, 8, 1, 1), "wc": (8, 8)},
     )
-    report, flow = match(model), NoisePropagation(model)
+    report = match(model)
     named = {one.name: one for one in report.layers}
-    for one in report.layers:
-        flow.see(one, white(one))
-    amplified = flow.amplification()
+    statistics = {one.name: LayerStatistics(white(one)) for one in report.layers}
+    amplified = amplification(model, report.layers, statistics)
     assert noise_at_outputs(amplified, named["b"], 1.0) == 0
     assert noise_at_outputs(amplified, named["c"], 1.0) == 1
     assert noise_at_outputs(amplified, named["a"], 1.0) == 1 / np.sqrt(16)
@@ -332,24 +326,30 @@ def test_a_network_that_cannot_be_compared_is_predicted_in_closed_form():
         {"wa": (4, 3, 3, 3)},
     )
     found = predicted(model, "probe")
-    assert found.provider == "bn"
+    assert found.source == "bn"
     assert "closed form" in found.notes[0]
     np.testing.assert_array_equal(found.noise, predicted(model, "bn").noise)
 
 
+def sizes_of(names: tuple[str, ...], allowed: np.ndarray) -> Sizes:
+    empty = np.zeros(allowed.shape)
+    return Sizes(CostTable(names, WIDTHS, empty, empty.astype(np.int64), 0, ""), allowed)
+
+
 def predicted(model: ModelProto, source: str, data: np.ndarray | None = None, **knobs: Any) -> Any:
-    report = match(model)
-    specs = model_inputs(model)
-    provider = Probe(model, synthetic_feeds(specs, samples=16, **knobs), provider="probe")
-    feeds = (
-        None
-        if source == "bn"
-        else probe_feeds(model, **knobs)
-        if data is None
-        else data_feeds(model, Feeding(data))
-    )
-    allowed = {one.name: np.ones(len(WIDTHS), bool) for one in report.layers}
-    return predict(model, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=source)
+    matched = match(model)
+    names = tuple(one.name for one in matched.layers)
+    inputs = synthetic_feeds(model_inputs(model), samples=16, **knobs)
+    statistics = probe(model, matched.layers, names, inputs, source="probe", seed=0, with_outputs=False)
+    if source == "bn":
+        feeds = None
+    elif data is None:
+        feeds = probe_feeds(model, **knobs)
+    else:
+        feeds = data_feeds(model, Feeding(data))
+    allowed = sizes_of(names, np.ones((len(names), len(WIDTHS)), bool))
+    table, notes = predict(model, matched, allowed, RECIPE, statistics, feeds=feeds, source=source)
+    return SimpleNamespace(noise=table.noise, source=table.source, notes=notes)
 
 
 # On real networks
@@ -359,11 +359,11 @@ def test_predictions_on_the_shipped_network_rank_its_layers(digits_folded, digit
     model = load(digits_folded).proto
     images = np.load(digits_data)["input"]
     truth = predicted(model, "measured", images[:128], input_range=(0, 1))
-    assert truth.provider == "measured"
+    assert truth.source == "measured"
     table, report = ConstantTable(model), match(model)
     found = {source: predicted(model, source, input_range=(0, 1)) for source in ("bn", "probe")}
     for source, prediction in found.items():
-        assert prediction.provider == source
+        assert prediction.source == source
         assert (np.diff(prediction.noise, axis=1) <= 0).all()
     for column in (0, 1, 2):
         true = truth.noise[:, column]
@@ -385,23 +385,21 @@ def test_layers_that_stay_float_and_widths_that_are_closed_are_not_tried(digits_
         return candidates(one, weight, known, widths, recipe)
 
     monkeypatch.setattr("onnx_dfmpc.sensitivity.table.candidates", recorded)
-    names = [one.name for one in report.layers]
-    opened = {
-        name: np.isin(WIDTHS, wanted)
-        for name, wanted in zip(names[1:4], [(2, 4, 8), (8,), (3,)], strict=True)
-    }
+    names = tuple(one.name for one in report.layers[1:4])
+    opened = np.stack([np.isin(WIDTHS, wanted) for wanted in ((2, 4, 8), (8,), (3,))])
     feeds = synthetic_feeds(model_inputs(model), samples=8, input_range=(0, 1))
-    seen = []
-    found = predict(
-        model, report.layers, WIDTHS, opened, RECIPE, Probe(model, feeds, provider="probe"),
+    statistics = probe(model, report.layers, names, feeds, source="probe", seed=0, with_outputs=False)
+    seen: list[tuple[str, int, int]] = []
+    table, _ = predict(
+        model, report, sizes_of(names, opened), RECIPE, statistics,
         feeds=None, source="bn", progress=lambda *state: seen.append(state),
     )  # fmt: skip
-    assert tried == [(names[1], (2, 4)), (names[2], (4,)), (names[3], (3,))]
-    assert found.noise.shape == (3, len(WIDTHS))
+    assert tried == [(names[0], (2, 4)), (names[1], (4,)), (names[2], (3,))]
+    assert table.noise.shape == (3, len(WIDTHS))
     assert seen == [("predict", done, 3) for done in (1, 2, 3)]
 
 
-def test_inputs_to_listen_with(digits_bn):
+def test_inputs_to_measure_noise_with(digits_bn):
     model = load(digits_bn).proto
     feeds = probe_feeds(model, seed=3, input_range=(0, 1))
     images = np.concatenate([next(iter(feed.values())) for feed in feeds])

@@ -1,5 +1,5 @@
-"""Bits per layer: pairs of a low and a high layer along the chains, or the same bits everywhere, and the
-user's own rules on top.
+"""Bits per layer: pairs of a low and a high layer along the chains, or the same bits everywhere, and rules on
+top.
 """
 
 from __future__ import annotations
@@ -17,76 +17,61 @@ half.
 """
 
 
-def allocate_fixed(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Noise) -> QuantPlan:
-    """Decide for every matched layer how many bits it gets, and why.
+def allocate_fixed(matched: MatchReport, recipe: Recipe, model_sha256: str, noise: Noise) -> QuantPlan:
+    """Bits of every matched layer, and why, where the recipe gives them itself.
 
-    Parameters
-    ----------
-    report : MatchReport
-    recipe : Recipe
-    model_sha256 : str
-        Of the model that the plan is for.
-    noise : callable
-        ``noise(layer, bits)`` predicts a layer's noise relative to its output.
-
-    Returns
-    -------
-    QuantPlan
-        ``skipped`` holds the layers that the recipe leaves out, behind those that matching skipped.
+    ``noise(layer, bits)`` predicts a layer's noise relative to its output. The layers that the recipe leaves
+    out are skipped, after those that matching skipped.
 
     Raises
     ------
     RecipeError
         If the recipe names a layer that is not there.
     """
-    found = limits(report, recipe)
-    layers = [layer for layer in report.layers if not found[layer.name].excluded]
-    roles = _roles(layers, report, recipe, noise)
-    plans = tuple(_within(layer, *roles[layer.name], recipe, found[layer.name]) for layer in layers)
-    return QuantPlan(model_sha256, plans, report.skipped + left_out(report, found))
+    bounds = limits(matched, recipe)
+    layers = [layer for layer in matched.layers if not bounds[layer.name].excluded]
+    roles = _roles(layers, matched, recipe, noise)
+    plans = tuple(_bounded(layer, *roles[layer.name], recipe, bounds[layer.name]) for layer in layers)
+    return QuantPlan(model_sha256, plans, matched.skipped + left_out(matched, bounds))
 
 
-def selected_layers(report: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
+def selected_layers(matched: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
     """Layers that the recipe wants quantized, and everything that stays float."""
-    found = limits(report, recipe)
-    return tuple(
-        layer for layer in report.layers if not found[layer.name].excluded
-    ), report.skipped + left_out(report, found)
+    bounds = limits(matched, recipe)
+    layers = tuple(layer for layer in matched.layers if not bounds[layer.name].excluded)
+    return layers, matched.skipped + left_out(matched, bounds)
 
 
-def left_out(report: MatchReport, found: Mapping[str, BitBounds]) -> tuple[Skipped, ...]:
+def left_out(matched: MatchReport, bounds: Mapping[str, BitBounds]) -> tuple[Skipped, ...]:
     """The matched layers that the recipe excludes, with its reason."""
     return tuple(
-        Skipped(layer.name, layer.op_type, found[layer.name].reason)
-        for layer in report.layers
-        if found[layer.name].excluded
+        Skipped(layer.name, layer.op_type, bounds[layer.name].reason)
+        for layer in matched.layers
+        if bounds[layer.name].excluded
     )
 
 
-def pairs(layers: Sequence[Layer], report: MatchReport) -> list[tuple[str, tuple[str, ...]]]:
-    """Pair producers with their consumers along the chains, each layer in at most one pair, the layers at the
-    edges in none.
+def pairs(layers: Sequence[Layer], matched: MatchReport) -> list[tuple[str, tuple[str, ...]]]:
+    """Producers with their consumers along the chains, by name.
 
-    Returns
-    -------
-    list of (producer, consumers)
+    Each layer is in at most one pair, and the first and the last layers are in none.
     """
     free = {layer.name for layer in layers if not layer.edge}
-    found = []
-    chains = {chain.producer: chain for chain in report.chains}
+    paired = []
+    chains = {chain.producer: chain for chain in matched.chains}
     for layer in layers:
         chain = chains.get(layer.name)
         if chain is None or layer.name not in free:
             continue
         consumers = tuple(name for name in chain.consumers if name in free and name != layer.name)
         if consumers and len(consumers) == len(chain.consumers):
-            found.append((layer.name, consumers))
+            paired.append((layer.name, consumers))
             free -= {layer.name, *consumers}
-    return found
+    return paired
 
 
 def _roles(
-    layers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise
+    layers: Sequence[Layer], matched: MatchReport, recipe: Recipe, noise: Noise
 ) -> dict[str, tuple[Role, int, str]]:
     """Role, bits and reason of each layer."""
     roles: dict[str, tuple[Role, int, str]] = {}
@@ -98,11 +83,10 @@ def _roles(
         assert recipe.low_bits is not None
         assert recipe.high_bits is not None
         by_name = {layer.name: layer for layer in layers}
-        for layer in layers:
-            roles[layer.name] = ("high", recipe.high_bits, "in no pair")
-        for producer, consumers in pairs(layers, report):
+        roles = {layer.name: ("high", recipe.high_bits, "in no pair") for layer in layers}
+        for producer, consumers in pairs(layers, matched):
             first = _low_comes_first(
-                by_name[producer], [by_name[name] for name in consumers], report, recipe, noise
+                by_name[producer], [by_name[name] for name in consumers], matched, recipe, noise
             )
             low, high = ((producer,), consumers) if first else (consumers, (producer,))
             for name in low:
@@ -116,11 +100,9 @@ def _roles(
 
 
 def _low_comes_first(
-    producer: Layer, consumers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise
+    producer: Layer, consumers: Sequence[Layer], matched: MatchReport, recipe: Recipe, noise: Noise
 ) -> bool:
-    """Whether the producer of a pair takes the low bits: as the recipe says, as published, or where that
-    makes less noise.
-    """
+    """Whether the producer of a pair takes the low bits: as published, or where that makes less noise."""
     if recipe.low_position != "auto":
         return recipe.low_position == "first"
     if recipe.method == "paper":
@@ -128,13 +110,13 @@ def _low_comes_first(
     low, high = recipe.low_bits, recipe.high_bits
     assert low is not None
     assert high is not None
-    summed = {chain.producer for chain in report.chains if "Add" in chain.path}
+    summed = {chain.producer for chain in matched.chains if "Add" in chain.path}
 
-    def heard(layer: Layer, bits: int) -> float:
+    def weighted(layer: Layer, bits: int) -> float:
         return noise(layer, bits) * (RESIDUAL_SHARE if layer.name in summed else 1.0)
 
-    first = heard(producer, low) + max(heard(layer, high) for layer in consumers)
-    second = heard(producer, high) + max(heard(layer, low) for layer in consumers)
+    first = weighted(producer, low) + max(weighted(layer, high) for layer in consumers)
+    second = weighted(producer, high) + max(weighted(layer, low) for layer in consumers)
     return first < second
 
 
@@ -148,11 +130,9 @@ def layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe)
     return LayerPlan(layer.name, bits, role, grid, rounding, not paper, reason)
 
 
-def _within(
-    layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, allowed: BitBounds
-) -> LayerPlan:
+def _bounded(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, bound: BitBounds) -> LayerPlan:
     """Plan within what the recipe allows."""
-    within = min(max(bits, allowed.low), allowed.high)
-    if within != bits or allowed.bits is not None:
-        reason, bits = allowed.reason, within
+    within = min(max(bits, bound.low), bound.high)
+    if within != bits or bound.bits is not None:
+        reason, bits = bound.reason, within
     return layer_plan(layer, role, bits, reason, recipe)

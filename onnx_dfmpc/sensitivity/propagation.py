@@ -1,18 +1,19 @@
-"""Closed form: the share of each layer's noise in that of the network's outputs, from the graph and the power of its
-tensors.
+"""Closed form: the share of each layer's noise in that of the network's outputs, from the graph and the power
+of its tensors.
 
 The noise-to-signal ratio passes operators of one input unchanged. Where signals are added, and where they are
-concatenated, each counts with its share of the power. A tensor that is read several times counts through every reader.
-So with A(t) the ratio at the outputs for a ratio of 1 at tensor t,
+concatenated, each counts with its share of the power. A tensor that is read several times counts through
+every reader. So with A(t) the ratio at the outputs for a ratio of 1 at tensor t,
 
     A(output) = 1 / outputs
     A(x_i)   += A(y) P(x_i) / sum_k P(x_k)        Add, Sum, Sub, Concat
     A(x)     += A(y) / sqrt(n)                    averages of n places
     A(x)     += A(y)                              all others.
 
-P is the variance summed over the channels: measured at the input and at the output of every layer, elsewhere that of
-the tensors it is made of. An average leaves 1/n of the ratio where the noise is white and the signal is not, and all of
-it where both are alike; what rounding leaves is in between, and taken to be the geometric mean.
+P is the variance summed over the channels: measured at the input and at the output of every layer, elsewhere
+that of the tensors it is made of. An average leaves 1/n of the ratio where the noise is white and the signal
+is not, and all of it where both are alike; what rounding leaves is in between, and taken to be the geometric
+mean.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def amplification(
     places = _places(proto)
 
     def power_of(name: str) -> float:
-        """Power of a tensor: as measured, or of what it is made of. One pass over the ancestors, without recursion."""
+        """Power of a tensor: as measured, or of what it is made of. One pass over the ancestors, without
+        recursion.
+        """
         stack = [name]
         while stack:
             top = stack[-1]

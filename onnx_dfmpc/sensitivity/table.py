@@ -1,4 +1,6 @@
-"""What every layer costs at every width: bytes of the file, known in advance, and noise at the network's outputs."""
+"""What every layer costs at every width: bytes of the file, known in advance, and noise at the network's
+outputs.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ WIDEST_TRIED = 4
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """A cost table that has no noise yet, and which of its widths are worth a thought, shape (layers, widths)."""
+    """A cost table that has no noise yet, and which of its widths are worth a thought, shape (layers,
+    widths).
+    """
 
     table: CostTable
     allowed: NDArray[np.bool_]
@@ -77,7 +81,8 @@ def size_table(
         allowed = candidate_widths(names, widths, sizes, bounds, nominal=nominal)
     else:
         allowed = np.array([[width == plan[name].bits for width in widths] for name in names])
-    # What only wider codes need to be unpacked is in `base`, but not in a file that has the fewest bits everywhere.
+    # What only wider codes need to be unpacked is in `base`, but not in a file that has the fewest bits
+    # everywhere.
     fewest = dict(zip(names, np.array(widths)[cheapest(sizes, allowed)].tolist(), strict=True))
     least = predicted_size(
         proto, matched, fewest, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
@@ -102,8 +107,8 @@ def predict(
 ) -> tuple[CostTable, tuple[str, ...]]:
     """Cost table with the noise at the network's outputs when one layer alone is quantized, and remarks.
 
-    The noise is measured on ``feeds``, or computed in closed form where they are None or the model cannot be run from
-    the middle. ``source`` names where it comes from: "bn", "probe" or "measured".
+    The noise is measured on ``feeds``, or computed in closed form where they are None or the model cannot be
+    run from the middle. ``source`` names where it comes from: "bn", "probe" or "measured".
     """
     constants = ConstantTable(proto)
     measured = None if feeds is None else OutputNoise(proto, constants, matched.layers, feeds)
@@ -137,9 +142,11 @@ def predict(
 
 
 def spread(measured: Mapping[int, float], widths: Sequence[int]) -> Array:
-    """Noise at every width from that at some: by powers between two of them, beyond them by the square of the step.
+    """Noise at every width from that at some: by powers between two of them, beyond them by the square of the
+    step.
 
-    ``measured`` maps bits to noise; ``widths`` are ascending. The result, shape (widths,), never rises with the bits.
+    ``measured`` maps bits to noise; ``widths`` are ascending. The result, shape (widths,), never rises with
+    the bits.
 
     Examples
     --------
@@ -162,7 +169,8 @@ def _tried(widths: Sequence[int], allowed: NDArray[np.bool_]) -> list[int]:
     return sorted({min(width, WIDEST_TRIED) for width in wanted})
 
 
-# ------------------------------------------------------------------------------------------ what a plan will cost
+# ------------------------------------------------------------------------------------------ what a plan will
+# cost
 
 
 def with_costs(plan: QuantPlan, table: CostTable) -> QuantPlan:

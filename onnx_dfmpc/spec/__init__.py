@@ -6,7 +6,7 @@ the model (`moments`), ``LayerPlan`` says how many bits (`planned`), ``Quantized
 Arrays are never modified in place.
 """
 
-from onnx_dfmpc.spec.arrays import Array, Progress, Value
+from onnx_dfmpc.spec.arrays import Array, Progress, Value, sqnr_db
 from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, OpType, Skipped
 from onnx_dfmpc.spec.moments import Anchor, InputStatistics, LayerStatistics, Moments, Outputs
 from onnx_dfmpc.spec.planned import (
@@ -54,4 +54,5 @@ __all__ = [
     "Timing",
     "Value",
     "WeightHistogram",
+    "sqnr_db",
 ]

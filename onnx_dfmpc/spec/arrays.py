@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,3 +15,8 @@ Value = NDArray[Any]
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, steps done, and steps in all."""
+
+
+def sqnr_db(noise: float) -> float | None:
+    """Signal-to-noise ratio in dB of a noise power relative to the signal; None without noise."""
+    return -10 * math.log10(noise) if noise > 0 else None

@@ -15,8 +15,8 @@ class InputStatistics:
     Attributes
     ----------
     mean : float64 array, shape (g, n)
-        Mean of the ``n`` inputs (input channels times kernel taps, taps innermost) in each of the ``g`` groups; zero
-        padding counts.
+        Mean of the ``n`` inputs (input channels times kernel taps, taps innermost) in each of the ``g``
+        groups; zero padding counts.
     covariance : float32 array, shape (g, n, n), or Kronecker
         See ``linalg.matrices``: of many inputs, only the factors are kept.
     samples : int
@@ -68,7 +68,8 @@ class LayerStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """Moments of a layer's output in the float network, and in the network quantized up to and including the layer.
+    """Moments of a layer's output in the float network, and in the network quantized up to and including the
+    layer.
 
     Arrays of shape (o,), float64, for the same inputs of the network and before any correction of this layer.
     """

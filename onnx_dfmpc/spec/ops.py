@@ -1,8 +1,10 @@
-"""The weighted operators, a row each: all that the other rooms know about Conv, ConvTranspose, Gemm and MatMul.
+"""The weighted operators, a row each: all that the other rooms know about Conv, ConvTranspose, Gemm and
+MatMul.
 
-Arithmetic sees every stored weight as rows of inputs, group by group, shape (g, r, n): ``g`` groups, ``r`` output
-channels in each, ``n`` inputs of an output channel, which are input channels times kernel taps, taps innermost. Output
-channel ``j`` of the layer is row ``divmod(j, r)``. A new operator is a new row of `OPS`. NumPy alone.
+Arithmetic sees every stored weight as rows of inputs, group by group, shape (g, r, n): ``g`` groups, ``r``
+output channels in each, ``n`` inputs of an output channel, which are input channels times kernel taps, taps
+innermost. Output channel ``j`` of the layer is row ``divmod(j, r)``. A new operator is a new row of `OPS`.
+NumPy alone.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ class WeightedOp:
     axis : callable
         Attributes of a node to the output-channel axis of its stored weight.
     spatial : bool
-        The weight ends in kernel axes, the data in as many places, and the channels of the output are axis 1. Otherwise
-        weights are matrices, and the channels are the last axis.
+        The weight ends in kernel axes, the data in as many places, and the channels of the output are axis 1.
+        Otherwise weights are matrices, and the channels are the last axis.
     grouped : bool
         Whether there is an attribute ``group``.
     bias_input : int or None
@@ -123,7 +125,9 @@ def per_channel(values: NDArray[Any], layer: Layer, ndim: int) -> NDArray[Any]:
 
 
 def along_inputs(factor: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    """Factors of the input channels (i,), each where the stored weight meets its channel, shape ``layer.shape``."""
+    """Factors of the input channels (i,), each where the stored weight meets its channel, shape
+    ``layer.shape``.
+    """
     row = np.repeat(factor.reshape(layer.group, -1), taps(layer), axis=1)  # (g, n)
     rows = np.broadcast_to(row[:, None], (layer.group, layer.channels // layer.group, row.shape[1]))
     return from_rows(rows, layer)
@@ -132,6 +136,7 @@ def along_inputs(factor: NDArray[Any], layer: Layer) -> NDArray[Any]:
 def shares_grid(layer: Layer) -> bool:
     """Whether one grid has to serve all groups, since the file's channel axis cannot tell them apart.
 
-    That is so where the axis of the channels is not the one along which the groups lie: in a grouped ConvTranspose.
+    That is so where the axis of the channels is not the one along which the groups lie: in a grouped
+    ConvTranspose.
     """
     return layer.group > 1 and layer.axis != 0

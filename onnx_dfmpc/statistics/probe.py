@@ -1,13 +1,13 @@
 """Run the float model on inputs and measure what every layer sees; run the quantized one beside it.
 
-Synthetic inputs do not have the statistics of real ones, but a batch norm tells what those are: it was trained to
-expect mean mu and variance sigma^2 of each channel. So after every layer with a batch norm the measured output y is
-re-anchored,
+Synthetic inputs do not have the statistics of real ones, but a batch norm tells what those are: it was
+trained to expect mean mu and variance sigma^2 of each channel. So after every layer with a batch norm the
+measured output y is re-anchored,
 
     y <- sigma (y - mean(y)) / std(y) + mu,
 
-and what flows on has the right mean and variance per channel; only correlations are left to the synthetic inputs. Real
-inputs are measured as they are.
+and what flows on has the right mean and variance per channel; only correlations are left to the synthetic
+inputs. Real inputs are measured as they are.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from onnx_dfmpc.spec.ops import output_axis, per_channel
 from onnx_dfmpc.statistics.moments import measure
 
 FLOOR = 1e-3
-"""Share of sigma^2 that is added to the measured variance, so that a channel which is dead on the synthetic inputs is
-not blown up. Not studied: any small share does."""
+"""Share of sigma^2 that is added to the measured variance, so that a channel which is dead on the synthetic
+inputs is not blown up. Not studied: any small share does.
+"""
 
 Feeds = Sequence[Mapping[str, Value]]
 
@@ -44,10 +45,10 @@ def probe(
 ) -> dict[str, LayerStatistics]:
     """Statistics of the layers of a float model, by name.
 
-    ``feeds`` holds input arrays by name, one mapping per batch. Only the ``wanted`` layers get statistics of their
-    input. ``source`` is "probe" for synthetic inputs, which are re-anchored, or "calibration" for real ones. Without
-    ``with_outputs`` the moments of outputs are measured only where re-anchoring needs them. ``seed`` is that of the
-    choice of patches.
+    ``feeds`` holds input arrays by name, one mapping per batch. Only the ``wanted`` layers get statistics of
+    their input. ``source`` is "probe" for synthetic inputs, which are re-anchored, or "calibration" for real
+    ones. Without ``with_outputs`` the moments of outputs are measured only where re-anchoring needs them.
+    ``seed`` is that of the choice of patches.
     """
     table = ConstantTable(proto)
     run = PartialRun(proto, table, feeds)
@@ -76,8 +77,8 @@ def probe(
 class QuantizedRun:
     """The network with the layers quantized so far, on the inputs that the float network was measured on.
 
-    Ask for the layers in topological order: `respond` with a quantized weight, then `commit` how its output is
-    corrected; or `keep` a layer that stays float.
+    Ask for the layers in topological order: `respond` with a quantized weight, then `commit` how its output
+    is corrected; or `keep` a layer that stays float.
     """
 
     def __init__(self, proto: ModelProto, feeds: Feeds) -> None:
@@ -93,8 +94,8 @@ class QuantizedRun:
     def commit(self, layer: Layer, gain: Array, shift: Array, anchor: Anchor | None) -> None:
         """Go on from an output y that became ``gain (y - bias) + bias - shift``, arrays of shape (o,).
 
-        Where the float output was re-anchored, the quantized one moves by the same scale and offset: its own moments
-        would hide what quantization did to them.
+        Where the float output was re-anchored, the quantized one moves by the same scale and offset: its own
+        moments would hide what quantization did to them.
         """
         bias = own_bias(layer, self._table)
         scale, offset = gain, bias - gain * bias - shift
@@ -121,7 +122,9 @@ def _anchor(norm: BatchNorm, mean: Array, variance: Array) -> Anchor:
 
 
 def _moments(batches: Sequence[Value], layer: Layer) -> tuple[Array, Array]:
-    """Mean and variance per channel, float64, added up one batch after the other (Chan, Golub & LeVeque 1979)."""
+    """Mean and variance per channel, float64, added up one batch after the other (Chan, Golub & LeVeque
+    1979).
+    """
     count, mean, squares = 0, np.zeros(layer.channels), np.zeros(layer.channels)
     for batch in batches:
         axis = output_axis(layer, batch.ndim)
