@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format train wheel wheel-check clean
+.PHONY: help demo test test-all coverage lint format train wheel wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -31,7 +31,13 @@ demo: .venv/core.stamp ## quantize the network that ships with the project and c
 	$(BIN)/python -m models.demo
 
 test: lint ## everything that has to pass: lint, then the tests and the examples in the docstrings
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: lint ## the same, and the end-to-end matrices on the shared networks, which take long
+	$(BIN)/python -m pytest -n auto
+
+coverage: .venv/dev.stamp ## lines and branches that the tests reach
+	$(BIN)/python -m pytest -n auto -m "not slow" --cov=onnx_dfmpc --cov-branch --cov-report=term-missing:skip-covered
 
 lint: .venv/dev.stamp ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

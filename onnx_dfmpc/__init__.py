@@ -21,7 +21,8 @@ Examples
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.pipeline import QuantizeResult, apply, inspect, plan, quantize
+from onnx_dfmpc.pipeline.results import QuantizeResult
+from onnx_dfmpc.pipeline.run import apply, inspect, plan, quantize
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report.plans import load_plan, save_plan
 from onnx_dfmpc.runtime.session import session_options

@@ -13,7 +13,9 @@ from onnx_dfmpc.allocate.budget import allocate_budget, budgets
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.pipeline import Job, allocate, cost_table, measure, plan_result, prepare
+from onnx_dfmpc.pipeline.job import Job, prepare
+from onnx_dfmpc.pipeline.run import plan_result
+from onnx_dfmpc.pipeline.steps import allocate, cost_table, measure
 from onnx_dfmpc.recipe import limits
 from onnx_dfmpc.rewrite.sizes import base_size, stored_sizes
 from onnx_dfmpc.spec import CostTable
@@ -160,7 +162,7 @@ def test_a_size_is_used_up_and_never_exceeded(
 def test_what_cannot_be_met_is_refused_before_anything_is_predicted(
     digits_bn: Path, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("onnx_dfmpc.pipeline.measure", lambda *_, **__: pytest.fail("predicted"))
+    monkeypatch.setattr("onnx_dfmpc.pipeline.run.measure", lambda *_, **__: pytest.fail("predicted"))
     with pytest.raises(UnsupportedError, match="cannot be met"):
         plan(digits_bn, Recipe(**target))
 

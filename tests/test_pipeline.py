@@ -16,10 +16,12 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, checker, load, numpy_helper, parser
 
-from onnx_dfmpc import Recipe, apply, inspect, pipeline, plan, quantize, validate
+from onnx_dfmpc import Recipe, apply, inspect, plan, quantize, validate
 from onnx_dfmpc.errors import DfmpcError, ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.pipeline import QuantizeResult
+from onnx_dfmpc.pipeline import job, steps
+from onnx_dfmpc.pipeline import run as running
+from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.runtime.session import session_options
 from tests.conftest import ROOT
 
@@ -219,7 +221,7 @@ def test_everything_excluded_is_nothing_to_quantize():
 @pytest.mark.parametrize("knobs", [{"data": "no.npz"}, {"max_top1_drop": 0.1}, {"data": __file__}])
 def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]):
     for room in ("measure", "allocate", "solve"):
-        monkeypatch.setattr(pipeline, room, lambda *_, **__: pytest.fail("too late"))
+        monkeypatch.setattr(running, room, lambda *_, **__: pytest.fail("too late"))
     for run_it in (quantize, plan):
         with pytest.raises(RecipeError):
             run_it(chain(), recipe=Recipe(**knobs))
@@ -229,7 +231,7 @@ def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPat
 def test_an_existing_file_is_found_before_the_work_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(running, "solve", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(RecipeError, match="exists already"):
         quantize(chain(), tmp_path / "small.onnx", external_data=True)
@@ -240,7 +242,7 @@ def test_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = Recipe(**FAST)
     validated = quantize(chain(), None, recipe)
     for room in ("examine", "layer_sqnr"):
-        monkeypatch.setattr(pipeline, room, lambda *_, **__: pytest.fail("left out"))
+        monkeypatch.setattr(steps, room, lambda *_, **__: pytest.fail("left out"))
     result = quantize(chain(), tmp_path / "small.onnx", recipe, validated=False)
     assert (result.validation, result.layers[0].measured_sqnr_db) == (None, None)
     assert result.output == tmp_path / "small.onnx"
@@ -258,9 +260,9 @@ def test_the_range_of_the_inputs_is_inferred_only_where_it_is_needed(
     digits_bn: Path, digits_data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked = []
-    infer = pipeline.infer_range
+    infer = job.infer_range
     monkeypatch.setattr(
-        pipeline, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs)
+        job, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs)
     )
     quantize(digits_bn, None, Recipe(**PLAIN), validated=False)
     with_data = quantize(digits_bn, None, Recipe(**PLAIN, data=str(digits_data), samples=4))

@@ -29,7 +29,7 @@ from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.outline import Chart
 from onnx_dfmpc.report.run import run_outline
-from onnx_dfmpc.result import ComparisonResult, PlanResult
+from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult
 from onnx_dfmpc.spec import (
     Latency,
     LayerEffect,

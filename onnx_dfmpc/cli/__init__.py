@@ -21,7 +21,9 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from onnx_dfmpc import pipeline, report
+from onnx_dfmpc import report
+from onnx_dfmpc.comparison import compare_files
+from onnx_dfmpc.pipeline import run
 from onnx_dfmpc.cli.flags import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
 from onnx_dfmpc.evaluate.validation import ValidationReport, typed
@@ -157,13 +159,13 @@ def _report(args: argparse.Namespace, _: Callback | None) -> _Outcome:
 
 def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
     source = load(args.model)
-    matched = pipeline.inspect(source.proto)
+    matched = run.inspect(source.proto)
     return _Outcome(report.inspect_view(source, matched), document.inspect_document(source, matched))
 
 
 def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     recipe = recipe_of(args)
-    result = pipeline.plan_result(args.model, recipe, sweep=args.sweep, progress=callback)
+    result = run.plan_result(args.model, recipe, sweep=args.sweep, progress=callback)
     plain = _typed(args, plans.plan_result_document(result))
     files = _files((args.output, document.dumps(plain) + "\n"), (args.save_recipe, recipe.to_toml()))
     return _Outcome(report.plan_view(result, args.output, verbose=args.verbose), plain, files)
@@ -174,13 +176,13 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
         raise RecipeError("no output file", hint=f"{PROGRAM} quantize {args.model} -o OUT.onnx, or --dry-run")
     if args.plan is None:
         recipe = recipe_of(args)
-        result = pipeline.quantize(args.model, recipe=recipe, progress=callback)
+        result = run.quantize(args.model, recipe=recipe, progress=callback)
     else:
         plan = plans.load_plan(args.plan)
         recipe = planned_recipe_of(args, plan)
         if recipe.form != plan.form:
             plan = replace(plan, form=recipe.form, predicted_bytes=None)
-        result = pipeline.apply(args.model, plan, recipe, progress=callback)
+        result = run.apply(args.model, plan, recipe, progress=callback)
     failure = (
         None
         if result.validation is None
@@ -201,7 +203,7 @@ def _files(*wanted: tuple[str | None, str]) -> tuple[tuple[Path, str], ...]:
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
-    result = pipeline.compare_files(args.float_model, args.quantized_model, recipe_of(args), callback)
+    result = compare_files(args.float_model, args.quantized_model, recipe_of(args), callback)
     failure = _failure(result.validation, "more bits may help (--per-layer says where), or other gates")
     return _Outcome(
         report.comparison_view(result, verbose=args.verbose),

@@ -22,7 +22,7 @@ from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.model.opset import opset_of
-from onnx_dfmpc.result import ComparisonResult, QuantizeResult
+from onnx_dfmpc.pipeline.results import ComparisonResult, QuantizeResult
 from onnx_dfmpc.runtime.session import runtime_version
 from onnx_dfmpc.spec import (
     Chain,

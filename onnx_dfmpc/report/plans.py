@@ -24,7 +24,7 @@ from onnx_dfmpc.report.document import (
     skipped_rows,
     write_text,
 )
-from onnx_dfmpc.result import PlanResult
+from onnx_dfmpc.pipeline.results import PlanResult
 from onnx_dfmpc.spec import Grid, Layer, LayerPlan, QuantPlan, Role, Rounding, Skipped, StorageFormat
 
 __all__ = ["load_plan", "plan_document", "plan_result_document", "save_plan"]

@@ -1,0 +1,218 @@
+"""One model and what to do to it, checked before any work is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+
+from onnx import ModelProto
+
+from onnx_dfmpc.allocate.fixed import selected_layers
+from onnx_dfmpc.comparison import range_note
+from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.evaluate.compare import check_data
+from onnx_dfmpc.inputs.data import calibration_feeding, feeding_of
+from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import LoadedModel, load
+from onnx_dfmpc.recipe import Recipe, nearest_layer
+from onnx_dfmpc.sensitivity.table import (
+    Sizes,
+    size_table,
+)
+from onnx_dfmpc.spec import (
+    MatchReport,
+    Progress,
+    QuantPlan,
+    Skipped,
+    StorageFormat,
+)
+from onnx_dfmpc.statistics.input_range import infer_range
+from onnx_dfmpc.statistics.probe import Feeds
+
+Model = str | os.PathLike[str] | ModelProto
+Seconds = dict[str, float]
+"""Wall time by stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One model and what to do to it, checked, before any work is done.
+
+    Attributes
+    ----------
+    sizes : Sizes or None
+        Bytes of every layer at every width; None where the bits are fixed.
+    needs_statistics : bool
+        Whether prediction, rounding or repair ask for what the layers see.
+    feeds : list of mapping, or None
+        Inputs that the statistics are measured on; None where nothing needs them.
+    input_range : (float, float) or None
+        Of synthetic inputs: as given, else as the first layer suggests; None where nobody needs it.
+    notes : tuple of str
+        Remarks on the inputs.
+    """
+
+    source: LoadedModel
+    matched: MatchReport
+    recipe: Recipe
+    progress: Progress | None
+    sizes: Sizes | None
+    needs_statistics: bool
+    feeds: Feeds | None
+    input_range: tuple[float, float] | None
+    notes: tuple[str, ...]
+
+    @property
+    def planned(self) -> tuple[str, ...]:
+        """Layers that the recipe wants quantized, by name."""
+        return tuple(layer.name for layer in selected_layers(self.matched, self.recipe)[0])
+
+
+def prepare(
+    model: Model,
+    recipe: Recipe,
+    progress: Progress | None,
+    seconds: Seconds,
+    *,
+    plan: QuantPlan | None = None,
+    statistics: bool,
+    validated: bool,
+) -> Job:
+    """Load, match, and check data, gates and budget; infer the range of synthetic inputs where any are
+    needed.
+    """
+    with timed(seconds, "load"):
+        source = load(model)
+    with timed(seconds, "match"):
+        matched = match(source.proto)
+    if plan is None:
+        _require_layers(source, matched.layers, matched.skipped)
+        _require_layers(source, *selected_layers(matched, recipe))
+    else:
+        _require_fit(plan, source, matched)
+        _require_layers(source, plan.layers, plan.skipped)
+    if recipe.data or recipe.labels or recipe.gates or recipe.shapes or recipe.providers:
+        check_data(source.proto, feeding_of(recipe), gates=recipe.gates, providers=recipe.providers)
+    sizes = None
+    if plan is None and not is_fixed(recipe):
+        with timed(seconds, "predict"):
+            layers = [layer.name for layer in selected_layers(matched, recipe)[0]]
+            sizes = size_table(
+                source.proto, matched, recipe, metadata_of(source, recipe, recipe.form, layers)
+            )
+    with timed(seconds, "measure"):
+        job = Job(source, matched, recipe, progress, sizes, statistics, None, recipe.input_range, ())
+        return _with_inputs(job, validation=validated and recipe.data is None)
+
+
+def is_fixed(recipe: Recipe) -> bool:
+    """Whether the recipe gives the bits itself, so that nothing has to be predicted."""
+    return recipe.kind in ("pairs", "bits")
+
+
+def needs_statistics(recipe: Recipe, plan: QuantPlan | None = None) -> bool:
+    """Whether prediction, rounding or repair ask for what the layers see."""
+    if recipe.compensate or recipe.bias_correction:
+        return True
+    if plan is None:
+        rounding = recipe.rounding or ("nearest" if recipe.method == "paper" else "covariance")
+        return rounding == "covariance" or not is_fixed(recipe)
+    return any(layer.rounding == "covariance" for layer in plan.layers)
+
+
+def _with_inputs(job: Job, *, validation: bool) -> Job:
+    """Job with the inputs that its statistics are measured on, and the range of synthetic ones."""
+    recipe, proto = job.recipe, job.source.proto
+    wanted = job.needs_statistics
+    if wanted and recipe.calibration_data is not None:
+        real = real_feeds(proto, calibration_feeding(recipe))
+        job = replace(job, feeds=real)
+        wanted = False
+    if not (wanted or validation):
+        return job
+    specs = model_inputs(proto, dict(recipe.shapes))
+    inferred = (
+        infer_range(proto, job.matched.layers, specs, seed=recipe.seed)
+        if recipe.input_range is None
+        else None
+    )
+    span = recipe.input_range or inferred
+    feeds = job.feeds
+    if wanted and recipe.statistics != "analytic":
+        feeds = synthetic_feeds(specs, seed=recipe.seed, input_range=span)
+    return replace(job, feeds=feeds, input_range=span, notes=range_note(inferred))
+
+
+def _require_layers(source: LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:
+    if layers:
+        return
+    if not skipped:
+        reason = "it has no Conv, ConvTranspose, Gemm or MatMul"
+    else:
+        (reason, count), *others = Counter(node.reason for node in skipped).most_common()
+        nodes = f"{count} node{'s' if count > 1 else ''}"
+        rest = sum(number for _, number in others)
+        reason += f" ({nodes}; {rest} more for other reasons)" if rest else f" ({nodes})"
+    raise UnsupportedError(
+        f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found"
+    )
+
+
+def _require_fit(plan: QuantPlan, source: LoadedModel, matched: MatchReport) -> None:
+    """Refuse a plan that is for another model, or that does not have every layer once."""
+    if plan.model_sha256 != source.sha256:
+        raise RecipeError(
+            f"the plan is for another model than {source.label}", hint="make it again with: onnx-dfmpc plan"
+        )
+    names = [layer.name for layer in matched.layers]
+    planned = Counter([layer.name for layer in plan.layers] + [skipped.name for skipped in plan.skipped])
+    reasons = {skipped.name: skipped.reason for skipped in matched.skipped}
+    for layer in plan.layers:
+        if layer.name in reasons:
+            raise RecipeError(
+                f"plan: {layer.name!r} cannot be quantized: {reasons[layer.name]}",
+                hint="leave it under skipped",
+            )
+    for name, times in planned.items():
+        if name not in names and name not in reasons:
+            raise RecipeError(f"plan: no layer is named {name!r}", hint=nearest_layer(name, matched))
+        if times > 1:
+            raise RecipeError(f"plan: {name!r} is there {times} times", hint="keep it once")
+    for name in names:
+        if name not in planned:
+            hint = "list it under layers with its bits, or under skipped to keep it float"
+            raise RecipeError(f"plan: layer {name!r} is missing", hint=hint)
+
+
+def metadata_of(
+    source: LoadedModel,
+    recipe: Recipe,
+    form: StorageFormat,
+    names: Sequence[str],
+    bits: Mapping[str, int] | None = None,
+) -> dict[str, str]:
+    """What goes into the file's metadata. Before the bits are known, any digit takes as many bytes."""
+    settings = json.dumps(recipe.to_dict() | asdict(form), sort_keys=True)
+    return {
+        "version": version("onnx-dfmpc"),
+        "recipe_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "input_sha256": source.sha256,
+        "bits": json.dumps(bits or dict.fromkeys(names, 8), separators=(",", ":")),
+    }
+
+
+@contextmanager
+def timed(seconds: Seconds, stage: str) -> Iterator[None]:
+    """Add the wall time of a block to its stage."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

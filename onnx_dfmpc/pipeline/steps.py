@@ -1,0 +1,281 @@
+"""The steps between a job and its result; the order in which they run is in `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from onnx import ModelProto
+
+from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
+from onnx_dfmpc.allocate.fixed import allocate_fixed
+from onnx_dfmpc.comparison import Findings, examine
+from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.evaluate import evidence
+from onnx_dfmpc.evaluate.layers import layer_sqnr
+from onnx_dfmpc.evaluate.validation import ValidationReport
+from onnx_dfmpc.inputs.data import Feeding, calibration_feeding, feeding_of, samples_of
+from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.samples import Samples
+from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.pipeline.job import Job, Seconds, metadata_of, timed
+from onnx_dfmpc.pipeline.results import QuantizeResult
+from onnx_dfmpc.rewrite.apply import Rewritten
+from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
+from onnx_dfmpc.sensitivity.table import (
+    predict,
+    size_table,
+    with_sizes,
+)
+from onnx_dfmpc.solve import weight_noise
+from onnx_dfmpc.spec import (
+    CostTable,
+    Latency,
+    LayerEffect,
+    LayerReport,
+    LayerStatistics,
+    MatchReport,
+    QuantizedLayer,
+    QuantPlan,
+    StorageFormat,
+    SweepPoint,
+    WeightHistogram,
+)
+from onnx_dfmpc.statistics.closed_form import closed_form
+from onnx_dfmpc.statistics.probe import Feeds, probe
+
+LAYER_SAMPLES = 8
+"""Inputs on which every layer's output is compared."""
+
+SHOWN_LAYERS = 9
+"""Layers whose weights a report shows as histograms."""
+
+FRONTIER = 16
+"""Budgets that a report compares with the one that was asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Statistics of the layers in the float network, empty where nothing needs them, and remarks."""
+
+    layers: Mapping[str, LayerStatistics]
+    notes: tuple[str, ...] = ()
+
+
+def measure(job: Job, names: Sequence[str], seconds: Seconds) -> Measured:
+    """Statistics of what every layer sees in the float network: once, for prediction and rounding alike."""
+    if not job.needs_statistics:
+        return Measured({})
+    recipe, proto, layers = job.recipe, job.source.proto, job.matched.layers
+    with timed(seconds, "measure"):
+        if recipe.statistics == "analytic":
+            return Measured(_closed_form(job))
+        assert job.feeds is not None
+        repairs = recipe.method == "dfmpc" and (recipe.compensate or recipe.bias_correction)
+        try:
+            found = probe(
+                proto,
+                layers,
+                names,
+                job.feeds,
+                source="probe" if recipe.calibration_data is None else "calibration",
+                seed=recipe.seed,
+                with_outputs=repairs,
+                progress=job.progress,
+            )
+        except ModelError as error:
+            if recipe.calibration_data is not None or recipe.statistics == "probe":
+                raise
+            return Measured(
+                _closed_form(job), (f"statistics in closed form, since the model cannot be run: {error}",)
+            )
+        return Measured(found)
+
+
+def cost_table(
+    job: Job,
+    statistics: Measured,
+    seconds: Seconds,
+    plan: QuantPlan | None = None,
+    *,
+    everything: bool = False,
+) -> tuple[CostTable | None, tuple[str, ...]]:
+    """Cost table of what the recipe leaves open, or of a plan's bits; None where the bits are fixed."""
+    recipe, proto = job.recipe, job.source.proto
+    sizes = job.sizes
+    if sizes is None and plan is None and not everything:
+        return None, ()
+    with timed(seconds, "predict"):
+        if sizes is None or plan is not None:
+            metadata = metadata_of(job.source, recipe, recipe.form, job.planned)
+            sizes = size_table(proto, job.matched, recipe, metadata, plan)
+        source, feeds = _noise_inputs(job)
+        return predict(
+            proto,
+            job.matched,
+            sizes,
+            recipe,
+            statistics.layers,
+            feeds=feeds,
+            source=source,
+            progress=job.progress,
+        )
+
+
+def allocate(job: Job, costs: CostTable | None, seconds: Seconds) -> QuantPlan:
+    """Bits of every layer: as the recipe gives them, or as the costs make them worth their bytes."""
+    source, matched, recipe = job.source, job.matched, job.recipe
+    with timed(seconds, "allocate"):
+        if costs is None:
+            made = allocate_fixed(matched, recipe, source.sha256, weight_noise(source.proto))
+        else:
+            made = allocate_budget(matched, recipe, source.sha256, costs)
+            made = replace(made, source=costs.source)
+        made = replace(made, form=recipe.form)
+        made = made if costs is None else with_predicted_bytes(job, made)
+    name = "" if source.path is None else source.path.name
+    return replace(made, model_name=name, recipe=recipe.to_dict())
+
+
+def evaluate(
+    job: Job, quantized: ModelProto, solved: Sequence[QuantizedLayer], form: StorageFormat
+) -> tuple[Mapping[str, float | None], Findings]:
+    """Every layer's output on a few inputs, and the network's outputs on all."""
+    proto, recipe = job.source.proto, job.recipe
+    feeding = feeding_of(recipe) if recipe.data else replace(feeding_of(recipe), input_range=job.input_range)
+    ends = {layer.name: (layer.end, layer.end) for layer in job.matched.layers}
+    tensors = {done.name: ends[done.name] for done in solved}
+    measured = layer_sqnr(proto, quantized, tensors, _few_samples(proto, feeding))
+    return measured, examine(proto, quantized, job.matched, feeding, recipe, form=form, progress=job.progress)
+
+
+def finish(
+    job: Job,
+    plan: QuantPlan,
+    solved: Sequence[QuantizedLayer],
+    rewritten: Rewritten,
+    layer_noise: Mapping[str, float | None],
+    findings: tuple[ValidationReport | None, tuple[LayerEffect, ...], Latency | None],
+    frontier: tuple[SweepPoint, ...],
+    statistics: Measured,
+    seconds: Seconds,
+) -> QuantizeResult:
+    """The account of a run."""
+    table = ConstantTable(job.source.proto)
+    rows = tuple(_rows(job.matched, plan, solved, rewritten, layer_noise, table))
+    validation, per_layer, latency = findings
+    return QuantizeResult(
+        model=rewritten.proto,
+        source=job.source,
+        plan=plan,
+        recipe=job.recipe,
+        layers=rows,
+        chains=job.matched.chains,
+        skipped=plan.skipped,
+        size=rewritten.proto.ByteSize(),
+        notes=(*rewritten.notes, *job.notes, *statistics.notes),
+        seconds=seconds,
+        validation=validation,
+        per_layer=per_layer,
+        latency=latency,
+        sweep=frontier,
+        histograms=tuple(_histograms(job.matched, solved, rows, table)),
+    )
+
+
+def _closed_form(job: Job) -> dict[str, LayerStatistics]:
+    found = closed_form(job.source.proto, job.matched.layers, input_range=job.input_range)
+    return {name: LayerStatistics(seen) for name, seen in found.items()}
+
+
+def _noise_inputs(job: Job) -> tuple[str, Feeds | None]:
+    """What to call the prediction, and the inputs to measure it on."""
+    recipe, proto = job.recipe, job.source.proto
+    kind = recipe.cost
+    if kind == "auto":
+        kind = "probe" if recipe.calibration_data is None else "measured"
+    if kind == "bn":
+        return kind, None
+    if kind == "probe":
+        shapes = dict(recipe.shapes)
+        return kind, probe_feeds(proto, seed=recipe.seed, input_range=job.input_range, shapes=shapes)
+    return kind, data_feeds(
+        proto, calibration_feeding(recipe) if recipe.calibration_data else feeding_of(recipe)
+    )
+
+
+def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
+    """Plan with the bytes that its bits will take."""
+    names = [layer.name for layer in plan.layers]
+    bits = {layer.name: layer.bits for layer in plan.layers}
+    metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
+    return with_sizes(plan, job.source.proto, job.matched, job.recipe, metadata)
+
+
+def frontier_of(job: Job, costs: CostTable) -> tuple[SweepPoint, ...]:
+    """What other budgets would buy, as predicted."""
+    allowed = budgets(job.matched, job.recipe, costs, FRONTIER)
+    plans = sweep(job.matched, job.recipe, job.source.sha256, costs, allowed)
+    return tuple(sweep_point(job, budget, made) for budget, made in zip(allowed, plans, strict=True))
+
+
+def sweep_point(job: Job, budget: int, plan: QuantPlan | None) -> SweepPoint:
+    """What a budget buys, as predicted."""
+    if plan is None:
+        return SweepPoint(budget)
+    return SweepPoint(budget, plan.predicted_bytes, mean_bits(plan, job.matched), plan.predicted_sqnr_db)
+
+
+def _few_samples(proto: ModelProto, feeding: Feeding) -> Samples:
+    """Inputs for comparing every layer, one at a time: all the activations of a run are in memory at once."""
+    specs = with_shapes(model_inputs(proto), feeding.shapes)
+    found = samples_of(specs, replace(feeding, samples=LAYER_SAMPLES))
+    return found if fixed_batch(specs) else replace(found, batch=1)
+
+
+def _rows(
+    matched: MatchReport,
+    plan: QuantPlan,
+    solved: Sequence[QuantizedLayer],
+    rewritten: Rewritten,
+    layer_noise: Mapping[str, float | None],
+    table: ConstantTable,
+) -> Iterator[LayerReport]:
+    """What a report says about each layer."""
+    layers = {layer.name: layer for layer in matched.layers}
+    for done in solved:
+        layer, planned, stored = layers[done.name], plan[done.name], rewritten.layers[done.name]
+        gain = np.ones(1) if done.gain is None else done.gain
+        yield LayerReport(
+            name=layer.name,
+            op=layer.op_type,
+            shape=layer.shape,
+            role=planned.role,
+            bits=planned.bits,
+            storage=stored.storage,
+            bytes=stored.bytes,
+            source=done.source,
+            gain_min=float(gain.min()),
+            gain_max=float(gain.max()),
+            predicted_sqnr_db=done.predicted_sqnr_db,
+            measured_sqnr_db=layer_noise.get(done.name),
+            reason=planned.reason,
+            notes=(*layer.notes, *done.notes, *stored.notes),
+        )
+
+
+def _histograms(
+    matched: MatchReport,
+    solved: Sequence[QuantizedLayer],
+    rows: Sequence[LayerReport],
+    table: ConstantTable,
+) -> Iterator[WeightHistogram]:
+    layers = {layer.name: layer for layer in matched.layers}
+    sqnr = [row.predicted_sqnr_db if row.measured_sqnr_db is None else row.measured_sqnr_db for row in rows]
+    for position in evidence.most_changed(sqnr, SHOWN_LAYERS):
+        done = solved[position]
+        layer = layers[done.name]
+        weight = table[layer.weight].astype(np.float32)
+        yield evidence.histogram(layer.name, weight, done.weight.dequantize(), layer.axis)
