@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx_dfmpc.allocate import candidate_widths, cheapest, require_affordable
 from onnx_dfmpc.inputs.data import calibration_feeding, feeding_of
 from onnx_dfmpc.layerwise import Progress, Range, provider
+from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.recipe import Recipe, limits
 from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
@@ -72,7 +73,7 @@ def cost_table(
     )
     rows = [row for row, layer in enumerate(report.layers) if layer.name in planned]
     names = tuple(report.layers[row].name for row in rows)
-    grid: Grid = "asymmetric" if recipe.method == "dfmpc" else "symmetric"
+    grid = METHODS[recipe.method].grid(8)
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, report, widths, recipe.form, grid=grid)[rows]
     base = base_size(

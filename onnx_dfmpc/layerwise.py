@@ -12,10 +12,11 @@ from onnx_dfmpc.inputs.data import calibration_feeding
 from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 from onnx_dfmpc.linalg.matrices import rescaled
+from onnx_dfmpc.methods import METHODS, Repair, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.solve import correct, finish, finish_paper, relative_noise, round_layer
+from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import InputStatistics, Layer, MatchReport, QuantizedLayer, QuantPlan
 from onnx_dfmpc.spec.ops import along_inputs, taps
 from onnx_dfmpc.statistics.probe import Probe
@@ -53,6 +54,8 @@ def solve_layers(
     table = ConstantTable(source.proto)
     plans = {layer.name: layer for layer in plan.layers}
     carriers = _carriers(report, plan, recipe)
+    method = METHODS[recipe.method]
+    switches = Repair(recipe.compensate, recipe.bias_correction, recipe.lambda1, recipe.lambda2)
     factors: dict[str, NDArray[np.floating]] = {}
     solved = []
     asks = _asks(plan, recipe)
@@ -72,16 +75,15 @@ def solve_layers(
             weight = weight * along_inputs(factors[layer.name], layer)
             known = _divided(known, factors[layer.name], layer)
         rounded = round_layer(layer, plans[layer.name], weight, known)
-        if recipe.method == "paper":
-            done, taken_over = finish_paper(rounded, recipe, bias, to_consumers=layer.name in carriers)
-            if taken_over is not None:
-                factors |= dict.fromkeys(carriers[layer.name], taken_over)
+        outputs = known_by.respond(layer, rounded.weight()) if method.uses_outputs else None
+        repaired = method.repair(rounded, switches, outputs, bias, layer.name in carriers)
+        if repaired.input_factors is not None:
+            factors |= dict.fromkeys(carriers[layer.name], repaired.input_factors)
+        if repaired.correction is None:
             known_by.skip(layer)
         else:
-            correction = correct(rounded, recipe, known_by.respond(layer, rounded.weight()))
-            known_by.commit(layer, correction.gain, correction.shift)
-            done = finish(rounded, correction, recipe, bias)
-        solved.append(done)
+            known_by.commit(layer, repaired.correction.gain, repaired.correction.shift)
+        solved.append(repaired.quantized)
         if progress is not None:
             progress("quantize", len(solved), len(plans))
     return solved
@@ -123,13 +125,13 @@ def _asks(plan: QuantPlan, recipe: Recipe) -> bool:
     return (
         recipe.compensate
         or recipe.bias_correction
-        or any(layer.rounding == "covariance" for layer in plan.layers)
+        or any(ROUNDINGS[layer.rounding].needs_statistics for layer in plan.layers)
     )
 
 
 def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:
     """Consumers of every low layer whose coefficients they can take over."""
-    if recipe.absorb != "consumer" or recipe.method != "paper":
+    if recipe.absorb != "consumer" or not METHODS[recipe.method].absorbs:
         return {}
     planned = {layer.name: layer for layer in plan.layers}
     return {

@@ -21,6 +21,7 @@ from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.methods import Repair, correct, noise_share, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
@@ -31,7 +32,6 @@ from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
 from onnx_dfmpc.sensitivity.outputs import OutputNoise, relative, scores
 from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
 from onnx_dfmpc.sensitivity.table import predict, spread
-from onnx_dfmpc.solve import correct, noise_share, relative_noise, round_layer
 from onnx_dfmpc.spec import InputStatistics, LayerPlan
 from onnx_dfmpc.spec.ops import taps, to_rows
 from onnx_dfmpc.statistics.probe import Probe
@@ -81,7 +81,7 @@ def test_the_sketch_is_close_to_the_rounding_that_the_layer_will_get(method):
         paper = recipe.method == "paper"
         grid = "asymmetric" if not paper else "ternary" if width == 2 else "symmetric"
         plan = LayerPlan(
-            "conv", width, "inner", grid, recipe.rounding or ("nearest" if paper else "covariance"), not paper
+            "conv", width, "inner", grid, recipe.rounding or ("nearest" if paper else "gptq"), not paper
         )
         rounded = round_layer(one, plan, weight, known)
         response = rounded.response
@@ -93,7 +93,7 @@ def test_the_sketch_is_close_to_the_rounding_that_the_layer_will_get(method):
                 regularize(known.covariance, 9, known.samples),
             )
         full = noise_share(
-            response.scaled(correct(replace(rounded, response=response), recipe, None).gain), one
+            response.scaled(correct(replace(rounded, response=response), Repair(), None).gain), one
         )
         assert full is not None
         assert abs(10 * np.log10(candidate.noise / full)) < 2.5  # dB, of the 6 that a bit is worth

@@ -1,0 +1,331 @@
+"""Methods: the grid of a layer, the rounding of its weight, and the repair of its output (NumPy; no graph, no
+files).
+
+Two steps, so that the layer can be run between them: `round_layer` chooses the codes, then ``Method.repair``
+makes up for what the rounding did and gives the numbers to store. A new method is one more entry of `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_dfmpc.compensate import (
+    Response,
+    affine,
+    balanced_gain,
+    coefficients,
+    mean_shift,
+    reestimate,
+    respond,
+    signal_gain,
+)
+from onnx_dfmpc.linalg.matrices import Covariance, Diagonal
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize
+from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
+from onnx_dfmpc.rounding.rounding import ROUNDINGS, quantize_rows
+from onnx_dfmpc.spec import (
+    Array,
+    BatchNorm,
+    Grid,
+    InputStatistics,
+    Layer,
+    LayerPlan,
+    Outputs,
+    QuantizedLayer,
+    QuantizedWeight,
+)
+from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
+
+Bias = NDArray[np.floating] | None
+
+NOISE_FLOOR = 1e-15
+"""Noise below this share of the signal is the arithmetic's, not the grid's: 150 dB."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What to repair: the gain of a layer's output, its mean; the weights of the paper's objective."""
+
+    gain: bool = True
+    mean: bool = True
+    lambda1: float = 0.5
+    lambda2: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A layer whose codes are chosen and whose repair is still to come.
+
+    ``rows`` (g, r, n) are its float weight; ``response`` is that of float and quantized rows to the input of the
+    float network.
+    """
+
+    layer: Layer
+    plan: LayerPlan
+    rows: Array
+    codes: Codes
+    response: Response
+    statistics: InputStatistics
+
+    def weight(self) -> NDArray[np.float32]:
+        """Quantized weight in the layout of the file, before any repair."""
+        return from_rows(dequantize(self.codes).astype(np.float32), self.layer)
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """Output of a repaired layer: ``gain * Wq x + bias - shift``, arrays of shape (channels,)."""
+
+    gain: Array
+    shift: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """The numbers to store, and what others have to know of them.
+
+    ``correction`` is for a network that is run as quantized so far, None where the method runs none.
+    ``input_factors`` (channels,) are for the input channels of the layer's consumers to take over, if any.
+    """
+
+    quantized: QuantizedLayer
+    correction: Correction | None = None
+    input_factors: Array | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize layers.
+
+    Attributes
+    ----------
+    grid : callable
+        Bits to the kind of grid.
+    per_channel : bool
+        One grid per output channel, or one for the tensor.
+    rounding : str
+        Name in `ROUNDINGS`, where the recipe has none of its own.
+    repair : callable
+        ``(rounded, switches, outputs, bias, to_consumers) -> Repaired``. ``outputs`` are None where they were not
+        measured; ``to_consumers`` leaves factors to the consumers of the layer.
+    corrects : callable
+        ``(gain, mean)``, the switches of a `Repair`, to the parameters of batch norm that change. Where there are
+        any, a layer without batch norm gets a new bias.
+    uses_outputs : bool
+        Whether the repair uses outputs of the network quantized so far, which then has to be run.
+    absorbs : bool
+        Whether consumers can take factors over.
+    pairs : bool
+        Whether a recipe without bits means pairs of a low and a high layer.
+    low_first : bool
+        Whether the first layer of a pair is always the low one.
+    """
+
+    grid: Callable[[int], Grid]
+    per_channel: bool
+    rounding: str
+    repair: Callable[[Rounded, Repair, Outputs | None, Bias, bool], Repaired]
+    corrects: Callable[[bool, bool], tuple[str, ...]]
+    uses_outputs: bool = False
+    absorbs: bool = False
+    pairs: bool = False
+    low_first: bool = False
+
+
+# From a weight to codes
+
+
+def grid_spec(layer: Layer, plan: LayerPlan) -> GridSpec:
+    """Grid of a layer, as far as it is planned."""
+    return GridSpec(plan.grid, plan.bits, plan.per_channel and not shares_grid(layer))
+
+
+def round_layer(
+    layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], statistics: InputStatistics
+) -> Rounded:
+    """Choose the codes of a layer's weight, shape ``layer.shape``."""
+    rows = to_rows(weight.astype(np.float32), layer)
+    needs_statistics = ROUNDINGS[plan.rounding].needs_statistics
+    covariance = rounding_covariance(layer, statistics) if needs_statistics else None
+    codes = quantize_rows(
+        rows, grid_spec(layer, plan), plan.rounding, taps=taps(layer), covariance=covariance
+    )
+    response = respond(rows, dequantize(codes), statistics.mean, statistics.covariance)
+    return Rounded(layer, plan, rows, codes, response, statistics)
+
+
+def rounding_covariance(layer: Layer, statistics: InputStatistics) -> Covariance:
+    """What rounding fits to: the covariance as far as it can be trusted, and what is not known of the mean."""
+    trusted = regularize(statistics.covariance, taps(layer), statistics.samples)
+    return with_mean_uncertainty(trusted, statistics.mean, taps(layer))
+
+
+# The default method
+
+
+def correct(rounded: Rounded, switches: Repair, outputs: Outputs | None) -> Correction:
+    """Gain and shift of the default method.
+
+    ``outputs`` of the layer in both networks include what the layers before it did, which the statistics of its
+    float input do not.
+    """
+    gain: Array = np.ones(rounded.layer.channels)
+    if switches.gain and not shares_grid(rounded.layer):
+        gain = signal_gain(rounded.response)
+        if outputs is not None:
+            gain = balanced_gain(gain, outputs.variance, outputs.quantized_variance)
+    if not switches.mean:
+        return Correction(gain, np.zeros_like(gain))
+    if outputs is not None:
+        return Correction(gain, gain * outputs.quantized_mean - outputs.mean)
+    stored = dequantize(_with_gain(rounded.codes, gain))
+    return Correction(gain, mean_shift(rounded.rows, stored, rounded.statistics.mean))
+
+
+def _repair_default(
+    rounded: Rounded, switches: Repair, outputs: Outputs | None, bias: Bias, to_consumers: bool
+) -> Repaired:
+    """The gain in the scale, the shift in the batch norm's mean or in the bias."""
+    layer, correction = rounded.layer, correct(rounded, switches, outputs)
+    norm, new_bias = None, None
+    if switches.mean and layer.batch_norm is not None:
+        norm = replace(layer.batch_norm, mean=layer.batch_norm.mean + correction.shift)
+    elif switches.mean:
+        new_bias = (_bias_or_zeros(bias, layer) - correction.shift).astype(np.float32)
+    codes = _with_gain(rounded.codes, correction.gain)
+    return Repaired(_quantized_layer(rounded, codes, correction.gain, new_bias, norm), correction)
+
+
+# The method as published
+
+
+def _repair_paper(
+    rounded: Rounded, switches: Repair, outputs: Outputs | None, bias: Bias, to_consumers: bool
+) -> Repaired:
+    """Batch norm re-estimated, then c for the low layers, here or at the consumers."""
+    layer, response = rounded.layer, rounded.response
+    # One scale for all groups has no room for a factor per channel; a batch norm after it has.
+    repair_gain = switches.gain and not (layer.batch_norm is None and shares_grid(layer))
+    norm = layer.batch_norm or _identity_norm(rounded, _bias_or_zeros(bias, layer))
+    estimated = reestimate(norm, response)
+    norm_q = replace(
+        norm,
+        mean=estimated.mean if switches.mean else norm.mean,
+        var=estimated.var if repair_gain else norm.var,
+    )
+    c: Array = np.ones(layer.channels)
+    if repair_gain and rounded.plan.role == "low":
+        quantized = dequantize(rounded.codes)
+        c = coefficients(rounded.rows, quantized, norm, norm_q, switches.lambda1, switches.lambda2)
+    gain = c * norm.sigma / norm_q.sigma
+    here = np.ones_like(c) if to_consumers else c
+    codes, new_norm, new_bias = rounded.codes, None, None
+    if (repair_gain or switches.mean) and layer.batch_norm is not None:
+        new_norm = replace(norm_q, gamma=here * norm.gamma, beta=here * norm.beta)
+    elif repair_gain or switches.mean:
+        # Without batch norm its affine map goes where it can: the factor into the scale, the rest into the bias.
+        a, b = affine(norm_q)
+        codes, new_bias = _with_gain(codes, here * a), (here * b).astype(np.float32)
+    quantized_layer = _quantized_layer(rounded, codes, gain, new_bias, new_norm)
+    return Repaired(quantized_layer, input_factors=c if to_consumers else None)
+
+
+def _identity_norm(rounded: Rounded, bias: Array) -> BatchNorm:
+    """The batch norm that a folded layer, W x + bias, would have: it takes off mean and deviation and puts them
+    back.
+    """
+    rows, own = rounded.rows, rounded.response.own
+    mean = mean_shift(np.zeros_like(rows), rows, rounded.statistics.mean)
+    sigma = np.sqrt(np.where(own > 0, own, 1))
+    return BatchNorm("", "", gamma=sigma, beta=bias + mean, mean=mean, var=sigma**2, epsilon=0.0)
+
+
+METHODS: dict[str, Method] = {
+    "dfmpc": Method(
+        grid=lambda bits: "asymmetric",
+        per_channel=True,
+        rounding="gptq",
+        repair=_repair_default,
+        corrects=lambda gain, mean: ("mean",) if mean else (),
+        uses_outputs=True,
+    ),
+    "paper": Method(
+        grid=lambda bits: "ternary" if bits == 2 else "symmetric",
+        per_channel=False,
+        rounding="nearest",
+        repair=_repair_paper,
+        corrects=lambda gain, mean: ("gamma", "beta", "mean", "var") if gain else ("mean",) if mean else (),
+        absorbs=True,
+        pairs=True,
+        low_first=True,
+    ),
+}
+
+
+# The numbers to store
+
+
+def _quantized_layer(
+    rounded: Rounded, codes: Codes, gain: Array, bias: NDArray[np.float32] | None, norm: BatchNorm | None
+) -> QuantizedLayer:
+    layer = rounded.layer
+    share = noise_share(rounded.response.scaled(gain), layer)
+    sqnr_db = None if share is None else -10 * float(np.log10(share))
+    weight = _stored_weight(layer, rounded.plan, codes)
+    return QuantizedLayer(layer.name, weight, bias, norm, gain, sqnr_db, rounded.statistics.provider)
+
+
+def _stored_weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
+    """Codes in the layout of the file, per tensor where all channels share one grid."""
+    signed = codes.low < 0
+    # A gain per channel turns one grid for the tensor into one per channel.
+    single = shares_grid(layer) or (not plan.per_channel and bool((codes.scale == codes.scale[0, 0]).all()))
+    shape = () if single else (-1,)
+    take = (0, 0) if single else ...
+    scale = codes.scale.astype(np.float32)[take].reshape(shape)
+    zero_point = codes.zero_point[take].reshape(shape)
+    stored = from_rows(codes.codes, layer).astype(np.int8 if signed else np.uint8)
+    return QuantizedWeight(
+        codes=stored,
+        scale=scale,
+        zero_point=zero_point.astype(stored.dtype) if zero_point.any() else None,
+        bits=plan.bits,
+        signed=signed,
+        axis=None if single else layer.axis,
+    )
+
+
+def _bias_or_zeros(bias: Bias, layer: Layer) -> Array:
+    return np.zeros(layer.channels) if bias is None else bias.astype(np.float64)
+
+
+def _with_gain(codes: Codes, gain: Array) -> Codes:
+    """The same codes with scales multiplied by a gain per output channel."""
+    return replace(codes, scale=(codes.scale * gain.reshape(codes.scale.shape)).astype(np.float32))
+
+
+# Noise of one layer
+
+
+def noise_share(response: Response, layer: Layer) -> float | None:
+    """Noise of the layer's output relative to its signal; channels weigh as batch norm scales them. None without
+    signal.
+    """
+    norm = layer.batch_norm
+    weight = np.ones_like(response.own) if norm is None else (norm.gamma / norm.sigma) ** 2
+    signal, noise = float((weight * response.own).sum()), float((weight * response.noise).sum())
+    return max(noise / signal, NOISE_FLOOR) if signal > 0 else None
+
+
+def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
+    """`noise_share` of plain rounding for white inputs, to compare layers before anything is known of their
+    inputs.
+    """
+    rows = to_rows(weight.astype(np.float32), layer)
+    quantized = dequantize(quantize_rows(rows, GridSpec("asymmetric", bits), "nearest"))
+    white = np.ones((rows.shape[0], rows.shape[2]))
+    return noise_share(respond(rows, quantized, np.zeros_like(white), Diagonal(white)), layer) or 0.0
