@@ -34,9 +34,7 @@ from onnx_dfmpc.linalg.matrices import Covariance, through
 from onnx_dfmpc.spec import Array, BatchNorm
 
 MAX_GAIN = 4.0
-"""Bound of a gain and of its inverse: beyond it a channel is mostly rounding noise, and a gain would only amplify
-that.
-"""
+"""Bound of a gain and of its inverse: beyond it the channel is mostly noise, which it would amplify."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +94,8 @@ def balanced_gain(signal: Array, variance: Array, quantized_variance: Array) -> 
 
     ``variance`` and ``quantized_variance`` are those of the layer's output in the float and in the quantized
     network, before any gain. The signal gain makes up for this layer's noise only; the variance gain sigma /
-    sigmaq, with the quantized network's own sigmaq, counts the noise of all layers before it too. With the first
-    alone noise inflates a deep network, with the second alone it displaces the signal.
+    sigmaq, with the quantized network's own sigmaq, counts the noise of all layers before it too. With the
+    first alone noise inflates a deep network, with the second alone it displaces the signal.
     """
     alive = (variance > 0) & (quantized_variance > 0)
     ratio = np.where(alive, variance / np.where(alive, quantized_variance, 1), signal**2)

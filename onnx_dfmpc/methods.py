@@ -1,8 +1,7 @@
-"""Methods: the grid of a layer, the rounding of its weight, and the repair of its output (NumPy; no graph, no
-files).
+"""Methods: the grid of a layer, the rounding of its weight, the repair of its output (NumPy; no graph).
 
 Two steps, so that the layer can be run between them: `round_layer` chooses the codes, then ``Method.repair``
-makes up for what the rounding did and gives the numbers to store. A new method is one more entry of `METHODS`.
+makes up for what the rounding did and gives the numbers to store. A new method is one more of `METHODS`.
 """
 
 from __future__ import annotations
@@ -60,8 +59,7 @@ class Repair:
 class Rounded:
     """A layer whose codes are chosen and whose repair is still to come.
 
-    ``rows`` (g, r, n) are its float weight; ``response`` is that of float and quantized rows to the input of the
-    float network.
+    ``rows`` (g, r, n) are its float weight, ``response`` that of float and quantized rows to the float input.
     """
 
     layer: Layer
@@ -101,39 +99,21 @@ class Repaired:
 class Method:
     """A way to quantize layers.
 
-    Attributes
-    ----------
-    grid : callable
-        Bits to the kind of grid.
-    per_channel : bool
-        One grid per output channel, or one for the tensor.
-    rounding : str
-        Name in `ROUNDINGS`, where the recipe has none of its own.
-    repair : callable
-        ``(rounded, switches, outputs, bias, to_consumers) -> Repaired``. ``outputs`` are None where they were not
-        measured; ``to_consumers`` leaves factors to the consumers of the layer.
-    corrects : callable
-        ``(gain, mean)``, the switches of a `Repair`, to the parameters of batch norm that change. Where there are
-        any, a layer without batch norm gets a new bias.
-    uses_outputs : bool
-        Whether the repair uses outputs of the network quantized so far, which then has to be run.
-    absorbs : bool
-        Whether consumers can take factors over.
-    pairs : bool
-        Whether a recipe without bits means pairs of a low and a high layer.
-    low_first : bool
-        Whether the first layer of a pair is always the low one.
+    ``repair(rounded, switches, outputs, bias, to_consumers)``: ``outputs`` are None where they were not
+    measured; ``to_consumers`` leaves factors to the consumers of the layer.
+    ``corrects(gain, mean)``: by the switches of a `Repair`, the parameters of batch norm that change; where
+    there are any, a layer without batch norm gets a new bias.
     """
 
-    grid: Callable[[int], Grid]
-    per_channel: bool
-    rounding: str
+    grid: Callable[[int], Grid]  # by bits
+    per_channel: bool  # one grid per output channel, or one for the tensor
+    rounding: str  # of `ROUNDINGS`, where the recipe names none
     repair: Callable[[Rounded, Repair, Outputs | None, Bias, bool], Repaired]
     corrects: Callable[[bool, bool], tuple[str, ...]]
-    uses_outputs: bool = False
-    absorbs: bool = False
-    pairs: bool = False
-    low_first: bool = False
+    uses_outputs: bool = False  # the repair uses outputs of the network quantized so far, which has to be run
+    absorbs: bool = False  # consumers can take factors over
+    pairs: bool = False  # a recipe without bits means pairs of a low and a high layer
+    low_first: bool = False  # the first layer of a pair is always the low one
 
 
 # From a weight to codes
@@ -159,7 +139,7 @@ def round_layer(
 
 
 def rounding_covariance(layer: Layer, statistics: InputStatistics) -> Covariance:
-    """What rounding fits to: the covariance as far as it can be trusted, and what is not known of the mean."""
+    """What rounding fits to: the covariance as far as it can be trusted, and the uncertainty of the mean."""
     trusted = regularize(statistics.covariance, taps(layer), statistics.samples)
     return with_mean_uncertainty(trusted, statistics.mean, taps(layer))
 
@@ -170,7 +150,7 @@ def rounding_covariance(layer: Layer, statistics: InputStatistics) -> Covariance
 def correct(rounded: Rounded, switches: Repair, outputs: Outputs | None) -> Correction:
     """Gain and shift of the default method.
 
-    ``outputs`` of the layer in both networks include what the layers before it did, which the statistics of its
+    ``outputs`` of the layer in both networks include what the layers before it did; the statistics of its
     float input do not.
     """
     gain: Array = np.ones(rounded.layer.channels)
@@ -227,7 +207,7 @@ def _repair_paper(
     if (repair_gain or switches.mean) and layer.batch_norm is not None:
         new_norm = replace(norm_q, gamma=here * norm.gamma, beta=here * norm.beta)
     elif repair_gain or switches.mean:
-        # Without batch norm its affine map goes where it can: the factor into the scale, the rest into the bias.
+        # There is no batch norm to change: its factor goes into the scale, the rest into the bias.
         a, b = affine(norm_q)
         codes, new_bias = _with_gain(codes, here * a), (here * b).astype(np.float32)
     quantized_layer = _quantized_layer(rounded, codes, gain, new_bias, new_norm)
@@ -235,9 +215,7 @@ def _repair_paper(
 
 
 def _identity_norm(rounded: Rounded, bias: Array) -> BatchNorm:
-    """The batch norm that a folded layer, W x + bias, would have: it takes off mean and deviation and puts them
-    back.
-    """
+    """A batch norm for a folded layer, W x + bias: it takes off mean and deviation and puts them back."""
     rows, own = rounded.rows, rounded.response.own
     mean = mean_shift(np.zeros_like(rows), rows, rounded.statistics.mean)
     sigma = np.sqrt(np.where(own > 0, own, 1))
@@ -281,7 +259,7 @@ def _quantized_layer(
 
 def _stored_weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
     """Codes in the layout of the file, per tensor where all channels share one grid."""
-    signed = codes.low < 0
+    signed = codes.limits[0] < 0
     # A gain per channel turns one grid for the tensor into one per channel.
     single = shares_grid(layer) or (not plan.per_channel and bool((codes.scale == codes.scale[0, 0]).all()))
     shape = () if single else (-1,)
@@ -312,9 +290,7 @@ def _with_gain(codes: Codes, gain: Array) -> Codes:
 
 
 def noise_share(response: Response, layer: Layer) -> float | None:
-    """Noise of the layer's output relative to its signal; channels weigh as batch norm scales them. None without
-    signal.
-    """
+    """Noise of the output over its signal, channels as batch norm scales them; None without a signal."""
     norm = layer.batch_norm
     weight = np.ones_like(response.own) if norm is None else (norm.gamma / norm.sigma) ** 2
     signal, noise = float((weight * response.own).sum()), float((weight * response.noise).sum())
@@ -322,9 +298,7 @@ def noise_share(response: Response, layer: Layer) -> float | None:
 
 
 def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
-    """`noise_share` of plain rounding for white inputs, to compare layers before anything is known of their
-    inputs.
-    """
+    """`noise_share` of plain rounding for white inputs: compares layers when nothing is known of these."""
     rows = to_rows(weight.astype(np.float32), layer)
     quantized = dequantize(quantize_rows(rows, GridSpec("asymmetric", bits), "nearest"))
     white = np.ones((rows.shape[0], rows.shape[2]))

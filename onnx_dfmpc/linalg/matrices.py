@@ -5,7 +5,8 @@ covariance of the channels times one pattern of the kernel taps, is what such a 
 everything that rounding does with a matrix can be done factor by factor: (C (x) R) x = C X R', and the
 Cholesky factor of a product is the product of the Cholesky factors.
 
-`Dense` and `Kronecker` have the same methods. They stand for matrices M of shape (g, n, n), one for each group.
+`Dense` and `Kronecker` have the same methods; they stand for matrices M of shape (g, n, n), one for each
+group.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Dense:
 
     def cholesky(self) -> Dense:
         """Lower triangular L with L'L = M; LinAlgError if M is not positive definite."""
-        # The usual factor has KK' = M, and L = K' would be upper triangular. With both axes of M reversed, so is K':
-        # no inverse is needed, as it is where the factor of the inverse is used (L = the inverse of that, transposed).
+        # The usual factor has KK' = M, so that L = K' would be upper triangular. That of M with both axes
+        # reversed is lower triangular when reversed back. GPTQ gets the same L by way of the inverse of M.
         factor = cholesky(self.values[:, ::-1, ::-1])
         return Dense(np.ascontiguousarray(factor[:, ::-1, ::-1].transpose(0, 2, 1)))
 

@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 INNER = 256
-"""Longest inner dimension that is left to the BLAS. OpenBLAS cuts it in pieces of at least that many in float64."""
+"""Longest inner dimension that is left to the BLAS: `tests/test_pipeline.py` compares one and two threads."""
 
-PANEL = 128
-"""Columns that `cholesky` factors before it updates what is to their right. Speed alone; not studied."""
+PANEL = TILE = 128
+"""Columns that `cholesky` factors at a time, and rows of a tile of `gram`. Speed alone; not studied."""
 
 BASE = 32
 """Matrices of at most this size are LAPACK's, which uses one thread for them."""
-
-TILE = 128
-"""A product with its own transpose is made of tiles of this many rows, those on and above the diagonal."""
 
 
 def product(a: Array, b: Array) -> Array:
@@ -66,7 +63,7 @@ def gram(a: Array) -> Array:
 
 
 def cholesky(a: Array) -> Array:
-    """Lower Cholesky factors of symmetric matrices (g, n, n), float64; LinAlgError if one is not positive definite."""
+    """Lower Cholesky factors of matrices (g, n, n), float64; LinAlgError if one is not positive definite."""
     n = a.shape[1]
     lower = np.zeros(a.shape)
     for start in range(0, n, PANEL):

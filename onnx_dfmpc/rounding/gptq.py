@@ -1,13 +1,13 @@
-"""Rounding that makes the error of the output small, not that of the weights (after GPTQ, Frantar et al., arXiv
-2210.17323).
+"""Rounding that makes the error of the output small, not that of the weights (after GPTQ, Frantar et al.,
+arXiv 2210.17323).
 
-A row w that becomes wq = scale (codes - zero_point) moves its output by e'x, e = wq - w. Bias correction takes
-off the mean of that. With H the covariance of the inputs x, what is left to make small is
+A row w that becomes wq = scale (codes - zero_point) moves its output by e'x, e = wq - w. Bias correction
+takes off the mean of that. With H the covariance of the inputs x, what is left to make small is
 
     Var(e'x) = e' H e = |L e|^2        L'L = H, L lower triangular
 
-In units of the scale the error is d = e / scale = codes - (w / scale + zero_point), and the best code of weight
-j, the others given, is the nearest one to
+In units of the scale the error is d = e / scale = codes - (w / scale + zero_point), and the best code of
+weight j, the others given, is the nearest one to
 
     codes_j - (M d)_j        M has ones on its diagonal
 
@@ -24,7 +24,7 @@ code, and keeps the residual M d up to date. It is the whole of two methods:
   1. feedback on grids that cover several shares of a row's range; the one of the highest correlation stays
   2. with few levels, the zero point one step to either side, at that share
   3. the scale that minimises |L e| for these codes, in closed form
-  4. coordinate descent on the grid that was found
+  4. coordinate descent on that grid
 
 Rows are independent of each other, and so are groups. Weights are columns here, (g, n, r): one input of all
 rows is contiguous.
@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_dfmpc.linalg.matrices import Covariance, Matrix, matrix
-from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, Limits, min_max
 from onnx_dfmpc.spec import Array
 
 DAMPING = 0.01
@@ -50,15 +50,15 @@ bits it does not.
 """
 
 ZERO_POINT_STEPS = {2: (-1, 1), 3: (-1, 1)}
-"""Steps by which the zero point may move from where the range of the row puts it: with few levels, one more on
-the side of the many small weights may be worth more than the end of the other side.
+"""Steps by which the zero point may move from where the range of the row puts it: with few levels, one more
+on the side of the many small weights may be worth more than the end of the other side.
 """
 
 SWEEPS = 4
 """Most passes of coordinate descent."""
 
 SKETCH_RATIO = {2: 0.75, 3: 0.85, 4: 0.95}
-"""The share of the range for a `sketch`: one of those that the search tries, near the middle."""
+"""Share of the range of a row for a `sketch`: one of those that the search tries, near the middle."""
 
 MOST_WEIGHTS = 1 << 20
 """Weights times grids that are rounded at once. A pass keeps half a dozen float64 arrays of that size."""
@@ -74,7 +74,7 @@ def gptq(rows: Array, grid: GridSpec, covariance: Covariance) -> Codes:
     steps: tuple[int, ...] = ()
     if grid.kind == "asymmetric" and grid.per_channel:
         steps = ZERO_POINT_STEPS.get(grid.bits, ())
-    factor, unit_covariance = CholeskyFactor.of(covariance), matrix(covariance).unit_diagonal()
+    factor, unit = CholeskyFactor.of(covariance), matrix(covariance).unit_diagonal()
     widest, middle = (array.astype(np.float64) for array in min_max(rows, grid))
     codes, scale, zero_point = np.empty_like(rows), np.empty((g, r)), np.empty((g, r))
     # A grid for the whole tensor is chosen by all of its rows, so they have to be rounded together.
@@ -84,40 +84,34 @@ def gptq(rows: Array, grid: GridSpec, covariance: Covariance) -> Codes:
         weights = rows[:, part].transpose(0, 2, 1).astype(np.float64)
         responses = Responses.of(weights, factor)
         scales = np.multiply.outer(ratios, widest[:, part])
-        best = _try(weights, factor, responses, scales, middle[None, :, part], grid).best(grid.per_channel)
+        ranges = _try(responses, scales, middle[None, :, part], grid.limits)
+        best = _best(ranges, per_channel=grid.per_channel)
         if steps:
             moved = np.clip(np.add.outer(steps, best.zero_point[0]), *grid.limits)
-            others = _try(weights, factor, responses, best.scale, moved, grid)
-            best = best.and_also(others).best(grid.per_channel)
+            others = _try(responses, best.scale, moved, grid.limits)
+            best = _best(best, others, per_channel=grid.per_channel)
         scale[:, part] = best.scale[0]
         if grid.per_channel:
             scale[:, part] *= responses.best_scale(best.error[0])
         zero_point[:, part] = best.zero_point[0]
-        levels = descend(
-            weights,
-            unit_covariance,
-            best.codes[0],
-            scale[:, part],
-            zero_point[:, part],
-            *grid.limits,
-            sweeps=SWEEPS,
-        )
+        chosen = scale[:, part], zero_point[:, part], grid.limits
+        levels = descend(weights, unit, best.codes[0], *chosen, SWEEPS)
         codes[:, part] = levels.transpose(0, 2, 1)
-    return Codes(codes, scale, zero_point, *grid.limits)
+    return Codes(codes, scale, zero_point, grid.limits)
 
 
 def sketch(rows: Array, grids: Sequence[GridSpec], covariance: Covariance) -> list[Codes]:
     """Codes of rows (g, r, n) on each grid by one pass of error feedback, without a search.
 
-    About 1 dB noisier than `gptq`, much the same for every layer, and the covariance is factored once for all.
+    About 1 dB noisier than `gptq`, and much the same for every layer.
     """
     weights, factor = rows.transpose(0, 2, 1), CholeskyFactor.of(covariance)
     sketched = []
     for grid in grids:
         widest, zero_point = min_max(rows, grid)
         scale = SKETCH_RATIO.get(grid.bits, 1.0) * widest
-        levels, _ = feedback(weights, factor, scale, zero_point, *grid.limits)
-        sketched.append(Codes(levels.transpose(0, 2, 1), scale, zero_point, *grid.limits))
+        levels, _ = feedback(weights, factor, scale, zero_point, grid.limits)
+        sketched.append(Codes(levels.transpose(0, 2, 1), scale, zero_point, grid.limits))
     return sketched
 
 
@@ -142,11 +136,13 @@ class CholeskyFactor:
 
 @dataclass(frozen=True, eq=False)
 class Responses:
-    """Responses y = L w (g, n, r) of float weights, and their squared norms <w, w> (g, r).
+    """Float weights w and their responses y = L w, both (g, n, r), and squared norms <w, w> (g, r).
 
-    <u, v> = u' H v is the covariance of what the rows u and v put out.
+    <u, v> = u' H v is the covariance of the outputs of rows u and v.
     """
 
+    weights: Array
+    factor: CholeskyFactor
     values: Array
     norm: Array
 
@@ -154,7 +150,7 @@ class Responses:
     def of(cls, weights: Array, factor: CholeskyFactor) -> Responses:
         """Responses of weights (g, n, r)."""
         values = factor.times(weights)
-        return cls(values, _inner(values, values))
+        return cls(weights, factor, values, _inner(values, values))
 
     def products(self, error: Array) -> tuple[Array, Array]:
         """<w, wq> and <wq, wq>, each of shape (g, r), for an error L (wq - w) of shape (g, n, r)."""
@@ -186,7 +182,7 @@ def _inner(a: Array, b: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Trials:
-    """Rows rounded on t grids: codes and error L e (t, g, n, r); scale, zero point, squared correlation (t, g, r)."""
+    """Codes and error L e (t, g, n, r) of t grids: scale, zero point and squared correlation (t, g, r)."""
 
     codes: Array
     error: Array
@@ -194,90 +190,66 @@ class _Trials:
     zero_point: Array
     correlation: Array
 
-    def best(self, per_channel: bool) -> _Trials:
-        """The trial (t = 1) that suits each row best, or all rows on average; the first one of equals."""
-        score = self.correlation
-        if not per_channel:
-            score = np.broadcast_to(score.mean(axis=(1, 2), keepdims=True), score.shape)
-        choice = score.argmax(axis=0)[None]
-        of_rows = choice[:, :, None]
-        return _Trials(
-            np.take_along_axis(self.codes, of_rows, 0),
-            np.take_along_axis(self.error, of_rows, 0),
-            np.take_along_axis(self.scale, choice, 0),
-            np.take_along_axis(self.zero_point, choice, 0),
-            np.take_along_axis(self.correlation, choice, 0),
-        )
 
-    def and_also(self, others: _Trials) -> _Trials:
-        """These trials, then others."""
-        return _Trials(
-            np.concatenate((self.codes, others.codes)),
-            np.concatenate((self.error, others.error)),
-            np.concatenate((self.scale, others.scale)),
-            np.concatenate((self.zero_point, others.zero_point)),
-            np.concatenate((self.correlation, others.correlation)),
-        )
+def _best(*trials: _Trials, per_channel: bool) -> _Trials:
+    """The trial (t = 1) that suits each row best, or all rows on average; the first one of equals."""
+    score = np.concatenate([some.correlation for some in trials])
+    if not per_channel:
+        score = np.broadcast_to(score.mean(axis=(1, 2), keepdims=True), score.shape)
+    choice = score.argmax(axis=0)[None]
+
+    def select(arrays: list[Array]) -> Array:
+        together = np.concatenate(arrays)
+        return np.take_along_axis(together, choice[:, :, None] if together.ndim == 4 else choice, 0)
+
+    return _Trials(
+        select([some.codes for some in trials]),
+        select([some.error for some in trials]),
+        select([some.scale for some in trials]),
+        select([some.zero_point for some in trials]),
+        select([some.correlation for some in trials]),
+    )
 
 
-def _try(
-    weights: Array,
-    factor: CholeskyFactor,
-    responses: Responses,
-    scale: Array,
-    zero_point: Array,
-    grid: GridSpec,
-) -> _Trials:
-    """Error feedback of weights (g, n, r) on the grids of scales and zero points (t, g, r)."""
+def _try(responses: Responses, scale: Array, zero_point: Array, limits: Limits) -> _Trials:
+    """Error feedback on the grids of scales and zero points (t, g, r)."""
     scale, zero_point = np.broadcast_arrays(scale, zero_point)
     trials = len(scale)
-    # As t r rows in one sweep: its cost is that of its Python loop over inputs until there are many rows.
-    codes, error = feedback(
-        np.tile(weights, trials),
-        factor,
-        np.concatenate(scale, axis=1),
-        np.concatenate(zero_point, axis=1),
-        *grid.limits,
-    )
+    # As t r rows in one sweep: until there are many rows, its time is that of the Python loop over inputs.
+    weights = np.tile(responses.weights, trials)
+    grids = np.concatenate(scale, axis=1), np.concatenate(zero_point, axis=1)
+    codes, error = feedback(weights, responses.factor, *grids, limits)
     errors = np.stack(np.split(error, trials, axis=2))
     correlation = np.stack([responses.correlation(one) for one in errors])
     return _Trials(np.stack(np.split(codes, trials, axis=2)), errors, scale, zero_point, correlation)
 
 
 def feedback(
-    weights: Array, factor: CholeskyFactor, scale: Array, zero_point: Array, low: int, high: int
+    weights: Array, factor: CholeskyFactor, scale: Array, zero_point: Array, limits: Limits
 ) -> tuple[Array, Array]:
-    """Error feedback for weights (g, n, r) on grids (g, r): codes and the error of the response L e, (g, n, r)."""
+    """Error feedback of weights (g, n, r) on grids (g, r): codes, and the error L e of the responses."""
     codes = (weights / scale[:, None] + zero_point[:, None]).astype(np.float64)
     residual = np.zeros_like(codes)  # of M d: nothing has been rounded yet
-    sweep(factor.unit, codes, residual, low, high, forward_only=True)
+    sweep(factor.unit, codes, residual, limits, forward_only=True)
     residual *= factor.diagonal[..., None] * scale[:, None]
     return codes, residual
 
 
 def descend(
-    weights: Array,
-    unit_covariance: Matrix,
-    codes: Array,
-    scale: Array,
-    zero_point: Array,
-    low: int,
-    high: int,
-    *,
-    sweeps: int,
+    weights: Array, unit: Matrix, codes: Array, scale: Array, zero_point: Array, limits: Limits, sweeps: int
 ) -> Array:
-    """Coordinate descent of e'He from codes (g, n, r), for at most that many sweeps: codes (g, n, r)."""
-    every = slice(0, unit_covariance.inputs)
+    """Coordinate descent of e'He from codes (g, n, r), until a sweep moves nothing or ``sweeps`` are done."""
+    every = slice(0, unit.inputs)
     codes = codes.astype(np.float64)
-    residual = unit_covariance.part(every, every, codes - (weights / scale[:, None] + zero_point[:, None]))
+    residual = unit.part(every, every, codes - (weights / scale[:, None] + zero_point[:, None]))
     for sweeps_left in reversed(range(sweeps)):
-        if not sweep(unit_covariance, codes, residual, low, high, forward_only=sweeps_left == 0):
+        if not sweep(unit, codes, residual, limits, forward_only=sweeps_left == 0):
             break
     return codes
 
 
 def sweep(
-    unit: Matrix, values: Array, residual: Array, low: int, high: int, *, forward_only: bool = False
+    unit: Matrix, values: Array, residual: Array, limits: Limits, *, forward_only: bool = False
 ) -> bool:
     """Move each weight in turn to its best code given the others, in place; whether any moved.
 
@@ -286,7 +258,7 @@ def sweep(
     still to come: all that a lower triangular M has, and all that the last sweep needs.
     """
     steps = np.empty_like(values)
-    return _sweep_part(unit, values, residual, steps, low, high, slice(0, unit.inputs), forward_only)
+    return _sweep_part(unit, values, residual, steps, limits, slice(0, unit.inputs), forward_only)
 
 
 def _sweep_part(
@@ -294,35 +266,34 @@ def _sweep_part(
     values: Array,
     residual: Array,
     steps: Array,
-    low: int,
-    high: int,
-    inputs: slice,
+    limits: Limits,
+    part: slice,
     forward_only: bool,
 ) -> bool:
     """`sweep` over a range of inputs, by halves; ``steps`` receives how far each moved.
 
-    A step changes the residual of all inputs. One at a time that is n rank-one updates of the whole array; here
-    the steps of one half reach the other in one matrix product, and only a leaf is done one by one.
+    A step changes the residual of all inputs: one at a time, that is n rank-one updates of the whole array.
+    Here the steps of one half reach the other in one matrix product, and only leaves go one by one.
     """
-    grains = (inputs.stop - inputs.start) // unit.grain
-    if inputs.stop - inputs.start <= LEAF or grains == 1:
-        block = unit.block(inputs.start, inputs.stop).astype(np.float64)
-        return _sweep_leaf(block, values[:, inputs], residual[:, inputs], steps[:, inputs], low, high)
-    middle = inputs.start + grains // 2 * unit.grain
-    first, second = slice(inputs.start, middle), slice(middle, inputs.stop)
-    first_moved = _sweep_part(unit, values, residual, steps, low, high, first, forward_only)
+    grains = (part.stop - part.start) // unit.grain
+    if part.stop - part.start <= LEAF or grains == 1:
+        block = unit.block(part.start, part.stop).astype(np.float64)
+        return _sweep_leaf(block, values[:, part], residual[:, part], steps[:, part], limits)
+    middle = part.start + grains // 2 * unit.grain
+    first, second = slice(part.start, middle), slice(middle, part.stop)
+    first_moved = _sweep_part(unit, values, residual, steps, limits, first, forward_only)
     if first_moved:
         residual[:, second] += unit.part(second, first, steps[:, first])
-    second_moved = _sweep_part(unit, values, residual, steps, low, high, second, forward_only)
+    second_moved = _sweep_part(unit, values, residual, steps, limits, second, forward_only)
     if second_moved and not forward_only:
         residual[:, first] += unit.part(first, second, steps[:, second])
     return first_moved or second_moved
 
 
-def _sweep_leaf(block: Array, values: Array, residual: Array, steps: Array, low: int, high: int) -> bool:
+def _sweep_leaf(block: Array, values: Array, residual: Array, steps: Array, limits: Limits) -> bool:
     for j in range(values.shape[1]):
         code = np.rint(values[:, j] - residual[:, j])
-        np.minimum(np.maximum(code, low, out=code), high, out=code)
+        np.minimum(np.maximum(code, limits[0], out=code), limits[1], out=code)
         step = np.subtract(code, values[:, j], out=steps[:, j])
         values[:, j] = code
         residual += block[:, :, j, None] * step[:, None]

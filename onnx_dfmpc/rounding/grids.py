@@ -7,8 +7,8 @@ grid is per tensor.
 
     asymmetric   codes 0 .. 2^b - 1, integer zero point inside; 2 bits are four levels
     symmetric    codes -(2^(b-1) - 1) .. 2^(b-1) - 1, zero point 0
-    ternary      codes -1, 0, 1; |W| <= 0.7 mean|W| becomes 0, scale = mean |W| of the others (Li et al., arXiv
-                 1605.04711)
+    ternary      codes -1, 0, 1; |W| <= 0.7 mean|W| becomes 0, scale = mean |W| of the others (Li et al.,
+                 arXiv 1605.04711)
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_dfmpc.spec import Array, Grid
+
+Limits = tuple[int, int]
 
 TERNARY_THRESHOLD = 0.7
 """Of the paper: near the optimum for normal and for uniform weights."""
@@ -38,7 +40,7 @@ class GridSpec:
     per_channel: bool = True
 
     @property
-    def limits(self) -> tuple[int, int]:
+    def limits(self) -> Limits:
         """Lowest and highest code."""
         if self.kind == "asymmetric":
             return 0, 2**self.bits - 1
@@ -48,13 +50,12 @@ class GridSpec:
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Codes (g, r, n) with their grid: scale and zero_point (g, r), lowest and highest code."""
+    """Codes (g, r, n) with their grid: scale and zero_point (g, r), and the lowest and highest code."""
 
     codes: Array
     scale: Array
     zero_point: Array
-    low: int
-    high: int
+    limits: Limits
 
 
 def min_max(rows: Array, grid: GridSpec) -> tuple[Array, Array]:
@@ -75,16 +76,12 @@ def min_max(rows: Array, grid: GridSpec) -> tuple[Array, Array]:
     scale = span / (high - low)
     # A scale below the normal float32 numbers would be lost, or would divide by zero, in a runtime.
     scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0)
-    shape = rows.shape[:2]
-    return (
-        np.broadcast_to(scale, shape).astype(rows.dtype),
-        np.broadcast_to(zero_point, shape).astype(rows.dtype),
-    )
+    return _for_rows(scale, rows), _for_rows(zero_point, rows)
 
 
-def nearest(rows: Array, scale: Array, zero_point: Array, low: int, high: int) -> Array:
+def nearest(rows: Array, scale: Array, zero_point: Array, limits: Limits) -> Array:
     """Code of the nearest level, shape of ``rows``."""
-    codes: Array = np.clip(np.rint(rows / scale[..., None] + zero_point[..., None]), low, high)
+    codes: Array = np.clip(np.rint(rows / scale[..., None] + zero_point[..., None]), *limits)
     return codes
 
 
@@ -95,15 +92,13 @@ def ternary(rows: Array, *, per_channel: bool) -> Codes:
     kept = size > TERNARY_THRESHOLD * size.mean(axis=axes, keepdims=True)
     count = np.maximum(kept.sum(axis=axes, keepdims=True), 1)
     scale = np.where(kept, size, 0).sum(axis=axes, keepdims=True) / count
-    scale = np.where(scale > 0, scale, 1.0)[..., 0]
-    shape = rows.shape[:2]
-    return Codes(
-        (np.sign(rows) * kept).astype(rows.dtype),
-        np.broadcast_to(scale, shape).astype(rows.dtype),
-        np.zeros(shape, rows.dtype),
-        -1,
-        1,
-    )
+    scale = _for_rows(np.where(scale > 0, scale, 1.0)[..., 0], rows)
+    return Codes((np.sign(rows) * kept).astype(rows.dtype), scale, np.zeros_like(scale), (-1, 1))
+
+
+def _for_rows(values: Array, rows: Array) -> Array:
+    """Values of each row, or of all, in shape (g, r)."""
+    return np.broadcast_to(values, rows.shape[:2]).astype(rows.dtype)
 
 
 def dequantize(codes: Codes) -> Array:

@@ -19,6 +19,9 @@ SHRINKAGE = 0.1
 SAMPLES_PER_INPUT = 28
 """Patches of one image are neighbours: about this many count as one independent sample."""
 
+LEAST_PATTERN = 0.5
+"""Least share of the Kronecker pattern in a covariance."""
+
 MEAN_RELATIVE_VARIANCE = 0.05
 """Square of the relative error that the mean of a channel is expected to have: a fifth or so, from synthetic
 inputs to real ones.
@@ -28,11 +31,11 @@ inputs to real ones.
 def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
     """Covariance blended with its Kronecker approximation, correlations shrunk; its diagonal is positive.
 
-    A covariance measured on a sample knows less about each single pair of inputs than about the pattern behind
-    them: C (x) R, the channel covariance times one spatial correlation of the ``taps`` of a kernel. The fewer
-    ``samples`` (0: exact) per input, the more weight the pattern gets. It has at least half, since even exact
-    statistics of a synthetic input are not those of a real one. Without taps there is no pattern, and correlations
-    measured on fewer samples than inputs are shrunk by as much as these say too little.
+    A sample says less about each single pair of inputs than about the pattern in all of them: C (x) R, the
+    channel covariance times one spatial correlation of the ``taps`` of a kernel. The fewer ``samples`` (0:
+    exact) per input, the more weight the pattern gets. It has at least half, since even exact statistics of a
+    synthetic input are not those of a real one. Without taps there is no pattern: correlations measured on few
+    samples for their inputs are shrunk by more.
     """
     if isinstance(covariance, Diagonal):
         return covariance
@@ -53,7 +56,7 @@ def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
     power = np.maximum(np.einsum("gii->gi", channels), tiny)
     live = np.maximum((power > tiny).sum(axis=1), 1)
     spatial = np.einsum("giaib,gi->gab", blocks, 1 / power) / live[:, None, None]
-    share = 0.5 if samples == 0 else max(0.5, n / (n + samples / SAMPLES_PER_INPUT))
+    share = max(LEAST_PATTERN, n / (n + samples / SAMPLES_PER_INPUT) if samples else 0)
     blended: Array = (1 - share) * covariance
     # In place, block by block: a layer of 1,024 inputs has 8 MB of them.
     into = blended.reshape(g, i, taps, i, taps)

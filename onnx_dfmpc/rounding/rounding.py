@@ -1,4 +1,4 @@
-"""The rounding methods by name. A new one is one more entry of `ROUNDINGS`: nothing else knows their names."""
+"""The rounding methods by name. A new one is one more entry of `ROUNDINGS`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,9 @@ from onnx_dfmpc.spec import Array
 class RoundingMethod:
     """A way to choose the codes of a weight.
 
-    Attributes
-    ----------
-    codes : callable
-        ``(rows, grid, taps, covariance) -> Codes`` for rows (g, r, n) with ``taps`` kernel taps per input
-        channel; the covariance of the inputs is None unless the method needs statistics. Never called for a
-        ternary grid.
-    needs_statistics : bool
-    sketch : callable or None
-        ``(rows, grids, covariance) -> list of Codes``, one for each grid: a cheaper stand-in for predictions.
+    ``codes(rows, grid, taps, covariance)`` are those of rows (g, r, n) with ``taps`` kernel taps per input
+    channel, never on a ternary grid; the covariance of the inputs is None unless the method needs statistics.
+    ``sketch(rows, grids, covariance)`` is a cheaper stand-in for predictions, on several grids.
     """
 
     codes: Callable[[Array, GridSpec, int, Covariance | None], Codes]
@@ -43,12 +37,12 @@ def quantize_rows(
 
 def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     scale, zero_point = min_max(rows, grid)
-    return Codes(nearest(rows, scale, zero_point, *grid.limits), scale, zero_point, *grid.limits)
+    return Codes(nearest(rows, scale, zero_point, grid.limits), scale, zero_point, grid.limits)
 
 
 def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     scale, zero_point = min_max(rows, grid)
-    return Codes(squant(rows, scale, zero_point, *grid.limits, taps), scale, zero_point, *grid.limits)
+    return Codes(squant(rows, scale, zero_point, grid.limits, taps), scale, zero_point, grid.limits)
 
 
 def _gptq(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:

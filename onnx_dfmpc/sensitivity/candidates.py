@@ -1,6 +1,6 @@
-"""What quantizing a layer does to its own output, at several widths, for less than the price of quantizing it.
+"""What quantizing a layer does to its own output, at several widths, for less than the price of doing it.
 
-The rounding that a layer will get may search for a while. For a prediction its sketch is enough, where it has one.
+The rounding that a layer will get may search for a while. For a prediction a sketch is enough.
 """
 
 from __future__ import annotations
@@ -24,21 +24,11 @@ from onnx_dfmpc.spec.ops import from_rows, taps, to_rows
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A layer at some width, repaired.
+    """A layer at some width, repaired."""
 
-    Attributes
-    ----------
-    weight : float32 array, shape ``layer.shape``
-        With its gain.
-    shift : float64 array, shape (channels,)
-        To take off the output.
-    noise : float
-        Predicted at the layer's own output, relative to its signal; 0 without a signal.
-    """
-
-    weight: NDArray[np.float32]
-    shift: Array
-    noise: float
+    weight: NDArray[np.float32]  # with its gain, shape ``layer.shape``
+    shift: Array  # to take off the output, shape (channels,)
+    noise: float  # predicted at the layer's own output, relative to its signal; 0 without a signal
 
 
 def candidates(
