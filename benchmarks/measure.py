@@ -39,7 +39,7 @@ STEPS: Mapping[str, Step] = {
     "load+save": _load_save,
     "nearest": _quantize(rounding="nearest", **BARE),
     "squant": _quantize(rounding="squant", **BARE),
-    "covariance": _quantize(rounding="covariance", **BARE),
+    "gptq": _quantize(rounding="gptq", **BARE),
     "paper": _quantize(method="paper"),
     "dfmpc": _quantize(),
     "dfmpc+validation": _quantize_and_validate,

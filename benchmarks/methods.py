@@ -150,7 +150,7 @@ GROUPS: Mapping[str, tuple[Method, ...]] = {
     ),
     "rounding": tuple(
         from_recipe(f"rounding-{rounding}", f"the default with {rounding} rounding", rounding=rounding)
-        for rounding in ("nearest", "squant", "covariance")
+        for rounding in ("nearest", "squant", "gptq")
     ),
     "statistics": tuple(
         from_recipe(f"statistics-{provider}", f"the default with {provider} statistics", statistics=provider)
@@ -199,7 +199,7 @@ class Ingredient:
 
 
 INGREDIENTS = (
-    Ingredient("covariance rounding", {"rounding": "nearest"}),
+    Ingredient("gptq rounding", {"rounding": "nearest"}),
     Ingredient("gain", NO_COMPENSATION),
     Ingredient("bias correction", NO_BIAS),
     Ingredient("grid per channel", changes={"per_channel": False}),

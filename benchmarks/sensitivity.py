@@ -36,11 +36,12 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.networks import LABELLED, Network, available
-from onnx_dfmpc.allocate.fixed import layer_plan
+from onnx_dfmpc.allocate import layer_plan
 from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.methods import Repair, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
@@ -49,7 +50,6 @@ from onnx_dfmpc.sensitivity.candidates import Candidate, candidates, repaired
 from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
 from onnx_dfmpc.sensitivity.outputs import relative, scores
 from onnx_dfmpc.sensitivity.table import predict
-from onnx_dfmpc.methods import relative_noise, round_layer
 from onnx_dfmpc.spec import Layer, MatchReport
 from onnx_dfmpc.statistics.input_range import infer_range
 from onnx_dfmpc.statistics.probe import Probe
@@ -110,7 +110,7 @@ def quantized(
         weight = table[layer.weight].astype(np.float32)
         for width in bits:
             rounded = round_layer(layer, layer_plan(layer, "inner", width, "", RECIPE), weight, known)
-            found[layer.name, width] = repaired(rounded, RECIPE)
+            found[layer.name, width] = repaired(rounded, Repair())
         sketched = candidates(layer, weight, known, WIDTHS, RECIPE)
         local |= {(layer.name, width): candidate.noise for width, candidate in sketched.items()}
         provider.skip(layer)

@@ -19,8 +19,8 @@ from onnx_dfmpc.inputs.data import Feeding, feeding_of
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.pipeline.results import ComparisonResult
+from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, StorageFormat
 from onnx_dfmpc.statistics.input_range import infer_range
 

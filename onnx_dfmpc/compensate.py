@@ -26,7 +26,7 @@ rho_j^2, and a deep network that shrinks a little at every layer fades away.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,9 +34,7 @@ from onnx_dfmpc.linalg.matrices import Covariance, through
 from onnx_dfmpc.spec import Array, BatchNorm
 
 MAX_GAIN = 4.0
-"""Bound of a gain and of its inverse: beyond it a channel is mostly rounding noise, and a gain would only
-amplify that.
-"""
+"""Bound of a gain and of its inverse: beyond it the channel is mostly noise, which it would amplify."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,23 +55,13 @@ class Response:
         return np.maximum(self.own - 2 * self.across + self.quantized, 0)
 
     def scaled(self, c: Array) -> Response:
-        """Responses when Wq becomes c Wq; ``shift`` has to be asked for again."""
+        """Responses when Wq becomes c Wq; ``shift`` stays that of Wq."""
         return Response(self.own, c * self.across, c * c * self.quantized, self.shift)
 
 
 def respond(rows: Array, quantized: Array, mean: Array, covariance: Covariance) -> Response:
-    """Moments of the responses of rows W and Wq to an input.
-
-    Parameters
-    ----------
-    rows, quantized : float arrays, shape (g, r, n)
-    mean : float array, shape (g, n)
-    covariance : Covariance
-
-    Returns
-    -------
-    Response
-        Arrays of shape (g * r,), float64.
+    """Moments (g * r,) of the responses of rows W and Wq, each (g, r, n), to an input of a mean (g, n) and a
+    covariance.
     """
     passed, passed_q = through(rows, covariance), through(quantized, covariance)
     own = np.einsum("grn,grn->gr", passed, rows, dtype=np.float64)
@@ -104,60 +92,32 @@ def signal_gain(response: Response) -> Array:
 def balanced_gain(signal: Array, variance: Array, quantized_variance: Array) -> Array:
     """Gain between keeping the signal and keeping the variance: their geometric mean, shape (o,).
 
-    The signal gain makes up for this layer's noise only; the variance gain sigma / sigmaq, with the quantized
-    network's own sigmaq, counts the noise of all layers before it too. With the first alone noise inflates a
-    deep network, with the second alone it displaces the signal.
-
-    Parameters
-    ----------
-    signal : float array, shape (o,)
-        Of `signal_gain`.
-    variance, quantized_variance : float arrays, shape (o,)
-        Of the layer's output in the float and in the quantized network, before any gain.
+    ``variance`` and ``quantized_variance`` are those of the layer's output in the float and in the quantized
+    network, before any gain. The signal gain makes up for this layer's noise only; the variance gain sigma /
+    sigmaq, with the quantized network's own sigmaq, counts the noise of all layers before it too. With the
+    first alone noise inflates a deep network, with the second alone it displaces the signal.
     """
     alive = (variance > 0) & (quantized_variance > 0)
     ratio = np.where(alive, variance / np.where(alive, quantized_variance, 1), signal**2)
     return np.clip(np.sqrt(signal * np.sqrt(ratio)), 1 / MAX_GAIN, MAX_GAIN)
 
 
-def reestimate(norm: BatchNorm, response: Response, *, mean: bool = True) -> BatchNorm:
-    """Batch norm with the statistics (muq, sigmaq) of the quantized layer.
-
-    Parameters
-    ----------
-    norm : BatchNorm
-    response : Response
-        Of W and Wq.
-    mean : bool
-        Whether the mean is re-estimated too (bias correction).
-    """
+def reestimate(norm: BatchNorm, response: Response) -> BatchNorm:
+    """Batch norm with the statistics (muq, sigmaq) of the quantized layer, from the response of W and Wq."""
     alive = (response.own > 0) & (response.quantized > 0)
     ratio = np.where(alive, response.quantized / np.where(alive, response.own, 1), 1)
-    shift = response.shift if mean else np.zeros_like(response.shift)
-    # epsilon is part of sigma: sigmaq^2 = sigma^2 ratio, so that the var to store is that less epsilon.
+    # epsilon is part of sigma: sigmaq^2 = sigma^2 ratio, so that the var to store is that minus epsilon.
     var = norm.sigma**2 * ratio - norm.epsilon
-    return BatchNorm(
-        norm.node, norm.output, norm.gamma, norm.beta, norm.mean + shift, np.maximum(var, 0), norm.epsilon
-    )
+    return replace(norm, mean=norm.mean + response.shift, var=np.maximum(var, 0))
 
 
 def coefficients(
     rows: Array, quantized: Array, norm: BatchNorm, norm_q: BatchNorm, lambda1: float, lambda2: float
 ) -> Array:
-    """The paper's c_j, clipped at 0.
+    """The paper's c_j, clipped at 0, shape (g * r,); 1 where L does not depend on c_j.
 
-    Parameters
-    ----------
-    rows, quantized : float arrays, shape (g, r, n)
-    norm, norm_q : BatchNorm
-        Of the float and the quantized layer (see `reestimate`), parameters of shape (g * r,).
-    lambda1, lambda2 : float
-        Weights of the bias term and of the size of c.
-
-    Returns
-    -------
-    float64 array, shape (g * r,)
-        1 where L does not depend on c_j.
+    ``rows`` and ``quantized`` have shape (g, r, n); ``norm_q`` is the batch norm of the quantized layer (see
+    `reestimate`); the lambdas weigh the bias term and the size of c.
     """
     a, b, aq, bq = *affine(norm), *affine(norm_q)
     inner = np.einsum("grn,grn->gr", rows, quantized, dtype=np.float64).ravel()
@@ -166,25 +126,6 @@ def coefficients(
     denominator = aq**2 * norm2 + lambda1 * bq**2 + lambda2
     solvable = denominator > 0
     return np.where(solvable, np.maximum(numerator / np.where(solvable, denominator, 1), 0), 1)
-
-
-def objective(
-    c: Array,
-    rows: Array,
-    quantized: Array,
-    norm: BatchNorm,
-    norm_q: BatchNorm,
-    lambda1: float,
-    lambda2: float,
-) -> Array:
-    """L(c) per output channel, shape (g * r,); arguments as in `coefficients`."""
-    a, b, aq, bq = *affine(norm), *affine(norm_q)
-    n = rows.shape[2]
-    difference = a[:, None] * rows.reshape(-1, n) - (c * aq)[:, None] * quantized.reshape(-1, n)
-    loss: Array = (
-        (difference.astype(np.float64) ** 2).sum(axis=1) + lambda1 * (b - c * bq) ** 2 + lambda2 * c**2
-    )
-    return loss
 
 
 def affine(norm: BatchNorm) -> tuple[Array, Array]:

@@ -1,12 +1,12 @@
-"""One layer: its weight, what is known about its input, and its plan -> the numbers to store. No graph, no
-files: arrays only.
+"""Methods: the grid of a layer, the rounding of its weight, the repair of its output (NumPy; no graph).
 
-Two steps, so that between them the layer can be run: `round_layer` chooses the codes, then `correct` and
-`finish` (or `finish_paper`) repair what the rounding did.
+Two steps, so that the layer can be run between them: `round_layer` chooses the codes, then ``Method.repair``
+makes up for what the rounding did and gives the numbers to store. A new method is one more of `METHODS`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,14 +22,14 @@ from onnx_dfmpc.compensate import (
     respond,
     signal_gain,
 )
-from onnx_dfmpc.linalg.matrices import Covariance
-from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.rounding.grids import Codes, dequantize
+from onnx_dfmpc.linalg.matrices import Covariance, Diagonal
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
-from onnx_dfmpc.rounding.rows import quantize_rows
+from onnx_dfmpc.rounding.rounding import ROUNDINGS, quantize_rows
 from onnx_dfmpc.spec import (
     Array,
     BatchNorm,
+    Grid,
     InputStatistics,
     Layer,
     LayerPlan,
@@ -45,17 +45,21 @@ NOISE_FLOOR = 1e-15
 """Noise below this share of the signal is the arithmetic's, not the grid's: 150 dB."""
 
 
+@dataclass(frozen=True)
+class Repair:
+    """What to repair: the gain of a layer's output, its mean; the weights of the paper's objective."""
+
+    gain: bool = True
+    mean: bool = True
+    lambda1: float = 0.5
+    lambda2: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Rounded:
     """A layer whose codes are chosen and whose repair is still to come.
 
-    Attributes
-    ----------
-    rows : float array, shape (g, r, n)
-        Float weight.
-    codes : Codes
-    response : Response
-        Of the float and the quantized rows to the input of the float network.
+    ``rows`` (g, r, n) are its float weight, ``response`` that of float and quantized rows to the float input.
     """
 
     layer: Layer
@@ -70,85 +74,91 @@ class Rounded:
         return from_rows(dequantize(self.codes).astype(np.float32), self.layer)
 
 
-def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
-    """Noise of a layer at some bits relative to its output, predicted for plain rounding and white inputs.
-
-    Channels weigh as the batch norm behind them scales them, so that this compares layers whose weights have
-    different scales.
-    """
-    rows = to_rows(weight.astype(np.float32), layer)
-    rounded = quantize_rows(rows, bits, grid="asymmetric", rounding="nearest", per_channel=True)
-    norm = layer.batch_norm
-    power = np.ones(layer.channels) if norm is None else (norm.gamma / norm.sigma) ** 2
-    error, signal = (
-        np.square(array, dtype=np.float64).sum(axis=2).ravel() for array in (dequantize(rounded) - rows, rows)
-    )
-    total = float(power @ signal)
-    return float(power @ error) / total if total > 0 else 0.0
-
-
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What is done to the output of a quantized layer: ``gain * W_q x + bias - shift``, arrays of shape
-    (channels,).
-    """
+    """Output of a repaired layer: ``gain * Wq x + bias - shift``, arrays of shape (channels,)."""
 
     gain: Array
     shift: Array
 
 
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """The numbers to store, and what others have to know of them.
+
+    ``correction`` is for a network that is run as quantized so far, None where the method runs none.
+    ``input_factors`` (channels,) are for the input channels of the layer's consumers to take over, if any.
+    """
+
+    quantized: QuantizedLayer
+    correction: Correction | None = None
+    input_factors: Array | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize layers.
+
+    ``repair(rounded, switches, outputs, bias, to_consumers)``: ``outputs`` are None where they were not
+    measured; ``to_consumers`` leaves factors to the consumers of the layer.
+    ``corrects(gain, mean)``: by the switches of a `Repair`, the parameters of batch norm that change; where
+    there are any, a layer without batch norm gets a new bias.
+    """
+
+    grid: Callable[[int], Grid]  # by bits
+    per_channel: bool  # one grid per output channel, or one for the tensor
+    rounding: str  # of `ROUNDINGS`, where the recipe names none
+    repair: Callable[[Rounded, Repair, Outputs | None, Bias, bool], Repaired]
+    corrects: Callable[[bool, bool], tuple[str, ...]]
+    uses_outputs: bool = False  # the repair uses outputs of the network quantized so far, which has to be run
+    absorbs: bool = False  # consumers can take factors over
+    pairs: bool = False  # a recipe without bits means pairs of a low and a high layer
+    low_first: bool = False  # the first layer of a pair is always the low one
+
+
+# From a weight to codes
+
+
+def grid_spec(layer: Layer, plan: LayerPlan) -> GridSpec:
+    """Grid of a layer, as far as it is planned."""
+    return GridSpec(plan.grid, plan.bits, plan.per_channel and not shares_grid(layer))
+
+
 def round_layer(
     layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], statistics: InputStatistics
 ) -> Rounded:
-    """Choose the codes of one layer.
-
-    Parameters
-    ----------
-    layer : Layer
-    plan : LayerPlan
-    weight : float array, shape ``layer.shape``
-    statistics : InputStatistics
-    """
+    """Choose the codes of a layer's weight, shape ``layer.shape``."""
     rows = to_rows(weight.astype(np.float32), layer)
+    needs_statistics = ROUNDINGS[plan.rounding].needs_statistics
+    covariance = rounding_covariance(layer, statistics) if needs_statistics else None
     codes = quantize_rows(
-        rows,
-        plan.bits,
-        grid=plan.grid,
-        rounding=plan.rounding,
-        per_channel=plan.per_channel and not shares_grid(layer),
-        taps=taps(layer),
-        covariance=for_rounding(layer, statistics) if plan.rounding == "covariance" else None,
+        rows, grid_spec(layer, plan), plan.rounding, taps=taps(layer), covariance=covariance
     )
     response = respond(rows, dequantize(codes), statistics.mean, statistics.covariance)
     return Rounded(layer, plan, rows, codes, response, statistics)
 
 
-def for_rounding(layer: Layer, statistics: InputStatistics) -> Covariance:
-    """What rounding makes small: the covariance as far as it can be trusted, and what is not known of the
-    mean.
-    """
+def rounding_covariance(layer: Layer, statistics: InputStatistics) -> Covariance:
+    """What rounding fits to: the covariance as far as it can be trusted, and the uncertainty of the mean."""
     trusted = regularize(statistics.covariance, taps(layer), statistics.samples)
     return with_mean_uncertainty(trusted, statistics.mean, taps(layer))
 
 
-def correct(rounded: Rounded, recipe: Recipe, outputs: Outputs | None) -> Correction:
+# The default method
+
+
+def correct(rounded: Rounded, switches: Repair, outputs: Outputs | None) -> Correction:
     """Gain and shift of the default method.
 
-    Parameters
-    ----------
-    rounded : Rounded
-    recipe : Recipe
-        Its switches.
-    outputs : Outputs or None
-        Of the layer in both networks, where they were measured. They include what the layers before it did,
-        which the statistics of its float input do not.
+    ``outputs`` of the layer in both networks include what the layers before it did; the statistics of its
+    float input do not.
     """
     gain: Array = np.ones(rounded.layer.channels)
-    if recipe.compensate and not shares_grid(rounded.layer):
+    if switches.gain and not shares_grid(rounded.layer):
         gain = signal_gain(rounded.response)
         if outputs is not None:
             gain = balanced_gain(gain, outputs.variance, outputs.quantized_variance)
-    if not recipe.bias_correction:
+    if not switches.mean:
         return Correction(gain, np.zeros_like(gain))
     if outputs is not None:
         return Correction(gain, gain * outputs.quantized_mean - outputs.mean)
@@ -156,107 +166,106 @@ def correct(rounded: Rounded, recipe: Recipe, outputs: Outputs | None) -> Correc
     return Correction(gain, mean_shift(rounded.rows, stored, rounded.statistics.mean))
 
 
-def finish(rounded: Rounded, correction: Correction, recipe: Recipe, bias: Bias) -> QuantizedLayer:
-    """Numbers to store: the gain in the scale, the shift in the batch norm's mean or in the bias."""
-    layer = rounded.layer
+def _repair_default(
+    rounded: Rounded, switches: Repair, outputs: Outputs | None, bias: Bias, to_consumers: bool
+) -> Repaired:
+    """The gain in the scale, the shift in the batch norm's mean or in the bias."""
+    layer, correction = rounded.layer, correct(rounded, switches, outputs)
     norm, new_bias = None, None
-    if recipe.bias_correction and layer.batch_norm is not None:
+    if switches.mean and layer.batch_norm is not None:
         norm = replace(layer.batch_norm, mean=layer.batch_norm.mean + correction.shift)
-    elif recipe.bias_correction:
-        new_bias = (_floats(bias, layer) - correction.shift).astype(np.float32)
-    weight = _weight(layer, rounded.plan, _with_gain(rounded.codes, correction.gain))
-    sqnr = _sqnr_db(rounded.response.scaled(correction.gain), layer)
-    return QuantizedLayer(
-        layer.name, weight, new_bias, norm, correction.gain, sqnr, rounded.statistics.source
-    )
+    elif switches.mean:
+        new_bias = (_bias_or_zeros(bias, layer) - correction.shift).astype(np.float32)
+    codes = _with_gain(rounded.codes, correction.gain)
+    return Repaired(_quantized_layer(rounded, codes, correction.gain, new_bias, norm), correction)
 
 
-def finish_paper(
-    rounded: Rounded, recipe: Recipe, bias: Bias, *, to_consumers: bool = False
-) -> tuple[QuantizedLayer, Array | None]:
-    """The method as published: batch norm re-estimated, then c for the low layers, here or at the consumers.
+# The method as published
 
-    Parameters
-    ----------
-    rounded : Rounded
-    recipe : Recipe
-        The lambdas and the switches.
-    bias : float array, shape (channels,), or None
-    to_consumers : bool
-        Leave the coefficients to the input channels of the consumers instead of absorbing them here.
 
-    Returns
-    -------
-    QuantizedLayer
-    array of shape (channels,), or None
-        The factors that the consumers' input channels have to take over.
-    """
-    layer, plan, rows, quantized, response = (
-        rounded.layer,
-        rounded.plan,
-        rounded.rows,
-        rounded.codes,
-        rounded.response,
-    )
-    if layer.batch_norm is None and shares_grid(layer):
-        recipe = replace(
-            recipe, compensate=False
-        )  # one scale for all groups has no room for a factor per channel
-    wq = dequantize(quantized)
-    norm = layer.batch_norm or _identity_norm(rows, _floats(bias, layer), rounded.statistics, response)
+def _repair_paper(
+    rounded: Rounded, switches: Repair, outputs: Outputs | None, bias: Bias, to_consumers: bool
+) -> Repaired:
+    """Batch norm re-estimated, then c for the low layers, here or at the consumers."""
+    layer, response = rounded.layer, rounded.response
+    # One scale for all groups has no room for a factor per channel; a batch norm after it has.
+    repair_gain = switches.gain and not (layer.batch_norm is None and shares_grid(layer))
+    norm = layer.batch_norm or _identity_norm(rounded, _bias_or_zeros(bias, layer))
     estimated = reestimate(norm, response)
     norm_q = replace(
         norm,
-        mean=estimated.mean if recipe.bias_correction else norm.mean,
-        var=estimated.var if recipe.compensate else norm.var,
+        mean=estimated.mean if switches.mean else norm.mean,
+        var=estimated.var if repair_gain else norm.var,
     )
     c: Array = np.ones(layer.channels)
-    if recipe.compensate and plan.role == "low":
-        c = coefficients(rows, wq, norm, norm_q, recipe.lambda1, recipe.lambda2)
+    if repair_gain and rounded.plan.role == "low":
+        quantized = dequantize(rounded.codes)
+        c = coefficients(rounded.rows, quantized, norm, norm_q, switches.lambda1, switches.lambda2)
     gain = c * norm.sigma / norm_q.sigma
     here = np.ones_like(c) if to_consumers else c
-    sqnr = _sqnr_db(response.scaled(gain), layer)
-    stored, new_norm, new_bias = quantized, None, None
-    if not (recipe.compensate or recipe.bias_correction):
-        pass
-    elif layer.batch_norm is not None:
+    codes, new_norm, new_bias = rounded.codes, None, None
+    if (repair_gain or switches.mean) and layer.batch_norm is not None:
         new_norm = replace(norm_q, gamma=here * norm.gamma, beta=here * norm.beta)
-    else:
+    elif repair_gain or switches.mean:
+        # There is no batch norm to change: its factor goes into the scale, the rest into the bias.
         a, b = affine(norm_q)
-        stored, new_bias = _with_gain(quantized, here * a), (here * b).astype(np.float32)
-    numbers = QuantizedLayer(
-        layer.name, _weight(layer, plan, stored), new_bias, new_norm, gain, sqnr, rounded.statistics.source
-    )
-    return numbers, c if to_consumers else None
+        codes, new_bias = _with_gain(codes, here * a), (here * b).astype(np.float32)
+    quantized_layer = _quantized_layer(rounded, codes, gain, new_bias, new_norm)
+    return Repaired(quantized_layer, input_factors=c if to_consumers else None)
 
 
-def _identity_norm(rows: Array, bias: Array, statistics: InputStatistics, response: Response) -> BatchNorm:
-    """The batch norm that a folded layer, W x + bias, would have: it takes off the mean and the deviation and
-    puts them back.
-    """
-    mean = mean_shift(np.zeros_like(rows), rows, statistics.mean)
-    sigma = np.sqrt(np.where(response.own > 0, response.own, 1))
+def _identity_norm(rounded: Rounded, bias: Array) -> BatchNorm:
+    """A batch norm for a folded layer, W x + bias: it takes off mean and deviation and puts them back."""
+    rows, own = rounded.rows, rounded.response.own
+    mean = mean_shift(np.zeros_like(rows), rows, rounded.statistics.mean)
+    sigma = np.sqrt(np.where(own > 0, own, 1))
     return BatchNorm("", "", gamma=sigma, beta=bias + mean, mean=mean, var=sigma**2, epsilon=0.0)
 
 
-def _floats(bias: Bias, layer: Layer) -> Array:
-    return np.zeros(layer.channels) if bias is None else bias.astype(np.float64)
+METHODS: dict[str, Method] = {
+    "dfmpc": Method(
+        grid=lambda bits: "asymmetric",
+        per_channel=True,
+        rounding="gptq",
+        repair=_repair_default,
+        corrects=lambda gain, mean: ("mean",) if mean else (),
+        uses_outputs=True,
+    ),
+    "paper": Method(
+        grid=lambda bits: "ternary" if bits == 2 else "symmetric",
+        per_channel=False,
+        rounding="nearest",
+        repair=_repair_paper,
+        corrects=lambda gain, mean: ("gamma", "beta", "mean", "var") if gain else ("mean",) if mean else (),
+        absorbs=True,
+        pairs=True,
+        low_first=True,
+    ),
+}
 
 
-def _with_gain(codes: Codes, gain: Array) -> Codes:
-    """The same codes with scales multiplied by a gain per output channel."""
-    return replace(codes, scale=(codes.scale * gain.reshape(codes.scale.shape)).astype(np.float32))
+# The numbers to store
 
 
-def _weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
+def _quantized_layer(
+    rounded: Rounded, codes: Codes, gain: Array, bias: NDArray[np.float32] | None, norm: BatchNorm | None
+) -> QuantizedLayer:
+    layer = rounded.layer
+    share = noise_share(rounded.response.scaled(gain), layer)
+    sqnr_db = None if share is None else -10 * float(np.log10(share))
+    weight = _stored_weight(layer, rounded.plan, codes)
+    return QuantizedLayer(layer.name, weight, bias, norm, gain, sqnr_db, rounded.statistics.source)
+
+
+def _stored_weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
     """Codes in the layout of the file, per tensor where all channels share one grid."""
-    signed = codes.low < 0
+    signed = codes.limits[0] < 0
+    # A gain per channel turns one grid for the tensor into one per channel.
     single = shares_grid(layer) or (not plan.per_channel and bool((codes.scale == codes.scale[0, 0]).all()))
     shape = () if single else (-1,)
     take = (0, 0) if single else ...
-    scale, zero_point = (
-        array[take].reshape(shape) for array in (codes.scale.astype(np.float32), codes.zero_point)
-    )
+    scale = codes.scale.astype(np.float32)[take].reshape(shape)
+    zero_point = codes.zero_point[take].reshape(shape)
     stored = from_rows(codes.codes, layer).astype(np.int8 if signed else np.uint8)
     return QuantizedWeight(
         codes=stored,
@@ -268,20 +277,29 @@ def _weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeight:
     )
 
 
+def _bias_or_zeros(bias: Bias, layer: Layer) -> Array:
+    return np.zeros(layer.channels) if bias is None else bias.astype(np.float64)
+
+
+def _with_gain(codes: Codes, gain: Array) -> Codes:
+    """The same codes with scales multiplied by a gain per output channel."""
+    return replace(codes, scale=(codes.scale * gain.reshape(codes.scale.shape)).astype(np.float32))
+
+
+# Noise of one layer
+
+
 def noise_share(response: Response, layer: Layer) -> float | None:
-    """Predicted noise of the layer's output relative to its signal; channels weigh as batch norm scales them.
-    None without signal.
-    """
-    weight = (
-        np.ones_like(response.own)
-        if layer.batch_norm is None
-        else (layer.batch_norm.gamma / layer.batch_norm.sigma) ** 2
-    )
+    """Noise of the output over its signal, channels as batch norm scales them; None without a signal."""
+    norm = layer.batch_norm
+    weight = np.ones_like(response.own) if norm is None else (norm.gamma / norm.sigma) ** 2
     signal, noise = float((weight * response.own).sum()), float((weight * response.noise).sum())
     return max(noise / signal, NOISE_FLOOR) if signal > 0 else None
 
 
-def _sqnr_db(response: Response, layer: Layer) -> float | None:
-    """Predicted SQNR of the layer's output in dB."""
-    share = noise_share(response, layer)
-    return None if share is None else -10 * float(np.log10(share))
+def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
+    """`noise_share` of plain rounding for white inputs: compares layers when nothing is known of these."""
+    rows = to_rows(weight.astype(np.float32), layer)
+    quantized = dequantize(quantize_rows(rows, GridSpec("asymmetric", bits), "nearest"))
+    white = np.ones((rows.shape[0], rows.shape[2]))
+    return noise_share(respond(rows, quantized, np.zeros_like(white), Diagonal(white)), layer) or 0.0

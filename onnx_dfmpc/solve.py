@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc.linalg.matrices import Diagonal, rescaled
-from onnx_dfmpc.methods import correct, finish, finish_paper, relative_noise, round_layer
+from onnx_dfmpc.methods import METHODS, Repair, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
@@ -49,6 +49,7 @@ def solve(
     table = ConstantTable(proto)
     plans = {layer.name: layer for layer in plan.layers}
     carriers = _carriers(matched, plan, recipe)
+    method, switches = METHODS[recipe.method], switches_of(recipe)
     factors: dict[str, NDArray[np.floating]] = {}  # of input channels, taken over from the layer before
     run = QuantizedRun(proto, feeds) if feeds is not None and _runs(recipe, statistics) else None
     solved: list[QuantizedLayer] = []
@@ -65,23 +66,30 @@ def solve(
             weight = weight * along_inputs(factors[layer.name], layer)
             seen = _divided(seen, factors[layer.name], layer)
         rounded = round_layer(layer, plans[layer.name], weight, seen)
-        if recipe.method == "paper":
-            done, taken_over = finish_paper(rounded, recipe, bias, to_consumers=layer.name in carriers)
-            if taken_over is not None:
-                factors |= dict.fromkeys(carriers[layer.name], taken_over)
-        else:
-            outputs = None
-            if run is not None and measured.output is not None:
-                now = run.respond(layer, rounded.weight())
-                outputs = Outputs(measured.output.mean, measured.output.variance, now.mean, now.variance)
-            correction = correct(rounded, recipe, outputs)
-            if run is not None:
-                run.commit(layer, correction.gain, correction.shift, measured.anchor)
-            done = finish(rounded, correction, recipe, bias)
-        solved.append(done)
+        outputs = None
+        if run is not None and measured.output is not None:
+            now = run.respond(layer, rounded.weight())
+            outputs = Outputs(measured.output.mean, measured.output.variance, now.mean, now.variance)
+        repaired = method.repair(rounded, switches, outputs, bias, layer.name in carriers)
+        if repaired.input_factors is not None:
+            factors |= dict.fromkeys(carriers[layer.name], repaired.input_factors)
+        if run is not None and repaired.correction is not None:
+            run.commit(layer, repaired.correction.gain, repaired.correction.shift, measured.anchor)
+        solved.append(repaired.quantized)
         if progress is not None:
             progress("quantize", len(solved), len(plans))
     return tuple(solved)
+
+
+def switches_of(recipe: Recipe) -> Repair:
+    """What the recipe wants repaired."""
+    return Repair(recipe.compensate, recipe.bias_correction, recipe.lambda1, recipe.lambda2)
+
+
+def wants_outputs(recipe: Recipe) -> bool:
+    """Whether the repair uses moments of the layers' outputs, in both networks."""
+    switches = switches_of(recipe)
+    return METHODS[recipe.method].uses_outputs and (switches.gain or switches.mean)
 
 
 def weight_noise(proto: ModelProto) -> Callable[[Layer, int], float]:
@@ -98,13 +106,12 @@ def white(layer: Layer) -> InputStatistics:
 
 def _runs(recipe: Recipe, statistics: Mapping[str, LayerStatistics]) -> bool:
     """Whether the repair asks for outputs of the quantized network."""
-    repairs = recipe.method == "dfmpc" and (recipe.compensate or recipe.bias_correction)
-    return repairs and any(layer.output is not None for layer in statistics.values())
+    return wants_outputs(recipe) and any(layer.output is not None for layer in statistics.values())
 
 
 def _carriers(matched: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:
     """Consumers of every low layer whose coefficients they can take over."""
-    if recipe.absorb != "consumer" or recipe.method != "paper":
+    if recipe.absorb != "consumer" or not METHODS[recipe.method].absorbs:
         return {}
     planned = {layer.name: layer for layer in plan.layers}
     return {

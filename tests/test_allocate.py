@@ -161,7 +161,7 @@ def test_methods_choose_grid_and_rounding(resnet):
         ("ternary", "nearest", False),
         ("symmetric", "nearest", False),
     ]
-    assert {(x.grid, x.rounding, x.per_channel) for x in ours.layers} == {("asymmetric", "covariance", True)}
+    assert {(x.grid, x.rounding, x.per_channel) for x in ours.layers} == {("asymmetric", "gptq", True)}
     assert plan(resnet, rounding="squant")["a1"].rounding == "squant"
 
 

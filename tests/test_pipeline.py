@@ -261,9 +261,7 @@ def test_the_range_of_the_inputs_is_inferred_only_where_it_is_needed(
 ):
     asked = []
     infer = job.infer_range
-    monkeypatch.setattr(
-        job, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs)
-    )
+    monkeypatch.setattr(job, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs))
     quantize(digits_bn, None, Recipe(**PLAIN), validated=False)
     with_data = quantize(digits_bn, None, Recipe(**PLAIN, data=str(digits_data), samples=4))
     assert asked == []

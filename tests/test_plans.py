@@ -26,7 +26,7 @@ layer_plans = st.builds(
     bits=st.integers(2, 8),
     role=st.sampled_from(["low", "high", "edge", "inner"]),
     grid=st.sampled_from(["symmetric", "asymmetric"]),
-    rounding=st.sampled_from(["nearest", "squant", "covariance"]),
+    rounding=st.sampled_from(["nearest", "squant", "gptq"]),
     per_channel=st.booleans(),
     reason=TEXTS,
     noise=st.none() | NUMBERS,
@@ -57,7 +57,7 @@ quant_plans = st.builds(
 PLAN = QuantPlan(
     "0" * 64,
     (
-        LayerPlan("conv1", 8, "edge", "asymmetric", "covariance", True, "the first layer", 1e-6, 1000),
+        LayerPlan("conv1", 8, "edge", "asymmetric", "gptq", True, "the first layer", 1e-6, 1000),
         LayerPlan("conv2", 2, "inner", "ternary", "nearest", False, "cheap here", 1e-3, 300),
     ),
     (Skipped("gru", "GRU", "computed at run time"),),

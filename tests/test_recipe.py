@@ -198,7 +198,7 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"first_last_bits": 1}, ["first_last_bits = 1", "2 to 8"]),
         ({"low_position": "last"}, ["low_position = 'last'", "auto, first, second"]),
         ({"method": "gptq"}, ["method = 'gptq'", "dfmpc, paper"]),
-        ({"rounding": "up"}, ["rounding = 'up'", "nearest, squant, covariance"]),
+        ({"rounding": "up"}, ["rounding = 'up'", "nearest, squant, gptq"]),
         ({"lambda1": -0.5}, ["lambda1 = -0.5", "0 or more"]),
         ({"lambda2": float("nan")}, ["lambda2 = nan"]),
         ({"compensate": "no"}, ["compensate = 'no'", "true or false"]),

@@ -95,8 +95,7 @@ def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
 
 def plan(names: Sequence[str]) -> QuantPlan:
     planned = (
-        LayerPlan(name, 2, "low", "asymmetric", "covariance", True, "cheap here", 10**-2.5, 1200)
-        for name in names
+        LayerPlan(name, 2, "low", "asymmetric", "gptq", True, "cheap here", 10**-2.5, 1200) for name in names
     )
     return QuantPlan(
         "0" * 64,

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.recipe import BitBounds, Recipe, limits
-from onnx_dfmpc.spec import Grid, Layer, LayerPlan, MatchReport, QuantPlan, Role, Rounding, Skipped
+from onnx_dfmpc.spec import Layer, LayerPlan, MatchReport, QuantPlan, Role, Skipped
 
 Noise = Callable[[Layer, int], float]
 
@@ -105,7 +106,7 @@ def _low_comes_first(
     """Whether the producer of a pair takes the low bits: as published, or where that makes less noise."""
     if recipe.low_position != "auto":
         return recipe.low_position == "first"
-    if recipe.method == "paper":
+    if METHODS[recipe.method].low_first:
         return True
     low, high = recipe.low_bits, recipe.high_bits
     assert low is not None
@@ -122,12 +123,9 @@ def _low_comes_first(
 
 def layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe) -> LayerPlan:
     """Plan of one layer at some bits: grid and rounding are the method's."""
-    paper = recipe.method == "paper"
-    grid: Grid = "asymmetric"
-    if paper:
-        grid = "ternary" if bits == 2 else "symmetric"
-    rounding: Rounding = recipe.rounding or ("nearest" if paper else "covariance")
-    return LayerPlan(layer.name, bits, role, grid, rounding, not paper, reason)
+    method = METHODS[recipe.method]
+    rounding = recipe.rounding or method.rounding
+    return LayerPlan(layer.name, bits, role, method.grid(bits), rounding, method.per_channel, reason)
 
 
 def _bounded(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, bound: BitBounds) -> LayerPlan:

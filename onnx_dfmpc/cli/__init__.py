@@ -22,12 +22,12 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from onnx_dfmpc import report
-from onnx_dfmpc.comparison import compare_files
-from onnx_dfmpc.pipeline import run
 from onnx_dfmpc.cli.flags import PROGRAM, parse, planned_recipe_of, recipe_of
+from onnx_dfmpc.comparison import compare_files
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
 from onnx_dfmpc.evaluate.validation import ValidationReport, typed
 from onnx_dfmpc.model.files import load, require_writable
+from onnx_dfmpc.pipeline import run
 from onnx_dfmpc.report import document, plans
 
 __all__ = ["main"]

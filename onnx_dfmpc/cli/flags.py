@@ -376,7 +376,7 @@ def _add_method(parser: _Parser) -> None:
         group,
         "--rounding",
         "how weights are rounded (the method's own)",
-        choices=("nearest", "squant", "covariance"),
+        choices=("nearest", "squant", "gptq"),
     )
     _knob(group, "--no-compensate", "without the coefficients", action="store_false", dest="compensate")
     _knob(

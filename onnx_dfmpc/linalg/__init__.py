@@ -1,1 +1,5 @@
-"""Covariances, whole or in factors, and products that do not depend on the number of threads (NumPy)."""
+"""Linear algebra over the inputs of a layer (NumPy).
+
+matrices   covariances and triangular factors, whole or as a Kronecker product
+products   products and factorisations that do not depend on the number of threads
+"""

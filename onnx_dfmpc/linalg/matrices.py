@@ -1,49 +1,21 @@
-"""Symmetric and triangular matrices over the inputs of a layer, whole or as a Kronecker product (pure NumPy).
+"""Symmetric and triangular matrices over the n inputs of a layer, whole or as a Kronecker product.
 
 A covariance of n = 4608 inputs has 21 million elements and is known from a few thousand samples. C (x) R, the
 covariance of the channels times one pattern of the kernel taps, is what such a sample can tell, and
-everything that rounding does with a matrix can be done factor by factor: (C (x) R) x = C X R', the factor of
-a product is the product of the roots.
+everything that rounding does with a matrix can be done factor by factor: (C (x) R) x = C X R', and the
+Cholesky factor of a product is the product of the Cholesky factors.
+
+`Dense` and `Kronecker` have the same methods; they stand for matrices M of shape (g, n, n), one for each
+group.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from onnx_dfmpc.linalg.products import Array, cholesky, product
-
-
-class Matrix(Protocol):
-    """Matrices M of shape (g, n, n), in whatever form, that act on columns (g, n, m)."""
-
-    @property
-    def grain(self) -> int:
-        """Inputs are taken in multiples of so many."""
-
-    @property
-    def inputs(self) -> int:
-        """The n of it."""
-
-    def block(self, start: int, stop: int) -> Array:
-        """M[start:stop, start:stop], shape (g, b, b)."""
-
-    def part(self, target: slice, source: slice, columns: Array) -> Array:
-        """M[target, source] times columns (g, inputs of the source, m), float64."""
-
-    def diagonal(self) -> Array:
-        """Diagonal, shape (g, n)."""
-
-    def damped(self, share: float) -> Matrix:
-        """M with a share of its mean diagonal, and a trifle, added to the diagonal."""
-
-    def cholesky(self) -> Matrix:
-        """Lower triangular L, L'L = M; LinAlgError if M is not positive definite."""
-
-    def unit_diagonal(self) -> Matrix:
-        """M with each row divided by the element on the diagonal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +25,19 @@ class Dense:
     values: Array
 
     grain = 1
+    """Ranges of inputs start and stop at multiples of it."""
 
     @property
     def inputs(self) -> int:
-        """The n of it."""
+        """The number n of inputs."""
         return len(self.values[0])
 
     def block(self, start: int, stop: int) -> Array:
-        """Square on the diagonal."""
+        """M[start:stop, start:stop], shape (g, stop - start, stop - start)."""
         return self.values[:, start:stop, start:stop]
 
     def part(self, target: slice, source: slice, columns: Array) -> Array:
-        """Part of the matrix times columns."""
+        """M[target, source] times columns (g, inputs of the source, m), float64."""
         return product(self.values[:, target, source], columns)
 
     def dense(self) -> Array:
@@ -76,7 +49,7 @@ class Dense:
         return np.diagonal(self.values, axis1=1, axis2=2)
 
     def damped(self, share: float) -> Dense:
-        """More on the diagonal."""
+        """M with a share of its mean diagonal added to the diagonal, and a little more where that is 0."""
         n, diagonal = self.inputs, self.diagonal()
         values = self.values.astype(np.float64)
         values[:, np.arange(n), np.arange(n)] += (
@@ -85,15 +58,14 @@ class Dense:
         return Dense(values)
 
     def cholesky(self) -> Dense:
-        """Lower triangular factor: with K the lower Cholesky factor of M reversed in both axes, L is K'
-        reversed.
-        """
-        return Dense(
-            np.ascontiguousarray(cholesky(self.values[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1))
-        )
+        """Lower triangular L with L'L = M; LinAlgError if M is not positive definite."""
+        # The usual factor has KK' = M, so that L = K' would be upper triangular. That of M with both axes
+        # reversed is lower triangular when reversed back. GPTQ gets the same L by way of the inverse of M.
+        factor = cholesky(self.values[:, ::-1, ::-1])
+        return Dense(np.ascontiguousarray(factor[:, ::-1, ::-1].transpose(0, 2, 1)))
 
     def unit_diagonal(self) -> Dense:
-        """Ones on the diagonal."""
+        """M with each row divided by its element on the diagonal."""
         return Dense(self.values / self.diagonal()[:, :, None])
 
 
@@ -121,12 +93,12 @@ class Kronecker:
 
     @property
     def grain(self) -> int:
-        """Kernel taps."""
+        """The number t of taps: only whole channels are a part of a product in factors."""
         return len(self.spatial[0])
 
     @property
     def inputs(self) -> int:
-        """The n of it."""
+        """The number n of inputs."""
         return len(self.channels[0]) * self.grain
 
     def dense(self) -> Array:
@@ -134,42 +106,38 @@ class Kronecker:
         return _kronecker(self.channels, self.spatial)
 
     def block(self, start: int, stop: int) -> Array:
-        """Square on the diagonal, from one channel to another."""
-        of = slice(start // self.grain, stop // self.grain)
-        return _kronecker(self.channels[:, of, of], self.spatial)
+        """M[start:stop, start:stop]."""
+        chosen = slice(start // self.grain, stop // self.grain)
+        return _kronecker(self.channels[:, chosen, chosen], self.spatial)
 
     def part(self, target: slice, source: slice, columns: Array) -> Array:
-        """Part of the matrix, from one channel to another, times columns."""
+        """M[target, source] times columns (g, inputs of the source, m), float64: C X R' for each column."""
         t = self.grain
         g, _, m = columns.shape
-        rows, of = (slice(s.start // t, s.stop // t) for s in (target, source))
-        across = product(self.channels[:, rows, of], columns.reshape(g, -1, t * m))
-        return product(self.spatial[:, None], across.reshape(g, -1, t, m)).reshape(g, -1, m)
+        to, of = (slice(inputs.start // t, inputs.stop // t) for inputs in (target, source))
+        mixed_channels = product(self.channels[:, to, of], columns.reshape(g, -1, t * m))
+        return product(self.spatial[:, None], mixed_channels.reshape(g, -1, t, m)).reshape(g, -1, m)
 
     def diagonal(self) -> Array:
         """Diagonal, shape (g, n)."""
-        channels, spatial = (
-            np.diagonal(factor, axis1=1, axis2=2) for factor in (self.channels, self.spatial)
-        )
+        channels, spatial = Dense(self.channels).diagonal(), Dense(self.spatial).diagonal()
         return (channels[:, :, None] * spatial[:, None]).reshape(len(channels), -1)
 
     def damped(self, share: float) -> Kronecker:
-        """More on the diagonal of both factors, half of it each."""
-        return self._each("damped", share / 2)
+        """M with about that share of its mean diagonal added: half of it on each factor."""
+        return Kronecker(
+            Dense(self.channels).damped(share / 2).values, Dense(self.spatial).damped(share / 2).values
+        )
 
     def cholesky(self) -> Kronecker:
-        """Lower triangular factor, of both factors."""
-        return self._each("cholesky")
+        """Lower triangular L with L'L = M; LinAlgError if M is not positive definite."""
+        return Kronecker(Dense(self.channels).cholesky().values, Dense(self.spatial).cholesky().values)
 
     def unit_diagonal(self) -> Kronecker:
-        """Ones on the diagonal."""
-        return self._each("unit_diagonal")
-
-    def _each(self, method: str, *arguments: float) -> Kronecker:
-        factors = (
-            getattr(Dense(factor), method)(*arguments).values for factor in (self.channels, self.spatial)
+        """M with each row divided by its element on the diagonal."""
+        return Kronecker(
+            Dense(self.channels).unit_diagonal().values, Dense(self.spatial).unit_diagonal().values
         )
-        return Kronecker(*factors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,11 +147,13 @@ class Diagonal:
     variances: Array
 
 
+Matrix = Dense | Kronecker
+
 Covariance = Array | Kronecker | Diagonal
 """As statistics hold it: all elements, shape (g, n, n), or what is known of them."""
 
 
-def matrix(covariance: Covariance) -> Dense | Kronecker:
+def matrix(covariance: Covariance) -> Matrix:
     """A covariance as a `Matrix`."""
     if isinstance(covariance, Diagonal):
         return Dense(covariance.variances[:, :, None] * np.eye(covariance.variances.shape[1]))
@@ -195,25 +165,23 @@ def through(rows: Array, covariance: Covariance) -> Array:
     if isinstance(covariance, Diagonal):
         return rows * covariance.variances[:, None].astype(np.float64)
     if isinstance(covariance, Kronecker):
-        everything = slice(0, covariance.inputs)
-        return covariance.part(everything, everything, rows.transpose(0, 2, 1)).transpose(0, 2, 1)
+        every = slice(0, covariance.inputs)
+        return covariance.part(every, every, rows.transpose(0, 2, 1)).transpose(0, 2, 1)
     return product(rows, covariance)
 
 
 def rescaled(covariance: Covariance, factor: Array) -> Covariance:
     """Covariance of inputs whose channels are multiplied by a factor (g, i)."""
     if isinstance(covariance, Kronecker):
-        return Kronecker(_between(covariance.channels, factor), covariance.spatial)
+        return Kronecker(_rescaled(covariance.channels, factor), covariance.spatial)
     n = covariance.variances.shape[1] if isinstance(covariance, Diagonal) else covariance.shape[1]
-    each = np.repeat(factor, n // factor.shape[1], axis=1)
-    return (
-        Diagonal(covariance.variances * each**2)
-        if isinstance(covariance, Diagonal)
-        else _between(covariance, each)
-    )
+    per_input = np.repeat(factor, n // factor.shape[1], axis=1)
+    if isinstance(covariance, Diagonal):
+        return Diagonal(covariance.variances * per_input**2)
+    return _rescaled(covariance, per_input)
 
 
-def _between(covariance: Array, factor: Array) -> Array:
+def _rescaled(covariance: Array, factor: Array) -> Array:
     return covariance * (factor[:, :, None] * factor[:, None]).astype(covariance.dtype)
 
 

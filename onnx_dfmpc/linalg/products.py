@@ -1,10 +1,12 @@
-"""Matrix products and triangular factors whose result does not depend on the number of threads (pure NumPy,
-float64).
+"""Matrix products and triangular factors whose result does not depend on the number of threads (float64).
 
-A BLAS with more threads cuts a product into other pieces, and sums in another order. In double precision,
-with an inner dimension that no BLAS would cut, every element is one sum in one order; longer inner dimensions
-are cut here, always at the same places. Factorisations work in panels, and those by halves down to blocks
-that LAPACK does on one thread.
+A BLAS with more threads cuts a product into other pieces, and sums in another order. With an inner dimension
+that no BLAS would cut, every element is one sum in one order; longer inner dimensions are cut here, always at
+the same places. Factorisations work in panels, and those by halves down to blocks that LAPACK does on one
+thread.
+
+In float64, because errors of products of thousands of terms add up over a network: in float32 the last digits
+would decide which of two nearly equal codes a weight gets.
 """
 
 from __future__ import annotations
@@ -15,19 +17,17 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 INNER = 256
-PANEL = 128
+"""Longest inner dimension that is left to the BLAS: `tests/test_pipeline.py` compares one and two threads."""
+
+PANEL = TILE = 128
+"""Columns that `cholesky` factors at a time, and rows of a tile of `gram`. Speed alone; not studied."""
+
 BASE = 32
-TILE = 128
-"""A product with its own transpose is made of tiles on and above the diagonal, so many rows each."""
+"""Matrices of at most this size are LAPACK's, which uses one thread for them."""
 
 
 def product(a: Array, b: Array) -> Array:
-    """``a @ b``, float64.
-
-    Parameters
-    ----------
-    a : float array, shape (..., m, k)
-    b : float array, shape (..., k, n)
+    """``a @ b`` of arrays (..., m, k) and (..., k, n), float64.
 
     Examples
     --------
@@ -53,31 +53,23 @@ def gram(a: Array) -> Array:
         for start in range(0, k, INNER):
             part = np.ascontiguousarray(group[:, start : start + INNER], dtype=np.float64)
             for top in range(0, n, TILE):
-                own, right = part[top : top + TILE], part[top + TILE :]
-                into[top : top + TILE, top : top + TILE] += (
-                    own @ own.T
-                )  # BLAS sees that it is symmetric, and computes half of it
-                into[top : top + TILE, top + TILE :] += own @ right.T
+                tile, right = part[top : top + TILE], part[top + TILE :]
+                # NumPy sees that this one is symmetric, and has half of it computed.
+                into[top : top + TILE, top : top + TILE] += tile @ tile.T
+                into[top : top + TILE, top + TILE :] += tile @ right.T
         for top in range(0, n, TILE):
             into[top + TILE :, top : top + TILE] = into[top : top + TILE, top + TILE :].T
     return total
 
 
 def cholesky(a: Array) -> Array:
-    """Lower Cholesky factors of symmetric positive definite matrices (g, n, n), float64.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If a matrix is not positive definite.
-    """
+    """Lower Cholesky factors of matrices (g, n, n), float64; LinAlgError if one is not positive definite."""
     n = a.shape[1]
     lower = np.zeros(a.shape)
     for start in range(0, n, PANEL):
         stop = min(start + PANEL, n)
-        panel = a[:, start:, start:stop] - product(
-            lower[:, start:, :start], lower[:, start:stop, :start].transpose(0, 2, 1)
-        )
+        done = lower[:, start:stop, :start].transpose(0, 2, 1)
+        panel = a[:, start:, start:stop] - product(lower[:, start:, :start], done)
         corner = _cholesky_by_halves(panel[:, : stop - start])
         lower[:, start:stop, start:stop] = corner
         lower[:, stop:, start:stop] = product(

@@ -22,8 +22,10 @@ from onnx_dfmpc.inputs.data import calibration_feeding, feeding_of
 from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.files import LoadedModel, load
 from onnx_dfmpc.recipe import Recipe, nearest_layer
+from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.sensitivity.table import (
     Sizes,
     size_table,
@@ -123,10 +125,10 @@ def needs_statistics(recipe: Recipe, plan: QuantPlan | None = None) -> bool:
     """Whether prediction, rounding or repair ask for what the layers see."""
     if recipe.compensate or recipe.bias_correction:
         return True
-    if plan is None:
-        rounding = recipe.rounding or ("nearest" if recipe.method == "paper" else "covariance")
-        return rounding == "covariance" or not is_fixed(recipe)
-    return any(layer.rounding == "covariance" for layer in plan.layers)
+    if plan is not None:
+        return any(ROUNDINGS[layer.rounding].needs_statistics for layer in plan.layers)
+    rounding = recipe.rounding or METHODS[recipe.method].rounding
+    return ROUNDINGS[rounding].needs_statistics or not is_fixed(recipe)
 
 
 def _with_inputs(job: Job, *, validation: bool) -> Job:

@@ -29,7 +29,7 @@ from onnx_dfmpc.sensitivity.table import (
     size_table,
     with_sizes,
 )
-from onnx_dfmpc.solve import weight_noise
+from onnx_dfmpc.solve import wants_outputs, weight_noise
 from onnx_dfmpc.spec import (
     CostTable,
     Latency,
@@ -73,7 +73,6 @@ def measure(job: Job, names: Sequence[str], seconds: Seconds) -> Measured:
         if recipe.statistics == "analytic":
             return Measured(_closed_form(job))
         assert job.feeds is not None
-        repairs = recipe.method == "dfmpc" and (recipe.compensate or recipe.bias_correction)
         try:
             found = probe(
                 proto,
@@ -82,7 +81,7 @@ def measure(job: Job, names: Sequence[str], seconds: Seconds) -> Measured:
                 job.feeds,
                 source="probe" if recipe.calibration_data is None else "calibration",
                 seed=recipe.seed,
-                with_outputs=repairs,
+                with_outputs=wants_outputs(recipe),
                 progress=job.progress,
             )
         except ModelError as error:

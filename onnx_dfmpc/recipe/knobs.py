@@ -106,7 +106,7 @@ class Recipe:
         Weights of the bias term and of the size of c in L(c); at least 0.
     absorb : {"producer", "consumer"}
         Which side of the chain takes the coefficients.
-    rounding : {"nearest", "squant", "covariance"} or None
+    rounding : {"nearest", "squant", "gptq"} or None
         How weights are rounded; None is the method's own.
     compensate, bias_correction : bool
         Switches for the coefficients c and for the re-estimated batch-norm mean.
@@ -183,9 +183,7 @@ class Recipe:
     lambda1: float = knob(0.5, "a number, 0 or more", checks.number(0))
     lambda2: float = knob(0.0, "a number, 0 or more", checks.number(0))
     absorb: Literal["producer", "consumer"] = choice_knob("producer", "producer", "consumer")
-    rounding: Literal["nearest", "squant", "covariance"] | None = choice_knob(
-        None, "nearest", "squant", "covariance"
-    )
+    rounding: Literal["nearest", "squant", "gptq"] | None = choice_knob(None, "nearest", "squant", "gptq")
     compensate: bool = _flag_knob(True)
     bias_correction: bool = _flag_knob(True)
     statistics: Literal["auto", "analytic", "probe", "calibration"] = choice_knob(

@@ -25,7 +25,8 @@ from onnx_dfmpc.report.document import (
     write_text,
 )
 from onnx_dfmpc.pipeline.results import PlanResult
-from onnx_dfmpc.spec import Grid, Layer, LayerPlan, QuantPlan, Role, Rounding, Skipped, StorageFormat
+from onnx_dfmpc.rounding.rounding import ROUNDINGS
+from onnx_dfmpc.spec import Grid, Layer, LayerPlan, QuantPlan, Role, Skipped, StorageFormat
 
 __all__ = ["load_plan", "plan_document", "plan_result_document", "save_plan"]
 
@@ -53,7 +54,7 @@ LAYER: Mapping[str, Check] = {
     PROPOSED: BITS,
     "role": _one_of(get_args(Role)),
     "grid": _one_of(get_args(Grid)),
-    "rounding": _one_of(get_args(Rounding)),
+    "rounding": _one_of(tuple(ROUNDINGS)),
     "per_channel": ("true or false", checks.flag),
     "reason": TEXT,
     "noise": _optional("a number, 0 or more", checks.number(0)),
@@ -68,7 +69,7 @@ SHAPE: Mapping[str, Check] = {
 LAYER_DEFAULTS: Json = {
     "role": "inner",
     "grid": "asymmetric",
-    "rounding": "covariance",
+    "rounding": "gptq",
     "per_channel": True,
     "reason": "plan",
 }

@@ -15,11 +15,11 @@ from rich.text import Text
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.model.opset import opset_of
+from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult, QuantizeResult
 from onnx_dfmpc.report.document import mean_bits, nominal_bits
 from onnx_dfmpc.report.findings import effects_view, latency_view
 from onnx_dfmpc.report.style import NONE, line_to_paste, new_table, number, percent, section, small
 from onnx_dfmpc.report.words import plural
-from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult, QuantizeResult
 from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint
 
 __all__ = ["comparison_view", "inspect_view", "plan_view", "quantize_view", "validate_view"]

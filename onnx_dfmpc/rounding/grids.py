@@ -2,12 +2,13 @@
 
     Wq = scale (codes - zero_point)        low <= codes <= high
 
-Rows have shape (g, r, n) (see ``layout``); scale and zero_point have shape (g, r), equal everywhere when the
+Rows have shape (g, r, n) (see `spec.ops`); scale and zero_point have shape (g, r), equal everywhere when the
 grid is per tensor.
 
     asymmetric   codes 0 .. 2^b - 1, integer zero point inside; 2 bits are four levels
     symmetric    codes -(2^(b-1) - 1) .. 2^(b-1) - 1, zero point 0
-    ternary      codes -1, 0, 1; |W| <= 0.7 mean|W| becomes 0, scale = mean |W| of the others (Li et al., arXiv 1605.04711)
+    ternary      codes -1, 0, 1; |W| <= 0.7 mean|W| becomes 0, scale = mean |W| of the others (Li et al.,
+                 arXiv 1605.04711)
 """
 
 from __future__ import annotations
@@ -18,71 +19,69 @@ import numpy as np
 
 from onnx_dfmpc.spec import Array, Grid
 
+Limits = tuple[int, int]
+
 TERNARY_THRESHOLD = 0.7
+"""Of the paper: near the optimum for normal and for uniform weights."""
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """What is decided about a grid before its scale: kind, bits, and whether every row has its own.
+
+    Examples
+    --------
+    >>> GridSpec("asymmetric", 2).limits, GridSpec("symmetric", 4).limits, GridSpec("ternary", 2).limits
+    ((0, 3), (-7, 7), (-1, 1))
+    """
+
+    kind: Grid
+    bits: int
+    per_channel: bool = True
+
+    @property
+    def limits(self) -> Limits:
+        """Lowest and highest code."""
+        if self.kind == "asymmetric":
+            return 0, 2**self.bits - 1
+        high = 1 if self.kind == "ternary" else 2 ** (self.bits - 1) - 1
+        return -high, high
 
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Codes (g, r, n) with their grid: scale and zero_point (g, r), and the limits of a code."""
+    """Codes (g, r, n) with their grid: scale and zero_point (g, r), and the lowest and highest code."""
 
     codes: Array
     scale: Array
     zero_point: Array
-    low: int
-    high: int
+    limits: Limits
 
 
-def limits(bits: int, grid: Grid) -> tuple[int, int]:
-    """Lowest and highest code of a grid.
+def min_max(rows: Array, grid: GridSpec) -> tuple[Array, Array]:
+    """Scale and zero point (g, r) of the grid that covers the range of rows (g, r, n), zero included.
 
-    Examples
-    --------
-    >>> limits(2, "asymmetric"), limits(4, "symmetric"), limits(2, "ternary")
-    ((0, 3), (-7, 7), (-1, 1))
+    Scales are positive, also where a row is zero everywhere. Not for ternary grids.
     """
-    if grid == "asymmetric":
-        return 0, 2**bits - 1
-    high = 1 if grid == "ternary" else 2 ** (bits - 1) - 1
-    return -high, high
-
-
-def min_max(rows: Array, bits: int, grid: Grid, *, per_channel: bool) -> tuple[Array, Array]:
-    """Scale and zero point that cover the range of the weights.
-
-    Parameters
-    ----------
-    rows : float array, shape (g, r, n)
-    bits : int
-    grid : {"asymmetric", "symmetric"}
-    per_channel : bool
-        One grid per row, or one for all.
-
-    Returns
-    -------
-    scale, zero_point : float arrays, shape (g, r)
-        Scales are positive, also where a row is zero everywhere.
-    """
-    axes = 2 if per_channel else (0, 1, 2)
+    axes = 2 if grid.per_channel else (0, 1, 2)
     least = np.minimum(rows.min(axis=axes, keepdims=True), 0)[..., 0]
     most = np.maximum(rows.max(axis=axes, keepdims=True), 0)[..., 0]
-    low, high = limits(bits, grid)
-    if grid == "asymmetric":
+    low, high = grid.limits
+    if grid.kind == "asymmetric":
         span = most - least
         zero_point = np.rint(-least * high / np.where(span > 0, span, 1))
     else:
         span = 2 * np.maximum(most, -least)
         zero_point = np.zeros_like(span)
     scale = span / (high - low)
+    # A scale below the normal float32 numbers would be lost, or would divide by zero, in a runtime.
     scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0)
-    shape = rows.shape[:2]
-    return np.broadcast_to(scale, shape).astype(rows.dtype), np.broadcast_to(zero_point, shape).astype(
-        rows.dtype
-    )
+    return _for_rows(scale, rows), _for_rows(zero_point, rows)
 
 
-def nearest(rows: Array, scale: Array, zero_point: Array, low: int, high: int) -> Array:
+def nearest(rows: Array, scale: Array, zero_point: Array, limits: Limits) -> Array:
     """Code of the nearest level, shape of ``rows``."""
-    codes: Array = np.clip(np.rint(rows / scale[..., None] + zero_point[..., None]), low, high)
+    codes: Array = np.clip(np.rint(rows / scale[..., None] + zero_point[..., None]), *limits)
     return codes
 
 
@@ -93,15 +92,13 @@ def ternary(rows: Array, *, per_channel: bool) -> Codes:
     kept = size > TERNARY_THRESHOLD * size.mean(axis=axes, keepdims=True)
     count = np.maximum(kept.sum(axis=axes, keepdims=True), 1)
     scale = np.where(kept, size, 0).sum(axis=axes, keepdims=True) / count
-    scale = np.where(scale > 0, scale, 1.0)[..., 0]
-    shape = rows.shape[:2]
-    return Codes(
-        (np.sign(rows) * kept).astype(rows.dtype),
-        np.broadcast_to(scale, shape).astype(rows.dtype),
-        np.zeros(shape, rows.dtype),
-        -1,
-        1,
-    )
+    scale = _for_rows(np.where(scale > 0, scale, 1.0)[..., 0], rows)
+    return Codes((np.sign(rows) * kept).astype(rows.dtype), scale, np.zeros_like(scale), (-1, 1))
+
+
+def _for_rows(values: Array, rows: Array) -> Array:
+    """Values of each row, or of all, in shape (g, r)."""
+    return np.broadcast_to(values, rows.shape[:2]).astype(rows.dtype)
 
 
 def dequantize(codes: Codes) -> Array:

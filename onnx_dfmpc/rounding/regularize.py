@@ -1,4 +1,4 @@
-"""How far measured statistics can be trusted, before rounding fits a layer to them (NumPy).
+"""The covariance that rounding fits a layer to: measured statistics, as far as they can be trusted (NumPy).
 
 They come from a sample, and from inputs that are not the real ones. `regularize` takes back what a sample
 says too much of correlations. `with_mean_uncertainty` adds what is not known of means: bias correction takes
@@ -14,8 +14,13 @@ from onnx_dfmpc.linalg.matrices import Covariance, Diagonal, Kronecker
 from onnx_dfmpc.spec import Array
 
 SHRINKAGE = 0.1
+"""Share by which correlations are shrunk, however many samples they were measured on."""
+
 SAMPLES_PER_INPUT = 28
-"""Patches of one image are neighbours: about so many count as one independent sample."""
+"""Patches of one image are neighbours: about this many count as one independent sample."""
+
+LEAST_PATTERN = 0.5
+"""Least share of the Kronecker pattern in a covariance."""
 
 MEAN_RELATIVE_VARIANCE = 0.05
 """Square of the relative error that the mean of a channel is expected to have: a fifth or so, from synthetic
@@ -24,90 +29,70 @@ inputs to real ones.
 
 
 def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
-    """Covariance that rounding can trust: blended with its Kronecker approximation, correlations shrunk.
+    """Covariance blended with its Kronecker approximation, correlations shrunk; its diagonal is positive.
 
-    A covariance measured on a sample knows less about each single pair of inputs than about the pattern
-    behind them: C (x) R, the channel covariance times one spatial correlation. The fewer samples per input,
-    the more weight the pattern gets. It has at least half, since even exact statistics of a synthetic input
-    are not those of a real one. Where there are no taps there is no pattern, and correlations measured on
-    fewer samples than inputs are shrunk by as much as these say too little.
-
-    Parameters
-    ----------
-    covariance : Covariance
-    taps : int
-        Kernel taps per input channel; ``n`` is a multiple of it.
-    samples : int
-        That it was measured on; 0 if it is exact.
-
-    Returns
-    -------
-    Covariance
-        With a positive diagonal. What is a pattern already stays one: the correlations of both factors are
-        shrunk, by half as much.
+    A sample says less about each single pair of inputs than about the pattern in all of them: C (x) R, the
+    channel covariance times one spatial correlation of the ``taps`` of a kernel. The fewer ``samples`` (0:
+    exact) per input, the more weight the pattern gets. It has at least half, since even exact statistics of a
+    synthetic input are not those of a real one. Without taps there is no pattern: correlations measured on few
+    samples for their inputs are shrunk by more.
     """
     if isinstance(covariance, Diagonal):
         return covariance
     if isinstance(covariance, Kronecker):
+        # Correlations of different taps in different channels are products: half of it in each factor.
         return Kronecker(
-            _shrunk(covariance.channels, SHRINKAGE / 2), _shrunk(covariance.spatial, SHRINKAGE / 2)
+            _shrink(covariance.channels, SHRINKAGE / 2), _shrink(covariance.spatial, SHRINKAGE / 2)
         )
     g, n, _ = covariance.shape
     i = n // taps
     if taps == 1:
-        return _shrunk(covariance, max(SHRINKAGE, n / (n + samples) if samples else 0))
+        return _shrink(covariance, max(SHRINKAGE, n / (n + samples) if samples else 0))
     if i == 1:
-        return _shrunk(covariance, SHRINKAGE)
+        return _shrink(covariance, SHRINKAGE)
     blocks = covariance.reshape(g, i, taps, i, taps)
     channels = np.einsum("giaja->gij", blocks) / taps
     tiny = np.finfo(np.float32).tiny
     power = np.maximum(np.einsum("gii->gi", channels), tiny)
     live = np.maximum((power > tiny).sum(axis=1), 1)
     spatial = np.einsum("giaib,gi->gab", blocks, 1 / power) / live[:, None, None]
-    trust = 0.5 if samples == 0 else max(0.5, n / (n + samples / SAMPLES_PER_INPUT))
-    blended: Array = (1 - trust) * covariance
+    share = max(LEAST_PATTERN, n / (n + samples / SAMPLES_PER_INPUT) if samples else 0)
+    blended: Array = (1 - share) * covariance
+    # In place, block by block: a layer of 1,024 inputs has 8 MB of them.
     into = blended.reshape(g, i, taps, i, taps)
-    into += (trust * channels)[:, :, None, :, None] * spatial[:, None, :, None, :]
-    return _shrunk(blended, SHRINKAGE)
+    into += (share * channels)[:, :, None, :, None] * spatial[:, None, :, None, :]
+    return _shrink(blended, SHRINKAGE)
 
 
-def _shrunk(covariance: Array, share: float) -> Array:
-    """Correlations less a share, variances as they are but for a floor."""
+def _shrink(covariance: Array, share: float) -> Array:
+    """Correlations minus a share of themselves, variances as they are but for a floor."""
     n = covariance.shape[1]
     diagonal = np.einsum("gnn->gn", covariance)
     floor = 1e-6 * diagonal.mean(axis=1, keepdims=True)
     shrunk: Array = (1 - share) * covariance
+    # An input that never moves would leave its weight undetermined, and the Cholesky factor singular.
     shrunk[:, np.arange(n), np.arange(n)] = diagonal + np.where(floor > 0, floor, 1)
     return shrunk
 
 
 def with_mean_uncertainty(covariance: Covariance, mean: Array, taps: int) -> Covariance:
-    """Covariance of inputs whose mean is not known for sure, H + E dd'.
+    """Covariance of inputs whose mean (g, n) is not known for sure, H + E dd', in the same form.
 
-    Parameters
-    ----------
-    covariance : Covariance
-    mean : float array, shape (g, n)
-        Its error d has a variance of `MEAN_RELATIVE_VARIANCE` m^2, is independent from channel to channel,
-        and the same for all taps of a channel.
-    taps : int
-
-    Returns
-    -------
-    Covariance
-        Of the same form: a pattern takes the doubt for one of its channels' variances.
+    The error d of a mean m has a variance of `MEAN_RELATIVE_VARIANCE` m^2, is independent from channel to
+    channel, and the same for all taps of one. A `Kronecker` covariance takes it for variance of the channel.
     """
     if isinstance(covariance, Diagonal):
         return covariance
     g, n = mean.shape
     i = n // taps
-    each = mean.reshape(g, i, taps)
+    per_tap = mean.reshape(g, i, taps)
     channels = np.arange(i)
     if isinstance(covariance, Kronecker):
         wider = covariance.channels.copy()
-        wider[:, channels, channels] += MEAN_RELATIVE_VARIANCE * np.square(each).mean(axis=2)
+        wider[:, channels, channels] += MEAN_RELATIVE_VARIANCE * np.square(per_tap).mean(axis=2)
         return Kronecker(wider, covariance.spatial)
     result = covariance.copy()
-    blocks = MEAN_RELATIVE_VARIANCE * each[..., :, None] * each[..., None, :]
+    blocks = MEAN_RELATIVE_VARIANCE * per_tap[..., :, None] * per_tap[..., None, :]
+    # Two index arrays with a slice between them: NumPy puts their axis first.
     result.reshape(g, i, taps, i, taps)[:, channels, :, channels, :] += blocks.swapaxes(0, 1)
     return result

@@ -1,12 +1,12 @@
 """SQuant: rounding that keeps the sums over kernels and channels (Guo et al., ICLR 2022, arXiv 2202.07471).
 
-With the rounding error d = codes - W/scale (in units of the scale), nearest rounding leaves |d| <= 1/2 for
-every weight. Two further passes flip as few weights as needed to the other neighbouring level, the ones
-nearest to a tie first, so that also
+With the rounding error d = codes - (W / scale + zero_point), nearest rounding leaves |d| <= 1/2 for every
+weight. Two further passes flip as few weights as needed to the other neighbouring level, the ones nearest to
+a tie first, so that also
 
     |sum of d over a kernel| <= 1/2        and then        |sum of d over an output channel| <= 1/2.
 
-That is the minimiser, to within the flips, of e'(H)e for an H that is the identity plus a constant per kernel
+That is the minimiser, to within the flips, of d'Hd for an H that is the identity plus a constant per kernel
 plus a constant per channel.
 """
 
@@ -15,68 +15,51 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.rounding.grids import nearest
+from onnx_dfmpc.rounding.grids import Limits, nearest
 from onnx_dfmpc.spec import Array
 
 
-def squant(rows: Array, scale: Array, zero_point: Array, low: int, high: int, taps: int) -> Array:
-    """Codes whose errors cancel over each kernel and each output channel.
+def squant(rows: Array, scale: Array, zero_point: Array, limits: Limits, taps: int) -> Array:
+    """Codes (g, r, n) whose errors cancel over each kernel of ``taps`` weights and over each output channel.
 
-    Parameters
-    ----------
-    rows : float array, shape (g, r, n)
-    scale, zero_point : float arrays, shape (g, r)
-    low, high : int
-        BitBounds of a code. A weight that would leave them is not flipped, so the sums are kept only as far
-        as the limits allow.
-    taps : int
-        Weights per kernel; ``n`` is a multiple of it.
-
-    Returns
-    -------
-    float array, shape (g, r, n)
+    A weight that would leave the limits is not flipped, so the sums are kept only as far as these allow.
     """
-    target = rows / scale[..., None] + zero_point[..., None]
-    codes = nearest(rows, scale, zero_point, low, high)
+    codes = nearest(rows, scale, zero_point, limits)
     # A clipped weight is far from its level on purpose; its excess must not be made up for by its neighbours.
-    error: Array = np.clip(codes - target, -0.5, 0.5)
+    error: Array = np.clip(codes - (rows / scale[..., None] + zero_point[..., None]), -0.5, 0.5)
     shape = rows.shape
-    kernels = (-1, taps)
-    codes, error = _balance(codes.reshape(kernels), error.reshape(kernels), low, high)
+    codes, error = _balance_kernels(codes.reshape(-1, taps), error.reshape(-1, taps), limits)
 
     # Each kernel offers its weight nearest to a tie, in the direction that the channel needs.
-    per_kernel = (*shape[:2], shape[2] // taps, taps)
-    codes, error = codes.reshape(per_kernel), error.reshape(per_kernel)
+    kernels = (*shape[:2], shape[2] // taps, taps)
+    codes, error = codes.reshape(kernels), error.reshape(kernels)
     surplus = np.sign(error.sum(axis=(2, 3)))[..., None, None]
-    flippable = _flippable(codes, surplus, low, high)
     # Never against its own error: a kernel at its limits would move a weight by more than a level.
-    gain = np.where(flippable & (error * surplus > 0), error * surplus, -np.inf)
+    eligible = _flippable(codes, surplus, limits) & (error * surplus > 0)
+    gain = np.where(eligible, error * surplus, -np.inf)
     offer = gain.argmax(axis=3)[..., None]
-    # What a kernel's sum is after its one flip says how willing it is: the largest surplus first.
-    willing = np.where(
-        np.isfinite(np.take_along_axis(gain, offer, 3)[..., 0]), error.sum(axis=3) * surplus[..., 0], -np.inf
-    )
+    # Kernels whose own sum is furthest to the same side go first: they are left the smallest sum by the flip.
+    priority = np.where(eligible.any(axis=3), error.sum(axis=3) * surplus[..., 0], -np.inf)
     count = np.rint(np.abs(error.sum(axis=(2, 3))))
-    chosen = _rank(willing) < count[..., None]
-    chosen &= np.isfinite(willing)
-    flip = np.zeros(per_kernel, codes.dtype)
-    np.put_along_axis(flip, offer, chosen[..., None].astype(codes.dtype), 3)
+    selected = (_rank(priority) < count[..., None]) & np.isfinite(priority)
+    flip = np.zeros(kernels, codes.dtype)
+    np.put_along_axis(flip, offer, selected[..., None].astype(codes.dtype), 3)
     balanced: Array = (codes - flip * surplus).reshape(shape)
     return balanced
 
 
-def _balance(codes: Array, error: Array, low: int, high: int) -> tuple[Array, Array]:
-    """Flip weights until the error of each row of a 2-D array sums to at most one half."""
+def _balance_kernels(codes: Array, error: Array, limits: Limits) -> tuple[Array, Array]:
+    """Flip weights until the error of each kernel, a row of a 2-D array, sums to at most one half."""
     surplus = np.sign(error.sum(axis=1))[:, None]
     count = np.rint(np.abs(error.sum(axis=1)))[:, None]
-    willing = np.where(_flippable(codes, surplus, low, high), error * surplus, -np.inf)
-    flip = ((_rank(willing) < count) & (willing > 0)) * surplus
+    priority = np.where(_flippable(codes, surplus, limits), error * surplus, -np.inf)
+    flip = ((_rank(priority) < count) & (priority > 0)) * surplus
     return codes - flip, error - flip
 
 
-def _flippable(codes: Array, surplus: Array, low: int, high: int) -> NDArray[np.bool_]:
+def _flippable(codes: Array, surplus: Array, limits: Limits) -> NDArray[np.bool_]:
     flipped = codes - surplus
-    return (flipped >= low) & (flipped <= high)
+    return (flipped >= limits[0]) & (flipped <= limits[1])
 
 
 def _rank(values: Array) -> NDArray[np.intp]:

@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from onnx_dfmpc.allocate.budget import candidate_widths, cheapest, require_affordable
 from onnx_dfmpc.errors import ModelError, UnsupportedError
+from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe, limits
 from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
@@ -70,7 +71,7 @@ def size_table(
         planned = {layer.name for layer in plan.layers}
     rows = [row for row, layer in enumerate(matched.layers) if layer.name in planned]
     names = tuple(matched.layers[row].name for row in rows)
-    grid: Grid = "asymmetric" if recipe.method == "dfmpc" else "symmetric"
+    grid: Grid = METHODS[recipe.method].grid(8)
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid)[rows]
     base = base_size(

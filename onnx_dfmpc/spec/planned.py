@@ -14,7 +14,8 @@ from onnx_dfmpc.spec.matched import Skipped
 
 Role = Literal["low", "high", "edge", "inner"]
 Grid = Literal["ternary", "symmetric", "asymmetric"]
-Rounding = Literal["nearest", "squant", "covariance"]
+Rounding = str
+"""A name in `rounding.ROUNDINGS`."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How far statistics are trusted: what is taken back of correlations, what is added for means that are not
+"""The covariance that rounding fits to: what is taken back of correlations, what is added for means that are not
 known.
 """
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_dfmpc.linalg.matrices import Diagonal, Kronecker
-from onnx_dfmpc.rounding import regularize as trust
+from onnx_dfmpc.rounding import regularize as module
 from onnx_dfmpc.rounding.gptq import CholeskyFactor
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
 from tests.arrays import covariance, seeds
@@ -29,7 +29,7 @@ def test_regularized_covariance_is_symmetric_and_positive_definite(kernel, seed,
     assert (np.linalg.eigvalsh(found) > 0).all()
     assert (np.einsum("gnn->gn", found) > 0).all()
     factor = CholeskyFactor.of(found)
-    assert np.isfinite(factor.matrix.dense()).all()
+    assert np.isfinite(factor.unit.dense()).all()
     assert np.isfinite(factor.diagonal).all()
 
 
@@ -48,7 +48,7 @@ def test_a_pattern_keeps_its_variances_and_loses_a_tenth_of_its_correlations(g, 
     found = regularize(second, k, samples)
     np.testing.assert_allclose(np.einsum("gnn->gn", found), np.einsum("gnn->gn", second), rtol=1e-4)
     off = ~np.eye(i * k, dtype=bool)
-    np.testing.assert_allclose(found[:, off], (1 - trust.SHRINKAGE) * second[:, off], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[:, off], (1 - module.SHRINKAGE) * second[:, off], rtol=1e-4, atol=1e-6)
 
 
 @given(st.integers(1, 3), st.integers(2, 9), seeds)
@@ -59,7 +59,7 @@ def test_without_taps_few_samples_are_worth_little(g, n, seed):
     for share in left:
         np.testing.assert_allclose(share, share.flat[0], rtol=1e-4)
     exact, many, as_many, one = (share.flat[0] for share in left)
-    assert exact == pytest.approx(many) == pytest.approx(1 - trust.SHRINKAGE)
+    assert exact == pytest.approx(many) == pytest.approx(1 - module.SHRINKAGE)
     assert as_many == pytest.approx(0.5)
     assert one < 1 / n
 
@@ -90,7 +90,7 @@ def test_factors_are_regularized_much_as_the_matrix_that_they_make(shape, seed, 
     power = np.sqrt(found.diagonal())
     difference = (found.dense() - expected) / power[:, :, None] / power[:, None]
     assert (
-        np.abs(difference).max() < trust.SHRINKAGE
+        np.abs(difference).max() < module.SHRINKAGE
     )  # one factor shrinks by half as much, both together by nearly as much
     assert (np.linalg.eigvalsh(found.dense()) > 0).all()
 
@@ -108,11 +108,11 @@ def test_more_samples_are_trusted_more():
     assert distance[0] > distance[-1]
 
 
-# Doubt
+# Means
 
 
 @given(kernels, seeds)
-def test_doubt_is_what_an_unknown_mean_adds_to_the_error(kernel, seed):
+def test_mean_uncertainty_is_what_an_unknown_mean_adds_to_the_error(kernel, seed):
     """E (e'd)^2 over means that are wrong by a relative error, independent from channel to channel and the
     same for all taps of one.
     """
@@ -128,12 +128,12 @@ def test_doubt_is_what_an_unknown_mean_adds_to_the_error(kernel, seed):
         (e * mean).reshape(g, i, k).sum(axis=2)
     )  # what one of them moves the output by, for a relative error of 1
     np.testing.assert_allclose(
-        added, trust.MEAN_RELATIVE_VARIANCE * np.square(per_channel).sum(axis=1), rtol=1e-6, atol=1e-9
+        added, module.MEAN_RELATIVE_VARIANCE * np.square(per_channel).sum(axis=1), rtol=1e-6, atol=1e-9
     )
 
 
 @given(kernels, seeds)
-def test_without_a_mean_there_is_no_doubt_and_nothing_is_changed_in_place(kernel, seed):
+def test_a_mean_of_zero_is_certain_and_nothing_is_changed_in_place(kernel, seed):
     g, _, i, k = kernel
     rng = np.random.default_rng(seed)
     second, mean = covariance(g, i * k, rng), rng.standard_normal((g, i * k))
@@ -144,7 +144,7 @@ def test_without_a_mean_there_is_no_doubt_and_nothing_is_changed_in_place(kernel
 
 
 @given(st.tuples(st.integers(1, 2), st.integers(2, 5), st.sampled_from([4, 9])), seeds)
-def test_a_pattern_has_the_doubt_of_its_mean_channels(shape, seed):
+def test_a_pattern_has_the_mean_uncertainty_of_its_channels(shape, seed):
     """Where the taps of a channel agree completely, the pattern says the same as the matrix."""
     g, i, k = shape
     rng = np.random.default_rng(seed)

@@ -10,18 +10,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_dfmpc.compensate import MAX_GAIN
-from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.methods import Rounded, correct, finish, finish_paper, round_layer
+from onnx_dfmpc.methods import METHODS, Repair, Repaired, Rounded, round_layer
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max
+from onnx_dfmpc.rounding.rounding import ROUNDINGS, RoundingMethod
 from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer, LayerPlan, QuantizedLayer
 from onnx_dfmpc.spec.ops import shares_grid, to_rows
 from tests.arrays import FORMS, batch_norm, forms, layer, seeds, statistics
 
-PAPER, OURS = Recipe(method="paper"), Recipe()
+NOTHING = Repair(gain=False, mean=False)
 
 
 def plan(bits: int = 2, *, paper: bool = False, role: str = "low", rounding: str = "nearest") -> LayerPlan:
-    grid = ("ternary" if bits == 2 else "symmetric") if paper else "asymmetric"
-    return LayerPlan("conv", bits, role, grid, rounding, not paper)
+    method = METHODS["paper" if paper else "dfmpc"]
+    return LayerPlan("conv", bits, role, method.grid(bits), rounding, method.per_channel)
+
+
+def repair(
+    rounded: Rounded,
+    switches: Repair | None = None,
+    bias: np.ndarray | None = None,
+    *,
+    method: str = "dfmpc",
+    to_consumers: bool = False,
+) -> Repaired:
+    return METHODS[method].repair(rounded, switches or Repair(), None, bias, to_consumers)
 
 
 def known(at: Layer, seed: int) -> InputStatistics:
@@ -58,12 +70,11 @@ def stored_rows(done: QuantizedLayer, at: Layer) -> np.ndarray:
     return to_rows(done.weight.dequantize(), at)
 
 
-@given(forms, seeds, st.integers(2, 8), st.sampled_from(["nearest", "squant", "covariance"]))
+@given(forms, seeds, st.integers(2, 8), st.sampled_from(["nearest", "squant", "gptq"]))
 def test_what_is_stored_is_what_was_rounded(form, seed, bits, rounding):
     at = layer(*form)
     rounded = round_layer(at, plan(bits, rounding=rounding), weight_of(at, seed), known(at, seed))
-    no_repair = Recipe(compensate=False, bias_correction=False)
-    done = finish(rounded, correct(rounded, no_repair, None), no_repair, None)
+    done = repair(rounded, NOTHING).quantized
     weight = done.weight
     np.testing.assert_allclose(weight.dequantize(), rounded.weight(), rtol=1e-6)
     assert weight.codes.shape == at.shape
@@ -86,7 +97,7 @@ def test_bias_correction_keeps_the_mean_of_every_output(form, seed, has_norm):
     at = replace(at, batch_norm=batch_norm(at.channels, rng)) if has_norm else at
     weight, found, bias = weight_of(at, seed), known(at, seed), rng.standard_normal(at.channels)
     rounded = round_layer(at, plan(), weight, found)
-    done = finish(rounded, correct(rounded, OURS, None), OURS, bias)
+    done = repair(rounded, bias=bias).quantized
     before, after = (
         np.einsum("grn,gn->gr", rows.astype(np.float64), found.mean).ravel()
         for rows in (rounded.rows, stored_rows(done, at))
@@ -107,7 +118,7 @@ def test_the_gain_keeps_the_signal(form, seed):
     at = layer(*form)
     found = known(at, seed)
     rounded = round_layer(at, plan(), weight_of(at, seed), found)
-    done = finish(rounded, correct(rounded, OURS, None), OURS, None)
+    done = repair(rounded).quantized
     if shares_grid(at):
         np.testing.assert_array_equal(done.gain, 1)
         return
@@ -125,7 +136,7 @@ def test_predicted_sqnr_is_what_simulated_inputs_show(form, has_norm):
     at = replace(at, batch_norm=batch_norm(at.channels, np.random.default_rng(0))) if has_norm else at
     found = known(at, 0)
     rounded = round_layer(at, plan(3), weight_of(at, 0), found)
-    done = finish(rounded, correct(rounded, OURS, None), OURS, None)
+    done = repair(rounded).quantized
     x = inputs(found)
     y, yq = (
         normalised(z, at.batch_norm) if has_norm else z
@@ -152,8 +163,9 @@ def test_the_paper_gives_every_output_its_mean_and_variance_back_and_then_c(form
     else:
         expected = y + bias[:, None]
     rounded = round_layer(at, plan(bits, paper=True), weight, found)
-    done, taken_over = finish_paper(rounded, PAPER, bias)
-    assert taken_over is None
+    repaired = repair(rounded, bias=bias, method="paper")
+    done = repaired.quantized
+    assert repaired.input_factors is None
     yq = outputs(stored_rows(done, at), x)
     actual = normalised(yq, done.batch_norm) if has_norm else yq + done.bias[:, None]
     if (
@@ -161,16 +173,16 @@ def test_the_paper_gives_every_output_its_mean_and_variance_back_and_then_c(form
     ):  # one scale for all groups: there is no place for a factor per channel
         np.testing.assert_allclose(actual.mean(axis=1), expected.mean(axis=1), atol=1e-2)
         return
-    kept, left = finish_paper(rounded, PAPER, bias, to_consumers=True)
-    c = left[:, None]
-    assert (left >= 0).all()
+    kept = repair(rounded, bias=bias, method="paper", to_consumers=True)
+    c = kept.input_factors[:, None]
+    assert (c >= 0).all()
     np.testing.assert_allclose(actual.mean(axis=1), (c * expected).mean(axis=1), atol=1e-2)
     alive = yq.std(axis=1) > 0  # a row that is zero everywhere has no deviation to give back
     assert alive.any()
     np.testing.assert_allclose(actual.std(axis=1)[alive], (c * expected).std(axis=1)[alive], rtol=1e-3)
     # Consumer side: the same, but for c.
-    yk = outputs(stored_rows(kept, at), x)
-    without = normalised(yk, kept.batch_norm) if has_norm else yk + kept.bias[:, None]
+    yk = outputs(stored_rows(kept.quantized, at), x)
+    without = normalised(yk, kept.quantized.batch_norm) if has_norm else yk + kept.quantized.bias[:, None]
     np.testing.assert_allclose(c * without, actual, rtol=1e-4, atol=1e-4)
 
 
@@ -180,16 +192,16 @@ def test_the_paper_gives_every_output_its_mean_and_variance_back_and_then_c(form
     st.booleans(),
     st.sampled_from([0.0, 0.5, 5.0]),
 )
-def test_producer_side_and_consumer_side_agree_behind_a_homogeneous_activation(form, seed, has_norm, lambda1):
+def test_producer_side_and_consumer_side_agree_before_a_homogeneous_activation(form, seed, has_norm, lambda1):
     """sum_j V_j c_j act(y_j) = sum_j V_j act(c_j y_j) for Relu, c = 0 included."""
     at = layer(*form)
     rng = np.random.default_rng(seed)
     at = replace(at, batch_norm=batch_norm(at.channels, rng)) if has_norm else at
-    found, recipe = known(at, seed), Recipe(method="paper", lambda1=lambda1)
+    found, switches = known(at, seed), Repair(lambda1=lambda1)
     rounded = round_layer(at, plan(paper=True), weight_of(at, seed), found)
     bias = rng.standard_normal(at.channels)
-    (here, none), (there, c) = (finish_paper(rounded, recipe, bias, to_consumers=to) for to in (False, True))
-    assert none is None
+    here, there = (repair(rounded, switches, bias, method="paper", to_consumers=to) for to in (False, True))
+    assert here.input_factors is None
     x = inputs(found, 200)
     consumer = rng.standard_normal((3, at.channels))
 
@@ -197,11 +209,14 @@ def test_producer_side_and_consumer_side_agree_behind_a_homogeneous_activation(f
         y = outputs(stored_rows(done, at), x)
         return np.maximum(normalised(y, done.batch_norm) if has_norm else y + done.bias[:, None], 0)
 
-    producer_side, consumer_side = consumer @ activated(here), (consumer * c) @ activated(there)
+    producer_side, consumer_side = (
+        consumer @ activated(here.quantized),
+        (consumer * there.input_factors) @ activated(there.quantized),
+    )
     np.testing.assert_allclose(
         producer_side, consumer_side, rtol=1e-3, atol=1e-3 * max(1, np.abs(producer_side).max())
     )
-    np.testing.assert_allclose(here.gain, there.gain)
+    np.testing.assert_allclose(here.quantized.gain, there.quantized.gain)
 
 
 def test_a_coefficient_of_zero_silences_its_channel_on_either_side():
@@ -214,12 +229,14 @@ def test_a_coefficient_of_zero_silences_its_channel_on_either_side():
     found = InputStatistics(np.array([[100.0]]), np.ones((1, 1, 1), np.float32), 0, "test")
     weight = np.array([1.0, 1.2], np.float32).reshape(2, 1, 1, 1)
     rounded = round_layer(at, plan(paper=True), weight, found)
-    recipe = Recipe(method="paper", lambda1=1e4)
-    (here, _), (_, c) = (finish_paper(rounded, recipe, None, to_consumers=to) for to in (False, True))
+    here, there = (
+        repair(rounded, Repair(lambda1=1e4), method="paper", to_consumers=to) for to in (False, True)
+    )
+    c = there.input_factors
     assert 0 in c
     assert c.max() > 0
     x = inputs(found, 100)
-    silent = normalised(outputs(stored_rows(here, at), x), here.batch_norm)[c == 0]
+    silent = normalised(outputs(stored_rows(here.quantized, at), x), here.quantized.batch_norm)[c == 0]
     np.testing.assert_array_equal(silent, 0)
 
 
@@ -227,7 +244,7 @@ def test_a_coefficient_of_zero_silences_its_channel_on_either_side():
 def test_only_low_layers_get_coefficients(role):
     at = layer(batch_norm=batch_norm(4, np.random.default_rng(0)))
     rounded = round_layer(at, plan(6, paper=True, role=role), weight_of(at, 0), known(at, 0))
-    done, _ = finish_paper(rounded, PAPER, None)
+    done = repair(rounded, method="paper").quantized
     np.testing.assert_array_equal(done.batch_norm.gamma, at.batch_norm.gamma)
     np.testing.assert_array_equal(done.batch_norm.beta, at.batch_norm.beta)
 
@@ -239,19 +256,14 @@ def test_switches_switch_off_what_they_say(method, has_norm):
     bias = np.arange(4.0)
     rounded = round_layer(at, plan(paper=method == "paper"), weight_of(at, 0), known(at, 0))
 
-    def run(**switches: bool) -> QuantizedLayer:
-        recipe = Recipe(method=method, **switches)
-        return (
-            finish_paper(rounded, recipe, bias)[0]
-            if method == "paper"
-            else finish(rounded, correct(rounded, recipe, None), recipe, bias)
-        )
+    def run(switches: Repair) -> QuantizedLayer:
+        return repair(rounded, switches, bias, method=method).quantized
 
-    nothing = run(compensate=False, bias_correction=False)
+    nothing = run(NOTHING)
     np.testing.assert_array_equal(nothing.weight.dequantize(), rounded.weight())
     assert nothing.bias is None
     assert nothing.batch_norm is None
-    shift_only = run(compensate=False)
+    shift_only = run(Repair(gain=False))
     np.testing.assert_array_equal(shift_only.weight.dequantize(), rounded.weight())
     if has_norm:
         for field in ("gamma", "beta", "var"):
@@ -261,7 +273,7 @@ def test_switches_switch_off_what_they_say(method, has_norm):
         assert (shift_only.batch_norm.mean != at.batch_norm.mean).all()
     else:
         assert (shift_only.bias != bias).all()
-    gain_only = run(bias_correction=False)
+    gain_only = run(Repair(mean=False))
     assert (gain_only.gain != 1).any()
     if method == "dfmpc":
         assert gain_only.bias is None
@@ -272,12 +284,42 @@ def test_no_statistics_no_signal():
     """Inputs that never move: nothing to keep, nothing to predict, nothing to divide by."""
     at = layer()
     still = InputStatistics(np.zeros((1, 27)), np.zeros((1, 27, 27), np.float32), 0, "test")
-    for rounding in ("nearest", "covariance"):
-        rounded: Rounded = round_layer(at, plan(rounding=rounding), weight_of(at, 0), still)
+    for rounding in ("nearest", "gptq"):
+        rounded = round_layer(at, plan(rounding=rounding), weight_of(at, 0), still)
         for done in (
-            finish(rounded, correct(rounded, OURS, None), OURS, None),
-            finish_paper(rounded, PAPER, None)[0],
+            repair(rounded).quantized,
+            repair(rounded, method="paper").quantized,
         ):
             assert done.predicted_sqnr_db is None
             assert np.isfinite(done.weight.dequantize()).all()
             assert np.isfinite(done.bias).all()
+
+
+def test_a_rounding_from_outside_needs_nothing_but_its_entry(monkeypatch):
+    def down(rows: np.ndarray, grid: GridSpec, taps: int, covariance: None) -> Codes:
+        assert (taps, covariance) == (9, None)  # what it does not need is not computed
+        scale, zero_point = min_max(rows, grid)
+        codes = np.clip(np.floor(rows / scale[..., None] + zero_point[..., None]), *grid.limits)
+        return Codes(codes, scale, zero_point, grid.limits)
+
+    monkeypatch.setitem(ROUNDINGS, "toy", RoundingMethod(down))
+    at = layer()
+    rounded = round_layer(at, plan(4, rounding="toy"), weight_of(at, 0), known(at, 0))
+    assert ((rounded.weight() - weight_of(at, 0)) / rounded.codes.scale.max() < 0.5 + 1e-6).all()
+    assert np.mean(rounded.weight() < weight_of(at, 0)) > 0.9
+    assert (repair(rounded).correction.shift != 0).all()
+
+
+def test_what_is_corrected_is_what_the_method_says():
+    at = layer(batch_norm=batch_norm(4, np.random.default_rng(0)))
+    for name, method in METHODS.items():
+        rounded = round_layer(at, plan(paper=name == "paper"), weight_of(at, 0), known(at, 0))
+        for switches in (Repair(), Repair(gain=False), Repair(mean=False), NOTHING):
+            norm = repair(rounded, switches, method=name).quantized.batch_norm or at.batch_norm
+            changed = {
+                field
+                for field in ("gamma", "beta", "mean", "var")
+                if (getattr(norm, field) != getattr(at.batch_norm, field)).any()
+            }
+            assert changed <= set(method.corrects(switches.gain, switches.mean))
+            assert switches != Repair() or changed == set(method.corrects(True, True))

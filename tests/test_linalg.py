@@ -46,7 +46,7 @@ def test_factors_act_as_the_matrix(shape, seed, data):
 
 
 @given(shapes, seeds)
-def test_a_root_is_lower_triangular_and_its_product_with_itself_is_the_matrix(shape, seed):
+def test_a_cholesky_factor_is_lower_triangular_and_its_product_with_itself_is_the_matrix(shape, seed):
     found = pattern(shape, seed)
     for form in (found, Dense(found.dense())):
         factor = form.cholesky().dense()
@@ -113,7 +113,7 @@ def test_factorisations_against_numpy(n):
     )
 
 
-def test_what_is_not_positive_definite_has_no_root():
+def test_what_is_not_positive_definite_has_no_cholesky_factor():
     with pytest.raises(np.linalg.LinAlgError):
         cholesky(-np.eye(200)[None])
 

@@ -1,4 +1,4 @@
-"""Grids and the three ways to round: what each promises, against loops and exhaustive search."""
+"""Grids and the roundings: what each promises, against loops and exhaustive search."""
 
 from itertools import pairwise, product
 
@@ -8,12 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_dfmpc.linalg.matrices import Dense, Kronecker, matrix
-from onnx_dfmpc.rounding import gptq as rounding
-from onnx_dfmpc.rounding import rows as searching
-from onnx_dfmpc.rounding import sweep as sweeping
-from onnx_dfmpc.rounding.gptq import CholeskyFactor, Target
-from onnx_dfmpc.rounding.grids import Codes, dequantize, limits, min_max, nearest, ternary
-from onnx_dfmpc.rounding.rows import quantize_rows
+from onnx_dfmpc.rounding import gptq
+from onnx_dfmpc.rounding.gptq import CholeskyFactor, Responses, sketch
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize, min_max, nearest, ternary
+from onnx_dfmpc.rounding.rounding import ROUNDINGS, quantize_rows
 from onnx_dfmpc.rounding.squant import squant
 from tests.arrays import covariance, seeds
 
@@ -47,9 +45,9 @@ def output_error(
 def test_round_trip_is_within_half_a_level(kernel, seed, b, grid, per_channel, offset):
     g, r, i, k = kernel
     rows = rows_of((g, r, i * k), seed, offset)
-    found = quantize_rows(rows, b, grid=grid, rounding="nearest", per_channel=per_channel)
-    low, high = limits(b, grid)
-    assert (found.low, found.high) == (low, high)
+    found = quantize_rows(rows, GridSpec(grid, b, per_channel), "nearest")
+    low, high = found.limits
+    assert found.limits == GridSpec(grid, b).limits
     assert found.codes.shape == rows.shape
     assert found.scale.shape == found.zero_point.shape == (g, r)
     assert (found.scale > 0).all()
@@ -66,44 +64,35 @@ def test_zero_is_a_level_and_only_asymmetric_grids_have_a_zero_point(kernel, see
     g, r, i, k = kernel
     rows = rows_of((g, r, i * k), seed, offset)
     for grid in ("asymmetric", "symmetric"):
-        scale, zero_point = min_max(rows, b, grid, per_channel=True)
-        low, high = limits(b, grid)
+        scale, zero_point = min_max(rows, GridSpec(grid, b))
+        limits = low, high = GridSpec(grid, b).limits
         assert (zero_point == np.rint(zero_point)).all()
         assert ((low <= zero_point) & (zero_point <= high)).all()
-        zeros = Codes(
-            nearest(np.zeros_like(rows), scale, zero_point, low, high), scale, zero_point, low, high
-        )
+        zeros = Codes(nearest(np.zeros_like(rows), scale, zero_point, limits), scale, zero_point, limits)
         assert not dequantize(zeros).any()
         assert grid == "asymmetric" or not zero_point.any()
 
 
 def test_grids_by_hand():
     rows = np.array([[[-1.0, 0.0, 2.0], [3.0, 6.0, 0.5]]], np.float32)
-    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", 2))
     np.testing.assert_allclose(scale, [[1, 2]])
     np.testing.assert_array_equal(zero_point, [[1, 0]])
-    scale, _ = min_max(rows, 3, "symmetric", per_channel=True)
+    scale, _ = min_max(rows, GridSpec("symmetric", 3))
     np.testing.assert_allclose(scale, [[2 / 3, 2]])
-    scale, _ = min_max(rows, 3, "symmetric", per_channel=False)
+    scale, _ = min_max(rows, GridSpec("symmetric", 3, per_channel=False))
     np.testing.assert_allclose(scale, [[2, 2]])
-    scale, _ = min_max(rows, 2, "asymmetric", per_channel=False)
+    scale, _ = min_max(rows, GridSpec("asymmetric", 2, per_channel=False))
     np.testing.assert_allclose(scale, 7 / 3)
 
 
 @pytest.mark.parametrize("grid", ["asymmetric", "symmetric", "ternary"])
-@pytest.mark.parametrize("method", ["nearest", "squant", "covariance"])
+@pytest.mark.parametrize("method", ROUNDINGS)
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_rows_of_zeros_stay_zero(grid, method, per_channel):
     rows = np.zeros((2, 3, 8), np.float32)
-    found = quantize_rows(
-        rows,
-        2,
-        grid=grid,
-        rounding=method,
-        per_channel=per_channel,
-        taps=4,
-        covariance=np.broadcast_to(np.eye(8, dtype=np.float32), (2, 8, 8)),
-    )
+    white = np.broadcast_to(np.eye(8, dtype=np.float32), (2, 8, 8))
+    found = quantize_rows(rows, GridSpec(grid, 2, per_channel), method, taps=4, covariance=white)
     assert not dequantize(found).any()
     assert np.isfinite(found.scale).all()
     assert (found.scale > 0).all()
@@ -124,13 +113,13 @@ def test_ternary_equals_the_naive_loop(kernel, seed, per_channel):
         np.testing.assert_allclose(found.scale[where], sum(kept) / len(kept), rtol=1e-5)
 
 
-def test_ternary_ignores_the_rounding_and_covariance_needs_one():
+def test_ternary_ignores_the_rounding_and_gptq_needs_a_covariance():
     rows = rows_of((1, 2, 6), 0)
-    plain = quantize_rows(rows, 2, grid="ternary", rounding="nearest", per_channel=True)
-    other = quantize_rows(rows, 2, grid="ternary", rounding="covariance", per_channel=True)
+    plain = quantize_rows(rows, GridSpec("ternary", 2), "nearest")
+    other = quantize_rows(rows, GridSpec("ternary", 2), "gptq")
     np.testing.assert_array_equal(dequantize(plain), dequantize(other))
     with pytest.raises(ValueError, match="covariance"):
-        quantize_rows(rows, 2, grid="symmetric", rounding="covariance", per_channel=True)
+        quantize_rows(rows, GridSpec("symmetric", 2), "gptq")
 
 
 # SQuant
@@ -141,8 +130,8 @@ def test_squant_keeps_sums_and_moves_no_weight_further_than_a_level(kernel, seed
     g, r, i, k = kernel
     rows = rows_of((g, r, i * k), seed)
     low, high = (0, 3) if crowded else (-10_000, 10_000)
-    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
-    codes = squant(rows, scale, zero_point, low, high, k)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", 2))
+    codes = squant(rows, scale, zero_point, (low, high), k)
     assert (codes == np.rint(codes)).all()
     assert low <= codes.min() <= codes.max() <= high
     error = (codes - (rows / scale[..., None] + zero_point[..., None])).astype(np.float64)
@@ -156,8 +145,8 @@ def test_squant_keeps_sums_and_moves_no_weight_further_than_a_level(kernel, seed
 @pytest.mark.parametrize("taps", [1, 3, 9])
 def test_squant_stays_within_a_level_where_most_codes_are_at_their_limits(taps):
     rows = np.clip(rows_of((40, 4, 5 * taps), 0), -1, 1)
-    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
-    codes = squant(rows, scale, zero_point, 0, 3, taps)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", 2))
+    codes = squant(rows, scale, zero_point, (0, 3), taps)
     assert (np.abs(codes - (rows / scale[..., None] + zero_point[..., None])) <= 1 + 1e-4).all()
 
 
@@ -165,8 +154,8 @@ def test_squant_stays_within_a_level_where_most_codes_are_at_their_limits(taps):
 def test_squant_equals_the_naive_loop(kernel, seed):
     g, r, i, k = kernel
     rows = rows_of((g, r, i * k), seed).astype(np.float64)
-    scale, zero_point = min_max(rows, 3, "asymmetric", per_channel=True)
-    codes = squant(rows, scale, zero_point, -10_000, 10_000, k)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", 3))
+    codes = squant(rows, scale, zero_point, (-10_000, 10_000), k)
     for where in np.ndindex(g, r):
         np.testing.assert_array_equal(
             codes[where], naive_squant(rows[where] / scale[where] + zero_point[where], k)
@@ -196,20 +185,20 @@ def naive_squant(target: np.ndarray, taps: int) -> np.ndarray:
     return np.array(codes)
 
 
-# Covariance
+# GPTQ
 
 
 def feedback(rows: np.ndarray, second: np.ndarray | Kronecker, *grid) -> np.ndarray:
-    """Codes (g, r, n), for rows that lie."""
-    return rounding.feedback(rows.transpose(0, 2, 1), CholeskyFactor.of(second), *grid)[0].transpose(0, 2, 1)
+    """Codes (g, r, n) for rows (g, r, n)."""
+    return gptq.feedback(rows.transpose(0, 2, 1), CholeskyFactor.of(second), *grid)[0].transpose(0, 2, 1)
 
 
 def descend(
     rows: np.ndarray, second: np.ndarray | Kronecker, codes: np.ndarray, *grid, sweeps: int
 ) -> np.ndarray:
-    """Codes (g, r, n), for rows that lie."""
+    """Codes (g, r, n) for rows (g, r, n)."""
     unit = matrix(second).unit_diagonal()
-    return rounding.descend(
+    return gptq.descend(
         rows.transpose(0, 2, 1), unit, codes.transpose(0, 2, 1), *grid, sweeps=sweeps
     ).transpose(0, 2, 1)
 
@@ -220,11 +209,11 @@ def test_each_sweep_of_descent_lowers_the_output_error_or_leaves_it(kernel, seed
     n = i * k
     rng = np.random.default_rng(seed)
     rows, second = rows_of((g, r, n), seed).astype(np.float64), covariance(g, n, rng)
-    scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
-    start = nearest(rows, scale, zero_point, 0, 2**b - 1)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", b))
+    start = nearest(rows, scale, zero_point, (0, 2**b - 1))
     kept = start.copy()
     steps = [
-        descend(rows, second, start, scale, zero_point, 0, 2**b - 1, sweeps=s) for s in range(sweeps + 1)
+        descend(rows, second, start, scale, zero_point, (0, 2**b - 1), sweeps=s) for s in range(sweeps + 1)
     ]
     np.testing.assert_array_equal(start, kept)
     np.testing.assert_array_equal(steps[0], start)
@@ -240,8 +229,8 @@ def test_descent_equals_the_loop_over_single_moves(seed):
     n = 30
     rows, second = rows_of((1, 3, n), seed).astype(np.float64), covariance(1, n, rng)
     scale, zero_point = rng.uniform(0.2, 0.6, (1, 3)), np.full((1, 3), 1.0)
-    start = nearest(rows, scale, zero_point, 0, 3)
-    found = descend(rows, second, start, scale, zero_point, 0, 3, sweeps=2)
+    start = nearest(rows, scale, zero_point, (0, 3))
+    found = descend(rows, second, start, scale, zero_point, (0, 3), sweeps=2)
     for row in range(3):
         codes, s, z = start[0, row].copy(), scale[0, row], zero_point[0, row]
         for _ in range(2):
@@ -256,8 +245,10 @@ def test_descent_equals_the_loop_over_single_moves(seed):
 def test_descent_ends_where_no_single_move_helps(seed):
     rng = np.random.default_rng(seed)
     rows, second = rows_of((1, 2, 6), seed).astype(np.float64), covariance(1, 6, rng)
-    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
-    found = descend(rows, second, nearest(rows, scale, zero_point, 0, 3), scale, zero_point, 0, 3, sweeps=100)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", 2))
+    found = descend(
+        rows, second, nearest(rows, scale, zero_point, (0, 3)), scale, zero_point, (0, 3), sweeps=100
+    )
     best = output_error(rows, found, second, scale, zero_point)
     for j, level in product(range(6), range(4)):
         moved = found.copy()
@@ -273,11 +264,11 @@ def test_descent_ends_where_no_single_move_helps(seed):
 def test_white_inputs_leave_nothing_to_descend(kernel, seed, b):
     g, r, i, k = kernel
     rows = rows_of((g, r, i * k), seed).astype(np.float64)
-    scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
-    start = nearest(rows, scale, zero_point, 0, 2**b - 1)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", b))
+    start = nearest(rows, scale, zero_point, (0, 2**b - 1))
     white = np.broadcast_to(np.eye(i * k) * 3.0, (g, i * k, i * k))
     np.testing.assert_array_equal(
-        descend(rows, white, start, scale, zero_point, 0, 2**b - 1, sweeps=2), start
+        descend(rows, white, start, scale, zero_point, (0, 2**b - 1), sweeps=2), start
     )
 
 
@@ -286,23 +277,23 @@ def test_uncorrelated_inputs_pass_no_error_on(kernel, seed, b):
     g, r, i, k = kernel
     rng = np.random.default_rng(seed)
     rows = rows_of((g, r, i * k), seed).astype(np.float64)
-    scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", b))
     second = np.stack([np.diag(rng.uniform(0.1, 5, i * k)) for _ in range(g)])
-    found = feedback(rows, second, scale, zero_point, 0, 2**b - 1)
-    np.testing.assert_array_equal(found, nearest(rows, scale, zero_point, 0, 2**b - 1))
+    found = feedback(rows, second, scale, zero_point, (0, 2**b - 1))
+    np.testing.assert_array_equal(found, nearest(rows, scale, zero_point, (0, 2**b - 1)))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_feedback_equals_the_loop_that_solves_each_step(seed):
-    """Round one weight, then move those behind it to where they are best given its error: least squares, by
+    """Round one weight, then move those after it to where they are best given its error: least squares, by
     definition.
     """
     rng = np.random.default_rng(seed)
     n = 20
     rows, second = rows_of((1, 3, n), seed).astype(np.float64), covariance(1, n, rng)
-    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
-    found = feedback(rows, second, scale, zero_point, 0, 3)
-    damped = second[0] + rounding.DAMPING * np.trace(second[0]) / n * np.eye(n)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", 2))
+    found = feedback(rows, second, scale, zero_point, (0, 3))
+    damped = second[0] + gptq.DAMPING * np.trace(second[0]) / n * np.eye(n)
     for row in range(3):
         w, s, z = rows[0, row].copy(), scale[0, row], zero_point[0, row]
         for j in range(n):
@@ -318,19 +309,19 @@ def test_responses_are_those_of_the_damped_covariance(kernel, seed, b):
     g, r, i, k = kernel
     n = i * k
     rows, second = rows_of((g, r, n), seed).astype(np.float64), covariance(g, n, np.random.default_rng(seed))
-    scale, zero_point = min_max(rows, b, "asymmetric", per_channel=True)
-    factor, upright = CholeskyFactor.of(second), rows.transpose(0, 2, 1)
-    codes, error = rounding.feedback(upright, factor, scale, zero_point, 0, 2**b - 1)
-    target = Target.of(upright, factor)
-    damped = second + rounding.DAMPING * np.einsum("gnn->g", second)[:, None, None] / n * np.eye(n)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", b))
+    factor, columns = CholeskyFactor.of(second), rows.transpose(0, 2, 1)
+    codes, error = gptq.feedback(columns, factor, scale, zero_point, (0, 2**b - 1))
+    responses = Responses.of(columns, factor)
+    damped = second + gptq.DAMPING * np.einsum("gnn->g", second)[:, None, None] / n * np.eye(n)
     quantized = (codes.transpose(0, 2, 1) - zero_point[..., None]) * scale[..., None]
     expected = [
         np.einsum("grn,gnm,grm->gr", u, damped, v)
         for u, v in ((rows, rows), (rows, quantized), (quantized, quantized))
     ]
-    for found, true in zip((target.norm, *target.products(error)), expected, strict=True):
+    for found, true in zip((responses.norm, *responses.products(error)), expected, strict=True):
         np.testing.assert_allclose(found, true, rtol=1e-8, atol=1e-8 * np.abs(expected[0]).max())
-    factor = target.best_scale(error)
+    factor = responses.best_scale(error)
     assert ((factor > 0) & (factor < 10)).all()
     better = (quantized * factor[..., None] - rows)[..., None]
     worse = [(quantized * (factor * f)[..., None] - rows)[..., None] for f in (0.99, 1.01)]
@@ -350,13 +341,13 @@ def test_a_product_of_factors_rounds_as_the_matrix_that_it_is(kernel, seed, b):
     rows = rows_of((g, r, i * k), seed).astype(np.float64)
     second = Kronecker(covariance(g, i, rng), covariance(g, k, rng))
     scale, zero_point = rng.uniform(0.2, 0.6, (g, r)), rng.integers(0, 2**b, (g, r)).astype(float)
-    grid = scale, zero_point, 0, 2**b - 1
-    factor = matrix(second).damped(rounding.DAMPING).cholesky()
+    grid = scale, zero_point, (0, 2**b - 1)
+    factor = matrix(second).damped(gptq.DAMPING).cholesky()
     whole = Dense(factor.dense())
-    fed = rounding.feedback(
+    fed = gptq.feedback(
         rows.transpose(0, 2, 1), CholeskyFactor(factor.unit_diagonal(), factor.diagonal()), *grid
     )
-    again = rounding.feedback(
+    again = gptq.feedback(
         rows.transpose(0, 2, 1), CholeskyFactor(whole.unit_diagonal(), whole.diagonal()), *grid
     )
     np.testing.assert_array_equal(fed[0], again[0])
@@ -371,12 +362,12 @@ def test_a_product_of_factors_rounds_as_the_matrix_that_it_is(kernel, seed, b):
 def test_how_many_inputs_are_visited_one_by_one_does_not_matter(monkeypatch, leaf):
     rng = np.random.default_rng(0)
     rows, second = rows_of((2, 5, 30), 0).astype(np.float64), covariance(2, 30, rng)
-    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
-    grid = (scale, zero_point, 0, 3)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", 2))
+    grid = (scale, zero_point, (0, 3))
     start = nearest(rows, *grid)
-    monkeypatch.setattr(sweeping, "LEAF", 30)
+    monkeypatch.setattr(gptq, "LEAF", 30)
     expected = feedback(rows, second, *grid), descend(rows, second, start, *grid, sweeps=3)
-    monkeypatch.setattr(sweeping, "LEAF", leaf)
+    monkeypatch.setattr(gptq, "LEAF", leaf)
     np.testing.assert_array_equal(feedback(rows, second, *grid), expected[0])
     np.testing.assert_array_equal(descend(rows, second, start, *grid, sweeps=3), expected[1])
     assert (expected[0] != start).any()
@@ -387,10 +378,9 @@ def test_how_many_inputs_are_visited_one_by_one_does_not_matter(monkeypatch, lea
 def test_how_many_rows_are_rounded_at_once_does_not_matter(monkeypatch, most):
     rng = np.random.default_rng(0)
     rows, second = rows_of((2, 13, 30), 0), covariance(2, 30, rng)
-    settings = {"grid": "asymmetric", "rounding": "covariance", "per_channel": True, "covariance": second}
-    together = quantize_rows(rows, 3, **settings)
-    monkeypatch.setattr(searching, "MOST_WEIGHTS", most)
-    apart = quantize_rows(rows, 3, **settings)
+    together = quantize_rows(rows, GridSpec("asymmetric", 3), "gptq", covariance=second)
+    monkeypatch.setattr(gptq, "MOST_WEIGHTS", most)
+    apart = quantize_rows(rows, GridSpec("asymmetric", 3), "gptq", covariance=second)
     for one, other in zip(
         (together.codes, together.scale, together.zero_point),
         (apart.codes, apart.scale, apart.zero_point),
@@ -407,13 +397,13 @@ def test_groups_and_rows_are_rounded_independently(kernel, seed, b):
     # Scales of no special value: on a min-max grid weights lie half way between levels, where the last digit
     # decides.
     scale, zero_point = rng.uniform(0.2, 0.6, (g, r)), rng.integers(0, 2**b, (g, r)).astype(float)
-    limits_ = 0, 2**b - 1
-    start = nearest(rows, scale, zero_point, *limits_)
-    fed = feedback(rows, second, scale, zero_point, *limits_)
-    descended = descend(rows, second, start, scale, zero_point, *limits_, sweeps=3)
+    limits = 0, 2**b - 1
+    start = nearest(rows, scale, zero_point, limits)
+    fed = feedback(rows, second, scale, zero_point, limits)
+    descended = descend(rows, second, start, scale, zero_point, limits, sweeps=3)
     for a, row in product(range(g), range(r)):
         one, its = np.s_[a : a + 1, row : row + 1], second[a : a + 1]
-        grid = scale[one], zero_point[one], *limits_
+        grid = scale[one], zero_point[one], limits
         np.testing.assert_array_equal(feedback(rows[one], its, *grid), fed[one])
         np.testing.assert_array_equal(descend(rows[one], its, start[one], *grid, sweeps=3), descended[one])
 
@@ -422,12 +412,12 @@ def test_groups_and_rows_are_rounded_independently(kernel, seed, b):
 def test_rounding_does_not_change_its_arguments(shape, seed):
     rng = np.random.default_rng(seed)
     rows, second = rows_of(shape, seed).astype(np.float64), covariance(shape[0], shape[2], rng)
-    scale, zero_point = min_max(rows, 2, "asymmetric", per_channel=True)
+    scale, zero_point = min_max(rows, GridSpec("asymmetric", 2))
     arguments = rows, second, scale, zero_point
     kept = [argument.copy() for argument in arguments]
-    feedback(*arguments, 0, 3)
-    descend(rows, second, nearest(rows, scale, zero_point, 0, 3), scale, zero_point, 0, 3, sweeps=1)
-    squant(rows, scale, zero_point, 0, 3, 1)
+    feedback(*arguments, (0, 3))
+    descend(rows, second, nearest(rows, scale, zero_point, (0, 3)), scale, zero_point, (0, 3), sweeps=1)
+    squant(rows, scale, zero_point, (0, 3), 1)
     for argument, before in zip(arguments, kept, strict=True):
         np.testing.assert_array_equal(argument, before)
 
@@ -438,46 +428,39 @@ def test_a_layer_of_many_groups_is_as_good_as_many_layers(seed):
         rows_of((6, 4, 18), seed),
         covariance(6, 18, np.random.default_rng(seed)).astype(np.float32),
     )
-    settings = {"grid": "asymmetric", "rounding": "covariance", "per_channel": True}
-    together = output_error(rows, quantize_rows(rows, 3, covariance=second, **settings), second)
-    alone = [
-        output_error(
-            rows[a : a + 1],
-            quantize_rows(rows[a : a + 1], 3, covariance=second[a : a + 1], **settings),
-            second[a : a + 1],
-        )[0]
-        for a in range(6)
-    ]
+
+    def error(groups: slice) -> np.ndarray:
+        some, its = rows[groups], second[groups]
+        return output_error(some, quantize_rows(some, GridSpec("asymmetric", 3), "gptq", covariance=its), its)
+
+    together, alone = error(slice(None)), [error(slice(a, a + 1)) for a in range(6)]
     # Products of another shape round differently, which may tip one of two equal choices.
     np.testing.assert_allclose(np.mean(alone), np.mean(together), rtol=0.05)
 
 
 @pytest.mark.parametrize("b", [2, 3, 4])
 @pytest.mark.parametrize("grid", ["asymmetric", "symmetric"])
-def test_rounding_by_covariance_beats_rounding_without(b, grid):
+def test_gptq_beats_rounding_without_the_covariance(b, grid):
     rng = np.random.default_rng(b)
     rows, second = rows_of((2, 16, 45), b), covariance(2, 45, rng).astype(np.float32)
-    settings = {"grid": grid, "per_channel": True, "taps": 9}
     errors = {
         method: output_error(
-            rows, quantize_rows(rows, b, rounding=method, covariance=second, **settings), second
+            rows, quantize_rows(rows, GridSpec(grid, b), method, taps=9, covariance=second), second
         ).mean()
-        for method in ("nearest", "squant", "covariance")
+        for method in ("nearest", "squant", "gptq")
     }
-    assert errors["covariance"] < 0.5 * min(errors["nearest"], errors["squant"])
+    assert errors["gptq"] < 0.5 * min(errors["nearest"], errors["squant"])
 
 
 @given(kernels, seeds, st.integers(2, 8), st.booleans())
-def test_rounding_by_covariance_stays_on_its_grid(kernel, seed, b, per_channel):
+def test_gptq_stays_on_its_grid(kernel, seed, b, per_channel):
     g, r, i, k = kernel
     rows, second = (
         rows_of((g, r, i * k), seed),
         covariance(g, i * k, np.random.default_rng(seed)).astype(np.float32),
     )
     kept = rows.copy(), second.copy()
-    found = quantize_rows(
-        rows, b, grid="asymmetric", rounding="covariance", per_channel=per_channel, covariance=second
-    )
+    found = quantize_rows(rows, GridSpec("asymmetric", b, per_channel), "gptq", covariance=second)
     np.testing.assert_array_equal(rows, kept[0])
     np.testing.assert_array_equal(second, kept[1])
     assert (found.codes == np.rint(found.codes)).all()
@@ -493,11 +476,9 @@ def test_zero_points_that_may_move_are_worth_it(b, monkeypatch):
     rows = (rng.exponential(size=(1, 64, 36)) - 0.5).astype(np.float32)
     second = covariance(1, 36, rng)
 
-    def found(moves: dict[int, tuple[int, ...]]) -> tuple[float, np.ndarray]:
-        monkeypatch.setattr(searching, "MOVES", moves)
-        codes = quantize_rows(
-            rows, b, grid="asymmetric", rounding="covariance", per_channel=True, covariance=second
-        )
+    def found(steps: dict[int, tuple[int, ...]]) -> tuple[float, np.ndarray]:
+        monkeypatch.setattr(gptq, "ZERO_POINT_STEPS", steps)
+        codes = quantize_rows(rows, GridSpec("asymmetric", b), "gptq", covariance=second)
         return float(output_error(rows, codes, second).sum()), codes.zero_point
 
     fixed, middle = found({})
@@ -506,3 +487,16 @@ def test_zero_points_that_may_move_are_worth_it(b, monkeypatch):
     assert np.abs(moved - middle).max() == 1
     assert moved.min() >= 0
     assert moved.max() <= 2**b - 1
+
+
+@pytest.mark.parametrize("grid", ["asymmetric", "symmetric"])
+def test_a_sketch_is_nearly_as_good_as_the_search_and_no_better(grid):
+    rng = np.random.default_rng(0)
+    rows, second = rng.laplace(size=(2, 32, 45)), covariance(2, 45, rng)
+    grids = [GridSpec(grid, b) for b in (2, 3, 4)]
+    for spec, codes in zip(grids, sketch(rows, grids, second), strict=True):
+        assert codes.limits == spec.limits
+        assert (codes.codes == np.clip(np.rint(codes.codes), *spec.limits)).all()
+        searched = quantize_rows(rows, spec, "gptq", covariance=second)
+        quick, full = (output_error(rows, one, second).sum() for one in (codes, searched))
+        assert full < quick < 2.5 * full

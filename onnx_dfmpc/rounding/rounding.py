@@ -1,0 +1,63 @@
+"""The rounding methods by name. A new one is one more entry of `ROUNDINGS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from onnx_dfmpc.linalg.matrices import Covariance
+from onnx_dfmpc.rounding.gptq import gptq, sketch
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max, nearest, ternary
+from onnx_dfmpc.rounding.squant import squant
+from onnx_dfmpc.spec import Array
+
+
+@dataclass(frozen=True)
+class RoundingMethod:
+    """A way to choose the codes of a weight.
+
+    ``codes(rows, grid, taps, covariance)`` are those of rows (g, r, n) with ``taps`` kernel taps per input
+    channel, never on a ternary grid; the covariance of the inputs is None unless the method needs statistics.
+    ``sketch(rows, grids, covariance)`` is a cheaper stand-in for predictions, on several grids.
+    """
+
+    codes: Callable[[Array, GridSpec, int, Covariance | None], Codes]
+    needs_statistics: bool = False
+    sketch: Callable[[Array, Sequence[GridSpec], Covariance], list[Codes]] | None = None
+
+
+def quantize_rows(
+    rows: Array, grid: GridSpec, rounding: str, *, taps: int = 1, covariance: Covariance | None = None
+) -> Codes:
+    """Codes of rows (g, r, n) by one of `ROUNDINGS`; a ternary grid has thresholds of its own instead."""
+    if grid.kind == "ternary":
+        return ternary(rows, per_channel=grid.per_channel)
+    return ROUNDINGS[rounding].codes(rows, grid, taps, covariance)
+
+
+def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
+    scale, zero_point = min_max(rows, grid)
+    return Codes(nearest(rows, scale, zero_point, grid.limits), scale, zero_point, grid.limits)
+
+
+def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
+    scale, zero_point = min_max(rows, grid)
+    return Codes(squant(rows, scale, zero_point, grid.limits, taps), scale, zero_point, grid.limits)
+
+
+def _gptq(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
+    if grid.bits >= EXACT_BITS:
+        return _nearest(rows, grid, taps, covariance)
+    if covariance is None:
+        raise ValueError("gptq needs the covariance of the inputs")
+    return gptq(rows, grid, covariance)
+
+
+EXACT_BITS = 8
+"""From here on the error of nearest rounding is far below what any search could gain."""
+
+ROUNDINGS: dict[str, RoundingMethod] = {
+    "nearest": RoundingMethod(_nearest),
+    "squant": RoundingMethod(_squant),
+    "gptq": RoundingMethod(_gptq, needs_statistics=True, sketch=sketch),
+}
