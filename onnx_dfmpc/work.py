@@ -26,9 +26,8 @@ from onnx_dfmpc.evaluate import evidence
 from onnx_dfmpc.evaluate.compare import check_data
 from onnx_dfmpc.evaluate.layers import layer_sqnr
 from onnx_dfmpc.inputs.data import Feeding, feeding_of, samples_of
-from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples
-from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
+from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.layerwise import solve_layers, weight_noise
 from onnx_dfmpc.matching.match import match as find_layers
 from onnx_dfmpc.model.checks import verify

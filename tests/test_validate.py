@@ -16,16 +16,17 @@ from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper, parser
 
 from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
+from onnx_dfmpc.evaluate import latency
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.layers import layer_sqnr
 from onnx_dfmpc.evaluate.metrics import Comparison
 from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.inputs.pictures import natural_spectrum
 from onnx_dfmpc.inputs.samples import from_data
 from onnx_dfmpc.inputs.specs import InputSpec
-from onnx_dfmpc.inputs.synthetic import natural_spectrum, synthetic
+from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.runtime.session import session_options
-from onnx_dfmpc.evaluate import latency
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 
