@@ -248,9 +248,8 @@ def test_data_and_labels_from_files(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", labels)
     np.savez(tmp_path / "y.npz", whatever=labels)
-    (tmp_path / "y.txt").write_text("\n".join(map(str, labels)), encoding="utf-8")
     expected = validate(classifier(), classifier(), x, labels)
-    for data, targets in (("named.npz", None), ("x.npy", "y.npy"), ("x.npy", "y.npz"), ("x.npy", "y.txt")):
+    for data, targets in (("named.npz", None), ("x.npy", "y.npy"), ("x.npy", "y.npz")):
         report = validate(
             classifier(), classifier(), tmp_path / data, None if targets is None else tmp_path / targets
         )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.errors import DfmpcError, RecipeError
+from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.dataset import (
     LABELS,
     Dataset,
@@ -37,11 +37,6 @@ DEFAULT_FUNCTION = "load_data"
 
 SCRIPT = re.compile(r"(?P<file>.*\.py)(:(?P<function>\w+))?")
 
-LOADER_HINT = (
-    "arrays in several files need a loader script: def load_data(): "
-    'for path in sorted(Path("folder").glob("*.npy")): yield {"INPUT": numpy.load(path)}'
-)
-
 
 def open_dataset(
     specs: Sequence[InputSpec], data: DataSource, images: Preprocessing, *, limit: int | None = None
@@ -57,7 +52,7 @@ def open_dataset(
     dataset = _arrays(specs, data, limit)
     if images == Preprocessing():
         return dataset
-    note = "settings for images are not used: the data are arrays, and taken as they are"
+    note = "settings for images are not used: these are arrays, taken as they are"
     return replace(dataset, notes=(*dataset.notes, note))
 
 
@@ -67,7 +62,10 @@ def _images(specs: Sequence[InputSpec], path: Path, images: Preprocessing) -> Da
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     files = [file for file in files if not file.name.startswith(".")]
     if not files:
-        raise RecipeError(f"{path}: there is no image in this folder", hint=LOADER_HINT)
+        raise RecipeError(
+            f"{path}: there is no image in this folder",
+            hint="arrays in several files need a loader script: FILE.py:FUNCTION",
+        )
     return image_dataset(specs, path, files, images)
 
 
@@ -218,8 +216,6 @@ class _Feeds:
                 if labels is None and self._labelled:
                     labels = arrays.get(LABELS)
                 yield arrays, None if labels is None else np.asarray(labels)
-        except DfmpcError:
-            raise
         except Exception as error:
             raise RecipeError(f"{self._source}: the loader fails: {type(error).__name__}: {error}") from error
 
