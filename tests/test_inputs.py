@@ -263,6 +263,7 @@ def test_labels_of_an_npz_with_other_arrays(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.labels, np.arange(3))
 
 
+@pytest.mark.filterwarnings("ignore:Stored array in format 3")
 @pytest.mark.parametrize(
     ("name", "content", "words", "hint"),
     [

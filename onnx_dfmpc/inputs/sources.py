@@ -111,6 +111,8 @@ def load_script(path: Path, function: str = DEFAULT_FUNCTION) -> Loader:
     return loader
 
 
+_Feed = tuple[dict[str, AnyArray], AnyArray | None]
+
 # Feeds of a loader are chunks of the data, each with one or several samples. They are counted in a first pass
 # and loaded again when their samples are needed, so that one of them is in memory at a time.
 
@@ -131,10 +133,8 @@ def _loader_dataset(specs: Sequence[InputSpec], loader: Loader, source: str, lim
     An array with as many dimensions as the input is a batch; with one fewer it is a single sample. Samples
     may differ in the dimensions that the model leaves open.
     """
-    feeds, fixed = (
-        _Feeds(loader, source, labelled=LABELS not in [spec.name for spec in specs]),
-        fixed_batch(specs),
-    )
+    fixed = fixed_batch(specs)
+    feeds = _Feeds(loader, source, labelled=all(spec.name != LABELS for spec in specs))
     chunks: list[_Chunk] = []
     assigned: dict[str, str] = {}
     notes: tuple[str, ...] = ()
@@ -202,11 +202,11 @@ class _Feeds:
 
     def __init__(self, loader: Loader, source: str, *, labelled: bool) -> None:
         self._loader, self._source, self._labelled = loader, source, labelled
-        self._rest: Iterator[tuple[dict[str, AnyArray], AnyArray | None]] = iter(())
+        self._rest: Iterator[_Feed] = iter(())
         self._index = -1
         self._arrays: dict[str, AnyArray] = {}
 
-    def __iter__(self) -> Iterator[tuple[dict[str, AnyArray], AnyArray | None]]:
+    def __iter__(self) -> Iterator[_Feed]:
         """Arrays by name, and labels, of all feeds from the first."""
         try:
             for item in self._loader():
@@ -223,19 +223,16 @@ class _Feeds:
         """Arrays of a feed, whose shapes and labels have to be those that were counted."""
         if self._index < 0 or index < self._index:
             self._rest, self._index = iter(self), -1
-        labels: AnyArray | None = chunk.labels
+        labels: AnyArray | None = None
         while self._index < index:
             self._arrays = {}  # not two feeds at a time
             self._arrays, labels = next(self._rest, ({}, None))
             self._index += 1
-        same = all(
-            key in self._arrays and self._arrays[key].shape == shape
-            for key, (shape, _) in chunk.arrays.items()
-        )
-        if not same or (
-            chunk.labels is not None and (labels is None or not np.array_equal(labels, chunk.labels))
-        ):
-            self._index = -1
+        shapes = {
+            key: (array.shape, array.dtype) for key, array in self._arrays.items() if key in chunk.arrays
+        }
+        shuffled = labels is not None and (chunk.labels is None or not np.array_equal(labels, chunk.labels))
+        if shapes != chunk.arrays or shuffled:
             raise RecipeError(
                 f"{self._source}: feed {index} is not what it was before",
                 hint="the loader has to give the same samples at every call, unshuffled",

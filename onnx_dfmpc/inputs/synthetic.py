@@ -5,8 +5,8 @@
    is white noise. It is another kind on purpose: layers that were rounded for the one kind of inputs do
    better on it than on any other.
 
-Each kind has its own counts, batches and random keys. The bytes of a quantized file depend on every sample of
-the first kind, on its place in a batch and on its dtype, so a change of any rule here changes all files.
+Each kind has its own counts, batches and random keys. Bits and codes depend on every sample, on its place in
+a batch and on its dtype, so a change of any rule here changes the bytes of all quantized files.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Range = tuple[float, float]
 DYNAMIC_PIXELS = 224
 DYNAMIC_LENGTH = 64
 
-# Pictures: enough samples for 2^22 input positions, within bounds: late layers have few positions per sample,
-# and a covariance of n inputs needs a few times n of them; 128 of a large image would take minutes. A choice.
+# Pictures: enough samples for 2^22 input positions, within bounds. At least 32, since late layers have few
+# positions per sample and a covariance of n inputs needs more than n; at most 128, for the cost. A choice.
 MAX_SAMPLES, MIN_SAMPLES = 128, 32
 POSITIONS = 1 << 22
 
