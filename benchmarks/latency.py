@@ -28,7 +28,7 @@ from benchmarks.methods import BARE, Setting, settings
 from benchmarks.networks import Network
 from benchmarks.session import OPTIONS
 from onnx_dfmpc.errors import DfmpcError
-from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.model.files import save
 from onnx_dfmpc.spec import StorageFormat

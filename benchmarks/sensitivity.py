@@ -38,8 +38,8 @@ from scipy.stats import spearmanr
 from benchmarks.networks import LABELLED, Network, available
 from onnx_dfmpc.allocate import layer_plan
 from onnx_dfmpc.inputs.data import Feeding
-from onnx_dfmpc.inputs.model_inputs import model_inputs
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import Repair, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable

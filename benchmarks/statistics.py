@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.networks import LABELLED, Network, available
-from onnx_dfmpc.inputs.model_inputs import model_inputs
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.linalg.matrices import matrix
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ from rich.progress import (
 from rich.table import Table
 
 from onnx_dfmpc.errors import DfmpcError
+from onnx_dfmpc.inputs.images import preprocess as prepared
+from onnx_dfmpc.recipe import Preprocessing
 
 HERE = Path(__file__).resolve().parent
 CHUNK = 1 << 16
@@ -55,19 +57,6 @@ class ZooError(DfmpcError):
     """A network that is unknown, cannot be had, or is not the file that the manifest describes."""
 
     exit_code = 2
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From uint8 RGB images to a model's input; ``manifest.toml`` explains the fields."""
-
-    crop: int | None = None
-    size: tuple[int, int] | None = None
-    channels: Literal["RGB", "BGR", "GRAY"] = "RGB"
-    scale: float = 1.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
 @dataclass(frozen=True)
@@ -146,7 +135,7 @@ def fetch(name: str | Entry) -> Path:
         return path
     if not network.url:
         raise ZooError(
-            f"{network.name}: not on this machine, and there is no public file to download ({network.origin})",
+            f"{network.name}: not on this machine, and no public file to download ({network.origin})",
             hint=f"place it at {shared_dir() / 'models' / f'{network.name}.onnx'}, or set DFMPC_SHARED",
         )
     target = cache_dir() / f"{network.name}.onnx"
@@ -179,7 +168,7 @@ def download(url: str, target: Path, sha256: str) -> None:
 
 
 def preprocess(images: Images, network: Entry) -> Inputs:
-    """Turn images into the input of a network.
+    """Turn images into the input of a network, as ``onnx-dfmpc validate`` does (needs Pillow).
 
     Parameters
     ----------
@@ -189,20 +178,17 @@ def preprocess(images: Images, network: Entry) -> Inputs:
 
     Returns
     -------
-    float32 array, shape (N, channels, height, width), or (N, height, width, channels) for layout NHWC
+    float32 array, shape (N, channels, height, width), or (N, height, width, channels) for layout nhwc
     """
-    p = network.preprocessing
-    if p is None:
+    recipe = network.preprocessing
+    if recipe is None:
         return images.astype(np.float32, copy=False)
-    x: NDArray[Any] = _resized(_centre(images, p.crop), p.size)
-    if p.channels == "BGR":
-        x = x[..., ::-1]
-    if p.channels == "GRAY":
-        x = x @ np.array([[0.299], [0.587], [0.114]])
-    normalised = (x / p.scale - np.array(p.mean)) / np.array(p.std)
-    return np.ascontiguousarray(
-        normalised if p.layout == "NHWC" else normalised.transpose(0, 3, 1, 2), dtype=np.float32
-    )
+    from PIL import Image
+
+    mode, last = "L" if recipe.channels == "gray" else "RGB", recipe.layout == "nhwc"
+    pictures = (Image.fromarray(image).convert(mode) for image in images)
+    dtype = np.dtype(np.float32)
+    return np.stack([prepared(picture, recipe, dtype, channels_last=last) for picture in pictures])
 
 
 def dataset(name: str) -> tuple[NDArray[Any], Labels | None]:
@@ -265,14 +251,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _entry(name: str, table: dict[str, Any]) -> Entry:
-    fields = _with_tuples(table)
+    fields: dict[str, Any] = {**table, "data": tuple(table.get("data", ()))}
     if "preprocessing" in fields:
-        fields["preprocessing"] = Preprocessing(**_with_tuples(fields["preprocessing"]))
+        fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
     return Entry(name=name, **fields)
-
-
-def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
 def _verify(path: Path, sha256: str, source: str, *, hint: str) -> None:
@@ -317,33 +299,6 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _centre(images: Images, side: int | None) -> Images:
-    if side is None:
-        return images
-    height, width = images.shape[1:3]
-    if min(height, width) < side:
-        raise ZooError(
-            f"images of {height}x{width} pixels are smaller than the {side}x{side} crop",
-            hint="pass larger images",
-        )
-    top, left = (height - side) // 2, (width - side) // 2
-    return images[:, top : top + side, left : left + side]
-
-
-def _resized(images: Images, size: tuple[int, int] | None) -> Images:
-    if size is None or images.shape[1:3] == size:
-        return images
-    from PIL import Image
-
-    height, width = size
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-            for image in images
-        ]
-    )
 
 
 def _images_of_tar(path: Path) -> tuple[Images, Labels]:

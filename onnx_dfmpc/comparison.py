@@ -16,7 +16,7 @@ from onnx_dfmpc.evaluate.diagnose import diagnose
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.inputs.data import Feeding, feeding_of
-from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.results import ComparisonResult

@@ -18,7 +18,7 @@ from benchmarks.measure import STEPS, measure
 from benchmarks.methods import Task
 from onnx_dfmpc import Recipe, match, validate
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import PRESETS

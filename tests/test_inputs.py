@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import ModelProto, numpy_helper, parser
 from PIL import Image
 
-from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.inputs.data import Feeding, samples_of
+from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.inputs.data import Feeding, real_feeds, samples_of
 from onnx_dfmpc.inputs.samples import Samples, from_data
-from onnx_dfmpc.inputs.specs import InputSpec
+from onnx_dfmpc.inputs.specs import InputSpec, model_inputs
 from onnx_dfmpc.inputs.stored import stored_arrays
+from onnx_dfmpc.inputs.synthetic import Kind, synthetic, synthetic_feeds
 from onnx_dfmpc.recipe import Preprocessing
 
 IMAGE = InputSpec("x", np.dtype(np.float32), ("N", 3, 4, 6))
@@ -83,135 +85,13 @@ def test_a_file_that_ends_too_early(tmp_path: Path) -> None:
         fed(from_data([SIGNAL], file))
 
 
-# -----------------------------------------------------------------------------------------------------------------------
-# folders
-
-
-def test_a_folder_holds_batches_and_single_samples(tmp_path: Path) -> None:
-    x, labels = signals(6), np.arange(6)
-    np.savez(tmp_path / "a.npz", s=x[:3], labels=labels[:3])
-    np.savez(tmp_path / "b.npz", s=x[3], labels=labels[3])
-    (tmp_path / "deeper").mkdir()
-    np.savez(tmp_path / "deeper" / "c.npz", s=x[4:], labels=labels[4:])
-    found = from_data([SIGNAL], tmp_path)
-    np.testing.assert_array_equal(fed(found)["s"], x)
-    np.testing.assert_array_equal(found.labels, labels)
-    some = from_data([SIGNAL], tmp_path, samples=4, seed=3)
-    assert some.labels is not None
-    np.testing.assert_array_equal(fed(some)["s"], x[some.labels])
-
-
-def test_labels_in_the_folder(tmp_path: Path) -> None:
-    for index, part in enumerate(np.split(signals(6), 3)):
-        np.save(tmp_path / f"{index}.npy", part)
-    np.save(tmp_path / "labels.npy", np.arange(6))
-    found = from_data([SIGNAL], tmp_path, samples=4)
-    assert found.labels is not None
-    assert found.labels.shape == (4,)
-    np.save(tmp_path / "labels.npy", np.arange(5))
-    with pytest.raises(RecipeError, match="expected 6 integers"):
-        from_data([SIGNAL], tmp_path)
-
-
-def test_several_inputs_and_one_that_all_samples_share(tmp_path: Path) -> None:
-    specs = [
-        SIGNAL,
-        InputSpec("t", np.dtype(np.int64), ("N",)),
-        InputSpec("scale", np.dtype(np.float32), (1, 2)),
-    ]
-    for index in range(3):
-        np.savez(
-            tmp_path / f"{index}.npz",
-            s=signals(2),
-            t=np.arange(2) + 2 * index,
-            scale=np.ones((1, 2), np.float32),
-        )
-    found = from_data(specs, tmp_path, batch=5)
-    sizes = [(feeds["s"].shape, feeds["t"].tolist(), feeds["scale"].shape) for _, _, feeds in found.batches()]
-    assert sizes == [((5, 5), [0, 1, 2, 3, 4], (1, 2)), ((1, 5), [5], (1, 2))]
-
-
-def test_samples_of_different_shapes_run_one_by_one(tmp_path: Path) -> None:
-    spec = InputSpec("x", np.dtype(np.float32), ("N", 1, "h", "w"))
-    for index, size in enumerate([(8, 8), (4, 8), (8, 8)]):
-        np.save(tmp_path / f"{index}.npy", np.full((2, 1, *size), index, np.float32))
-    found = from_data([spec], tmp_path)
-    assert found.count == 6
-    assert "one by one" in found.notes[-1]
-    assert [feeds["x"].shape for _, _, feeds in found.batches()] == [(1, 1, 8, 8)] * 2 + [
-        (1, 1, 4, 8)
-    ] * 2 + [(1, 1, 8, 8)] * 2
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        ({}, "no .npy, no .npz and no image"),
-        ({"a.npy": np.zeros((2, 5), np.float32), "b.png": b""}, "both arrays and images"),
-        (
-            {"a.npy": np.zeros((2, 5), np.float32), "b.npy": np.zeros((2, 4), np.float32)},
-            "(n, 5), the data has float32 (4, ?)",
-        ),
-        (
-            {"a.npy": np.zeros((2, 5), np.float32), "b.npy": np.zeros((1, 2, 5), np.float32)},
-            "b.npy: input 's' expects",
-        ),
-        ({"a.npy": np.zeros((2, 5), np.float32), "b.npy": b"nothing"}, "b.npy: not an .npz"),
-        ({"a.npy": np.zeros((2, 5), np.float32), "b.npy": np.full((2, 5), np.nan, np.float32)}, "NaN"),
-    ],
-)
-def test_folders_that_do_not_fit(tmp_path: Path, files: dict[str, Any], words: str) -> None:
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content) if isinstance(content, bytes) else np.save(
-            tmp_path / name, content
-        )
-    with pytest.raises(RecipeError) as caught:
-        fed(from_data([SIGNAL], tmp_path))
-    assert words in str(caught.value)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Polygraphy
-
-# Written by polygraphy 0.53.6: save_json([{"s": np.arange(5, dtype=np.float32)[None], "scale": np.float32(2)
-# * np.ones(())}], ...)
-POLYGRAPHY = """[
-    {
-        "s": {
-            "array": "k05VTVBZAQB2AHsnZGVzY3InOiAnPGY0JywgJ2ZvcnRyYW5fb3JkZXInOiBGYWxzZSwgJ3NoYXBlJzogKDEsIDUpLCB9ICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIAoAAAAAAACAPwAAAEAAAEBAAACAQA==",
-            "polygraphy_class": "ndarray"
-        },
-        "scale": 2.0
-    }
-]"""  # noqa: E501
-
-
-def test_inputs_saved_by_polygraphy(tmp_path: Path) -> None:
-    file = tmp_path / "inputs.json"
-    file.write_text(POLYGRAPHY, encoding="utf-8")
-    specs = [SIGNAL, InputSpec("scale", np.dtype(np.float64), ())]
-    _, _, feeds = next(from_data(specs, file).batches())
-    np.testing.assert_array_equal(feeds["s"], np.arange(5, dtype=np.float32)[None])
-    assert feeds["scale"] == 2
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{}",
-        "[1]",
-        '[{"s": "text"}]',
-        '[{"s": {"array": "!"}}]',
-        '[{"s": {"polygraphy_class": "ndarray"}}]',
-        "[]",
-    ],
-)
-def test_json_that_is_something_else(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "inputs.json"
-    file.write_text(content, encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"inputs\.json"):
-        from_data([SIGNAL], file)
+def test_whole_numbers_are_cast_where_they_fit() -> None:
+    spec = InputSpec("s", np.dtype(np.int32), ("N", 5))
+    found = from_data([spec], np.arange(10).reshape(2, 5))
+    assert fed(found)["s"].dtype == np.int32
+    assert found.notes == ("s: cast from int64 to int32",)
+    with pytest.raises(RecipeError, match="expects int32, the data has int64"):
+        from_data([spec], np.full((2, 5), 2**40))
 
 
 # ------------------------------------------------------------------------------------------------------------------------
@@ -336,6 +216,27 @@ def test_pictures_that_do_not_fit(photos: tuple[Path, list[np.ndarray]]) -> None
         fed(from_data([IMAGE], folder))
 
 
+def test_pictures_of_different_sizes_need_one(tmp_path: Path) -> None:
+    spec = InputSpec("x", np.dtype(np.float32), ("N", 3, "h", "w"))
+    for name, size in (("a", (6, 4)), ("b", (6, 5))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    with pytest.raises(RecipeError, match="pictures differ in size"):
+        fed(from_data([spec], tmp_path))
+    assert fed(from_data([spec], tmp_path, images=Preprocessing(size=(4, 4))))["x"].shape == (2, 3, 4, 4)
+
+
+def test_many_classes_are_abridged_and_one_is_none(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (6, 4)).save(tmp_path / name / "1.png")
+    assert from_data([IMAGE], tmp_path).notes == (
+        "labels: the sub-folders in order, a = 0, b = 1, ..., d = 3",
+    )
+    (tmp_path / "all").mkdir()
+    (tmp_path / "a").rename(tmp_path / "all" / "a")
+    assert from_data([IMAGE], tmp_path / "all").labels is None
+
+
 def test_without_pillow(photos: tuple[Path, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
     with pytest.raises(RecipeError, match="needs Pillow") as caught:
@@ -356,29 +257,40 @@ def test_numbers_of_folders_are_labels(tmp_path: Path) -> None:
     assert found.labels.tolist() == [12, 7]
 
 
-def test_labels_by_file_name(
-    photos: tuple[Path, list[np.ndarray]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder, _ = photos
-    file = tmp_path_factory.mktemp("labels") / "labels.csv"
-    file.write_text("4.png,9\ncat/3.png 8\n\nbird/0.png\t5\n1.png 6\n2.png,7\n", encoding="utf-8")
-    found = from_data([IMAGE], folder, file)
-    assert found.labels is not None
-    assert found.labels.tolist() == [5, 6, 7, 8, 9]
-    file.write_text("4.png,9\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"no label for 'bird/0\.png'"):
-        from_data([IMAGE], folder, file)
+def test_labels_of_an_npz_with_other_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "y.npz", other=np.zeros(3), labels=np.arange(3))
+    found = from_data([SIGNAL], signals(3), tmp_path / "y.npz")
+    np.testing.assert_array_equal(found.labels, np.arange(3))
 
 
+@pytest.mark.filterwarnings("ignore:Stored array in format 3")
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [("1\n2\n", "expected 5 integers"), ("one\n", "not a label file"), ("a 1\n2\n", "not a label file")],
+    ("name", "content", "words", "hint"),
+    [
+        (
+            "y.npz",
+            {"first": np.arange(5), "second": np.arange(5)},
+            "has first, second, none of them",
+            "5 integers",
+        ),
+        ("y.npy", np.arange(4), "expected 5 integers", "counted from 0"),
+        ("y.txt", b"1\n2\n3\n4\n5\n", "not an .npz or .npy", "numpy.save"),
+        ("no.npy", None, "no such labels file", ""),
+        (".", None, "cannot read labels", ""),
+        ("y.npy", np.zeros(5, [("\u03c0", int)]), "not an .npz or .npy", "numpy.save"),  # version 3
+    ],
 )
-def test_label_files_that_do_not_fit(photos: tuple[Path, list[np.ndarray]], content: str, words: str) -> None:
-    file = photos[0].parent / "labels.txt"
-    file.write_text(content, encoding="utf-8")
-    with pytest.raises(RecipeError, match=words):
-        from_data([IMAGE], photos[0], file)
+def test_label_files_that_do_not_fit(tmp_path: Path, name: str, content: Any, words: str, hint: str) -> None:
+    file = tmp_path / name
+    if isinstance(content, dict):
+        np.savez(file, **content)
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        np.save(file, content)
+    with pytest.raises(RecipeError, match=words) as caught:
+        from_data([SIGNAL], signals(5), file)
+    assert hint in caught.value.hint
 
 
 # -----------------------------------------------------------------------------------------------------------------------
@@ -395,6 +307,9 @@ def load_data():
 def broken():
     yield {"s": np.zeros((1, 5), np.float32)}
     raise OSError("disk")
+def fewer():
+    CALLS.append(1)
+    yield from [np.zeros((9, 5), np.float32)] if len(CALLS) == 1 else []
 def shuffled():
     rng = np.random.default_rng()
     for _ in range(3):
@@ -440,12 +355,92 @@ def test_an_endless_loader_of_single_samples() -> None:
     assert fed(from_data([SIGNAL], load, samples=7))["s"].shape == (7, 5)
 
 
+def feeds(*items: Any) -> Callable[[], list[Any]]:
+    return lambda: list(items)
+
+
+def test_feeds_are_batches_and_single_samples() -> None:
+    x = signals(6)
+    load = feeds(
+        {"s": x[:3], "labels": np.arange(3)}, ({"s": x[3]}, 3), {"s": x[4:], "labels": np.array([4, 5])}
+    )
+    found = from_data([SIGNAL], load)
+    np.testing.assert_array_equal(fed(found)["s"], x)
+    np.testing.assert_array_equal(found.labels, np.arange(6))
+
+
+def test_several_inputs_and_one_that_all_samples_share() -> None:
+    specs = [
+        SIGNAL,
+        InputSpec("labels", np.dtype(np.int64), ("N",)),
+        InputSpec("scale", np.dtype(np.float32), (1, 2)),
+    ]
+    scale = np.ones((1, 2), np.float32)
+    load = feeds(*({"s": signals(2), "labels": np.arange(2) + 2 * i, "scale": scale} for i in range(3)))
+    found = from_data(specs, load, batch=5)
+    sizes = [
+        (feed["s"].shape, feed["labels"].tolist(), feed["scale"].shape) for _, _, feed in found.batches()
+    ]
+    assert sizes == [((5, 5), [0, 1, 2, 3, 4], (1, 2)), ((1, 5), [5], (1, 2))]
+    assert found.labels is None
+
+
+def test_samples_of_different_shapes_run_one_by_one() -> None:
+    spec = InputSpec("x", np.dtype(np.float32), ("N", 1, "h", "w"))
+    load = feeds(*(np.full((2, 1, *size), i, np.float32) for i, size in enumerate([(8, 8), (4, 8), (8, 8)])))
+    found = from_data([spec], load)
+    assert found.count == 6
+    assert "one by one" in found.notes[-1]
+    shapes = [feed["x"].shape for _, _, feed in found.batches()]
+    assert shapes == [(1, 1, 8, 8)] * 2 + [(1, 1, 4, 8)] * 2 + [(1, 1, 8, 8)] * 2
+    fixed = InputSpec("x", np.dtype(np.float32), (2, 1, "h", "w"))
+    with pytest.raises(RecipeError, match="samples differ in shape, the model takes 2 at a time"):
+        from_data([fixed], load)
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([], "loader: no samples"),
+        ([np.zeros((2, 5)), np.zeros((2, 4))], "(n, 5), the data has float64 (4, ?)"),
+        ([np.zeros((2, 5)), np.zeros((1, 2, 5))], "feed 1: input 's' expects"),
+        ([np.zeros((2, 5)), {"t": np.zeros((2, 5))}], "feed 1: there is no array '', as in loader, feed 0"),
+        ([np.full((2, 5), np.nan)], "NaN"),
+        ([(np.zeros((2, 5)), [0, 1]), np.zeros((2, 5))], "feed 1: has no labels, others have some"),
+        ([(np.zeros((2, 5)), [0])], "expected 2 labels, one per sample, got shape (1,)"),
+    ],
+)
+def test_feeds_that_do_not_fit(items: list[Any], words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        from_data([SIGNAL], feeds(*items))
+    assert words in str(caught.value)
+
+
+def test_inputs_of_a_feed_that_differ_in_samples() -> None:
+    specs = [SIGNAL, InputSpec("t", np.dtype(np.float32), ("N",))]
+    with pytest.raises(RecipeError, match="feed 0: inputs differ in samples: s has 2, t has 3"):
+        from_data(specs, feeds({"s": signals(2), "t": np.zeros(3)}))
+
+
+def test_a_loader_replaces_a_folder_of_arrays(tmp_path: Path) -> None:
+    x, folder = signals(6), tmp_path / "folder"
+    folder.mkdir()
+    for index in range(3):
+        np.save(folder / f"{index}.npy", x[2 * index : 2 * index + 2])
+    with pytest.raises(RecipeError, match="there is no image in this folder") as caught:
+        from_data([SIGNAL], folder)
+    assert "loader script" in caught.value.hint
+    found = from_data([SIGNAL], lambda: (np.load(file) for file in sorted(folder.glob("*.npy"))))
+    np.testing.assert_array_equal(fed(found)["s"], x)
+
+
 @pytest.mark.parametrize(
     ("function", "words", "hint"),
     [
         ("broken", "loader fails: OSError: disk", ""),
         ("load_dat", "no function 'load_dat'", "did you mean load_data?"),
         ("shuffled", "feed 0 is not what it was before", "unshuffled"),
+        ("fewer", "feed 0 is not what it was before", "unshuffled"),
     ],
 )
 def test_loaders_that_fail(tmp_path: Path, function: str, words: str, hint: str) -> None:
@@ -464,7 +459,7 @@ def test_a_script_that_does_not_run(tmp_path: Path) -> None:
         from_data([SIGNAL], tmp_path / "no.py")
 
 
-def test_a_function_is_a_source_and_gives_one_piece_at_a_time() -> None:
+def test_a_function_is_a_source_and_gives_one_chunk_at_a_time() -> None:
     alive: list[int] = []
 
     def load() -> Any:
@@ -506,3 +501,195 @@ def test_batch_size() -> None:
     assert from_data([fixed], signals(4), batch=2).batch == 2
     with pytest.raises(RecipeError, match="batch size 3: the model takes 2 at a time"):
         from_data([fixed], signals(4), batch=3)
+
+
+# --------------------------------------------------------------------------------------------------------
+# synthetic inputs
+
+
+def drawn(shape: tuple[int | str, ...], kind: Kind = "pictures", dtype: Any = np.float32, **how: Any) -> Any:
+    return fed(synthetic([InputSpec("x", np.dtype(dtype), shape)], kind, **how))["x"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "values"),
+    [
+        (("N", 3, 12, 10), "pictures", [1.28636, 0.11174, -1.28005, 1.15411, 1.28433, 1.10899]),
+        (("N", 3, 12, 10), "spectrum", [-0.21761, 1.00147, -1.63084, -0.80455, 0.64439, -0.71305]),
+        (("N", 6, 20), "pictures", [-1.59619, 1.64699, -1.2102, 0.80893, 1.44972, -0.17099]),
+        (("N", 6, 20), "spectrum", [-0.80193, 1.1703, -1.28249, 0.42604, 0.63561, 0.23106]),
+    ],
+)
+def test_synthetic_values_are_those_that_files_were_made_from(
+    shape: tuple[int | str, ...], kind: Kind, values: list[float]
+) -> None:
+    x = drawn(shape, kind, samples=4, seed=5)[:2].reshape(2, -1)[:, [0, 40, 77]]
+    np.testing.assert_allclose(x.ravel(), values, atol=2e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from(
+        [
+            ("N", 3, 12, 10),
+            (2, 3, 8, 8),
+            ("N", 4, 20),
+            (1, 5),
+            ("N", 6, 6, 3),
+            ("N", 1, 9, 9),
+            ("N", 9, 9, 1),
+            (),
+        ]
+    ),
+    st.sampled_from([np.float32, np.float16, np.float64, np.uint8, np.int8, np.int64, np.bool_]),
+    st.sampled_from(["pictures", "spectrum"]),
+    st.integers(0, 2**32 - 2),
+)
+def test_synthetic_inputs_fit_the_model(
+    shape: tuple[int | str, ...], dtype: Any, kind: Kind, seed: int
+) -> None:
+    spec = InputSpec("x", np.dtype(dtype), shape)
+    first, again, other = (synthetic([spec], kind, samples=8, seed=s) for s in (seed, seed, seed + 1))
+    changed = False
+    for one, same, another in zip(*(found.batches() for found in (first, again, other)), strict=True):
+        x = one[2]["x"]
+        assert x.dtype == dtype
+        assert x.ndim == len(shape)
+        sizes = zip(x.shape, shape, strict=True)
+        assert all(size == wanted for size, wanted in sizes if isinstance(wanted, int))
+        assert np.isfinite(x.astype(np.float64)).all()
+        if x.dtype.kind in "iu":
+            assert x.min() >= 0
+        assert (x == same[2]["x"]).all()
+        changed |= bool((x != another[2]["x"]).any())
+    assert changed == bool(shape)
+
+
+@pytest.mark.parametrize("kind", ["pictures", "spectrum"])
+@pytest.mark.parametrize("shape", [("N", 3, 8, 8), ("N", 6, 20)])
+def test_a_sample_is_the_same_in_any_batch(shape: tuple[int | str, ...], kind: Kind) -> None:
+    many = drawn(shape, kind, samples=12, batch=4)
+    few = drawn(shape, kind, samples=6, batch=3)
+    np.testing.assert_array_equal(few, many[:6])
+    fixed = drawn((2, *shape[1:]), kind, samples=6)
+    np.testing.assert_array_equal(fixed, few)
+
+
+@pytest.mark.parametrize("shape", [("N", 3, 8, 8), ("N", 6, 20)])
+def test_pictures_come_with_their_negatives(shape: tuple[int | str, ...]) -> None:
+    x = drawn(shape, samples=8)
+    for first in (0, 1, 4, 5):
+        np.testing.assert_array_equal(x[first], -x[first + 2])
+    assert np.unique(np.abs(x[:, 0]).reshape(8, -1).sum(axis=1)).size == 4
+
+
+def test_pictures_fill_their_last_batch() -> None:
+    assert len(drawn(("N", 3, 8, 8), samples=7, batch=3)) == 9
+    assert len(drawn(("N", 3, 8, 8), "spectrum", samples=7, batch=3)) == 7
+    assert [len(feed["x"]) for feed in synthetic_feeds([InputSpec("x", np.dtype("f4"), ("N", 5))])] == [
+        32
+    ] * 4
+
+
+def test_an_input_without_the_batch_axis_is_the_same_in_all_runs() -> None:
+    specs = [
+        InputSpec("x", np.dtype(np.float32), ("N", 3, 8, 8)),
+        InputSpec("size", np.dtype(np.int64), (2,)),
+        InputSpec("k", np.dtype(np.int64), ()),
+    ]
+    for kind in ("pictures", "spectrum"):
+        feeds = [feed for _, _, feed in synthetic(specs, kind, samples=4, batch=2).batches()]
+        assert [(len(feed["x"]), feed["size"].shape, int(feed["k"])) for feed in feeds] == [(2, (2,), 1)] * 2
+        np.testing.assert_array_equal(feeds[0]["size"], feeds[1]["size"])
+
+
+@pytest.mark.parametrize("kind", ["pictures", "spectrum"])
+def test_flags_are_as_often_true_as_false(kind: Kind) -> None:
+    flags = drawn(("N", 64), kind, np.bool_, samples=16)
+    assert flags.dtype == np.bool_
+    assert 0.3 < flags.mean() < 0.7
+
+
+def test_synthetic_samples_say_what_they_are() -> None:
+    specs = [IMAGE, SIGNAL]
+    assert synthetic(specs, samples=4).description == "4 synthetic samples (1/f images, noise, seed 0)"
+    found = synthetic(specs, "pictures", samples=4, input_range=(0, 1))
+    assert found.description == "4 synthetic samples (pictures, smooth noise in 0 to 1, seed 0)"
+
+
+@pytest.mark.parametrize("shape", [("N", 3, 16, 16), ("N", 6, 50), ("N", 20), ("N", 16, 16, 3)])
+def test_synthetic_floats_have_mean_zero_and_variance_one(shape: tuple[int | str, ...]) -> None:
+    values = drawn(shape)
+    assert abs(values.mean()) < 0.2
+    assert 0.7 < values.std() < 1.4
+    assert values.reshape(len(values), -1).std(axis=0).min() > 0.5  # every input moves
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (10.0, 200.0)])
+def test_input_range_is_respected_and_used(dtype: Any, interval: tuple[float, float]) -> None:
+    values = drawn(("N", 3, 16, 16), dtype=dtype, samples=64, input_range=interval).astype(np.float64)
+    assert values.min() >= interval[0]
+    assert values.max() <= interval[1]
+    assert values.max() - values.min() > 0.8 * (interval[1] - interval[0])
+
+
+def test_pictures_are_smooth_and_their_colours_go_together() -> None:
+    images = drawn(("N", 3, 32, 32))
+    neighbours = np.corrcoef(images[..., 1:].ravel(), images[..., :-1].ravel())[0, 1]
+    far = np.corrcoef(images[..., 16:].ravel(), images[..., :-16].ravel())[0, 1]
+    colours = np.corrcoef(images[:, 0].ravel(), images[:, 1].ravel())[0, 1]
+    assert neighbours > 0.7
+    assert neighbours > far + 0.2
+    assert colours > 0.5
+
+
+@pytest.mark.parametrize(("kind", "side"), [("pictures", 224), ("spectrum", 64)])
+def test_dynamic_sizes_get_a_number(kind: Kind, side: int) -> None:
+    assert drawn(("N", 3, "h", "w"), kind, samples=1).shape == (1, 3, 224, 224)
+    assert drawn(("N", 2, "h", "w"), kind, samples=1).shape == (1, 2, side, side)
+    assert drawn(("N", 2, "t"), kind, samples=1).shape == (1, 2, 64)
+
+
+# --------------------------------------------------------------------------------------------------------
+# inputs of a model
+
+
+def parse(text: str, **initializers: np.ndarray) -> ModelProto:
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}')
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()
+    )
+    return model
+
+
+def test_inputs_as_the_file_declares_them() -> None:
+    model = parse(
+        "g (float[N, 3, 8, 8] x, int64[2] size, float[?, 4] z, float[4] w) => (float[] y) { y = Identity(x) }",
+        w=np.zeros(4, np.float32),
+    )
+    assert [(spec.name, spec.dtype, spec.shape) for spec in model_inputs(model, {"z": (2, 4)})] == [
+        ("x", np.float32, ("N", 3, 8, 8)),
+        ("size", np.int64, (2,)),
+        ("z", np.float32, (2, 4)),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["string[N]", "seq(float[N])", "bfloat16[N]"])
+def test_inputs_that_cannot_be_drawn(kind: str) -> None:
+    with pytest.raises(UnsupportedError, match="'x'"):
+        model_inputs(parse(f"g ({kind} x) => ({kind} y) {{ y = Identity(x) }}"))
+
+
+def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred() -> None:
+    model = parse("g (float[N, 5] s) => (float[] y) { y = Relu(s) }")
+    data = signals(700)
+    few = real_feeds(model, Feeding({"s": data[:30]}))
+    np.testing.assert_array_equal(np.concatenate([feed["s"] for feed in few]), data[:30])
+    many = np.concatenate([feed["s"] for feed in real_feeds(model, Feeding({"s": data}))])
+    assert len(many) == 512
+    assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
+    loaded = real_feeds(
+        model, Feeding(lambda: ({"s": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
+    )
+    np.testing.assert_array_equal(np.concatenate([feed["s"] for feed in loaded]), data[:28])

@@ -19,8 +19,8 @@ from scipy.stats import spearmanr
 from onnx_dfmpc.compensate import respond
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.inputs.data import Feeding
-from onnx_dfmpc.inputs.model_inputs import model_inputs
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import correct, noise_share, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable

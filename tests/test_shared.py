@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from onnx_dfmpc import Recipe, quantize
-from onnx_dfmpc.inputs.model_inputs import model_inputs
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 

@@ -3,27 +3,23 @@ the model declares them.
 """
 
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper, parser
 
 from onnx_dfmpc.errors import ModelError, UnsupportedError
-from onnx_dfmpc.inputs.data import Feeding
-from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
-from onnx_dfmpc.inputs.specs import InputSpec
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
+from onnx_dfmpc.runtime import batches as batches_room
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec.ops import to_rows
-from onnx_dfmpc.runtime import batches as batches_room
-from onnx_dfmpc.inputs import synthetic_feeds as synthetic
 from onnx_dfmpc.statistics.moments import measure
 from onnx_dfmpc.statistics.probe import Probe, _moments
 from tests.arrays import layer, seeds
@@ -366,109 +362,6 @@ def test_a_kernel_larger_than_its_input_is_named():
     node = helper.make_node("Conv", ["x", "w"], ["y"])
     with pytest.raises(UnsupportedError, match="'conv'"):
         measure(layer("Conv", (4, 3, 5, 5)), node, [noise(2, 3, 4, 4)], seed=0, provider="test")
-
-
-# Inputs
-
-shapes = st.sampled_from(
-    [("N", 3, 12, 10), (2, 3, 8, 8), ("N", 4, 20), (1, 5), ("N", 6, 6, 3), ("N", 1, 9, 9), ()]
-)
-dtypes = st.sampled_from([np.float32, np.float16, np.float64, np.uint8, np.int8, np.int64, np.bool_])
-
-
-@settings(max_examples=50)
-@given(shapes, dtypes, seeds)
-def test_synthetic_feeds_fit_the_model(shape, dtype, seed):
-    spec = InputSpec("x", np.dtype(dtype), shape)
-    with mock.patch.multiple(synthetic, MAX_SAMPLES=8, MIN_SAMPLES=8):
-        feeds, again, changed = (synthetic_feeds([spec], seed=s) for s in (seed, seed, seed + 1))
-    assert feeds
-    for feed in feeds:
-        x = feed["x"]
-        assert x.dtype == dtype
-        assert x.ndim == len(shape)
-        assert all(
-            size == wanted for size, wanted in zip(x.shape, shape, strict=True) if isinstance(wanted, int)
-        )
-        assert np.isfinite(x.astype(np.float64)).all()
-        if x.dtype.kind in "iu":
-            assert x.min() >= 0
-    assert all((one["x"] == other["x"]).all() for one, other in zip(feeds, again, strict=True))
-    if shape:
-        assert any((one["x"] != other["x"]).any() for one, other in zip(feeds, changed, strict=True))
-
-
-@pytest.mark.parametrize("shape", [("N", 3, 16, 16), ("N", 6, 50), ("N", 20), ("N", 16, 16, 3)])
-def test_synthetic_floats_have_mean_zero_and_variance_one(shape):
-    values = np.concatenate(
-        [feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])]
-    )
-    assert abs(values.mean()) < 0.2
-    assert 0.7 < values.std() < 1.4
-    assert values.reshape(len(values), -1).std(axis=0).min() > 0.5  # every input moves
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-@pytest.mark.parametrize("interval", [(0.0, 1.0), (10.0, 200.0)])
-def test_input_range_is_respected_and_used(dtype, interval):
-    feeds = synthetic_feeds([InputSpec("x", np.dtype(dtype), ("N", 3, 16, 16))], input_range=interval)
-    values = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
-    assert values.min() >= interval[0]
-    assert values.max() <= interval[1]
-    assert values.max() - values.min() > 0.8 * (interval[1] - interval[0])
-
-
-def test_photographs_are_smooth_and_their_colours_go_together():
-    images = np.concatenate(
-        [feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), ("N", 3, 32, 32))])]
-    )
-    neighbours = np.corrcoef(images[..., 1:].ravel(), images[..., :-1].ravel())[0, 1]
-    far = np.corrcoef(images[..., 16:].ravel(), images[..., :-16].ravel())[0, 1]
-    colours = np.corrcoef(images[:, 0].ravel(), images[:, 1].ravel())[0, 1]
-    assert neighbours > 0.7
-    assert neighbours > far + 0.2
-    assert colours > 0.5
-
-
-def test_dynamic_sizes_get_a_number():
-    image, signal = (
-        synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])[0]["x"]
-        for shape in [(4, 2, "h", "w"), (4, 2, "t")]
-    )
-    assert image.shape[:2] == signal.shape[:2] == (4, 2)
-    assert min(image.shape[2:]) >= 32
-    assert signal.shape[2] >= 32
-
-
-def test_inputs_as_the_file_declares_them():
-    model = parse(
-        "g (float[N, 3, 8, 8] x, int64[2] size, float[?, 4] z, float[4] w) => (float[] y) { y = Identity(x) }",
-        w=noise(4),
-    )
-    assert [(spec.name, spec.dtype, spec.shape) for spec in model_inputs(model)] == [
-        ("x", np.float32, ("N", 3, 8, 8)),
-        ("size", np.int64, (2,)),
-        ("z", np.float32, ("?", 4)),
-    ]
-
-
-def test_inputs_that_cannot_be_drawn():
-    with pytest.raises(UnsupportedError, match="'x'"):
-        model_inputs(parse("g (string[N] x) => (string[] y) { y = Identity(x) }"))
-
-
-def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred():
-    model = parse("g (float[N, 4] x) => (float[] y) { y = Relu(x) }")
-    data = noise(700, 4)
-    few = real_feeds(model, Feeding({"x": data[:30]}))
-    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in few]), data[:30])
-    many = np.concatenate([feed["x"] for feed in real_feeds(model, Feeding({"x": data}))])
-    assert len(many) == 512
-    assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
-    loaded = real_feeds(
-        model, Feeding(lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
-    )
-    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in loaded]), data[:28])
 
 
 def test_matched_layers_can_be_measured_one_after_the_other():

@@ -16,16 +16,17 @@ from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper, parser
 
 from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
+from onnx_dfmpc.evaluate import latency
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.layers import layer_sqnr
 from onnx_dfmpc.evaluate.metrics import Comparison
 from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.inputs.pictures import natural_spectrum
 from onnx_dfmpc.inputs.samples import from_data
 from onnx_dfmpc.inputs.specs import InputSpec
-from onnx_dfmpc.inputs.synthetic import natural_spectrum, synthetic
+from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.runtime.session import session_options
-from onnx_dfmpc.evaluate import latency
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 
@@ -247,9 +248,8 @@ def test_data_and_labels_from_files(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", labels)
     np.savez(tmp_path / "y.npz", whatever=labels)
-    (tmp_path / "y.txt").write_text("\n".join(map(str, labels)), encoding="utf-8")
     expected = validate(classifier(), classifier(), x, labels)
-    for data, targets in (("named.npz", None), ("x.npy", "y.npy"), ("x.npy", "y.npz"), ("x.npy", "y.txt")):
+    for data, targets in (("named.npz", None), ("x.npy", "y.npy"), ("x.npy", "y.npz")):
         report = validate(
             classifier(), classifier(), tmp_path / data, None if targets is None else tmp_path / targets
         )

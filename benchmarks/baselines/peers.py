@@ -24,7 +24,7 @@ from onnx import ModelProto, helper
 
 from benchmarks.baselines import Unavailable
 from onnx_dfmpc import Recipe, match, plan
-from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.opset import raise_opset

@@ -398,7 +398,7 @@ def _add_validation(parser: _Parser, *, gates: bool = True) -> None:
         "validation", "Without data: seeded synthetic inputs, a sanity check, not accuracy."
     )
     source = group.add_mutually_exclusive_group()
-    kinds = "inputs: .npz, .npy, a folder of these or of images, Polygraphy's .json"
+    kinds = "inputs: .npz, .npy, a folder of images"
     source.add_argument("--data", help=kinds, metavar="PATH", default=argparse.SUPPRESS)
     script = "inputs from a Python function (load_data) that yields mappings of arrays, or pairs with labels"
     source.add_argument(
@@ -408,7 +408,7 @@ def _add_validation(parser: _Parser, *, gates: bool = True) -> None:
         dest="data",
         default=argparse.SUPPRESS,
     )
-    _knob(group, "--labels", "class indices: .npz, .npy, or text", metavar="FILE")
+    _knob(group, "--labels", "class indices: .npz or .npy", metavar="FILE")
     _knob(
         group,
         "--shape",

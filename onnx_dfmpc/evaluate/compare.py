@@ -16,7 +16,7 @@ from onnx_dfmpc.evaluate.metrics import Comparison, is_finite
 from onnx_dfmpc.evaluate.tally import Tally
 from onnx_dfmpc.evaluate.validation import DefaultRun, ValidationReport
 from onnx_dfmpc.inputs.data import Feeding, feeding_of, samples_of
-from onnx_dfmpc.inputs.labels import LabelSource
+from onnx_dfmpc.inputs.dataset import LabelSource
 from onnx_dfmpc.inputs.samples import Samples
 from onnx_dfmpc.inputs.sources import DataSource
 from onnx_dfmpc.inputs.specs import fixed_batch

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx import ModelProto
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.inputs.labels import LabelSource
+from onnx_dfmpc.inputs.dataset import LabelSource
 from onnx_dfmpc.inputs.samples import Samples, from_data
 from onnx_dfmpc.inputs.sources import DataSource
-from onnx_dfmpc.inputs.specs import InputSpec, with_shapes
+from onnx_dfmpc.inputs.specs import InputSpec, model_inputs, with_shapes
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.recipe import Preprocessing, Recipe
+
+MAX_CALIBRATION = 512
+"""Most samples of the user that statistics are taken on, to bound their cost; a choice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +32,7 @@ class Feeding:
         ``labels``; for a model with one input the only other array may have any name.
 
         * an .npz, or an .npy for a model with one input: a row for every sample
-        * a folder of .npz and .npy: in the order of their names, each with a batch, or with one sample
-          without the batch axis
-        * a folder of images: preprocessed as `images` says; sub-folders are classes
-        * a .json that ``polygraphy run --save-inputs`` wrote
+        * a folder of images, or one image: preprocessed as `images` says; sub-folders are classes
         * ``file.py:function``, a loader script: the function is called without arguments and yields mappings
           of input names to batches, or pairs of such a mapping and labels; ``load_data`` where no function is
           named
@@ -111,3 +115,12 @@ def samples_of(specs: Sequence[InputSpec], feeding: Feeding) -> Samples:
         input_range=feeding.input_range,
         batch=feeding.batch_size,
     )
+
+
+def real_feeds(proto: ModelProto, feeding: Feeding) -> list[dict[str, NDArray[Any]]]:
+    """Batches of the user's inputs, at most 512 samples, whatever `feeding` says about their number."""
+    specs = model_inputs(proto)
+    samples = samples_of(specs, replace(feeding, samples=None))
+    if samples.count > MAX_CALIBRATION:
+        samples = samples_of(specs, replace(feeding, samples=MAX_CALIBRATION))
+    return [feeds for _, _, feeds in samples.batches()]

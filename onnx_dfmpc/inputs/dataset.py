@@ -4,45 +4,37 @@ model takes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.inputs.specs import InputSpec, fixed_batch, is_batched, listing, shape_text
-from onnx_dfmpc.inputs.stored import Anything, Rows
+from onnx_dfmpc.inputs.specs import InputSpec, fits, fixed_batch, is_batched, listing, shape_text
+from onnx_dfmpc.inputs.stored import AnyArray, Rows, StoredArray, stored_arrays
 
 LABELS = "labels"
 """Name of the labels among arrays, unless it is an input."""
 
+LabelSource = str | os.PathLike[str] | NDArray[Any]
+
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Dataset:
     """All samples of a source; nothing but labels has to be in memory.
 
-    Attributes
-    ----------
-    batched : mapping of Rows
-        Inputs that have a row for every sample.
-    constant : mapping of arrays
-        Inputs that are the same for all samples.
-    description : str
-        Where they come from, in words.
-    labels : array or None
-    names : tuple of str
-        What a labels file may call the samples; empty where they have no names.
-    notes : tuple of str
-        What was done to the data on the way.
+    `batched` inputs have a row for every sample, `constant` ones are the same for all. `description` says
+    where they come from, `notes` what was done to them on the way.
     """
 
     batched: Mapping[str, Rows]
-    constant: Mapping[str, Anything]
+    constant: Mapping[str, AnyArray]
     description: str
-    labels: Anything | None = None
-    names: tuple[str, ...] = ()
+    labels: AnyArray | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -51,123 +43,77 @@ class Table:
         return next((rows.shape[0] for rows in self.batched.values()), 1)
 
 
-def assign(
-    found: Sequence[str], specs: Sequence[InputSpec], source: str
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Which array is for which input.
-
-    Parameters
-    ----------
-    found : sequence of str
-        Names of the arrays; "" where there is a single one without a name.
-    specs : sequence of InputSpec
-    source : str
-        For messages.
-
-    Returns
-    -------
-    dict
-        Input name to array name.
-    tuple of str
-        Remarks.
-
-    Raises
-    ------
-    RecipeError
-        If an input gets no array.
-    """
-    names = [spec.name for spec in specs]
-    rest = [name for name in found if name != LABELS or LABELS in names]
-    if all(name in rest for name in names):
-        unused = [name for name in rest if name not in names]
-        return {name: name for name in names}, (
-            f"not an input, left out: {', '.join(unused)}",
-        ) if unused else ()
-    if len(names) == 1 and len(rest) == 1:
-        return {names[0]: rest[0]}, ()
-    shown = ", ".join(name or "one array without a name" for name in rest) or "nothing but labels"
-    hint = listing(specs) + (f"; class indices are an array named {LABELS!r}" if LABELS not in found else "")
-    raise RecipeError(f"{source}: expected arrays named {', '.join(names)}, found {shown}", hint=hint)
-
-
-def arrays_table(specs: Sequence[InputSpec], rows: Mapping[str, Rows], source: str) -> Table:
-    """Table of arrays with a row for every sample.
-
-    Parameters
-    ----------
-    specs : sequence of InputSpec
-    rows : mapping of Rows
-        By input name, and ``labels``. For a model with one input the only other one may have any name.
-    source : str
-        Where they come from.
-
-    Raises
-    ------
-    RecipeError
-        Arrays that are not what the model takes: the message says which and what is expected.
-    """
-    assigned, notes = assign(list(rows), specs, source)
+def arrays_dataset(specs: Sequence[InputSpec], rows: Mapping[str, Rows], source: str) -> Dataset:
+    """Dataset of arrays by name, with a row for every sample, and of `labels`."""
+    assigned, notes = assign_arrays(list(rows), specs, source)
     fixed = fixed_batch(specs)
     batched = {spec.name: rows[assigned[spec.name]] for spec in specs if is_batched(spec, fixed)}
     constant = {spec.name: _whole(rows[assigned[spec.name]]) for spec in specs if not is_batched(spec, fixed)}
-    labels = rows[LABELS] if LABELS in rows and LABELS not in batched and LABELS not in constant else None
-    table = Table(batched, constant, source, None if labels is None else _whole(labels), notes=notes)
-    check_shapes(specs, table)
-    return table
+    labels = _whole(rows[LABELS]) if LABELS in rows and LABELS not in assigned.values() else None
+    dataset = Dataset(batched, constant, source, labels, notes)
+    check_shapes(specs, dataset)
+    return dataset
 
 
-def _whole(rows: Rows) -> Anything:
-    return (
-        rows
-        if isinstance(rows, np.ndarray)
-        else rows.whole()
-        if hasattr(rows, "whole")
-        else rows[np.arange(rows.shape[0])]
-    )
+def _whole(rows: Rows) -> AnyArray:
+    return rows.whole() if isinstance(rows, StoredArray) else np.asarray(rows)
 
 
-def check_shapes(specs: Sequence[InputSpec], table: Table) -> None:
+def assign_arrays(
+    arrays: Sequence[str], specs: Sequence[InputSpec], source: str
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Name of the array for every input, and remarks. A single array without a name is called "", and for a
+    model with one input the only array may have any name.
+    """
+    names = [spec.name for spec in specs]
+    candidates = [name for name in arrays if name != LABELS or LABELS in names]
+    if all(name in candidates for name in names):
+        unused = [name for name in candidates if name not in names]
+        notes = (f"not an input, left out: {', '.join(unused)}",) if unused else ()
+        return {name: name for name in names}, notes
+    if len(names) == 1 and len(candidates) == 1:
+        return {names[0]: candidates[0]}, ()
+    shown = ", ".join(name or "one array without a name" for name in candidates) or "nothing but labels"
+    hint = listing(specs) + (f"; class indices are an array named {LABELS!r}" if LABELS not in arrays else "")
+    raise RecipeError(f"{source}: expected arrays named {', '.join(names)}, found {shown}", hint=hint)
+
+
+def check_shapes(specs: Sequence[InputSpec], dataset: Dataset) -> None:
     """Raise RecipeError where an input does not have the model's shape, or inputs differ in samples, or there
     are none.
     """
     for spec in specs:
-        batched = spec.name in table.batched
-        rows: Rows = table.batched[spec.name] if batched else table.constant[spec.name]
+        batched = spec.name in dataset.batched
+        rows: Rows = dataset.batched[spec.name] if batched else dataset.constant[spec.name]
         if not fits(rows.shape, spec, batched=batched):
-            raise misfit(rows.shape, rows.dtype, spec, table.description, batched=batched)
-    counts = {name: rows.shape[0] for name, rows in table.batched.items()}
+            raise shape_error(rows.shape, rows.dtype, spec, dataset.description, batched=batched)
+    common_count({name: rows.shape[0] for name, rows in dataset.batched.items()}, dataset.description)
+    if dataset.count == 0:
+        raise RecipeError(f"{dataset.description}: no samples")
+
+
+def common_count(counts: Mapping[str, int], source: str) -> int:
+    """Number of samples that all inputs have; 1 where none of them is batched."""
     if len(set(counts.values())) > 1:
-        raise RecipeError(
-            f"{table.description}: inputs differ in samples: "
-            + ", ".join(f"{name} has {n}" for name, n in counts.items())
-        )
-    if table.count == 0:
-        raise RecipeError(f"{table.description}: no samples")
+        each = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise RecipeError(f"{source}: inputs differ in samples: {each}")
+    return next(iter(counts.values()), 1)
 
 
-def fits(shape: Sequence[int], spec: InputSpec, *, batched: bool) -> bool:
-    """Whether an array of this shape can be fed, whatever its number of samples."""
-    first = 1 if batched else 0
-    return len(shape) == len(spec.shape) and all(
-        not isinstance(want, int) or want == have
-        for want, have in zip(spec.shape[first:], shape[first:], strict=True)
-    )
-
-
-def misfit(
+def shape_error(
     shape: Sequence[int], dtype: np.dtype[Any], spec: InputSpec, source: str, hint: str = "", *, batched: bool
 ) -> RecipeError:
     """What to raise for an array that cannot be fed; without a hint, with one that the shapes suggest."""
-    want = ("n", *spec.shape[1:]) if batched else spec.shape
-    have = tuple("?" if size < 0 else size for size in shape)
+    want = shape_text(("n", *spec.shape[1:]) if batched else spec.shape)
+    have = shape_text(tuple("?" if size < 0 else size for size in shape))
     return RecipeError(
-        f"{source}: input {spec.name!r} expects {spec.dtype} {shape_text(want)}, the data has {dtype} {shape_text(have)}",
-        hint=hint or _remedy(shape, spec, batched=batched),
+        f"{source}: input {spec.name!r} expects {spec.dtype} {want}, the data has {dtype} {have}",
+        hint=hint or _shape_hint(shape, spec, batched=batched),
     )
 
 
-def _remedy(shape: Sequence[int], spec: InputSpec, *, batched: bool) -> str:
-    """How an array would fit: with its channels on the other end, or as a batch of one."""
+def _shape_hint(shape: Sequence[int], spec: InputSpec, *, batched: bool) -> str:
+    """How an array would fit: with its channels at the other end, or as a batch of one."""
     last = len(shape) - 1
     for axes in ((0, last, *range(1, last)), (0, *range(2, last + 1), 1)) if last > 1 else ():
         if fits([shape[axis] for axis in axes], spec, batched=batched):
@@ -179,14 +125,8 @@ def _remedy(shape: Sequence[int], spec: InputSpec, *, batched: bool) -> str:
     )
 
 
-def cast(array: Anything, spec: InputSpec, source: str) -> Anything:
-    """Array in the dtype of the input.
-
-    Raises
-    ------
-    RecipeError
-        NaN, infinity, or values that the dtype does not have.
-    """
+def cast(array: AnyArray, spec: InputSpec, source: str) -> AnyArray:
+    """Array in the dtype of the input; RecipeError for NaN, infinity, or values that the dtype lacks."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise RecipeError(f"{source}: input {spec.name!r} has NaN or infinite values")
     if array.dtype == spec.dtype:
@@ -199,7 +139,7 @@ def cast(array: Anything, spec: InputSpec, source: str) -> Anything:
     return array.astype(spec.dtype)
 
 
-def cast_note(array: Anything, spec: InputSpec) -> tuple[str, ...]:
+def cast_note(array: AnyArray, spec: InputSpec) -> tuple[str, ...]:
     """Remark on what `cast` does, with the range of integers, which tells whether they were normalised."""
     if array.dtype == spec.dtype:
         return ()
@@ -209,7 +149,7 @@ def cast_note(array: Anything, spec: InputSpec) -> tuple[str, ...]:
     return (note,)
 
 
-def _can_cast(array: Anything, dtype: np.dtype[Any]) -> bool:
+def _can_cast(array: AnyArray, dtype: np.dtype[Any]) -> bool:
     if np.can_cast(array.dtype, dtype, "safe"):
         return array.dtype.kind != "b"
     if array.dtype.kind == "f" and dtype.kind == "f":
@@ -220,30 +160,38 @@ def _can_cast(array: Anything, dtype: np.dtype[Any]) -> bool:
     return False
 
 
-def check_labels(labels: Anything, count: int, source: str) -> NDArray[np.int64]:
-    """Labels as int64, shape (count,).
+# labels
 
-    Parameters
-    ----------
-    labels : array, shape (count,) or (count, 1)
-        Whole numbers, of whatever dtype they were saved with.
-    count : int
-    source : str
 
-    Raises
-    ------
-    RecipeError
-        If they are anything else than so many whole numbers.
+def read_labels(labels: LabelSource, count: int) -> AnyArray:
+    """Labels of that many samples, not yet checked: an array, an .npy, or an .npz with an array ``labels`` or
+    a single one.
     """
+    if not isinstance(labels, str | os.PathLike):
+        return np.asarray(labels)
+    arrays = stored_arrays(Path(labels), "labels")
+    if LABELS in arrays:
+        return arrays[LABELS].whole()
+    if len(arrays) == 1:
+        return next(iter(arrays.values())).whole()
+    raise RecipeError(
+        f"{labels}: has {', '.join(arrays)}, none of them named {LABELS!r}",
+        hint=f"{count} integers, one per sample",
+    )
+
+
+def check_labels(labels: AnyArray, count: int, source: str) -> NDArray[np.int64]:
+    """Labels as int64, shape (count,), from whole numbers of any dtype, shape (count,) or (count, 1)."""
     column = labels[:, 0] if labels.shape == (count, 1) else labels
     whole = column.dtype.kind in "iu" or (
         column.dtype.kind == "f" and np.array_equal(column, np.rint(column))
     )
     if column.shape != (count,) or not whole:
-        wide = labels.ndim == 2 and len(labels) == count
+        one_hot = labels.ndim == 2 and len(labels) == count
+        got = f"{labels.dtype} {shape_text(labels.shape)}"
         raise RecipeError(
-            f"{source}: expected {count} integers, one per sample, got {labels.dtype} {shape_text(labels.shape)}",
+            f"{source}: expected {count} integers, one per sample, got {got}",
             hint="labels are class indices, counted from 0"
-            + (": save labels.argmax(axis=1)" if wide else ""),
+            + (": save labels.argmax(axis=1)" if one_hot else ""),
         )
     return column.astype(np.int64)

@@ -1,182 +1,92 @@
-"""Where data may come from: arrays, .npz, .npy, a folder, Polygraphy's JSON, a loader script; images are in
-`images`.
-"""
+"""Where data may come from: arrays in memory, an .npz or .npy, images, or a loader."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import importlib.util
-import io
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnx_dfmpc.errors import DfmpcError, RecipeError
-from onnx_dfmpc.inputs.chunks import outline, pieces_table, samples_in
-from onnx_dfmpc.inputs.dataset import LABELS, Table, arrays_table
-from onnx_dfmpc.inputs.images import SUFFIXES, image_table
-from onnx_dfmpc.inputs.specs import InputSpec
-from onnx_dfmpc.inputs.stored import Anything, rows_of, stored_arrays
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.inputs.dataset import (
+    LABELS,
+    Dataset,
+    arrays_dataset,
+    assign_arrays,
+    check_shapes,
+    common_count,
+    shape_error,
+)
+from onnx_dfmpc.inputs.images import SUFFIXES, image_dataset
+from onnx_dfmpc.inputs.specs import InputSpec, fixed_batch, is_batched, listing, shape_text
+from onnx_dfmpc.inputs.stored import AnyArray, stored_arrays
 from onnx_dfmpc.recipe import Preprocessing, nearest
 
 Loader = Callable[[], Iterable[Any]]
-DataSource = str | os.PathLike[str] | Mapping[str, Anything] | Anything | Loader
+DataSource = str | os.PathLike[str] | Mapping[str, AnyArray] | AnyArray | Loader
 
 DEFAULT_FUNCTION = "load_data"
-"""Function of a loader script that does not say which; Polygraphy's scripts have it too."""
+"""Function of a loader script that does not say which, as in Polygraphy's --data-loader-script."""
 
 SCRIPT = re.compile(r"(?P<file>.*\.py)(:(?P<function>\w+))?")
 
 
-def open_table(
+def open_dataset(
     specs: Sequence[InputSpec], data: DataSource, images: Preprocessing, *, limit: int | None = None
-) -> Table:
-    """Look at a source, without loading its samples.
+) -> Dataset:
+    """Look at a source without loading its samples, as far as that is possible.
 
-    Parameters
-    ----------
-    specs : sequence of InputSpec
-        The model's inputs.
-    data : path, mapping of arrays, array, or callable
-        See `Feeding`.
-    images : Preprocessing
-        For a folder of images.
-    limit : int, optional
-        Nobody wants more samples of a loader, which can only be read from its beginning.
-
-    Raises
-    ------
-    RecipeError
-        A source that cannot be read, or arrays that are not what the model takes.
+    `images` is for a folder of images, or one; of a loader, which can only be read from its beginning, no
+    more than `limit` samples are looked at.
     """
-    if isinstance(data, Mapping):
-        return arrays_table(specs, rows_of(data), "arrays")
-    if callable(data):
-        return _loader_table(specs, data, "loader", limit)
-    if not isinstance(data, str | os.PathLike):
-        return arrays_table(specs, {"": np.asarray(data)}, "array")
-    script = SCRIPT.fullmatch(os.fspath(data))
-    if script is not None:
-        return _loader_table(
-            specs,
-            load_script(Path(script["file"]), script["function"] or DEFAULT_FUNCTION),
-            os.fspath(data),
-            limit,
-        )
-    path = Path(data)
-    if path.is_dir():
-        return _folder_table(specs, path, images)
-    if path.suffix.lower() == ".json":
-        return _json_table(specs, path)
-    if path.suffix.lower() in SUFFIXES and path.is_file():
-        return image_table(specs, path.parent, [path], images)
-    return arrays_table(specs, dict(stored_arrays(path)), str(path))
+    path = Path(data) if isinstance(data, str | os.PathLike) else None
+    if path is not None and (path.is_dir() or (path.suffix.lower() in SUFFIXES and path.is_file())):
+        return _images(specs, path, images)
+    dataset = _arrays(specs, data, limit)
+    if images == Preprocessing():
+        return dataset
+    note = "settings for images are not used: these are arrays, taken as they are"
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
-# -----------------------------------------------------------------------------------------------------------------------
-# folders
-
-
-def _folder_table(specs: Sequence[InputSpec], path: Path, images: Preprocessing) -> Table:
-    """Arrays, of one file after the other in the order of their names, with ``labels.npy`` if it lies there,
-    or pictures.
-    """
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    labels = path / f"{LABELS}.npy"
-    arrays = [file for file in files if file.suffix.lower() in (".npy", ".npz") and file != labels]
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-    if arrays and pictures:
-        raise RecipeError(f"{path}: has both arrays and images", hint="name a folder with one of them")
-    if pictures:
-        return image_table(specs, path, pictures, images)
-    if not arrays:
-        raise RecipeError(f"{path}: there is no .npy, no .npz and no image in this folder")
-    pieces = []
-    for file in arrays:
-        stored = stored_arrays(file)
-        pieces.append(outline(str(file), stored, stored[LABELS].whole() if LABELS in stored else None))
-    table = pieces_table(
-        specs,
-        pieces,
-        lambda index: {name: rows.whole() for name, rows in stored_arrays(arrays[index]).items()},
-        str(path),
-    )
-    return replace(table, labels=stored_arrays(labels)[""].whole()) if labels in files else table
-
-
-# -----------------------------------------------------------------------------------------------------------
-# Polygraphy's JSON
-
-
-def _json_table(specs: Sequence[InputSpec], path: Path) -> Table:
-    """Feeds that ``polygraphy run --save-inputs`` wrote: a list of objects, in which an array is the base64
-    of what numpy.save writes.
-    """
-    try:
-        feeds = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such data file") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read data: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        feeds = None
-    if not isinstance(feeds, list) or not all(isinstance(feed, dict) for feed in feeds):
+def _images(specs: Sequence[InputSpec], path: Path, images: Preprocessing) -> Dataset:
+    if path.is_file():
+        return image_dataset(specs, path.parent, [path], images)
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = [file for file in files if not file.name.startswith(".")]
+    if not files:
         raise RecipeError(
-            f"{path}: not a list of feeds",
-            hint="write it with: polygraphy run MODEL --onnxrt --save-inputs inputs.json",
+            f"{path}: there is no image in this folder",
+            hint="arrays in several files need a loader script: FILE.py:FUNCTION",
         )
-
-    def load(index: int) -> dict[str, Anything]:
-        return {
-            name: _decoded(value, f"{path}, feed {index}: {name!r}") for name, value in feeds[index].items()
-        }
-
-    loaded = (load(index) for index in range(len(feeds)))
-    pieces = [outline(f"{path}, feed {index}", feed, feed.get(LABELS)) for index, feed in enumerate(loaded)]
-    return pieces_table(specs, pieces, load, str(path))
+    return image_dataset(specs, path, files, images)
 
 
-def _decoded(value: Any, where: str) -> Anything:
-    """Array of a value in Polygraphy's JSON; scalars are plain numbers there."""
-    try:
-        if isinstance(value, dict):
-            return np.asarray(
-                np.load(io.BytesIO(base64.b64decode(value["array"], validate=True)), allow_pickle=False)
-            )
-        array = np.asarray(value)
-        if array.dtype.kind in "biuf":
-            return array
-    except (KeyError, TypeError, ValueError, EOFError, binascii.Error):
-        pass
-    raise RecipeError(f"{where} is not an array", hint="write the file with polygraphy.json.save_json")
-
-
-# -----------------------------------------------------------------------------------------------------------------------
-# scripts
+def _arrays(specs: Sequence[InputSpec], data: DataSource, limit: int | None) -> Dataset:
+    if isinstance(data, Mapping):
+        return arrays_dataset(specs, {str(name): np.asarray(rows) for name, rows in data.items()}, "arrays")
+    if callable(data):
+        return _loader_dataset(specs, data, "loader", limit)
+    if not isinstance(data, str | os.PathLike):
+        return arrays_dataset(specs, {"": np.asarray(data)}, "array")
+    source = os.fspath(data)
+    script = SCRIPT.fullmatch(source)
+    if script is None:
+        return arrays_dataset(specs, dict(stored_arrays(Path(data))), source)
+    loader = load_script(Path(script["file"]), script["function"] or DEFAULT_FUNCTION)
+    return _loader_dataset(specs, loader, source, limit)
 
 
 def load_script(path: Path, function: str = DEFAULT_FUNCTION) -> Loader:
-    """Function of a Python file that gives the data.
-
-    Parameters
-    ----------
-    path : Path
-        It is run.
-    function : str
-        Called without arguments, once for every pass over the data; returns or yields feeds.
-
-    Raises
-    ------
-    RecipeError
-        A file that cannot be read or run, or has no such function.
+    """Function of a Python file, which is run for it. It is called without arguments, once for every pass
+    over the data, and returns or yields feeds.
     """
     if not path.is_file():
         raise RecipeError(f"{path}: no such loader script")
@@ -191,64 +101,161 @@ def load_script(path: Path, function: str = DEFAULT_FUNCTION) -> Loader:
         spec.loader.exec_module(module)
     except Exception as error:
         raise RecipeError(f"{path}: the loader script fails: {type(error).__name__}: {error}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    loader: Loader | None = getattr(module, function, None)
+    if not callable(loader):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise RecipeError(
             f"{path}: there is no function {function!r}",
-            hint=nearest(function, known) or f"{path}:FUNCTION names another",
+            hint=nearest(function, names) or f"{path}:FUNCTION names another",
         )
-    loader: Loader = found
     return loader
 
 
-class _Replay:
-    """Feeds of a loader by their number; asked for an earlier one, it is called anew."""
+_Feed = tuple[dict[str, AnyArray], AnyArray | None]
 
-    def __init__(self, loader: Loader, source: str) -> None:
-        self._loader, self._source = loader, source
-        self._feeds: Iterator[tuple[dict[str, Anything], Anything | None]] = iter(())
-        self._next = 0
+# Feeds of a loader are chunks of the data, each with one or several samples. They are counted in a first pass
+# and loaded again when their samples are needed, so that one of them is in memory at a time.
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Anything], Anything | None]]:
-        """Feeds with their labels, from the first."""
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """What stays of a feed once it is counted: number of samples, shape and dtype of its arrays, labels."""
+
+    source: str
+    count: int
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    labels: AnyArray | None
+
+
+def _loader_dataset(specs: Sequence[InputSpec], loader: Loader, source: str, limit: int | None) -> Dataset:
+    """Samples of all feeds, in order.
+
+    An array with as many dimensions as the input is a batch; with one fewer it is a single sample. Samples
+    may differ in the dimensions that the model leaves open.
+    """
+    fixed = fixed_batch(specs)
+    feeds = _Feeds(loader, source, labelled=all(spec.name != LABELS for spec in specs))
+    chunks: list[_Chunk] = []
+    assigned: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    for index, (arrays, labels) in enumerate(feeds):
+        where = f"{source}, feed {index}"
+        if not chunks:
+            assigned, notes = assign_arrays(list(arrays), specs, where)
+        for key in assigned.values():
+            if key not in arrays:
+                raise RecipeError(
+                    f"{where}: there is no array {key!r}, as in {chunks[0].source}", hint=listing(specs)
+                )
+        outline = {key: (arrays[key].shape, arrays[key].dtype) for key in assigned.values()}
+        counts = {
+            spec.name: _samples_in(*outline[assigned[spec.name]], spec, where)
+            for spec in specs
+            if is_batched(spec, fixed)
+        }
+        chunks.append(_Chunk(where, common_count(counts, where), outline, labels))
+        if limit is not None and sum(chunk.count for chunk in chunks) >= limit:
+            break
+    if not chunks:
+        raise RecipeError(f"{source}: no samples")
+    batched, constant = {}, {}
+    for spec in specs:
+        key = assigned[spec.name]
+        if is_batched(spec, fixed):
+            batched[spec.name] = _LoadedRows(feeds, chunks, key, len(spec.shape) - 1)
+        else:
+            constant[spec.name] = feeds.load(0, chunks[0])[key]
+    dataset = Dataset(batched, constant, source, _chunk_labels(chunks), notes)
+    check_shapes(specs, dataset)
+    return dataset
+
+
+def _samples_in(shape: tuple[int, ...], dtype: np.dtype[Any], spec: InputSpec, source: str) -> int:
+    """Samples in an array for a batched input."""
+    if len(shape) not in (len(spec.shape), len(spec.shape) - 1):
+        raise shape_error(shape, dtype, spec, source, batched=True)
+    return shape[0] if len(shape) == len(spec.shape) else 1
+
+
+def _chunk_labels(chunks: Sequence[_Chunk]) -> AnyArray | None:
+    labels = [np.asarray(chunk.labels) for chunk in chunks if chunk.labels is not None]
+    if not labels:
+        return None
+    if len(labels) < len(chunks):
+        missing = next(chunk for chunk in chunks if chunk.labels is None)
+        raise RecipeError(
+            f"{missing.source}: has no labels, others have some", hint="give all of them labels, or none"
+        )
+    for chunk, own in zip(chunks, labels, strict=True):
+        if own.shape != (chunk.count,) and not (chunk.count == 1 and own.shape == ()):
+            raise RecipeError(
+                f"{chunk.source}: expected {chunk.count} labels, one per sample, "
+                f"got shape {shape_text(own.shape)}"
+            )
+    return np.concatenate([own.ravel() for own in labels])
+
+
+class _Feeds:
+    """Feeds of a loader by their number. The last one is kept, since batches read in ascending order; for an
+    earlier one the loader is called anew.
+    """
+
+    def __init__(self, loader: Loader, source: str, *, labelled: bool) -> None:
+        self._loader, self._source, self._labelled = loader, source, labelled
+        self._rest: Iterator[_Feed] = iter(())
+        self._index = -1
+        self._arrays: dict[str, AnyArray] = {}
+
+    def __iter__(self) -> Iterator[_Feed]:
+        """Arrays by name, and labels, of all feeds from the first."""
         try:
             for item in self._loader():
                 feed, labels = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-                arrays = {
-                    str(name): np.asarray(value)
-                    for name, value in (feed.items() if isinstance(feed, Mapping) else [("", feed)])
-                }
-                own = arrays.get(LABELS) if labels is None else np.asarray(labels)
-                yield arrays, own
-        except DfmpcError:
-            raise
+                named = feed if isinstance(feed, Mapping) else {"": feed}
+                arrays = {str(name): np.asarray(value) for name, value in named.items()}
+                if labels is None and self._labelled:
+                    labels = arrays.get(LABELS)
+                yield arrays, None if labels is None else np.asarray(labels)
         except Exception as error:
             raise RecipeError(f"{self._source}: the loader fails: {type(error).__name__}: {error}") from error
 
-    def load(self, index: int, labels: Anything | None) -> dict[str, Anything]:
-        """A feed, which has to have the labels that it had when it was counted."""
-        if index < self._next or self._next == 0:
-            self._feeds, self._next = iter(self), 0
-        for feed, own in self._feeds:
-            self._next += 1
-            if self._next - 1 == index:
-                if labels is not None and (own is None or not np.array_equal(labels, own)):
-                    break
-                return feed
-        raise RecipeError(
-            f"{self._source}: feed {index} is not what it was before",
-            hint="the loader has to give the same samples at every call, unshuffled",
-        )
+    def load(self, index: int, chunk: _Chunk) -> dict[str, AnyArray]:
+        """Arrays of a feed, whose shapes and labels have to be those that were counted."""
+        if self._index < 0 or index < self._index:
+            self._rest, self._index = iter(self), -1
+        labels: AnyArray | None = None
+        while self._index < index:
+            self._arrays = {}  # not two feeds at a time
+            self._arrays, labels = next(self._rest, ({}, None))
+            self._index += 1
+        shapes = {
+            key: (array.shape, array.dtype) for key, array in self._arrays.items() if key in chunk.arrays
+        }
+        shuffled = labels is not None and (chunk.labels is None or not np.array_equal(labels, chunk.labels))
+        if shapes != chunk.arrays or shuffled:
+            raise RecipeError(
+                f"{self._source}: feed {index} is not what it was before",
+                hint="the loader has to give the same samples at every call, unshuffled",
+            )
+        return self._arrays
 
 
-def _loader_table(specs: Sequence[InputSpec], loader: Loader, source: str, limit: int | None) -> Table:
-    """Feeds of a loader, run through once to count them."""
-    replay, pieces, seen = _Replay(loader, source), [], 0
-    for index, (feed, labels) in enumerate(replay):
-        piece = outline(f"{source}, feed {index}", feed, labels)
-        pieces.append(piece)
-        seen += samples_in(piece, specs)
-        if limit is not None and seen >= limit:
-            break
-    return pieces_table(specs, pieces, lambda index: replay.load(index, pieces[index].labels), source)
+class _LoadedRows:
+    """One input's array in all chunks, as rows."""
+
+    def __init__(self, feeds: _Feeds, chunks: Sequence[_Chunk], key: str, sample_axes: int) -> None:
+        self._feeds, self._chunks, self._key = feeds, chunks, key
+        self._starts = np.concatenate([[0], np.cumsum([chunk.count for chunk in chunks])])
+        shapes = [shape[len(shape) - sample_axes :] for shape, _ in (chunk.arrays[key] for chunk in chunks)]
+        common = (sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))
+        self.shape: tuple[int, ...] = (int(self._starts[-1]), *common)
+        self.dtype = chunks[0].arrays[key][1]
+
+    def __getitem__(self, indices: NDArray[np.intp]) -> AnyArray:
+        owner = np.searchsorted(self._starts, indices, side="right") - 1
+        parts = []
+        for index in dict.fromkeys(owner.tolist()):
+            array = self._feeds.load(index, self._chunks[index])[self._key]
+            array = array if array.ndim == len(self.shape) else array[None]
+            parts.append(array[indices[owner == index] - self._starts[index]])
+        return np.concatenate(parts) if parts else np.zeros((0, *self.shape[1:]), self.dtype)

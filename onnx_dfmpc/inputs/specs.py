@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto, TensorProto, helper
 
-from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.recipe import nearest
 
+# Bounds of a run's memory, not measured: 2^20 floats are 4 MiB of input, and past 64 samples a run amortizes
+# its overhead anyway.
 MAX_BATCH = 64
 MAX_BATCH_ELEMENTS = 1 << 20
 
@@ -27,6 +30,65 @@ class InputSpec:
         return f"{self.name}: {self.dtype} {shape_text(self.shape)}"
 
 
+def model_inputs(proto: ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> list[InputSpec]:
+    """Inputs that a caller has to feed, initializers left out; `shapes` as in `with_shapes`.
+
+    Raises
+    ------
+    UnsupportedError
+        If an input is not a tensor of numbers that NumPy has.
+    """
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    specs = []
+    for value in proto.graph.input:
+        if value.name in initializers:
+            continue
+        tensor = value.type.tensor_type
+        element = tensor.elem_type
+        # STRING has a NumPy dtype of objects; sequences and optionals come out as UNDEFINED, which has none.
+        dtype = None if element == TensorProto.UNDEFINED else helper.tensor_dtype_to_np_dtype(element)
+        if dtype is None or dtype.kind not in "biuf":
+            raise UnsupportedError(
+                f"input {value.name!r} is not a tensor of plain numbers",
+                hint="only inputs of float, integer and bool types can be fed",
+            )
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or "?"
+            for dim in tensor.shape.dim
+        )
+        specs.append(InputSpec(value.name, np.dtype(dtype), shape))
+    return with_shapes(specs, shapes or {})
+
+
+def with_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> list[InputSpec]:
+    """Inputs whose open dimensions are set by the user: whole shapes by input name, the batch included."""
+    names = [spec.name for spec in specs]
+    for name in shapes:
+        if name not in names:
+            raise RecipeError(
+                f"shape: no input is named {name!r}", hint=nearest(name, names) or listing(specs)
+            )
+    return [_with_shape(spec, tuple(shapes[spec.name])) if spec.name in shapes else spec for spec in specs]
+
+
+def _with_shape(spec: InputSpec, shape: tuple[int, ...]) -> InputSpec:
+    if not fits(shape, spec, batched=False):
+        raise RecipeError(
+            f"shape {shape_text(shape)} does not fit the input {spec}",
+            hint="only dimensions that have no size can be set",
+        )
+    return replace(spec, shape=shape)
+
+
+def fits(shape: Sequence[int], spec: InputSpec, *, batched: bool) -> bool:
+    """Whether an array of this shape can be fed; where it is batched, whatever its number of samples."""
+    first = 1 if batched else 0
+    return len(shape) == len(spec.shape) and all(
+        not isinstance(want, int) or want == have
+        for want, have in zip(spec.shape[first:], shape[first:], strict=True)
+    )
+
+
 def shape_text(shape: Sequence[int | str]) -> str:
     """Shape as Python writes it, without quotes."""
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
@@ -38,7 +100,7 @@ def listing(specs: Sequence[InputSpec]) -> str:
 
 
 def fixed_batch(specs: Sequence[InputSpec]) -> int | None:
-    """Batch size the model insists on, None where it takes any."""
+    """Batch size that the model is fixed to, None where it takes any; the first input decides."""
     first = next((spec.shape[0] for spec in specs if spec.shape), 1)
     return first if isinstance(first, int) else None
 
@@ -51,13 +113,8 @@ def is_batched(spec: InputSpec, fixed: int | None) -> bool:
 
 
 def batch_size(fixed: int | None, elements: int, wanted: int | None = None) -> int:
-    """Samples per run: what the model insists on, or what the user wants, or as many as make a batch of
-    moderate size.
-
-    Raises
-    ------
-    RecipeError
-        If the user and the model want different ones.
+    """Samples per run: what the model is fixed to, or what the user wants, or a batch of moderate size for
+    samples of that many elements.
     """
     if fixed is not None and wanted not in (None, fixed):
         raise RecipeError(
@@ -67,49 +124,20 @@ def batch_size(fixed: int | None, elements: int, wanted: int | None = None) -> i
 
 
 def channel_axis(shape: Sequence[int | str]) -> int | None:
-    """Axis with the colours of an image (N, C, H, W) or (N, H, W, C), None for anything else."""
+    """Axis with the colours of images (N, C, H, W) or (N, H, W, C), None for anything else."""
     if len(shape) != 4:
         return None
     return next((axis for axis in (1, 3) if shape[axis] in (1, 3)), None)
 
 
-def with_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> list[InputSpec]:
-    """Inputs whose open dimensions are set by the user.
+def is_image(shape: Sequence[int | str]) -> bool:
+    """Whether a sample of this shape, without the batch, is surely an image.
 
-    Parameters
-    ----------
-    specs : sequence of InputSpec
-    shapes : mapping
-        Whole shapes by input name, the batch included.
-
-    Raises
-    ------
-    RecipeError
-        A name that is no input, or a shape that contradicts the model's.
-
-    Examples
-    --------
-    >>> spec = InputSpec("x", np.dtype("float32"), (1, 3, "h", "w"))
-    >>> str(with_shapes([spec], {"x": (1, 3, 224, 224)})[0])
-    'x: float32 (1, 3, 224, 224)'
+    Stricter than `channel_axis`: with a single channel in the last place (spectrograms are stored so), or
+    with sides no longer than the three colours, the axes may mean something else.
     """
-    names = [spec.name for spec in specs]
-    for name in shapes:
-        if name not in names:
-            raise RecipeError(
-                f"shape: no input is named {name!r}", hint=nearest(name, names) or listing(specs)
-            )
-    return [_with_shape(spec, tuple(shapes[spec.name])) if spec.name in shapes else spec for spec in specs]
-
-
-def _with_shape(spec: InputSpec, shape: tuple[int, ...]) -> InputSpec:
-    sizes = zip(spec.shape, shape, strict=False)
-    fits = len(shape) == len(spec.shape) and all(
-        not isinstance(want, int) or want == have for want, have in sizes
-    )
-    if not fits:
-        raise RecipeError(
-            f"shape {shape_text(shape)} does not fit the input {spec}",
-            hint="only dimensions that have no size can be set",
-        )
-    return replace(spec, shape=shape)
+    axis = channel_axis(("N", *shape))
+    if axis is None or (axis == 3 and shape[2] == 1):
+        return False
+    sides = shape[1:] if axis == 1 else shape[:2]
+    return all(not isinstance(side, int) or side > 3 for side in sides)

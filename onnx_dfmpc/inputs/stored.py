@@ -1,11 +1,16 @@
-"""Arrays in files, read row by row: what is not asked for is never in memory."""
+"""Arrays in files, read row by row: what is not needed is never in memory.
+
+`numpy.load` maps an .npy, but reads a member of an .npz whole, and anew at every access. Here both are read
+by rows, with NumPy's own parsers of their headers.
+"""
 
 from __future__ import annotations
 
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -15,38 +20,29 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
 
-Anything = NDArray[Any]
+AnyArray = NDArray[Any]
+
 READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 UNREADABLE = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 """What NumPy and zipfile raise on files that are broken, or of another kind."""
 
 
 class Rows(Protocol):
-    """What can be asked for some of its rows: an array, or something that makes one. A dimension that varies
-    from row to row is -1.
+    """Something that can be indexed by rows: an array, or what reads one. A dimension that varies from row to
+    row is -1.
     """
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
     def dtype(self) -> np.dtype[Any]: ...  # noqa: D102
-    def __getitem__(self, indices: NDArray[np.intp], /) -> Anything: ...
+    def __getitem__(self, indices: NDArray[np.intp], /) -> AnyArray: ...
 
 
 class StoredArray:
-    """An array in NumPy's format.
+    """An array in NumPy's format; `open_file` opens the file, or the member of an archive, at its beginning.
 
-    Parameters
-    ----------
-    source : Path
-        For messages.
-    open_file : callable
-        Opens the file, or the member of an archive, at its beginning.
-
-    Raises
-    ------
-    ValueError
-        If it is not a plain array.
+    Raises ValueError if it is not a plain array.
     """
 
     def __init__(self, source: Path, open_file: Callable[[], IO[bytes]]) -> None:
@@ -60,21 +56,16 @@ class StoredArray:
         if self.dtype.hasobject:
             raise ValueError("objects")
         self._start = self._file.tell()
-        self._whole: Anything | None = None
+        self._whole: AnyArray | None = None
 
-    def __getitem__(self, indices: NDArray[np.intp]) -> Anything:
-        try:
-            if self._fortran or not self.shape:
-                return self.whole()[indices]
-            row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-            parts = [self._read(self._start + first * row, count * row) for first, count in _runs(indices)]
-        except UNREADABLE as error:
-            raise RecipeError(
-                f"{self._source}: cannot read data: {error}", hint="write it again with numpy.savez"
-            ) from None
+    def __getitem__(self, indices: NDArray[np.intp]) -> AnyArray:
+        if self._fortran or not self.shape:
+            return self.whole()[indices]
+        row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        parts = [self._read(self._start + first * row, count * row) for first, count in _runs(indices)]
         return np.frombuffer(b"".join(parts), self.dtype).reshape(len(indices), *self.shape[1:])
 
-    def whole(self) -> Anything:
+    def whole(self) -> AnyArray:
         """All of it; for arrays that are small, or that do not lie row by row."""
         if self._whole is None:
             count = int(np.prod(self.shape, dtype=np.int64))
@@ -83,10 +74,17 @@ class StoredArray:
         return self._whole
 
     def _read(self, start: int, size: int) -> bytes:
-        self._file.seek(start)
-        data = self._file.read(size)
-        if len(data) < size:
-            raise EOFError("the file ends too early")
+        try:
+            # In a compressed archive, seeking inflates all that lies before `start`, and seeking backwards
+            # starts anew: rows are read in ascending order.
+            self._file.seek(start)
+            data = self._file.read(size)
+            if len(data) < size:
+                raise EOFError("the file ends too early")
+        except UNREADABLE as error:
+            raise RecipeError(
+                f"{self._source}: cannot read data: {error}", hint="write it again with numpy.savez"
+            ) from None
         return data
 
 
@@ -98,27 +96,15 @@ def _runs(indices: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
 
 
 def stored_arrays(path: Path, what: str = "data") -> dict[str, StoredArray]:
-    """Arrays of an .npz by name, or that of an .npy under the name "".
-
-    Parameters
-    ----------
-    path : Path
-    what : str
-        What to call the file in an error.
-
-    Raises
-    ------
-    RecipeError
-        A file that cannot be read, or that is of another kind.
-    """
+    """Arrays of an .npz by name, or that of an .npy under the name ""; `what` it is, for messages."""
     try:
         with path.open("rb") as file:
-            packed = file.read(2) == b"PK"
-        if not packed:
+            zipped = file.read(2) == b"PK"
+        if not zipped:
             return {"": StoredArray(path, lambda: path.open("rb"))}
         archive = zipfile.ZipFile(path)
         return {
-            name.removesuffix(".npy"): StoredArray(path, _opener(archive, name))
+            name.removesuffix(".npy"): StoredArray(path, partial(archive.open, name))
             for name in archive.namelist()
         }
     except FileNotFoundError:
@@ -127,14 +113,6 @@ def stored_arrays(path: Path, what: str = "data") -> dict[str, StoredArray]:
         raise RecipeError(f"{path}: cannot read {what}: {error.strerror or error}") from None
     except UNREADABLE:
         raise RecipeError(
-            f"{path}: not an .npz or .npy file of plain arrays", hint="write it with numpy.savez"
+            f"{path}: not an .npz or .npy file of plain arrays",
+            hint="write it with numpy.savez or numpy.save",
         ) from None
-
-
-def _opener(archive: zipfile.ZipFile, name: str) -> Callable[[], IO[bytes]]:
-    return lambda: archive.open(name)
-
-
-def rows_of(arrays: Mapping[str, Anything]) -> dict[str, Rows]:
-    """Arrays in memory, as rows."""
-    return {str(name): np.asarray(array) for name, array in arrays.items()}

@@ -1,128 +1,178 @@
-"""Seeded inputs that nobody had to collect (pure NumPy)."""
+"""Seeded inputs that nobody had to collect (NumPy), of two kinds.
+
+ * "pictures": what statistics are taken on. Images are drawn (`pictures`), signals are smooth noise.
+ * "spectrum": what outputs are compared on. Images are noise with the spectrum of photographs, anything else
+   is white noise. It is another kind on purpose: layers that were rounded for the one kind of inputs do
+   better on it than on any other.
+
+Each kind has its own counts, batches and random keys. Bits and codes depend on every sample, on its place in
+a batch and on its dtype, so a change of any rule here changes the bytes of all quantized files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onnx_dfmpc.inputs.pictures import natural_spectrum, picture, smooth_noise
 from onnx_dfmpc.inputs.samples import Samples
-from onnx_dfmpc.inputs.specs import InputSpec, batch_size, channel_axis, fixed_batch, is_batched
-from onnx_dfmpc.inputs.stored import Anything
+from onnx_dfmpc.inputs.specs import InputSpec, batch_size, channel_axis, fixed_batch, is_batched, is_image
+from onnx_dfmpc.inputs.stored import AnyArray
+from onnx_dfmpc.spec import Array
 
-SYNTHETIC_SAMPLES = 32
-SYNTHETIC_ELEMENTS = 1 << 21
+Kind = Literal["pictures", "spectrum"]
+Range = tuple[float, float]
+
+# Sizes of open dimensions: 224 is the convention of ImageNet; 64 for anything else is a choice.
 DYNAMIC_PIXELS = 224
 DYNAMIC_LENGTH = 64
 
+# Pictures: enough samples for 2^22 input positions, within bounds. At least 32, since late layers have few
+# positions per sample and a covariance of n inputs needs more than n; at most 128, for the cost. A choice.
+MAX_SAMPLES, MIN_SAMPLES = 128, 32
+POSITIONS = 1 << 22
 
-def natural_spectrum(
-    shape: tuple[int, int, int], rng: np.random.Generator, *, steepness: float = 1.0
-) -> NDArray[np.float64]:
-    """Noise with the 1/f amplitude spectrum of photographs, and their correlation between channels (Field
-    1987).
+# Pictures: 2 MiB of doubles per batch. Halved once to hold fewer activations at a time; not tuned otherwise.
+BATCH_ELEMENTS = 1 << 18
 
-    Parameters
-    ----------
-    shape : (channels, height, width)
-    rng : numpy.random.Generator
-    steepness : float
-        Amplitude falls as ``frequency ** -steepness``.
-
-    Returns
-    -------
-    array, shape (channels, height, width)
-        Mean 0 and variance 1 over many draws.
-    """
-    channels, height, width = shape
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    amplitude = np.maximum(frequency, 1.0 / max(height, width)) ** -steepness
-    amplitude /= np.sqrt(np.mean(amplitude**2))
-    white = np.sqrt(0.8) * rng.standard_normal((1, height, width)) + np.sqrt(0.2) * rng.standard_normal(shape)
-    if channels == 1:
-        white = rng.standard_normal(shape)
-    return np.fft.ifft2(np.fft.fft2(white) * amplitude).real
-
-
-def _sample_shape(spec: InputSpec) -> tuple[int, ...]:
-    dynamic = DYNAMIC_LENGTH if channel_axis(spec.shape) is None else DYNAMIC_PIXELS
-    return tuple(size if isinstance(size, int) else dynamic for size in spec.shape)
-
-
-def _draw(spec: InputSpec, rng: np.random.Generator, input_range: tuple[float, float] | None) -> Anything:
-    """One sample, without the batch axis."""
-    shape = _sample_shape(spec)[1:]
-    axis = channel_axis(spec.shape)
-    kind = spec.dtype.kind
-    if kind == "b":
-        return rng.integers(0, 2, shape).astype(spec.dtype)
-    if axis is None and kind in "iu":
-        low, high = input_range or (0, 1)
-        return rng.integers(int(np.ceil(low)), int(np.floor(high)) + 1, shape).astype(spec.dtype)
-    if axis is None:
-        values = rng.standard_normal(shape)
-    else:
-        values = np.moveaxis(
-            natural_spectrum((shape[axis - 1], *np.delete(shape, axis - 1)), rng), 0, axis - 1
-        )
-    if kind in "iu" and input_range is None:
-        input_range = (0, min(255, int(np.iinfo(spec.dtype).max)))
-    if input_range is not None:
-        low, high = input_range
-        values = np.clip((low + high) / 2 + values * (high - low) / 4, low, high)
-    return (np.rint(values) if kind in "iu" else values).astype(spec.dtype)
+# Spectrum: 32 samples, fewer of inputs of more than 2^16 elements, down to 8. A choice.
+SPECTRUM_SAMPLES, SPECTRUM_FEWEST = 32, 8
+SPECTRUM_ELEMENTS = 1 << 21
 
 
 def synthetic(
     specs: Sequence[InputSpec],
+    kind: Kind = "spectrum",
     *,
     samples: int | None = None,
     seed: int = 0,
-    input_range: tuple[float, float] | None = None,
+    input_range: Range | None = None,
     batch: int | None = None,
 ) -> Samples:
-    """Seeded inputs that nobody had to collect: 1/f images where an input looks like one, else normal noise.
+    """Samples for a model, without data. Sample i is the same whatever the batch size or their number.
 
-    A sanity check of the arithmetic, not a measure of accuracy. Sample i is the same whatever the batch size
-    or the number of samples.
-
-    Parameters
-    ----------
-    specs : sequence of InputSpec
-        The model's inputs. Dimensions that are not fixed become 224 (images) or 64.
-    samples : int, optional
-        How many; where it is None 32, and down to 8 for large inputs.
-    seed : int
-        Seed.
-    input_range : (float, float), optional
-        Range of the values; by default floats have mean 0 and variance 1, integer images 0 to 255, other
-        integers 0 and 1.
-    batch : int, optional
-        Samples per run, where the model leaves that open.
+    `samples` is how many, by default as many as the kind needs; `batch` how many per run, where the model
+    leaves that open. Floats have mean 0 and variance 1 unless `input_range` is given; integers are 0 to 255,
+    or 0 and 1 where they are no image and the kind is "spectrum".
     """
     fixed = fixed_batch(specs)
-    shapes = {spec.name: _sample_shape(spec) for spec in specs}
-    elements = max((int(np.prod(shape[1:])) for shape in shapes.values()), default=1)
-    runs = batch_size(fixed, elements, batch)
-    count = samples or max(8, min(SYNTHETIC_SAMPLES, SYNTHETIC_ELEMENTS // elements))
-    if fixed is not None:
-        count = max(1, round(count / fixed)) * fixed
+    shapes = [_concrete(spec, kind) for spec in specs]
+    count, size = _count_and_batch(kind, shapes, fixed, samples, batch)
+    draw = _draw_picture if kind == "pictures" else _draw_spectrum
 
-    def draw(index: int, position: int) -> Anything:
-        return _draw(specs[position], np.random.default_rng((seed, index, position)), input_range)
-
-    def make(start: int, stop: int) -> dict[str, Anything]:
-        feeds = {}
-        for position, spec in enumerate(specs):
-            if not spec.shape:
-                feeds[spec.name] = np.ones((), spec.dtype)
-                continue
-            rows = range(start, stop) if is_batched(spec, fixed) else range(shapes[spec.name][0])
-            feeds[spec.name] = np.stack([draw(index, position) for index in rows])
+    def make(start: int, stop: int) -> dict[str, AnyArray]:
+        feeds: dict[str, AnyArray] = {}
+        for position, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
+            # an input without the batch axis is the same in all runs
+            rows = range(start, stop) if is_batched(spec, fixed) else range(shape[0] if shape else 0)
+            drawn = [draw(spec, shape[1:], input_range, (seed, index, position)) for index in rows]
+            feeds[spec.name] = np.stack(drawn) if shape else np.ones((), spec.dtype)
         return feeds
 
-    kinds = {"1/f images" if channel_axis(spec.shape) is not None else "noise" for spec in specs}
+    names = ("pictures", "smooth noise") if kind == "pictures" else ("1/f images", "noise")
+    kinds = {names[0 if _looks_like_image(spec, kind) else 1] for spec in specs}
     where = "" if input_range is None else f" in {input_range[0]:g} to {input_range[1]:g}"
     description = f"{count} synthetic samples ({', '.join(sorted(kinds))}{where}, seed {seed})"
-    return Samples(count, runs, make, description, True)
+    return Samples(count, size, make, description, True)
+
+
+def synthetic_feeds(
+    specs: Sequence[InputSpec],
+    *,
+    seed: int = 0,
+    input_range: Range | None = None,
+    samples: int | None = None,
+) -> list[dict[str, AnyArray]]:
+    """All batches of synthetic pictures, one dict of arrays by input name each."""
+    drawn = synthetic(specs, "pictures", samples=samples, seed=seed, input_range=input_range)
+    return [feeds for _, _, feeds in drawn.batches()]
+
+
+def _looks_like_image(spec: InputSpec, kind: Kind) -> bool:
+    """Pictures have edges of some length, so they are drawn only where there is no doubt (see `is_image`)."""
+    return is_image(spec.shape[1:]) if kind == "pictures" else channel_axis(spec.shape) is not None
+
+
+def _concrete(spec: InputSpec, kind: Kind) -> tuple[int, ...]:
+    """Shape of an input with a number for every dimension; that of an open batch is not used."""
+    # The kinds differ for (N, C, H, W) of other than 1 or 3 channels: never measured, kept for the bytes.
+    large = len(spec.shape) == 4 if kind == "pictures" else channel_axis(spec.shape) is not None
+    return tuple(
+        size if isinstance(size, int) else DYNAMIC_PIXELS if large else DYNAMIC_LENGTH for size in spec.shape
+    )
+
+
+def _count_and_batch(
+    kind: Kind, shapes: Sequence[tuple[int, ...]], fixed: int | None, samples: int | None, batch: int | None
+) -> tuple[int, int]:
+    """Number of samples, and samples per run."""
+    elements = max([1, *(int(np.prod(shape[1:])) for shape in shapes)])
+    if kind == "spectrum":
+        count = samples or max(SPECTRUM_FEWEST, min(SPECTRUM_SAMPLES, SPECTRUM_ELEMENTS // elements))
+        if fixed is not None:
+            count = max(1, round(count / fixed)) * fixed
+        return count, batch_size(fixed, elements, batch)
+    positions = max([1, *(int(np.prod(shape[2:])) for shape in shapes)])
+    count = samples or int(np.clip(POSITIONS // positions, MIN_SAMPLES, MAX_SAMPLES))
+    # at least four batches, which run on as many threads
+    usual = max(1, min(count // 4, BATCH_ELEMENTS // elements))
+    size = batch_size(fixed, elements, batch if fixed else batch or usual)
+    return -(-count // size) * size, size  # the last batch is filled up: all batches have one shape
+
+
+def _draw_picture(
+    spec: InputSpec, shape: tuple[int, ...], input_range: Range | None, key: tuple[int, int, int]
+) -> AnyArray:
+    """One sample of that shape, without the batch axis; `key` is seed, number and position of the input.
+
+    Dead leaves and surfaces take turns, and so do a pair of them and its negatives. Light and dark are
+    equally likely, so the negative is as good a sample, and four samples have exactly the mean of the inputs.
+    """
+    seed, index, position = key
+    kind, pair, negative = index % 2, index // 4, index // 2 % 2
+    rng = np.random.default_rng((seed, position, pair, kind))
+    if is_image(shape):
+        values = _drawn_image(shape, lambda sizes: picture(kind, *sizes, rng))
+    else:
+        values = smooth_noise(shape, rng)
+    return _fit(-values if negative else values, spec.dtype, input_range)
+
+
+def _draw_spectrum(
+    spec: InputSpec, shape: tuple[int, ...], input_range: Range | None, key: tuple[int, int, int]
+) -> AnyArray:
+    """One sample of that shape, without the batch axis; `key` is seed, number and position of the input."""
+    rng = np.random.default_rng(key)
+    if spec.dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(spec.dtype)
+    if channel_axis(spec.shape) is not None:
+        values = _drawn_image(shape, lambda sizes: natural_spectrum(sizes, rng))
+    elif spec.dtype.kind in "iu":  # indices or flags: only 0 and 1 are safe to look up
+        low, high = input_range or (0, 1)
+        return rng.integers(int(np.ceil(low)), int(np.floor(high)) + 1, shape).astype(spec.dtype)
+    else:
+        values = rng.standard_normal(shape)
+    return _fit(values, spec.dtype, input_range)
+
+
+def _drawn_image(shape: tuple[int, ...], draw: Callable[[tuple[int, int, int]], Array]) -> Array:
+    """An image that is drawn channels first, in the order of axes of `shape`."""
+    axis = 2 if channel_axis(("N", *shape)) == 3 else 0
+    height, width = np.delete(shape, axis)
+    return np.moveaxis(draw((shape[axis], int(height), int(width))), 0, axis)
+
+
+def _fit(values: Array, dtype: np.dtype[Any], input_range: Range | None) -> AnyArray:
+    """Values of variance 1 in the input's dtype and range: a range is four deviations wide, 95 % of a normal
+    distribution; the tails are clipped.
+    """
+    if dtype.kind == "b":
+        return values > 0
+    if dtype.kind in "iu" and input_range is None:
+        input_range = (0, min(255, int(np.iinfo(dtype).max)))
+    if input_range is not None:
+        low, high = input_range
+        values = np.clip((low + high) / 2 + values * (high - low) / 4, low, high)
+    return (np.rint(values) if dtype.kind in "iu" else values).astype(dtype)

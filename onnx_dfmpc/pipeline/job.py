@@ -18,9 +18,9 @@ from onnx_dfmpc.allocate.fixed import selected_layers
 from onnx_dfmpc.comparison import range_note
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import check_data
-from onnx_dfmpc.inputs.data import calibration_feeding, feeding_of
-from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs.data import calibration_feeding, feeding_of, real_feeds
+from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.files import LoadedModel, load

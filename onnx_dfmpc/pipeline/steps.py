@@ -16,9 +16,8 @@ from onnx_dfmpc.evaluate import evidence
 from onnx_dfmpc.evaluate.layers import layer_sqnr
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.inputs.data import Feeding, calibration_feeding, feeding_of, samples_of
-from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples
-from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
+from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.pipeline.job import Job, Seconds, metadata_of, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult

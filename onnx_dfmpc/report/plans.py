@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.pipeline.results import PlanResult
 from onnx_dfmpc.recipe import Recipe, checks
 from onnx_dfmpc.report.document import (
     SCHEMA,
@@ -24,7 +25,6 @@ from onnx_dfmpc.report.document import (
     skipped_rows,
     write_text,
 )
-from onnx_dfmpc.pipeline.results import PlanResult
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import Grid, Layer, LayerPlan, QuantPlan, Role, Skipped, StorageFormat
 

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc.inputs.data import Feeding, samples_of
-from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples
-from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
-from onnx_dfmpc.inputs.synthetic import synthetic
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
+from onnx_dfmpc.inputs.synthetic import synthetic, synthetic_feeds
 
 FEWEST, MOST = 8, 32
 POSITIONS = 1 << 15

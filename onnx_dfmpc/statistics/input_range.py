@@ -20,8 +20,8 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.compensate import respond
-from onnx_dfmpc.inputs.specs import InputSpec
-from onnx_dfmpc.inputs.synthetic_feeds import is_image, synthetic_feeds
+from onnx_dfmpc.inputs.specs import InputSpec, is_image
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import Array, InputStatistics, Layer
