@@ -31,9 +31,8 @@ from onnx_dfmpc.inputs.samples import Samples
 from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
 from onnx_dfmpc.layerwise import solve_layers, weight_noise
 from onnx_dfmpc.matching.match import match as find_layers
-from onnx_dfmpc.model.checks import verify
+from onnx_dfmpc.model.files import LoadedModel, load, verify
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.model.files import LoadedModel, load
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.result import QuantizeResult
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite

@@ -83,7 +83,9 @@ def check_accounts(model: ModelProto, report: MatchReport) -> None:
     assert report.weighted_nodes == naive_count(model) == len(names)
     assert len(set(names)) == len(names)
     assert len({layer.output for layer in report.layers}) == len(report.layers)
-    assert [layer.index for layer in report.layers] == sorted(layer.index for layer in report.layers)
+    nodes = {node.output[0]: i for i, node in enumerate(model.graph.node)}
+    positions = [nodes[layer.output] for layer in report.layers]
+    assert positions == sorted(positions)
     assert all(skipped.reason for skipped in report.skipped)
     known = {layer.name for layer in report.layers}
     assert len({chain.producer for chain in report.chains}) == len(report.chains)
@@ -92,8 +94,8 @@ def check_accounts(model: ModelProto, report: MatchReport) -> None:
         assert known >= {chain.producer, *chain.consumers}
         assert len(set(chain.consumers)) == len(chain.consumers)
         assert chain.homogeneous == (chain.reason == "")
-    for layer in report.layers:
-        node = model.graph.node[layer.index]
+    for layer, position in zip(report.layers, positions, strict=True):
+        node = model.graph.node[position]
         assert (node.op_type, node.output[0], node.input[0]) == (layer.op_type, layer.output, layer.input)
 
 
@@ -276,14 +278,6 @@ def test_batch_norm_that_leaves_the_graph() -> None:
     assert match(model).layers[0].batch_norm is None
 
 
-@pytest.mark.parametrize(("name", "value"), [("v", -1.0), ("g", np.nan), ("m", np.inf)])
-def test_senseless_batch_norm(name: str, value: float) -> None:
-    model = net("y = Conv(x, w) z = BatchNormalization(y, g, b, m, v)", NORM)
-    set_initializer(model, name, np.full(4, value, np.float32))
-    with pytest.raises(ModelError, match="BatchNormalization 'z'"):
-        match(model)
-
-
 # --- What stays float, and why
 # ----------------------------------------------------------------------------------------------------------
 
@@ -302,8 +296,8 @@ SKIPPED = {
     ),
     "two activations": (net("z = MatMul(x, x)", x=VECTORS), "'x' is a graph input"),
     "constant comes first": (net("z = MatMul(w, x)", M, x=VECTORS), "first operand"),
-    "batched constant": (net("z = MatMul(x, w)", {"w": (2, 4, 4)}, x=VECTORS), "3 dimensions"),
-    "vector": (net("z = MatMul(x, w)", {"w": (4,)}, x=VECTORS), "1 dimensions"),
+    "batched constant": (net("z = MatMul(x, w)", {"w": (2, 4, 4)}, x=VECTORS), "only a matrix"),
+    "vector": (net("z = MatMul(x, w)", {"w": (4,)}, x=VECTORS), "only a matrix"),
     "transA": (net("z = Gemm <transA = 1> (x, w)", M, x=VECTORS), "transA=1"),
     "alpha": (net("z = Gemm <alpha = 0.5> (x, w)", M, x=VECTORS), "alpha=0.5"),
     "beta": (net("z = Gemm <beta = 2.0> (x, w, b)", M | {"b": (4,)}, x=VECTORS), "beta=2"),
@@ -334,7 +328,7 @@ SKIPPED = {
     "used as data": (net("y = Conv(x, w) z = Conv(w, y)", W), "also used by Conv 'z', not as a weight"),
     "training_mode": (
         net("y = Conv(x, w) z, p, q = BatchNormalization <training_mode = 1> (y, g, b, m, v)", NORM),
-        "'z' behind it is in training mode: export the model again in eval mode",
+        "'z' after it is in training mode: export the model again in eval mode",
     ),
     "training before opset 14": (
         net("y = Conv(x, w) z, p, q, r, s = BatchNormalization(y, g, b, m, v)", NORM, opset=9),
@@ -453,30 +447,12 @@ def test_names() -> None:
     assert [layer.name for layer in report.layers] == ["a", "b", "c_1", "c", "own"]
 
 
-def test_unsorted_nodes_are_taken_in_topological_order() -> None:
-    model = net("r = Relu(y) y = Conv(x, w) z = Conv(r, w)", W)
-    report = match(model)
-    assert [layer.name for layer in report.layers] == ["y", "z"]
-    assert [chain.consumers for chain in report.chains] == [("z",)]
-    model = net("z = Conv(r, w) r = Relu(y) y = Conv(x, w)", W)
-    assert [layer.name for layer in match(model).layers] == ["y", "z"]
-
-
-def test_cycle_is_an_error() -> None:
-    with pytest.raises(ModelError, match="cycle"):
-        match(net("y = Conv(z, w) z = Conv(y, w)", W))
-
-
 def test_weights_are_not_read_but_batch_norm_is() -> None:
     model = net("y = Conv(x, w) z = BatchNormalization(y, g, b, m, v)", NORM)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     onnx.external_data_helper.set_external_data(tensors["w"], "nowhere.bin")
     tensors["w"].ClearField("raw_data")
     assert match(model).layers[0].shape == (4, 4, 1, 1)
-    onnx.external_data_helper.set_external_data(tensors["g"], "nowhere.bin")
-    tensors["g"].ClearField("raw_data")
-    with pytest.raises(ModelError, match="'g' cannot be read"):
-        match(model)
 
 
 def test_no_nodes() -> None:

@@ -1,10 +1,10 @@
-"""From a producing layer forward to the layers that read its output, and whether a factor per channel may
-travel along.
+"""From a producing layer forward to the layers that read its output, and whether a factor per channel may travel
+along.
 
 A chain passes through whatever a pair of layers may have between them. It ends where the producer's output
-becomes the shortcut around another layer: the sum behind that layer belongs to that layer. Whatever a
-positive factor on channel j does not survive is a reason against moving the factor to input channel j of the
-consumers, not against the chain.
+becomes the shortcut around another layer: the sum after that layer belongs to that layer. Whatever a positive
+factor on channel j does not survive is a reason against moving the factor to input channel j of the consumers,
+not against the chain.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnx_dfmpc.matching.layers import layer_end
-from onnx_dfmpc.matching.rules import JOINING, ChannelAxis, feeds_gate, gate, rule
-from onnx_dfmpc.matching.walk import SHAPE_READERS, WEIGHTED, Walk, op
+from onnx_dfmpc.matching.rules import JOINING, ChannelAxis, channels_after, feeds_gate, gate
+from onnx_dfmpc.matching.walk import SHAPE_READERS, Walk, op
 from onnx_dfmpc.spec import Chain, Layer
+from onnx_dfmpc.spec.ops import OPS, input_channels
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A tensor on the way, where the producer's channels are in it (None: lost to a factor), and the
+    """A tensor on the way, where the producer's channels are in it (None: a factor on them is lost), and the
     operators passed so far.
     """
 
@@ -36,37 +36,43 @@ def find_chains(walk: Walk, layers: list[Layer]) -> list[Chain]:
     """The chain of every layer whose output reaches another layer, in the order of the layers."""
     by_node = {id(walk.tensor(layer.output).inputs[0]): layer for layer in layers}
     bits = {node: 1 << i for i, node in enumerate(by_node)}
-    behind = _behind(walk, bits)
+    indirect = _fed_through_others(walk, bits)
     chains = [
-        _follow(walk, layer, by_node, {name for name, sources in behind.items() if sources & bits[node]})
+        _follow(walk, layer, by_node, {name for name, sources in indirect.items() if sources & bits[node]})
         for node, layer in by_node.items()
     ]
     return [chain for chain in chains if chain.consumers]
 
 
-def _behind(walk: Walk, bits: Mapping[int, int]) -> dict[str, int]:
-    """For each tensor, the layers that feed it through at least one other weighted node, as a set of bits."""
+def _fed_through_others(walk: Walk, bits: Mapping[int, int]) -> dict[str, int]:
+    """For each tensor, the layers that feed it through at least one other weighted node.
+
+    Sets of layers are integers, a bit per layer, so that one pass over a deep graph stays cheap.
+    """
     feeding: dict[str, int] = {}
-    behind: dict[str, int] = {}
+    indirect: dict[str, int] = {}
     for node in walk.nodes:
         if op(node) in SHAPE_READERS:
             continue
         fed = through = 0
         for tensor in node.inputs:
             fed |= feeding.get(tensor.name, 0)
-            through |= behind.get(tensor.name, 0)
+            through |= indirect.get(tensor.name, 0)
         for tensor in node.outputs:
             feeding[tensor.name] = fed | bits.get(id(node), 0)
-            behind[tensor.name] = fed if op(node) in WEIGHTED else through
-    return behind
+            indirect[tensor.name] = fed if op(node) in OPS else through
+    return indirect
 
 
-def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: set[str]) -> Chain:
-    """Walk forward from a layer, breadth first, until every way has ended at a layer or at a reason."""
+def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], indirect: set[str]) -> Chain:
+    """Walk forward from a layer, breadth first, until every way has ended at a layer or at a reason.
+
+    ``indirect`` names the tensors that the layer feeds through another weighted node.
+    """
     start = _start(walk, layer)
     waiting, seen = deque([start]), {start.tensor.name}
     paths: dict[str, tuple[str, ...]] = {}
-    reasons: dict[str, None] = {}
+    reasons: dict[str, None] = {}  # a set in the order of the walk
     while waiting:
         step = waiting.popleft()
         if leaves := walk.leaves(step.tensor):
@@ -75,22 +81,19 @@ def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: set[
             if feeds_gate(walk, step.tensor, node):
                 continue
             consumer = by_node.get(id(node))
-            if consumer is not None and [
-                i for i, tensor in enumerate(node.inputs) if tensor is step.tensor
-            ] == [0]:
+            if consumer and [i for i, tensor in enumerate(node.inputs) if tensor is step.tensor] == [0]:
                 paths.setdefault(consumer.name, step.path)
                 reasons[_why_not_landing(step.channel, layer, consumer)] = None
                 continue
-            passing = rule(step.tensor, node)
+            after = channels_after(walk, step.channel, step.tensor, node)
             name = f"{op(node)} '{walk.name(node)}'"
-            if passing is None:
-                reasons[f"{name} stays float" if op(node) in WEIGHTED else f"{name} reads it too"] = None
-            elif op(node) in JOINING and any(tensor.name in behind for tensor in node.inputs):
+            if after is None:
+                reasons[f"{name} stays float" if op(node) in OPS else f"{name} reads it too"] = None
+            elif op(node) in JOINING and any(tensor.name in indirect for tensor in node.inputs):
                 reasons[f"it is also the shortcut into {name}"] = None
             else:
-                after = passing(walk, step.channel, step.tensor, node) if step.channel is not None else None
                 if isinstance(after, str):
-                    reasons[f"{name} {after}"] = None
+                    reasons[after and f"{name} {after}"] = None
                 channel = after if isinstance(after, ChannelAxis) else None
                 path = (*step.path, gate(step.tensor, node) or op(node))
                 for tensor in node.outputs if op(node) == "Split" else node.outputs[:1]:
@@ -110,33 +113,34 @@ def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: set[
 
 
 def _start(walk: Walk, layer: Layer) -> _Step:
-    end = layer_end(walk, layer)
-    passed = {"Add": layer.op_type == "MatMul" and layer.bias, "BatchNormalization": layer.batch_norm}
-    path = tuple(name for name, there in passed.items() if there)
-    if layer.op_type == "MatMul":
-        return _Step(end, ChannelAxis(axis=-1, rank=None), path)
-    return _Step(end, ChannelAxis(axis=1, rank=len(layer.shape)), path)
+    """Where a layer's own work ends: after its bias and its batch norm."""
+    end, path = walk.tensor(layer.output), []
+    if layer.bias_node not in ("", layer.name):
+        add = walk.only_reader(end)
+        end = end if add is None else add.outputs[0]
+        path.append("Add")
+    if layer.batch_norm is not None:
+        end = walk.tensor(layer.batch_norm.output)
+        path.append("BatchNormalization")
+    channel = ChannelAxis(axis=1, rank=len(layer.shape))
+    if OPS[layer.op_type].batched:
+        channel = ChannelAxis(axis=-1, rank=None)
+    return _Step(end, channel, tuple(path))
 
 
 def _why_not_landing(channel: ChannelAxis | None, producer: Layer, consumer: Layer) -> str:
-    """Why channel j of the producer is not input channel j of the consumer; empty if it is, or if a reason
-    was already given.
+    """Why channel j of the producer is not input channel j of the consumer; empty if it is, or if a reason was
+    already given.
     """
     if channel is None:
         return ""
-    features = _input_channels(consumer)
-    if consumer.op_type in ("Gemm", "MatMul"):
-        last = channel.axis == (-1 if channel.rank is None else channel.rank - 1)
-        if last and channel.flattened and features != producer.channels:
-            return f"flattened before '{consumer.name}': a channel is a block of its columns"
+    features = input_channels(consumer)
+    if OPS[consumer.op_type].spatial:
+        fits = channel.axis == 1
     else:
-        last = channel.axis == 1
-    if not last or features != producer.channels:
+        fits = channel.axis == (-1 if channel.rank is None else channel.rank - 1)
+        if fits and channel.flattened and features != producer.channels:
+            return f"flattened before '{consumer.name}': a channel is a block of its columns"
+    if not fits or features != producer.channels:
         return f"its channels are not the input channels of '{consumer.name}'"
     return ""
-
-
-def _input_channels(layer: Layer) -> int:
-    if layer.op_type == "Conv":
-        return layer.shape[1] * layer.group
-    return layer.shape[1 - layer.axis]

@@ -6,8 +6,8 @@ the model (`moments`), ``LayerPlan`` says how many bits (`planned`), ``Quantized
 Arrays are never modified in place.
 """
 
-from onnx_dfmpc.spec.arrays import Array
-from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, OpType, Skipped
+from onnx_dfmpc.spec.arrays import Array, Progress
+from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, Skipped
 from onnx_dfmpc.spec.moments import InputStatistics, Outputs
 from onnx_dfmpc.spec.planned import (
     CostTable,
@@ -36,8 +36,8 @@ __all__ = [
     "LayerPlan",
     "LayerReport",
     "MatchReport",
-    "OpType",
     "Outputs",
+    "Progress",
     "QuantPlan",
     "QuantizedLayer",
     "QuantizedWeight",

@@ -9,13 +9,12 @@ import numpy as np
 
 from onnx_dfmpc.spec.arrays import Array
 
-OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
 Edge = Literal["", "first", "last"]
 
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm:
-    """A BatchNormalization node behind a layer, with its parameters as float64 arrays of shape (o,).
+    """A BatchNormalization node after a layer, with its parameters as float64 arrays of shape (o,).
 
     ``y = gamma / sqrt(var + epsilon) * (x - mean) + beta``
     """
@@ -43,40 +42,35 @@ class Layer:
     ----------
     name : str
         Name of the node, or the name of its output where the node has none. Unique in a model.
+    op_type : str
+        Key of `onnx_dfmpc.spec.ops.OPS`.
     weight : str
         Name of the initializer, or of the Constant node's output, that holds the float weight (Identity nodes
         resolved).
-    shape : tuple of int
-        Shape of the weight as stored.
-    axis : int
-        Output-channel axis of the stored weight: Conv 0, ConvTranspose 1, Gemm(transB=1) 0, Gemm(transB=0)
-        and MatMul 1.
-    group : int
-        Number of groups; 1 for Gemm and MatMul.
+    shape, axis, group : tuple of int, int, int
+        Of the weight as stored; its output-channel axis, 0 or 1; 1 group for a matrix.
     bias : str or None
-        Constant that is added to the output, per output channel: the node's own third input, or, for MatMul,
-        the constant of the Add behind it.
+        Constant that is added to the output, per output channel: the node's own input or, for MatMul, the
+        constant of the Add after it.
     bias_node : str
-        Name of the node that adds the bias: the layer itself, or the Add behind a MatMul; "" where there is
-        no bias yet.
+        Name of the node that adds the bias: the layer itself, or the Add; "" where there is no bias yet.
     input, output : str
         Names of the data input and of the node's output.
     channels : int
-        Number of output channels ``o`` (group included).
+        Number of output channels ``o``, all groups together.
     batch_norm : BatchNorm or None
         The BatchNormalization that alone consumes the output; None where it is folded or absent.
     activation : str
         "Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "SiLU", "Sigmoid", ... or "" when nothing follows
         directly.
     edge : {"", "first", "last"}
-        "first" where no weighted node comes before it, "last" where none comes behind it.
+        "first" where no weighted node comes before it, "last" where none comes after it.
     notes : tuple of str
         Remarks for the report, such as "weight shared with conv2: copied".
     """
 
     name: str
-    op_type: OpType
-    index: int
+    op_type: str
     weight: str
     shape: tuple[int, ...]
     axis: int
@@ -95,6 +89,11 @@ class Layer:
     def size(self) -> int:
         """Number of weights."""
         return int(np.prod(self.shape))
+
+    @property
+    def end(self) -> str:
+        """Output of the batch norm, or of the layer itself where there is none (a MatMul's Add not included)."""
+        return self.output if self.batch_norm is None else self.batch_norm.output
 
 
 @dataclass(frozen=True)
@@ -127,18 +126,22 @@ class Skipped:
 class MatchReport:
     """What matching found: every weighted node is in ``layers`` or in ``skipped``, once.
 
-    Attributes
-    ----------
-    layers : tuple of Layer
-        What can be quantized, in topological order.
-    chains : tuple of Chain
-        Which layers follow each other, and through what.
-    skipped : tuple of Skipped
-        What stays float, and why.
-    weighted_nodes : int
+    ``layers`` are in topological order, ``chains`` say which of them follow each other. ``matched["conv"]`` is
+    the layer of that name.
     """
 
     layers: tuple[Layer, ...]
     chains: tuple[Chain, ...]
     skipped: tuple[Skipped, ...]
     weighted_nodes: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers, in topological order."""
+        return tuple(layer.name for layer in self.layers)
+
+    def __getitem__(self, name: str) -> Layer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
