@@ -447,12 +447,19 @@ def test_names() -> None:
     assert [layer.name for layer in report.layers] == ["a", "b", "c_1", "c", "own"]
 
 
-def test_weights_are_not_read_but_batch_norm_is() -> None:
+def test_weights_are_not_decoded() -> None:
     model = net("y = Conv(x, w) z = BatchNormalization(y, g, b, m, v)", NORM)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     onnx.external_data_helper.set_external_data(tensors["w"], "nowhere.bin")
     tensors["w"].ClearField("raw_data")
     assert match(model).layers[0].shape == (4, 4, 1, 1)
+
+
+def test_graph_that_cannot_be_read() -> None:
+    model = net("z = Relu(x)")
+    model.graph.initializer.add(name="broken", data_type=99)
+    with pytest.raises(ModelError, match="cannot be read"):
+        match(model)
 
 
 def test_no_nodes() -> None:
