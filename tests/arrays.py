@@ -31,9 +31,7 @@ def layer(
 ) -> Layer:
     channels = shape[1] * group if op == "ConvTranspose" else shape[axis]
     fields = {"name": "conv", "bias": None, "bias_node": "", "input": "x", "output": "y"} | fields
-    return Layer(
-        op_type=op, weight="w", shape=shape, axis=axis, group=group, channels=channels, **fields
-    )
+    return Layer(op_type=op, weight="w", shape=shape, axis=axis, group=group, channels=channels, **fields)
 
 
 def batch_norm(channels: int, rng: np.random.Generator, epsilon: float = 1e-5) -> BatchNorm:

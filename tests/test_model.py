@@ -118,7 +118,7 @@ def test_load_graphsurgeon_graph_and_leave_it_alone():
     assert [scope.import_domains for scope in (graph, *graph.functions)] == domains
     assert graph.nodes[0].inputs[1] is weight
     graph.inputs[0].dtype = None
-    refuse(graph, "the given model", "graphsurgeon cannot export it")
+    refuse(graph, "the given model", "graphsurgeon refuses it")
 
 
 @pytest.mark.parametrize("model", [None, 3, bytearray(b"x"), ["net.onnx"]], ids=str)
@@ -146,7 +146,7 @@ def test_refuses_missing_file(tmp_path):
 
 
 def test_refuses_directory(tmp_path):
-    refuse(tmp_path, str(tmp_path), "directory")
+    refuse(tmp_path, str(tmp_path), "Is a directory")
 
 
 def test_refuses_path_that_no_system_has():

@@ -1,10 +1,9 @@
-"""From a producing layer forward to the layers that read its output, and whether a factor per channel may travel
-along.
+"""From a producing layer to the layers that read it, and whether a factor per channel may travel along.
 
 A chain passes through whatever a pair of layers may have between them. It ends where the producer's output
-becomes the shortcut around another layer: the sum after that layer belongs to that layer. Whatever a positive
-factor on channel j does not survive is a reason against moving the factor to input channel j of the consumers,
-not against the chain.
+becomes the shortcut around another layer: the sum after that layer belongs to that layer. What a positive
+factor on channel j does not survive is a reason against moving it to input channel j of the consumers, not
+against the chain.
 """
 
 from __future__ import annotations
@@ -16,52 +15,67 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnx_dfmpc.matching.rules import JOINING, ChannelAxis, channels_after, feeds_gate, gate
-from onnx_dfmpc.matching.walk import SHAPE_READERS, Walk, op
-from onnx_dfmpc.spec import Chain, Layer
+from onnx_dfmpc.matching.walk import Walk, nested_reads, op, reads_shape
+from onnx_dfmpc.spec import Chain, Edge, Layer
 from onnx_dfmpc.spec.ops import OPS, input_channels
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A tensor on the way, where the producer's channels are in it (None: a factor on them is lost), and the
-    operators passed so far.
-    """
+    """A tensor on the way, the producer's channels in it (None: lost), and the operators passed."""
 
     tensor: gs.Tensor
     channel: ChannelAxis | None
     path: tuple[str, ...]
 
 
-def find_chains(walk: Walk, layers: list[Layer]) -> list[Chain]:
+class Order:
+    """Which weighted nodes come before which tensor, in one pass.
+
+    Attributes
+    ----------
+    edges : dict
+        Output name of a weighted node to "first" where no other comes before it, "last" where none comes
+        after it.
+    indirect : dict
+        Name of a tensor to the weighted nodes that feed it through at least one other, as a set of bits:
+        integers keep the pass cheap on deep graphs.
+    bits : dict
+        ``id(node)`` of a weighted node to its bit.
+    """
+
+    def __init__(self, walk: Walk) -> None:
+        weighted = [node for node in walk.nodes if op(node) in OPS]
+        self.bits = {id(node): 1 << i for i, node in enumerate(weighted)}
+        self.indirect: dict[str, int] = {}
+        before: dict[str, int] = {}
+        first, followed = set(), 0
+        for node in walk.nodes:
+            fed = through = 0
+            for tensor in () if reads_shape(node) else (*node.inputs, *nested_reads(node)):
+                fed |= before.get(tensor.name, 0)
+                through |= self.indirect.get(tensor.name, 0)
+            if own := self.bits.get(id(node), 0):
+                through, followed = fed, followed | fed
+                if not fed:
+                    first.add(own)
+            for tensor in node.outputs:
+                before[tensor.name], self.indirect[tensor.name] = fed | own, through
+        self.edges: dict[str, Edge] = {}
+        for node in weighted:
+            bit = self.bits[id(node)]
+            start: Edge = "first" if bit in first else ""
+            self.edges[node.outputs[0].name] = start if followed & bit else "last"
+
+
+def find_chains(walk: Walk, layers: list[Layer], order: Order) -> list[Chain]:
     """The chain of every layer whose output reaches another layer, in the order of the layers."""
     by_node = {id(walk.tensor(layer.output).inputs[0]): layer for layer in layers}
-    bits = {node: 1 << i for i, node in enumerate(by_node)}
-    indirect = _fed_through_others(walk, bits)
-    chains = [
-        _follow(walk, layer, by_node, {name for name, sources in indirect.items() if sources & bits[node]})
-        for node, layer in by_node.items()
-    ]
+    chains = []
+    for node, layer in by_node.items():
+        indirect = {name for name, sources in order.indirect.items() if sources & order.bits[node]}
+        chains.append(_follow(walk, layer, by_node, indirect))
     return [chain for chain in chains if chain.consumers]
-
-
-def _fed_through_others(walk: Walk, bits: Mapping[int, int]) -> dict[str, int]:
-    """For each tensor, the layers that feed it through at least one other weighted node.
-
-    Sets of layers are integers, a bit per layer, so that one pass over a deep graph stays cheap.
-    """
-    feeding: dict[str, int] = {}
-    indirect: dict[str, int] = {}
-    for node in walk.nodes:
-        if op(node) in SHAPE_READERS:
-            continue
-        fed = through = 0
-        for tensor in node.inputs:
-            fed |= feeding.get(tensor.name, 0)
-            through |= indirect.get(tensor.name, 0)
-        for tensor in node.outputs:
-            feeding[tensor.name] = fed | bits.get(id(node), 0)
-            indirect[tensor.name] = fed if op(node) in OPS else through
-    return indirect
 
 
 def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], indirect: set[str]) -> Chain:
@@ -122,25 +136,19 @@ def _start(walk: Walk, layer: Layer) -> _Step:
     if layer.batch_norm is not None:
         end = walk.tensor(layer.batch_norm.output)
         path.append("BatchNormalization")
-    channel = ChannelAxis(axis=1, rank=len(layer.shape))
-    if OPS[layer.op_type].batched:
-        channel = ChannelAxis(axis=-1, rank=None)
+    channel = ChannelAxis(None if OPS[layer.op_type].batched else len(layer.shape))
     return _Step(end, channel, tuple(path))
 
 
 def _why_not_landing(channel: ChannelAxis | None, producer: Layer, consumer: Layer) -> str:
-    """Why channel j of the producer is not input channel j of the consumer; empty if it is, or if a reason was
-    already given.
-    """
+    """Why channel j of the producer is not input channel j of the consumer; "" if it is, or was lost."""
     if channel is None:
         return ""
-    features = input_channels(consumer)
+    matches = input_channels(consumer) == producer.channels
     if OPS[consumer.op_type].spatial:
-        fits = channel.axis == 1
+        fits = channel.rank not in (None, 2)
     else:
-        fits = channel.axis == (-1 if channel.rank is None else channel.rank - 1)
-        if fits and channel.flattened and features != producer.channels:
+        fits = channel.rank in (None, 2)
+        if channel.flattened and not matches:
             return f"flattened before '{consumer.name}': a channel is a block of its columns"
-    if not fits or features != producer.channels:
-        return f"its channels are not the input channels of '{consumer.name}'"
-    return ""
+    return "" if fits and matches else f"its channels are not the input channels of '{consumer.name}'"

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto, helper
 
-from onnx_dfmpc.matching.chains import find_chains
+from onnx_dfmpc.matching.chains import Order, find_chains
 from onnx_dfmpc.matching.rules import ACTIVATIONS, feeds_gate, gate
 from onnx_dfmpc.matching.walk import Walk, has_input, op
 from onnx_dfmpc.spec import BatchNorm, Edge, Layer, MatchReport, Skipped
@@ -21,9 +21,9 @@ Sharing = Mapping[str, Sequence[gs.Node]]
 def match(proto: ModelProto) -> MatchReport:
     """Find the layers that can be quantized, the chains between them, and the weighted nodes that stay float.
 
-    ``proto`` is a loaded model (see `onnx_dfmpc.model.files.load`). It is not changed, and weights are not decoded.
-    Every node of an operator in `OPS`, in the main graph, a subgraph or a local function, is in ``layers`` or in
-    ``skipped``. A graph that cannot be walked is a ModelError.
+    ``proto`` is a loaded model (see `onnx_dfmpc.model.files.load`). It is not changed, and weights are not
+    decoded. Every node of an operator in `OPS`, in the main graph, a subgraph or a local function, is in
+    ``layers`` or in ``skipped``. A graph that cannot be walked is a ModelError.
 
     Examples
     --------
@@ -51,15 +51,15 @@ def match(proto: ModelProto) -> MatchReport:
             sharing.setdefault(walk.origin(node.inputs[1]).name, []).append(node)
     for node in nodes:
         reasons[id(node)] = reasons[id(node)] or _why_shared_with_float(walk, node, sharing)
-    edges = walk.edges()
-    layers = [_layer(walk, node, sharing, edges) for node in nodes if not reasons[id(node)]]
+    order = Order(walk)
+    layers = [_layer(walk, node, sharing, order.edges) for node in nodes if not reasons[id(node)]]
     skipped = [Skipped(walk.name(node), op(node), reasons[id(node)]) for node in nodes if reasons[id(node)]]
     skipped += [
         Skipped(walk.name(node), op(node), f"it is in {place}")
         for node, place in walk.inner
         if op(node) in OPS
     ]
-    chains = find_chains(walk, layers)
+    chains = find_chains(walk, layers, order)
     return MatchReport(tuple(layers), tuple(chains), tuple(skipped), walk.weighted_nodes)
 
 
@@ -94,7 +94,7 @@ def _layer(walk: Walk, node: gs.Node, sharing: Sharing, edges: Mapping[str, Edge
         channels=_channels(walk, node),
         batch_norm=batch_norm,
         activation=_activation(walk, end),
-        edge=edges.get(node.outputs[0].name, ""),
+        edge=edges[node.outputs[0].name],
         notes=tuple(notes),
     )
 
@@ -140,7 +140,8 @@ def _why_weight(walk: Walk, node: gs.Node) -> str:
         for reader in walk.readers(alias):
             as_weight = op(reader) in OPS and [i for i, t in enumerate(reader.inputs) if t is alias] == [1]
             if op(reader) != "Identity" and not as_weight:
-                return f"weight '{origin.name}' is also used by {op(reader)} '{walk.name(reader)}', not as a weight"
+                what = f"{op(reader)} '{walk.name(reader)}'"
+                return f"weight '{origin.name}' is also used by {what}, not as a weight"
     return ""
 
 
@@ -185,10 +186,8 @@ def _why_batch_norm(walk: Walk, node: gs.Node) -> str:
     for alias in walk.aliases(_end(walk, node)):
         for reader in walk.readers(alias):
             if op(reader) == "BatchNormalization" and _trains(walk, reader):
-                return (
-                    f"BatchNormalization '{walk.name(reader)}' after it is in training mode: export the model again "
-                    "in eval mode"
-                )
+                what = f"BatchNormalization '{walk.name(reader)}'"
+                return f"{what} after it is in training mode: export the model again in eval mode"
     return ""
 
 
@@ -199,7 +198,7 @@ def _trains(walk: Walk, node: gs.Node) -> bool:
 
 
 def _why_shared_with_float(walk: Walk, node: gs.Node, sharing: Sharing) -> str:
-    """Whether a node that stays float needs the same weight: a quantized copy would only make the file larger."""
+    """Whether a node that stays float needs the same weight: a quantized copy would only enlarge the file."""
     origin = walk.origin(node.inputs[1])
     quantized = {id(other) for other in sharing[origin.name]}
     for alias in walk.aliases(origin):
@@ -223,7 +222,7 @@ def _is_per_channel(walk: Walk, constant: gs.Tensor, channels: int) -> bool:
 
 
 def _added_bias(walk: Walk, node: gs.Node) -> tuple[gs.Node, gs.Tensor] | None:
-    """The Add after a node without a bias input, and the constant it adds, if that is one value per channel."""
+    """The Add after a node without a bias input, and the constant it adds, if that is one value a channel."""
     add = walk.only_reader(node.outputs[0]) if _operator(node).bias_input is None else None
     if add is None or op(add) != "Add":
         return None
@@ -240,7 +239,7 @@ def _end(walk: Walk, node: gs.Node) -> gs.Tensor:
 
 
 def _batch_norm(walk: Walk, node: gs.Node) -> tuple[BatchNorm | None, str]:
-    """The batch norm that alone reads a layer, or None; and a remark where one is there but stays as it is."""
+    """The batch norm that alone reads a layer, or None; and a remark where one is there but stays."""
     end = _end(walk, node)
     norm = walk.only_reader(end)
     if norm is None or op(norm) != "BatchNormalization" or walk.origin(norm.inputs[0]) is not end:

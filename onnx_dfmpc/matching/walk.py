@@ -20,13 +20,11 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.opset import opset_of
-from onnx_dfmpc.spec import Edge
 from onnx_dfmpc.spec.ops import OPS, op_key
 
-SHAPE_READERS = frozenset({"Shape", "Size"})
-FOLDABLE = frozenset({
-    "Add", "Cast", "CastLike", "Concat", "ConstantOfShape", "Div", "Expand", "Gather", "Identity", "Mul", "Range",
-    "Reshape", "Shape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze",
+_FOLDABLE = frozenset({
+    "Add", "Cast", "CastLike", "Concat", "ConstantOfShape", "Div", "Expand", "Gather", "Identity", "Mul",
+    "Range", "Reshape", "Shape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """The arithmetic on shapes and small constants that exporters leave in the graph."""
 
@@ -34,6 +32,11 @@ FOLDABLE = frozenset({
 def op(node: gs.Node) -> str:
     """Operator of a node, with its domain in front where that is not ONNX's own."""
     return op_key(node.op, node.domain)
+
+
+def reads_shape(node: gs.Node) -> bool:
+    """Whether a node looks at nothing but the shape of its input."""
+    return op(node) in ("Shape", "Size")
 
 
 def has_input(node: gs.Node, position: int) -> bool:
@@ -56,7 +59,7 @@ class Walk:
         What no caller can change.
     listed, overridable : set of str
         Initializers that are graph inputs too, and those among them that a caller is meant to replace. Where
-        every initializer is listed, as IR 3 demands and some exporters do, the list is a habit and says nothing.
+        every initializer is listed, as IR 3 demands and some exporters do, the list says nothing.
     sparse : set of str
         Names of sparse initializers.
 
@@ -89,7 +92,7 @@ class Walk:
         self._main = {id(node) for node in self.nodes}
         self._tensors = {tensor.name: tensor for node in self.nodes for tensor in node.outputs}
         self._outputs = {tensor.name for tensor in graph.outputs}
-        self._used_inside = {tensor.name: owner for owner in self.nodes for tensor in _nested_reads(owner)}
+        self._used_inside = {tensor.name: owner for owner in self.nodes for tensor in nested_reads(owner)}
         self.sparse = {tensor.values.name for tensor in proto.graph.sparse_initializer}
         initializers = {tensor.name for tensor in proto.graph.initializer} | self.sparse
         self.listed = initializers & {value.name for value in proto.graph.input}
@@ -100,7 +103,7 @@ class Walk:
         self._folded: dict[str, NDArray[np.generic] | None] = {}
 
     def name(self, node: gs.Node) -> str:
-        """Name of a node, unique in the model: its own, or its first output's where that is empty or shared."""
+        """Name of a node, unique in the model: its own, or its first output's if that is empty or shared."""
         return self._names[id(node)]
 
     @property
@@ -123,7 +126,7 @@ class Walk:
         return tensor.name in self.constants
 
     def values(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
-        """Values that do not depend on the graph's inputs, stored or computed from what is stored; else None."""
+        """Values that do not depend on the graph's inputs, stored or computed from those; else None."""
         name = tensor.name
         if name in self.constants:
             return self.constants[name]
@@ -136,10 +139,10 @@ class Walk:
     def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
         """Nodes of the main graph that read the values of a tensor (not only its shape), each once."""
         readers = {id(node): node for node in tensor.outputs}
-        return [node for i, node in readers.items() if i in self._main and op(node) not in SHAPE_READERS]
+        return [node for i, node in readers.items() if i in self._main and not reads_shape(node)]
 
     def only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
-        """The node that alone reads a tensor, through Identity; None if several do, or if it leaves the graph."""
+        """The node that alone reads a tensor, through Identity; None if several do or it leaves the graph."""
         while True:
             readers = self.readers(tensor)
             if len(readers) != 1 or self.leaves(tensor):
@@ -165,32 +168,11 @@ class Walk:
             yield tensor
             waiting += [node.outputs[0] for node in self.readers(tensor) if op(node) == "Identity"][::-1]
 
-    def edges(self) -> dict[str, Edge]:
-        """Output names of the weighted nodes that no other one comes before ("first") or after ("last")."""
-        has_before: set[int] = set()
-        for node in self.nodes:
-            sources = [
-                source for tensor in chain(node.inputs, _nested_reads(node)) for source in tensor.inputs
-            ]
-            if any(id(source) in has_before or op(source) in OPS for source in sources):
-                has_before.add(id(node))
-        has_after: set[int] = set()
-        for node in reversed(self.nodes):
-            readers = [reader for tensor in node.outputs for reader in tensor.outputs]
-            readers += [self._used_inside[t.name] for t in node.outputs if t.name in self._used_inside]
-            if any(id(reader) in has_after or op(reader) in OPS for reader in readers):
-                has_after.add(id(node))
-        edges: dict[str, Edge] = {}
-        for node in self.nodes:
-            if op(node) in OPS and (id(node) not in has_after or id(node) not in has_before):
-                edges[node.outputs[0].name] = "last" if id(node) not in has_after else "first"
-        return edges
-
     def _find_foldable(self) -> dict[str, int]:
         """Tensors computed from constants alone, each with the position of its node in the file."""
         foldable: dict[str, int] = {}
         for position, node in enumerate(self.nodes):
-            if op(node) not in FOLDABLE:
+            if op(node) not in _FOLDABLE:
                 continue
             # CastLike takes no more than a type from its second input.
             reads = [tensor for tensor in node.inputs[: 1 if op(node) == "CastLike" else None] if tensor.name]
@@ -229,7 +211,8 @@ def _nested(node: gs.Node) -> list[gs.Node]:
     return [inner for graph in node.subgraphs(recursive=True) for inner in graph.nodes]
 
 
-def _nested_reads(node: gs.Node) -> Iterator[gs.Tensor]:
+def nested_reads(node: gs.Node) -> Iterator[gs.Tensor]:
+    """Tensors that the bodies of a node read or return."""
     for graph in node.subgraphs(recursive=True):
         yield from chain(graph.outputs, *(inner.inputs for inner in graph.nodes))
 

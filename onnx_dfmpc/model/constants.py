@@ -13,11 +13,11 @@ from onnx_dfmpc.model.protobuf import graphs, subgraphs
 from onnx_dfmpc.spec.ops import op_key
 
 SMALL = 1 << 16
-"""Bytes up to which a decoded array is kept, by convention: all large ones would be a second copy of the model."""
+"""Bytes up to which a decoded array is kept; a convention. All large ones would be a second model."""
 
 
 class ConstantTable(Mapping[str, NDArray[np.generic]]):
-    """Constant tensors of the main graph by name: initializers, outputs of Constant nodes, and Identity of either.
+    """Constant tensors of the main graph by name: initializers, Constant nodes, and Identity of either.
 
     Arrays are read-only and decoded when asked for. Sparse and string constants are not in the table, nor are
     the initializers named in ``without``. The model, with its external data loaded, is never changed.
@@ -102,7 +102,7 @@ class ConstantTable(Mapping[str, NDArray[np.generic]]):
         return name in self._initializers
 
     def uses(self, name: str) -> int:
-        """Number of inputs of nodes, of bodies' outputs and of the graph's outputs that read a constant's source.
+        """Number of readers of a constant's source: inputs of nodes, outputs of bodies and of the graph.
 
         Identity nodes that only pass it on are not counted, those who read them are.
         """
@@ -122,7 +122,7 @@ def outer_names(body: GraphProto) -> Counter[str]:
 
 
 def used_names(graph: GraphProto) -> Counter[str]:
-    """Count the readers of every tensor name in a graph and everything nested in it, graph outputs included."""
+    """Count the readers of every name in a graph and all that is nested in it, graph outputs included."""
     names: Counter[str] = Counter()
     for scope in graphs(graph):
         names.update(name for node in scope.node for name in node.input if name)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_dat
 
 _GIVEN = "the given model"
 _EXPORT = "export the model again"
+_TRAIN = "train or export the model again"
 _ELSEWHERE = "choose another output path"
 
 
@@ -46,18 +47,10 @@ _ELSEWHERE = "choose another output path"
 class LoadedModel:
     """A model that passed every check of `load`.
 
-    Attributes
-    ----------
-    proto : ModelProto
-        The model with external data in memory; ours, not the caller's. Treat it as read-only.
-    path : Path or None
-        File that it came from; None for a model in memory.
-    sha256 : str
-        Of the bytes of the file (weights in external data not included), or of the serialized model.
-    size : int
-        Bytes on disk, external data included; for a model in memory, the bytes it would take.
-    files : tuple of Path
-        The file and every file of external data: what must never be written over.
+    ``proto`` has its external data in memory; it is ours, not the caller's, and read-only by agreement.
+    ``path`` is None for a model in memory. ``sha256`` is that of the file's bytes (without external data) or
+    of the serialized model, ``size`` the bytes on disk with external data, or what the model would take
+    there. ``files`` are the file and every file of external data: what must never be written over.
     """
 
     proto: ModelProto
@@ -78,16 +71,7 @@ class LoadedModel:
 
 
 def load(model: Model) -> LoadedModel:
-    """Load a model and make sure that it is one; neither file nor object is ever changed.
-
-    Raises
-    ------
-    ModelError
-        If this is not a model, or the file is missing, unreadable or empty; if external data is missing, short or
-        outside of the model's directory; if the graph is empty, defines a name twice, has an unknown opset, a
-        weight that is not finite, a batch norm with ``var + epsilon <= 0``, or does not pass ``onnx.checker``
-        with full shape inference.
-    """
+    """Load a model that passes `verify`; ModelError otherwise. Files and objects are not changed."""
     if isinstance(model, bytes):
         return _load_proto(_parse(model, _GIVEN, "pass all bytes of a binary .onnx file, or its path"))
     if isinstance(model, ModelProto):
@@ -107,12 +91,9 @@ def _load_file(path: Path) -> LoadedModel:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file", hint="check the path of the model") from error
-    except IsADirectoryError as error:
-        raise ModelError(f"{path}: a directory, not a model", hint="pass the .onnx file inside it") from error
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot read: {_reason(error)}", hint="check the path and its permissions"
-        ) from error
+        hint = "pass the .onnx file, and check its permissions"
+        raise ModelError(f"{path}: cannot read: {_reason(error)}", hint=hint) from error
     other = "export the network to ONNX first, such as with torch.onnx.export"
     proto = _parse(data, str(path), "pass a complete binary .onnx file" if path.suffix == ".onnx" else other)
     external = _load_external_data(proto, path)
@@ -162,9 +143,7 @@ def _export(graph: gs.Graph) -> ModelProto:
     try:
         proto: ModelProto = gs.export_onnx(ours)
     except Exception as error:  # graphsurgeon raises its own, AssertionError, TypeError, ValueError ...
-        raise ModelError(
-            f"{_GIVEN}: graphsurgeon cannot export it: {_reason(error)}", hint=_EXPORT
-        ) from error
+        raise ModelError(f"{_GIVEN}: graphsurgeon refuses it: {_reason(error)}", hint=_EXPORT) from error
     return proto
 
 
@@ -199,12 +178,14 @@ def _parts(proto: ModelProto) -> Iterator[bytes]:
 
 
 def verify(proto: ModelProto, label: str) -> None:
-    """Raise ModelError unless a model, its external data loaded, is sound: versions, names, shapes, types, weights."""
+    """Raise ModelError unless a model, with its data in memory, is sound.
+
+    It must have nodes, known versions, no name twice, finite weights that fit their inputs, batch norms with
+    ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
+    """
     if not proto.graph.node:  # onnx.load is content with an empty file
-        raise ModelError(
-            f"{label}: there is no graph in it, or one without nodes",
-            hint="pass the .onnx file of a float network",
-        )
+        hint = "pass the .onnx file of a float network"
+        raise ModelError(f"{label}: there is no graph in it, or one without nodes", hint=hint)
     _verify_versions(proto, label)
     _verify_names(proto, label)
     _verify_structure(proto, label)
@@ -241,25 +222,17 @@ def _verify_names(proto: ModelProto, label: str) -> None:
 
 
 def _verify_structure(proto: ModelProto, label: str) -> None:
+    what = ""
     try:
-        for tensor in proto.graph.initializer:
-            if is_large(tensor):  # the checker does not see these: they are not in the skeleton
-                _verify_size(tensor)
-        outline = skeleton(proto)
+        for tensor in filter(is_large, proto.graph.initializer):  # the skeleton has none of these
+            what = f"data of tensor {tensor.name!r} of shape {list(tensor.dims)}: "
+            numpy_helper.to_array(tensor)
+        what, outline = "", skeleton(proto)
         checker.check_model(outline)
         inferred = shape_inference.infer_shapes(outline, check_type=True, strict_mode=True)
     except Exception as error:  # ValidationError, InferenceError, RuntimeError, ValueError, TypeError ...
-        raise ModelError(f"{label}: {_reason(error)}", hint=_EXPORT) from error
+        raise ModelError(f"{label}: {what}{_reason(error)}", hint=_EXPORT) from error
     _verify_channels(inferred, label)
-
-
-def _verify_size(tensor: TensorProto) -> None:
-    try:
-        numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"tensor {tensor.name!r} does not hold the data of its shape {list(tensor.dims)}: {error}"
-        ) from error
 
 
 def _verify_channels(inferred: ModelProto, label: str) -> None:
@@ -291,38 +264,33 @@ def _verify_weights(proto: ModelProto, label: str) -> None:
     table = ConstantTable(proto)
     for node in proto.graph.node:
         operator = op_key(node.op_type, node.domain)
+        if operator not in OPS and operator != "BatchNormalization":
+            continue
+        constants = {position: name for position, name in enumerate(node.input) if name in table}
+        for name in constants.values():
+            what, array = f"{label}: node {_name(node)}: tensor {table.source(name)!r}", table[name]
+            if array.size == 0:
+                raise ModelError(f"{what} of shape {list(array.shape)} is empty", hint=_EXPORT)
+            if not np.all(np.isfinite(array)):
+                raise ModelError(f"{what} holds NaN or infinity", hint=_TRAIN)
         if operator == "BatchNormalization":
-            _verify_batch_norm(node, table, label)
-        if operator in OPS or operator == "BatchNormalization":
-            for name in node.input:
-                if name in table:
-                    what = f"{label}: node {_name(node)}: tensor {table.source(name)!r}"
-                    _verify_values(table[name], what)
+            _verify_batch_norm(node, {i: table[name] for i, name in constants.items()}, label)
 
 
-def _verify_values(array: NDArray[np.generic], what: str) -> None:
-    if array.size == 0:
-        raise ModelError(f"{what} of shape {list(array.shape)} is empty", hint=_EXPORT)
-    if not np.all(np.isfinite(array)):
-        raise ModelError(f"{what} holds NaN or infinity", hint="train or export the model again")
-
-
-def _verify_batch_norm(node: NodeProto, table: ConstantTable, label: str) -> None:
-    parameters = [table[name] for name in node.input[1:5] if name in table]
-    if len({parameter.shape for parameter in parameters}) > 1:
-        shapes = ", ".join(str(parameter.shape) for parameter in parameters)
+def _verify_batch_norm(node: NodeProto, constants: Mapping[int, NDArray[np.generic]], label: str) -> None:
+    """``constants`` are the inputs that are, by position: x, gamma, beta, mean, variance."""
+    shapes = {array.shape: None for position, array in constants.items() if position > 0}
+    if len(shapes) > 1:
+        listed = ", ".join(map(str, shapes))
         raise ModelError(
-            f"{label}: node {_name(node)}: batch-norm parameters differ in shape: {shapes}", hint=_EXPORT
+            f"{label}: node {_name(node)}: batch-norm parameters differ in shape: {listed}", hint=_EXPORT
         )
-    if len(node.input) < 5 or node.input[4] not in table:
-        return
     epsilon = _attributes(node).get("epsilon", 1e-5)
-    variance = table[node.input[4]].astype(np.float64)
-    if np.any(variance + epsilon <= 0):
+    if 4 in constants and np.any((variance := constants[4].astype(np.float64)) + epsilon <= 0):
         raise ModelError(
             f"{label}: node {_name(node)}: variance {variance.min():.3g} + epsilon {epsilon:.3g} in "
-            f"{table.source(node.input[4])!r} is not positive",
-            hint="train or export the model again",
+            f"{node.input[4]!r} is not positive",
+            hint=_TRAIN,
         )
 
 
@@ -347,22 +315,11 @@ def save(
     overwrite: bool = False,
     protected: Collection[Path] = (),
 ) -> int:
-    """Write a model so that the target is either complete or untouched, and return the bytes it takes on disk.
+    """Write a model, whole or not at all, and return the bytes that it takes on disk.
 
-    The same model gives the same bytes; ``proto``, with its external data loaded, is never changed.
-
-    Parameters
-    ----------
-    external_data : bool
-        Put large initializers into ``<name>.data`` beside the target. Necessary above 2 GB.
-    overwrite, protected
-        See `require_writable`.
-
-    Raises
-    ------
-    RecipeError
-        If the target is refused by `require_writable`, if it cannot be written, or if a model above 2 GB is to
-        go into one file.
+    The same model gives the same bytes; ``proto``, with its data in memory, is not changed. ``external_data``
+    puts large initializers into ``<name>.data`` beside the target, as they must be above 2 GB. RecipeError
+    where `require_writable` refuses the target, it cannot be written, or the model is too large for one file.
     """
     require_writable(path, external_data=external_data, overwrite=overwrite, protected=protected)
     target = Path(path)
@@ -377,7 +334,7 @@ def save(
 
 
 def write_whole(target: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file, whole or not at all: RecipeError if it cannot be written, and then nothing has changed."""
+    """Write a file, whole or not at all; RecipeError if it cannot be written."""
     with _temporary(target, content) as complete:
         os.replace(complete, target)
 
@@ -389,21 +346,16 @@ def require_writable(
     overwrite: bool = False,
     protected: Collection[Path] = (),
 ) -> None:
-    """Refuse a target of `save` before the work is done.
+    """Refuse a target of `save`, and with ``external_data`` its ``.data`` file, before the work is done.
 
-    Raises
-    ------
-    RecipeError
-        If the target, or with ``external_data`` its ``.data`` file, is one of the ``protected`` files under
-        whatever name, is there and not a regular file, has no directory that can be written, or exists and
-        ``overwrite`` is False.
+    RecipeError if one of them is a ``protected`` file under whatever name, is there and not a regular file,
+    has no directory that can be written, or is there and ``overwrite`` is False.
     """
     target = Path(path)
     for file in (target, _data_target(target)) if external_data else (target,):
         if file.is_dir():
-            raise RecipeError(
-                f"{file}: a directory, not a file name", hint="name the file to write inside it"
-            )
+            hint = "name the file to write inside it"
+            raise RecipeError(f"{file}: a directory, not a file name", hint=hint)
         if not file.parent.is_dir():
             raise RecipeError(f"{file}: there is no directory {file.parent}", hint="create it first")
         if not os.access(file.parent, os.W_OK):
@@ -413,9 +365,8 @@ def require_writable(
         if any(_same(file, other) for other in protected):
             raise RecipeError(f"{file}: belongs to the input, which is never written over", hint=_ELSEWHERE)
         if os.path.lexists(file) and not overwrite:
-            raise RecipeError(
-                f"{file}: exists already", hint=f"{_ELSEWHERE}, or allow overwriting it (--overwrite)"
-            )
+            hint = f"{_ELSEWHERE}, or allow overwriting it (--overwrite)"
+            raise RecipeError(f"{file}: exists already", hint=hint)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -484,7 +435,7 @@ def _without_data(proto: ModelProto, location: str) -> ModelProto:
 
 
 def _replace_pair(data: tuple[Path, Path], model: tuple[Path, Path]) -> None:
-    """Put data and model in place together: if the model cannot follow, the data that was there before returns."""
+    """Put data and model in place together: if the model cannot follow, the data from before comes back."""
     backup = data[0].with_suffix(".bak")
     existed = data[1].exists()
     if existed:

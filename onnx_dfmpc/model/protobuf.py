@@ -9,7 +9,7 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 LARGE = 1024
-"""Elements above which an initializer is data rather than a shape or axes that tools must read; a convention."""
+"""Elements above which an initializer is data, not a shape or axes that tools must read; a convention."""
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -47,7 +47,7 @@ def is_large(tensor: TensorProto) -> bool:
 
 
 def framed(size: int) -> int:
-    """Bytes that ``size`` bytes take as a field of a message: tag (field numbers below 16), length and content."""
+    """Bytes that ``size`` bytes take as a field of a message: tag (of a field below 16), length, content."""
     return 1 + max(1, -(-size.bit_length() // 7)) + size  # the length is a varint: 7 bits to a byte
 
 

@@ -92,7 +92,7 @@ class Layer:
 
     @property
     def end(self) -> str:
-        """Output of the batch norm, or of the layer itself where there is none (a MatMul's Add not included)."""
+        """Output of the batch norm, or of the node itself where there is none (before a MatMul's Add)."""
         return self.output if self.batch_norm is None else self.batch_norm.output
 
 
@@ -126,8 +126,8 @@ class Skipped:
 class MatchReport:
     """What matching found: every weighted node is in ``layers`` or in ``skipped``, once.
 
-    ``layers`` are in topological order, ``chains`` say which of them follow each other. ``matched["conv"]`` is
-    the layer of that name.
+    ``layers`` are in topological order, ``chains`` say which of them follow each other. ``matched["conv"]``
+    is the layer of that name.
     """
 
     layers: tuple[Layer, ...]

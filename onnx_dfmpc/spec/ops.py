@@ -1,12 +1,14 @@
-"""The weighted operators, a row each: all that the other rooms know about Conv, ConvTranspose, Gemm and MatMul.
+"""The weighted operators, a row each: all that the other rooms know of Conv, ConvTranspose, Gemm and MatMul.
 
-A weight is the second input of its node. It is stored with its channels on axes 0 and 1, outputs on ``axis`` and
-inputs on the other, then the kernel, if there is one. Groups always lie along axis 0: the other channel axis has
-the length of one group.
+A new operator is a new row of `OPS`. NumPy alone.
 
-Arithmetic sees every stored weight as rows of inputs, group by group, shape (g, r, n): ``g`` groups, ``r`` output
-channels in each, ``n`` inputs of an output channel, which are input channels times kernel taps, taps innermost. Output
-channel ``j`` of the layer is row ``divmod(j, r)``. A new operator is a new row of `OPS`. NumPy alone.
+A weight is the second input of its node. It is stored with its channels on axes 0 and 1, outputs on ``axis``
+and inputs on the other, then the kernel, if there is one. Groups always lie along axis 0: the other channel
+axis has the length of one group.
+
+Arithmetic sees every stored weight as rows of inputs, group by group, shape (g, r, n): ``g`` groups, ``r``
+output channels in each, ``n`` inputs of an output channel, which are input channels times kernel taps, taps
+innermost. Output channel ``j`` of the layer is row ``divmod(j, r)``.
 """
 
 from __future__ import annotations
@@ -135,13 +137,13 @@ def output_axis(layer: Layer, ndim: int) -> int:
 
 
 def per_channel(values: NDArray[Any], layer: Layer, ndim: int) -> NDArray[Any]:
-    """Numbers (channels,) in a shape that broadcasts along the channels of a layer's output of ``ndim`` axes."""
+    """Numbers (channels,) in a shape that broadcasts along the channels of an output of ``ndim`` axes."""
     axis = output_axis(layer, ndim)
     return values.reshape([-1 if a == axis else 1 for a in range(ndim)])
 
 
 def along_inputs(factor: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    """Factors of the input channels (i,), each where the stored weight meets its channel, shape ``layer.shape``."""
+    """Factors (i,) of the input channels, each where the stored weight meets its channel: ``layer.shape``."""
     row = np.repeat(factor.reshape(layer.group, -1), taps(layer), axis=1)  # (g, n)
     rows = np.broadcast_to(row[:, None], (layer.group, layer.channels // layer.group, row.shape[1]))
     return from_rows(rows, layer)
@@ -150,6 +152,6 @@ def along_inputs(factor: NDArray[Any], layer: Layer) -> NDArray[Any]:
 def shares_grid(layer: Layer) -> bool:
     """Whether one grid has to serve all groups, since the file's channel axis cannot tell them apart.
 
-    That is so where the axis of the channels is not the one along which the groups lie: in a grouped ConvTranspose.
+    That is so where the channels' axis is not the one along which groups lie: in a grouped ConvTranspose.
     """
     return layer.group > 1 and layer.axis != 0
