@@ -638,6 +638,10 @@ NOT_HOMOGENEOUS = {
         f"{ints('p', 0, 0, 1, 1, 0, 0, 1, 1)} o = Constant <value_float = 1.0> () r = Pad(y, p, o) z = Conv(r, v)",
         "constant other than zero",
     ),
+    "Pad by arithmetic that fails": (
+        f"{ints('a', 0, 0, 0, 0)} {ints('b', 0, 0, 0)} p = Add(a, b) r = Pad(y, p) z = Conv(r, v)",
+        "by an amount that is not constant",
+    ),
     "Pad of channels": (
         f"{ints('p', 0, 2, 0, 0, 0, 2, 0, 0)} r = Pad(y, p) z = Conv(r, wide)",
         "may pad its channels",
@@ -673,6 +677,10 @@ NOT_HOMOGENEOUS = {
     "Flatten into rows": (
         "p = MaxPool <kernel_shape = [2, 2], strides = [4, 4]> (y) f = Flatten <axis = 2> (p) z = Gemm <transB = 1> (f, fc)",
         "Flatten 'f' does not keep its channels apart",
+    ),
+    "MatMul with its channels last": (
+        "m = MatMul(y, eight2) r = MaxPool <kernel_shape = [2, 2]> (m) z = Conv(r, v)",
+        "Conv 'z'",
     ),
     "MatMul over the width": (
         "p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (y) z = MatMul(p, square)",

@@ -32,16 +32,9 @@ class _Step:
 class Order:
     """Which weighted nodes come before which tensor, in one pass.
 
-    Attributes
-    ----------
-    edges : dict
-        Output name of a weighted node to "first" where no other comes before it, "last" where none comes
-        after it.
-    indirect : dict
-        Name of a tensor to the weighted nodes that feed it through at least one other, as a set of bits:
-        integers keep the pass cheap on deep graphs.
-    bits : dict
-        ``id(node)`` of a weighted node to its bit.
+    ``edges`` are "first", "last" or "" by the output of each weighted node, ``bits`` the bit of each in a
+    set. ``indirect`` are the weighted nodes that feed a tensor through at least one other, by the tensor's
+    name, as a set of bits: integers keep the pass cheap on deep graphs.
     """
 
     def __init__(self, walk: Walk) -> None:

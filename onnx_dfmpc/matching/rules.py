@@ -19,21 +19,13 @@ from onnx_dfmpc.matching.walk import Walk, has_input, op
 
 @dataclass(frozen=True)
 class ChannelAxis:
-    """Where the producer's channels are: on axis 1 of ``rank`` or, where that is None, on the last one.
-
-    Attributes
-    ----------
-    rank : int or None
-    pooled : bool
-        Every axis but those of batch and channels has length one.
-    flattened : bool
-        Channels and what came after them have become one axis: the channels alone only if it has as many
-        entries as there are channels.
-    """
+    """Where the producer's channels are: on axis 1 of ``rank`` or, where that is None, on the last one."""
 
     rank: int | None
-    pooled: bool = False
-    flattened: bool = False
+    pooled: bool = False  # every axis but those of batch and channels has length one
+    flattened: bool = (
+        False  # channels and what came after them are one axis: the channels alone if it is as long
+    )
 
     def places(self, axes: Iterable[int] | None) -> set[int] | None:
         """These axes (None: unknown ones), counted from the front, if all come after axis 1; else None."""

@@ -45,28 +45,12 @@ def has_input(node: gs.Node, position: int) -> bool:
 
 
 class Walk:
-    """One model, read only; large initializers are not decoded.
+    """One model, read only; large initializers are not decoded. ModelError if graphsurgeon cannot read it.
 
-    Attributes
-    ----------
-    nodes : list of gs.Node
-        Nodes of the main graph in topological order, which is the order of the file.
-    inner : list of (gs.Node, str)
-        Nodes of subgraphs and local functions, each with the place it is in, in words.
-    opset : int
-        Version of ONNX's own operators.
-    constants : ConstantTable
-        What no caller can change.
-    listed, overridable : set of str
-        Initializers that are graph inputs too, and those among them that a caller is meant to replace. Where
-        every initializer is listed, as IR 3 demands and some exporters do, the list says nothing.
-    sparse : set of str
-        Names of sparse initializers.
-
-    Raises
-    ------
-    ModelError
-        If onnx-graphsurgeon cannot read the graph.
+    ``nodes`` are those of the main graph in the order of the file, which is topological; ``inner`` those of
+    subgraphs and local functions, each with the place it is in, in words. ``constants`` are what no caller
+    can change, ``sparse`` the names of sparse initializers. ``listed`` are initializers that are graph inputs
+    too, ``overridable`` those among them that a caller is meant to replace.
     """
 
     def __init__(self, proto: ModelProto) -> None:
@@ -96,6 +80,7 @@ class Walk:
         self.sparse = {tensor.values.name for tensor in proto.graph.sparse_initializer}
         initializers = {tensor.name for tensor in proto.graph.initializer} | self.sparse
         self.listed = initializers & {value.name for value in proto.graph.input}
+        # Where every initializer is listed, as IR 3 demands and some exporters do, the list says nothing.
         self.overridable = set() if proto.ir_version < 4 or self.listed == initializers else self.listed
         self.constants = ConstantTable(proto, without=self.overridable)
         self._proto_nodes = proto.graph.node

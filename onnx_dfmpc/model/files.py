@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
-from onnx_dfmpc.model.protobuf import copy_fields, graphs, is_large, skeleton, tensors, without_initializers
+from onnx_dfmpc.model.protobuf import copy_fields, is_large, skeleton, tensors, without_initializers
 from onnx_dfmpc.spec.ops import OPS, op_key
 
 Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | gs.Graph
@@ -187,7 +186,6 @@ def verify(proto: ModelProto, label: str) -> None:
         hint = "pass the .onnx file of a float network"
         raise ModelError(f"{label}: there is no graph in it, or one without nodes", hint=hint)
     _verify_versions(proto, label)
-    _verify_names(proto, label)
     _verify_structure(proto, label)
     _verify_weights(proto, label)
 
@@ -210,15 +208,6 @@ def _verify_versions(proto: ModelProto, label: str) -> None:
             f"weights, and {', '.join(changed)} changed since",
             hint=older,
         )
-
-
-def _verify_names(proto: ModelProto, label: str) -> None:
-    for graph in graphs(proto.graph):
-        names = Counter(tensor.name for tensor in graph.initializer)
-        names.update(sparse.values.name for sparse in graph.sparse_initializer)
-        names.update(name for node in graph.node for name in node.output if name)
-        if twice := sorted(name for name, count in names.items() if count > 1):
-            raise ModelError(f"{label}: tensor {twice[0]!r} is defined {names[twice[0]]} times", hint=_EXPORT)
 
 
 def _verify_structure(proto: ModelProto, label: str) -> None:

@@ -36,54 +36,23 @@ class BatchNorm:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One weighted node that can be quantized.
+    """One weighted node that can be quantized."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the node, or the name of its output where the node has none. Unique in a model.
-    op_type : str
-        Key of `onnx_dfmpc.spec.ops.OPS`.
-    weight : str
-        Name of the initializer, or of the Constant node's output, that holds the float weight (Identity nodes
-        resolved).
-    shape, axis, group : tuple of int, int, int
-        Of the weight as stored; its output-channel axis, 0 or 1; 1 group for a matrix.
-    bias : str or None
-        Constant that is added to the output, per output channel: the node's own input or, for MatMul, the
-        constant of the Add after it.
-    bias_node : str
-        Name of the node that adds the bias: the layer itself, or the Add; "" where there is no bias yet.
-    input, output : str
-        Names of the data input and of the node's output.
-    channels : int
-        Number of output channels ``o``, all groups together.
-    batch_norm : BatchNorm or None
-        The BatchNormalization that alone consumes the output; None where it is folded or absent.
-    activation : str
-        "Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "SiLU", "Sigmoid", ... or "" when nothing follows
-        directly.
-    edge : {"", "first", "last"}
-        "first" where no weighted node comes before it, "last" where none comes after it.
-    notes : tuple of str
-        Remarks for the report, such as "weight shared with conv2: copied".
-    """
-
-    name: str
-    op_type: str
-    weight: str
-    shape: tuple[int, ...]
-    axis: int
-    group: int
-    bias: str | None
-    bias_node: str
-    input: str
-    output: str
-    channels: int
-    batch_norm: BatchNorm | None = None
-    activation: str = ""
-    edge: Edge = ""
-    notes: tuple[str, ...] = ()
+    name: str  # the node's, or its output's where it has none; unique in a model
+    op_type: str  # a key of `onnx_dfmpc.spec.ops.OPS`
+    weight: str  # the initializer, or the output of a Constant node, that holds it: Identity resolved
+    shape: tuple[int, ...]  # of the weight as stored
+    axis: int  # output-channel axis of the weight as stored, 0 or 1
+    group: int  # number of groups; 1 for a matrix
+    bias: str | None  # constant added per output channel: the node's own input, or that of a MatMul's Add
+    bias_node: str  # node that adds it, the layer itself or the Add; "" where there is no bias yet
+    input: str  # the data
+    output: str  # of the node itself, before an Add or a batch norm
+    channels: int  # output channels, all groups together
+    batch_norm: BatchNorm | None = None  # the one that alone consumes the output, if it is not folded
+    activation: str = ""  # "Relu", "Clip", "HardSwish", "SiLU", ... or "" when nothing follows directly
+    edge: Edge = ""  # "first" where no weighted node comes before it, "last" where none comes after it
+    notes: tuple[str, ...] = ()  # remarks for the report, such as "weight shared with conv2: copied"
 
     @property
     def size(self) -> int:

@@ -25,31 +25,21 @@ from onnx_dfmpc.spec.matched import Layer
 
 @dataclass(frozen=True)
 class WeightedOp:
-    """What one operator does with its weight.
-
-    Attributes
-    ----------
-    axis : callable
-        Attributes of a node to the output-channel axis of its stored weight, 0 or 1.
-    spatial : bool
-        The weight ends in kernel axes, the data in as many places, and the channels of the data are axis 1.
-        Otherwise weights are matrices, and the channels of the data are its last axis.
-    grouped : bool
-        Whether there is an attribute ``group``.
-    batched : bool
-        Whether the data may have any number of axes in front of the channels.
-    bias_input : int or None
-        Position of the bias; None where a bias is an Add after the node.
-    unsupported : callable
-        Attributes of a node, and whether it has a bias, to why it is not a plain product; "" where it is one.
-    """
+    """What one operator does with its weight."""
 
     axis: Callable[[Mapping[str, Any]], int]
+    """Attributes of a node to the output-channel axis of its stored weight, 0 or 1."""
     spatial: bool
+    """Whether the weight ends in kernel axes: the data does too then, and its channels are axis 1. Otherwise
+    weights are matrices, and the channels of the data are its last axis."""
     grouped: bool
+    """Whether there is an attribute ``group``."""
     batched: bool
+    """Whether the data may have any number of axes in front of the channels."""
     bias_input: int | None
+    """Position of the bias; None where a bias is an Add after the node."""
     unsupported: Callable[[Mapping[str, Any], bool], str] = lambda attributes, has_bias: ""
+    """Attributes of a node, and whether it has a bias, to why it is no plain product; "" where it is one."""
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether a stored weight has a legal number of axes."""
