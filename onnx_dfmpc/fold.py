@@ -58,7 +58,7 @@ def fold(
     Examples
     --------
     >>> norm = BatchNorm("bn", "b", *(np.array([value, value]) for value in (-2.0, 1.0, 0.0, 1.0)), epsilon=0.0)
-    >>> layer = Layer("fc", "Gemm", 0, "w", (2, 1), 0, 1, None, "", "x", "y", 2, norm)
+    >>> layer = Layer("fc", "Gemm", "w", (2, 1), 0, 1, None, "", "x", "y", 2, norm)
     >>> weight = QuantizedWeight(np.array([[0], [3]], np.uint8), np.float32([1, 2]), np.uint8([1, 1]), bits=2, signed=False, axis=0)
     >>> folded = fold(QuantizedLayer("fc", weight), layer, None)
     >>> folded.weight.codes.ravel(), folded.weight.scale, folded.weight.dequantize().ravel(), folded.bias

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer, OpType
+from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer
 
 # op, shape of the stored weight, group, output-channel axis
-FORMS: tuple[tuple[OpType, tuple[int, ...], int, int], ...] = (
+FORMS: tuple[tuple[str, tuple[int, ...], int, int], ...] = (
     ("Conv", (4, 3, 3, 3), 1, 0),
     ("Conv", (6, 2, 3, 2), 3, 0),
     ("Conv", (5, 1, 3, 3), 5, 0),
@@ -27,13 +27,11 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def layer(
-    op: OpType = "Conv", shape: tuple[int, ...] = (4, 3, 3, 3), group: int = 1, axis: int = 0, **fields: Any
+    op: str = "Conv", shape: tuple[int, ...] = (4, 3, 3, 3), group: int = 1, axis: int = 0, **fields: Any
 ) -> Layer:
     channels = shape[1] * group if op == "ConvTranspose" else shape[axis]
     fields = {"name": "conv", "bias": None, "bias_node": "", "input": "x", "output": "y"} | fields
-    return Layer(
-        op_type=op, index=0, weight="w", shape=shape, axis=axis, group=group, channels=channels, **fields
-    )
+    return Layer(op_type=op, weight="w", shape=shape, axis=axis, group=group, channels=channels, **fields)
 
 
 def batch_norm(channels: int, rng: np.random.Generator, epsilon: float = 1e-5) -> BatchNorm:

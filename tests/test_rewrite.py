@@ -309,7 +309,7 @@ def test_shared_bias_is_not_edited():
     rewritten = rewrite(
         model,
         report,
-        [quantized(model, layer, bias=noise(4, seed=5 + layer.index)) for layer in report.layers],
+        [quantized(model, layer, bias=noise(4, seed=5 + i)) for i, layer in enumerate(report.layers)],
     ).proto
     checker.check_model(rewritten, full_check=True)
     np.testing.assert_array_equal(values(rewritten, "b"), noise(4, seed=2))
@@ -327,7 +327,7 @@ def test_computed_bias_gets_company():
         g (float[N, 4, 5, 5] x, float[6] b) => (float[N, 6, 3, 3] y) { [layer] y = Conv(x, w, b) }""",
         w=noise(6, 4, 3, 3),
     )
-    layer = Layer("layer", "Conv", 0, "w", (6, 4, 3, 3), 0, 1, None, "", "x", "y", 6)
+    layer = Layer("layer", "Conv", "w", (6, 4, 3, 3), 0, 1, None, "", "x", "y", 6)
     new = noise(6, seed=4)
     rewritten = rewrite(model, MatchReport((layer,), (), (), 1), [quantized(model, layer, bias=new)]).proto
     checker.check_model(rewritten, full_check=True)
@@ -391,7 +391,7 @@ def test_weight_with_another_reader_stays(reader):
         }}""",
         w=noise(4, 4, 3, 3),
     )
-    layer = Layer("one", "Conv", 0, "w", (4, 4, 3, 3), 0, 1, None, "", "x", "y", 4)
+    layer = Layer("one", "Conv", "w", (4, 4, 3, 3), 0, 1, None, "", "x", "y", 4)
     rewritten = rewrite(model, MatchReport((layer,), (), (), 1), [quantized(model, layer)]).proto
     checker.check_model(rewritten, full_check=True)
     np.testing.assert_array_equal(values(rewritten, "w"), noise(4, 4, 3, 3))

@@ -1,8 +1,7 @@
 """Which nodes carry weights that can be quantized, what belongs to each, and which layers feed which.
 
 match   a model to layers, chains, and skipped nodes with reasons
-walk    the graph as onnx-graphsurgeon reads it
-layers  the weighted nodes
-rules   what operators between two layers do to their channels
 chains  from a layer to those that read it
+rules   what operators between two layers do to their channels
+walk    the graph as onnx-graphsurgeon reads it
 """

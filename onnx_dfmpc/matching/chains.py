@@ -1,10 +1,9 @@
-"""From a producing layer forward to the layers that read its output, and whether a factor per channel may
-travel along.
+"""From a producing layer to the layers that read it, and whether a factor per channel may travel along.
 
 A chain passes through whatever a pair of layers may have between them. It ends where the producer's output
-becomes the shortcut around another layer: the sum behind that layer belongs to that layer. Whatever a
-positive factor on channel j does not survive is a reason against moving the factor to input channel j of the
-consumers, not against the chain.
+becomes the shortcut around another layer: the sum after that layer belongs to that layer. What a positive
+factor on channel j does not survive is a reason against moving it to input channel j of the consumers, not
+against the chain.
 """
 
 from __future__ import annotations
@@ -15,58 +14,72 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnx_dfmpc.matching.layers import layer_end
-from onnx_dfmpc.matching.rules import JOINING, ChannelAxis, feeds_gate, gate, rule
-from onnx_dfmpc.matching.walk import SHAPE_READERS, WEIGHTED, Walk, op
-from onnx_dfmpc.spec import Chain, Layer
+from onnx_dfmpc.matching.rules import JOINING, ChannelAxis, channels_after, feeds_gate, gate
+from onnx_dfmpc.matching.walk import Walk, nested_reads, op, reads_shape
+from onnx_dfmpc.spec import Chain, Edge, Layer
+from onnx_dfmpc.spec.ops import OPS, input_channels
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A tensor on the way, where the producer's channels are in it (None: lost to a factor), and the
-    operators passed so far.
-    """
+    """A tensor on the way, the producer's channels in it (None: lost), and the operators passed."""
 
     tensor: gs.Tensor
     channel: ChannelAxis | None
     path: tuple[str, ...]
 
 
-def find_chains(walk: Walk, layers: list[Layer]) -> list[Chain]:
+class Order:
+    """Which weighted nodes come before which tensor, in one pass.
+
+    ``edges`` are "first", "last" or "" by the output of each weighted node, ``bits`` the bit of each in a
+    set. ``indirect`` are the weighted nodes that feed a tensor through at least one other, by the tensor's
+    name, as a set of bits: integers keep the pass cheap on deep graphs.
+    """
+
+    def __init__(self, walk: Walk) -> None:
+        weighted = [node for node in walk.nodes if op(node) in OPS]
+        self.bits = {id(node): 1 << i for i, node in enumerate(weighted)}
+        self.indirect: dict[str, int] = {}
+        before: dict[str, int] = {}
+        first, followed = set(), 0
+        for node in walk.nodes:
+            fed = through = 0
+            for tensor in () if reads_shape(node) else (*node.inputs, *nested_reads(node)):
+                fed |= before.get(tensor.name, 0)
+                through |= self.indirect.get(tensor.name, 0)
+            if own := self.bits.get(id(node), 0):
+                through, followed = fed, followed | fed
+                if not fed:
+                    first.add(own)
+            for tensor in node.outputs:
+                before[tensor.name], self.indirect[tensor.name] = fed | own, through
+        self.edges: dict[str, Edge] = {}
+        for node in weighted:
+            bit = self.bits[id(node)]
+            start: Edge = "first" if bit in first else ""
+            self.edges[node.outputs[0].name] = start if followed & bit else "last"
+
+
+def find_chains(walk: Walk, layers: list[Layer], order: Order) -> list[Chain]:
     """The chain of every layer whose output reaches another layer, in the order of the layers."""
     by_node = {id(walk.tensor(layer.output).inputs[0]): layer for layer in layers}
-    bits = {node: 1 << i for i, node in enumerate(by_node)}
-    behind = _behind(walk, bits)
-    chains = [
-        _follow(walk, layer, by_node, {name for name, sources in behind.items() if sources & bits[node]})
-        for node, layer in by_node.items()
-    ]
+    chains = []
+    for node, layer in by_node.items():
+        indirect = {name for name, sources in order.indirect.items() if sources & order.bits[node]}
+        chains.append(_follow(walk, layer, by_node, indirect))
     return [chain for chain in chains if chain.consumers]
 
 
-def _behind(walk: Walk, bits: Mapping[int, int]) -> dict[str, int]:
-    """For each tensor, the layers that feed it through at least one other weighted node, as a set of bits."""
-    feeding: dict[str, int] = {}
-    behind: dict[str, int] = {}
-    for node in walk.nodes:
-        if op(node) in SHAPE_READERS:
-            continue
-        fed = through = 0
-        for tensor in node.inputs:
-            fed |= feeding.get(tensor.name, 0)
-            through |= behind.get(tensor.name, 0)
-        for tensor in node.outputs:
-            feeding[tensor.name] = fed | bits.get(id(node), 0)
-            behind[tensor.name] = fed if op(node) in WEIGHTED else through
-    return behind
+def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], indirect: set[str]) -> Chain:
+    """Walk forward from a layer, breadth first, until every way has ended at a layer or at a reason.
 
-
-def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: set[str]) -> Chain:
-    """Walk forward from a layer, breadth first, until every way has ended at a layer or at a reason."""
+    ``indirect`` names the tensors that the layer feeds through another weighted node.
+    """
     start = _start(walk, layer)
     waiting, seen = deque([start]), {start.tensor.name}
     paths: dict[str, tuple[str, ...]] = {}
-    reasons: dict[str, None] = {}
+    reasons: dict[str, None] = {}  # a set in the order of the walk
     while waiting:
         step = waiting.popleft()
         if leaves := walk.leaves(step.tensor):
@@ -75,22 +88,19 @@ def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: set[
             if feeds_gate(walk, step.tensor, node):
                 continue
             consumer = by_node.get(id(node))
-            if consumer is not None and [
-                i for i, tensor in enumerate(node.inputs) if tensor is step.tensor
-            ] == [0]:
+            if consumer and [i for i, tensor in enumerate(node.inputs) if tensor is step.tensor] == [0]:
                 paths.setdefault(consumer.name, step.path)
                 reasons[_why_not_landing(step.channel, layer, consumer)] = None
                 continue
-            passing = rule(step.tensor, node)
+            after = channels_after(walk, step.channel, step.tensor, node)
             name = f"{op(node)} '{walk.name(node)}'"
-            if passing is None:
-                reasons[f"{name} stays float" if op(node) in WEIGHTED else f"{name} reads it too"] = None
-            elif op(node) in JOINING and any(tensor.name in behind for tensor in node.inputs):
+            if after is None:
+                reasons[f"{name} stays float" if op(node) in OPS else f"{name} reads it too"] = None
+            elif op(node) in JOINING and any(tensor.name in indirect for tensor in node.inputs):
                 reasons[f"it is also the shortcut into {name}"] = None
             else:
-                after = passing(walk, step.channel, step.tensor, node) if step.channel is not None else None
                 if isinstance(after, str):
-                    reasons[f"{name} {after}"] = None
+                    reasons[after and f"{name} {after}"] = None
                 channel = after if isinstance(after, ChannelAxis) else None
                 path = (*step.path, gate(step.tensor, node) or op(node))
                 for tensor in node.outputs if op(node) == "Split" else node.outputs[:1]:
@@ -110,33 +120,28 @@ def _follow(walk: Walk, layer: Layer, by_node: Mapping[int, Layer], behind: set[
 
 
 def _start(walk: Walk, layer: Layer) -> _Step:
-    end = layer_end(walk, layer)
-    passed = {"Add": layer.op_type == "MatMul" and layer.bias, "BatchNormalization": layer.batch_norm}
-    path = tuple(name for name, there in passed.items() if there)
-    if layer.op_type == "MatMul":
-        return _Step(end, ChannelAxis(axis=-1, rank=None), path)
-    return _Step(end, ChannelAxis(axis=1, rank=len(layer.shape)), path)
+    """Where a layer's own work ends: after its bias and its batch norm."""
+    end, path = walk.tensor(layer.output), []
+    if layer.bias_node not in ("", layer.name):
+        add = walk.only_reader(end)
+        end = end if add is None else add.outputs[0]
+        path.append("Add")
+    if layer.batch_norm is not None:
+        end = walk.tensor(layer.batch_norm.output)
+        path.append("BatchNormalization")
+    channel = ChannelAxis(None if OPS[layer.op_type].batched else len(layer.shape))
+    return _Step(end, channel, tuple(path))
 
 
 def _why_not_landing(channel: ChannelAxis | None, producer: Layer, consumer: Layer) -> str:
-    """Why channel j of the producer is not input channel j of the consumer; empty if it is, or if a reason
-    was already given.
-    """
+    """Why channel j of the producer is not input channel j of the consumer; "" if it is, or was lost."""
     if channel is None:
         return ""
-    features = _input_channels(consumer)
-    if consumer.op_type in ("Gemm", "MatMul"):
-        last = channel.axis == (-1 if channel.rank is None else channel.rank - 1)
-        if last and channel.flattened and features != producer.channels:
-            return f"flattened before '{consumer.name}': a channel is a block of its columns"
+    matches = input_channels(consumer) == producer.channels
+    if OPS[consumer.op_type].spatial:
+        fits = channel.rank not in (None, 2)
     else:
-        last = channel.axis == 1
-    if not last or features != producer.channels:
-        return f"its channels are not the input channels of '{consumer.name}'"
-    return ""
-
-
-def _input_channels(layer: Layer) -> int:
-    if layer.op_type == "Conv":
-        return layer.shape[1] * layer.group
-    return layer.shape[1 - layer.axis]
+        fits = channel.rank in (None, 2)
+        if channel.flattened and not matches:
+            return f"flattened before '{consumer.name}': a channel is a block of its columns"
+    return "" if fits and matches else f"its channels are not the input channels of '{consumer.name}'"

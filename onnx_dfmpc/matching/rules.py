@@ -1,7 +1,9 @@
 """What a positive factor per channel survives on its way from one layer to the next, operator by operator.
 
-A rule says where the channels are behind the operator, or, in words, why a factor put in front of it cannot
-be taken out behind it. An operator without a rule ends the chain.
+A rule says where the channels are after the operator or, in words, why a factor put before it cannot be taken
+out after it. An operator without a rule ends the chain. Where channels would be laborious to follow (through
+a transposition, a resize, a slice) the chain goes on without the factor: that only bars
+``absorb="consumer"``.
 """
 
 from __future__ import annotations
@@ -11,66 +13,57 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
-from onnx_dfmpc.matching.walk import Walk, op
+from onnx_dfmpc.matching.walk import Walk, has_input, op
 
 
 @dataclass(frozen=True)
 class ChannelAxis:
-    """Where the producer's channels are.
+    """Where the producer's channels are: on axis 1 of ``rank`` or, where that is None, on the last one."""
 
-    Attributes
-    ----------
-    axis : int
-        Axis of the channels: from the front where ``rank`` is known, from the back where it is not.
-    rank : int or None
-    pooled : bool
-        Every axis but those of batch and channels has length one.
-    flattened : bool
-        Channels and what was behind them have become one axis: the channels alone only if it has as many
-        entries as there are channels.
-    """
-
-    axis: int
     rank: int | None
-    pooled: bool = False
-    flattened: bool = False
+    pooled: bool = False  # every axis but those of batch and channels has length one
+    flattened: bool = (
+        False  # channels and what came after them are one axis: the channels alone if it is as long
+    )
 
-    def spares(self, axes: Iterable[int] | None) -> bool:
-        """Whether none of these axes (None: unknown ones) can be that of the channels."""
-        if axes is None:
-            return False
-        return all(axis != self.axis and (axis < 0) == (self.axis < 0) for axis in self.counted(axes))
-
-    def counted(self, axes: Iterable[int]) -> list[int]:
-        """Axes from the front where the rank is known."""
-        return [axis + self.rank if axis < 0 and self.rank is not None else axis for axis in axes]
-
-
-Rule = Callable[[Walk, ChannelAxis, gs.Tensor, gs.Node], ChannelAxis | str]
+    def places(self, axes: Iterable[int] | None) -> set[int] | None:
+        """These axes (None: unknown ones), counted from the front, if all come after axis 1; else None."""
+        if axes is None or self.rank is None:
+            return None
+        places = {int(axis) % self.rank for axis in axes}
+        return None if places & {0, 1} else places
 
 
-def rule(tensor: gs.Tensor, node: gs.Node) -> Rule | None:
-    """How ``node`` treats the channels of ``tensor``; None where a chain does not pass."""
-    if op(node) in ANY_OPERAND:
-        return ANY_OPERAND[op(node)]
+Rule = str | Callable[[Walk, ChannelAxis, gs.Tensor, gs.Node], ChannelAxis | str]
+"""A reason that always holds, or a function of walk, channels, tensor and the node that reads the tensor."""
+
+
+def channels_after(
+    walk: Walk, channel: ChannelAxis | None, tensor: gs.Tensor, node: gs.Node
+) -> ChannelAxis | str | None:
+    """Where the channels of ``tensor`` are after ``node``, or why a factor on them does not survive it.
+
+    None where a chain does not pass; "" where the factor was lost before.
+    """
     reads_as_data = [i for i, source in enumerate(node.inputs) if source is tensor] == [0]
-    return FIRST_OPERAND.get(op(node)) if reads_as_data else None
+    rule = ANY_OPERAND.get(op(node)) or (FIRST_OPERAND.get(op(node)) if reads_as_data else None)
+    if rule is None or channel is None:
+        return rule and ""
+    return rule if isinstance(rule, str) else rule(walk, channel, tensor, node)
 
 
 def gate(tensor: gs.Tensor, node: gs.Node) -> str:
-    """SiLU or HardSwish where ``node`` is the Mul of a tensor by its own Sigmoid or HardSigmoid; else empty."""
+    """SiLU or HardSwish where ``node`` multiplies a tensor by its own Sigmoid or HardSigmoid; else ""."""
     if op(node) != "Mul":
         return ""
     for source, other in (node.inputs, node.inputs[::-1]):
         if source is not tensor or not other.inputs or other.inputs[0].inputs[:1] != [tensor]:
             continue
-        if op(other.inputs[0]) == "Sigmoid":
+        inner = other.inputs[0]
+        if op(inner) == "Sigmoid":
             return "SiLU"
-        if op(other.inputs[0]) == "HardSigmoid" and np.isclose(
-            other.inputs[0].attrs.get("alpha", 0.2), 1 / 6
-        ):
+        if op(inner) == "HardSigmoid" and np.isclose(inner.attrs.get("alpha", 0.2), 1 / 6):
             return "HardSwish"
     return ""
 
@@ -85,35 +78,16 @@ def _same(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) ->
     return channel
 
 
-def _casting(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    return channel if node.attrs["to"] in floats else "rounds it"
-
-
-def _nonlinear(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    return "is not positively homogeneous"
-
-
-def _normalizing(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    return "normalizes or shifts it"
-
-
-def _reordering(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    return "may move its channels"
-
-
 def _joining(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
     others = [source for source in node.inputs if source is not tensor]
-    if others and all(walk.values(source) is not None for source in others):
-        return "joins it with a constant"
-    return "joins it with another branch"
+    constant = others and all(walk.values(source) is not None for source in others)
+    return "joins it with a constant" if constant else "joins it with another branch"
 
 
 def _multiplying(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
     if name := gate(tensor, node):
         return f"of a {name} is not positively homogeneous"
-    factor = next((source for source in node.inputs if source is not tensor), tensor)
-    values = walk.values(factor)
+    values = walk.values(next((source for source in node.inputs if source is not tensor), tensor))
     if values is None or (op(node) == "Div" and node.inputs[0] is not tensor):
         return "multiplies it with another branch"
     if channel.rank is not None and values.ndim > channel.rank:
@@ -122,199 +96,99 @@ def _multiplying(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.N
 
 
 def _pooling(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    if channel.axis != 1:
+    if channel.rank is None:
         return "pools over its channels"
     return replace(channel, pooled=channel.pooled or op(node).startswith("Global"))
 
 
 def _reducing(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    axes = _axes(walk, node)
-    if axes is None or not channel.spares(axes):
-        return "reduces over its channels"
-    if channel.rank is None:
-        return channel if node.attrs.get("keepdims", 1) else "removes dimensions of an unknown number"
-    gone = set(channel.counted(axes))
-    pooled = channel.pooled or gone | {0, channel.axis} == set(range(channel.rank))
-    return replace(_without(channel, gone) if not node.attrs.get("keepdims", 1) else channel, pooled=pooled)
+    places = channel.places(_axes(walk, node))
+    if not places or channel.rank is None:
+        return "may reduce over its channels"
+    pooled = channel.pooled or len(places) == channel.rank - 2
+    left = channel.rank if node.attrs.get("keepdims", 1) else channel.rank - len(places)
+    return replace(channel, rank=left, pooled=pooled)
 
 
 def _squeezing(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    axes = _axes(walk, node)
-    if axes is None or channel.rank is None or not channel.spares(axes):
+    places = channel.places(_axes(walk, node))
+    if not places or channel.rank is None:
         return "may remove the dimension of its channels"
-    return _without(channel, set(channel.counted(axes)))
-
-
-def _unsqueezing(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    axes = _axes(walk, node)
-    if axes is None or channel.rank is None:
-        return "adds dimensions of an unknown place"
-    rank = channel.rank + len(axes)
-    added = {axis % rank for axis in axes}
-    return replace(channel, axis=[i for i in range(rank) if i not in added][channel.axis], rank=rank)
-
-
-def _without(channel: ChannelAxis, gone: set[int]) -> ChannelAxis:
-    assert channel.rank is not None
-    return replace(
-        channel, axis=channel.axis - sum(axis < channel.axis for axis in gone), rank=channel.rank - len(gone)
-    )
-
-
-def _transposing(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    perm = node.attrs.get("perm")
-    if perm is None:
-        return "reverses its dimensions"
-    return replace(channel, axis=perm.index(channel.axis % len(perm)), rank=len(perm))
+    return replace(channel, rank=channel.rank - len(places))
 
 
 def _flattening(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    if channel.axis != 1 or node.attrs.get("axis", 1) != 1:
+    if channel.rank is None or node.attrs.get("axis", 1) != 1:
         return "does not keep its channels apart"
-    return ChannelAxis(axis=1, rank=2, flattened=channel.flattened or channel.rank != 2)
+    return ChannelAxis(rank=2, flattened=channel.flattened or channel.rank != 2)
 
 
 def _reshaping(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    if channel.axis == 1 and _is_flatten(walk, channel, tensor, node):
-        return ChannelAxis(axis=1, rank=2, flattened=True)
-    return "may move its channels"
-
-
-def _is_flatten(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> bool:
-    """Whether a Reshape makes (batch, the rest) of a tensor, or works on one in which there is nothing else."""
-    target = walk.values(node.inputs[1]) if len(node.inputs) > 1 else np.asarray(node.attrs.get("shape", []))
-    sizes = tensor.shape or []
-    pooled = (
-        channel.pooled
-        or channel.rank == 2
-        or (len(sizes) == channel.rank and all(size == 1 for size in sizes[2:]))
-    )
-    if target is not None:
-        keeps_batch = target.size > 0 and (
-            (target[0] == 0 and not node.attrs.get("allowzero", 0)) or target[0] in sizes[:1]
-        )
-        return target.size == 2 and bool(pooled or keeps_batch)
-    source = walk.origin(node.inputs[1])
-    joined = source.inputs[0] if source.inputs else None
-    return (
-        joined is not None
-        and op(joined) == "Concat"
-        and len(joined.inputs) == 2
-        and (pooled or _is_batch(walk, joined.inputs[0], tensor))
-    )
-
-
-def _is_batch(walk: Walk, size: gs.Tensor, tensor: gs.Tensor) -> bool:
-    """Whether ``size`` is element 0 of the shape of ``tensor``, as torch writes ``x.size(0)``."""
-    node = size.inputs[0] if size.inputs else None
-    while node is not None and op(node) in ("Unsqueeze", "Cast", "Identity"):
-        node = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
-    if node is None or op(node) != "Gather" or not node.inputs[0].inputs:
-        return False
-    shape, index = node.inputs[0].inputs[0], walk.values(node.inputs[1])
-    return (
-        op(shape) == "Shape"
-        and not shape.attrs
-        and shape.inputs[0] is tensor
-        and index is not None
-        and not np.any(index)
-    )
-
-
-def _slicing(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    return channel if channel.spares(_axes(walk, node, position=3)) else "may take a part of its channels"
-
-
-def _splitting(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    return channel if channel.spares([node.attrs.get("axis", 0)]) else "takes its channels apart"
+    """A Reshape to (batch, the rest), or to any matrix where there is nothing but batch and channels."""
+    target = walk.values(node.inputs[1]) if has_input(node, 1) else None
+    keeps_batch = target is not None and target.size > 0 and target.flat[0] == 0
+    if channel.rank is None or not (keeps_batch or channel.pooled or channel.rank == 2):
+        return "may move its channels"
+    if target is None and has_input(node, 1):  # torch joins x.size(0) and -1 at run time
+        concat = walk.origin(node.inputs[1]).inputs
+        to_matrix = bool(concat) and op(concat[0]) == "Concat" and len(concat[0].inputs) == 2
+    else:
+        to_matrix = target is not None and target.size == 2
+    return ChannelAxis(rank=2, flattened=True) if to_matrix else "may move its channels"
 
 
 def _padding(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    pads = (
-        node.attrs["pads"]
-        if "pads" in node.attrs
-        else walk.values(node.inputs[1])
-        if len(node.inputs) > 1
-        else None
-    )
-    value = walk.values(node.inputs[2]) if _given(node, 2) else np.asarray(node.attrs.get("value", 0.0))
+    pads = node.attrs.get("pads")
+    if pads is None and has_input(node, 1):
+        pads = walk.values(node.inputs[1])
+    value = walk.values(node.inputs[2]) if has_input(node, 2) else np.asarray(node.attrs.get("value", 0.0))
     if node.attrs.get("mode", "constant") == "constant" and (value is None or np.any(value)):
         return "pads it with a constant other than zero"
-    axes = (
-        walk.values(node.inputs[3]) if _given(node, 3) else np.arange(0 if pads is None else len(pads) // 2)
-    )
+    half = 0 if pads is None else len(pads) // 2
+    axes = walk.values(node.inputs[3]) if has_input(node, 3) else np.arange(half)
     if pads is None or axes is None:
         return "pads it by an amount that is not constant"
-    half = len(pads) // 2
-    padded = [int(axis) for i, axis in enumerate(axes) if pads[i] or pads[i + half]]
-    return channel if channel.spares(padded) else "pads its channels"
+    padded = [axis for i, axis in enumerate(axes) if pads[i] or pads[i + half]]
+    return "may pad its channels" if channel.places(padded) is None else channel
 
 
-def _resizing(walk: Walk, channel: ChannelAxis, tensor: gs.Tensor, node: gs.Node) -> ChannelAxis | str:
-    position = 2 if walk.opset >= 11 and op(node) == "Resize" else 1
-    scales = (
-        np.asarray(node.attrs["scales"]) if "scales" in node.attrs else walk.values(node.inputs[position])
-    )
-    axes = node.attrs.get("axes")
-    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        return "crops it"
-    if axes is not None:
-        return channel if channel.spares(axes) else "resizes its channels"
-    if scales is None or len(scales) != channel.rank or scales[channel.axis] != 1:
-        return "resizes it to a size that is not constant"
-    return channel
-
-
-def _given(node: gs.Node, position: int) -> bool:
-    return len(node.inputs) > position and node.inputs[position].name != ""
-
-
-def _axes(walk: Walk, node: gs.Node, position: int = 1) -> list[int] | None:
+def _axes(walk: Walk, node: gs.Node) -> Iterable[int] | None:
     """Axes of a node, an attribute once and an input since; None where they are not given or not constant."""
     if "axes" in node.attrs:
-        return list(node.attrs["axes"])
-    values = walk.values(node.inputs[position]) if _given(node, position) else None
+        return [int(axis) for axis in node.attrs["axes"]]
+    values = walk.values(node.inputs[1]) if has_input(node, 1) else None
     return None if values is None else [int(axis) for axis in np.ravel(values)]
 
 
 HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu"})
-SATURATING = frozenset(
-    {
-        "Clip",
-        "Elu",
-        "Celu",
-        "Selu",
-        "Sigmoid",
-        "HardSigmoid",
-        "Softplus",
-        "Softsign",
-        "Tanh",
-        "ThresholdedRelu",
-    }
-)
+SATURATING = frozenset({
+    "Celu", "Clip", "Elu", "HardSigmoid", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh",
+    "ThresholdedRelu",
+})  # fmt: skip
 ACTIVATIONS = HOMOGENEOUS | SATURATING | {"Gelu", "HardSwish", "Mish", "Swish"}
-FIRST_OPERAND: dict[str, Rule] = {
-    **dict.fromkeys(ACTIVATIONS - HOMOGENEOUS, _nonlinear),
-    **dict.fromkeys(HOMOGENEOUS | {"Identity", "Dropout", "Abs", "Neg"}, _same),
-    **dict.fromkeys(
-        ["BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "LRN"],
-        _normalizing,
-    ),
-    **dict.fromkeys(
-        ["MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"], _pooling
-    ),
-    **dict.fromkeys(["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"], _reducing),
-    **dict.fromkeys(["Gather", "DepthToSpace", "SpaceToDepth"], _reordering),
-    **dict.fromkeys(["Resize", "Upsample"], _resizing),
-    "Cast": _casting,
-    "Squeeze": _squeezing,
-    "Unsqueeze": _unsqueezing,
-    "Transpose": _transposing,
-    "Flatten": _flattening,
-    "Reshape": _reshaping,
-    "Slice": _slicing,
-    "Split": _splitting,
-    "Pad": _padding,
-}
 JOINING = frozenset({"Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat"})
-ANY_OPERAND: dict[str, Rule] = {**dict.fromkeys(JOINING, _joining), "Mul": _multiplying, "Div": _multiplying}
+
+
+def _table(*rows: tuple[Iterable[str], Rule]) -> dict[str, Rule]:
+    return {name: rule for names, rule in rows for name in names}
+
+
+FIRST_OPERAND = _table(
+    (ACTIVATIONS - HOMOGENEOUS, "is not positively homogeneous"),
+    (HOMOGENEOUS | {"Identity", "Dropout", "Abs", "Neg"}, _same),
+    (["BatchNormalization", "InstanceNormalization", "LayerNormalization"], "normalizes or shifts it"),
+    (["GroupNormalization", "LRN"], "normalizes or shifts it"),
+    (["MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"], _pooling),
+    (["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"], _reducing),
+    (["Gather", "Slice", "Split"], "may take a part of its channels"),
+    (["DepthToSpace", "SpaceToDepth", "Transpose", "Unsqueeze"], "may move its channels"),
+    (["Resize", "Upsample"], "may resize its channels"),
+    (["Cast"], "may round it"),
+    (["Squeeze"], _squeezing),
+    (["Flatten"], _flattening),
+    (["Reshape"], _reshaping),
+    (["Pad"], _padding),
+)
+"""Rules where the tensor is the first input and no other."""
+
+ANY_OPERAND = _table((JOINING, _joining), (["Mul", "Div"], _multiplying))

@@ -1,53 +1,67 @@
-"""Read models from files and write them so that a target is either complete or untouched."""
+"""Read models, make sure that they are sound, and write files that are either complete or untouched."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeAlias
 
+import numpy as np
+import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
-from onnx.checker import ValidationError
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, checker, defs, helper, numpy_helper, shape_inference
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from onnx_dfmpc.errors import ModelError, RecipeError
-from onnx_dfmpc.model.checks import require_graph, verify
-from onnx_dfmpc.model.opset import opset_of
-from onnx_dfmpc.model.protobuf import copy_fields, is_large, tensors, without_initializers
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
+from onnx_dfmpc.model.protobuf import copy_fields, is_large, skeleton, tensors, without_initializers
+from onnx_dfmpc.spec.ops import OPS, op_key
+
+Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | gs.Graph
+"""Whatever `load` takes: a path, the bytes of a file, or a model in memory."""
+
+MAX_IR = 14
+"""Highest IR version that ONNX Runtime reads."""
 
 DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 """Fields of TensorProto that can hold numbers."""
 
+_GIVEN = "the given model"
+_EXPORT = "export the model again"
+_TRAIN = "train or export the model again"
+_ELSEWHERE = "choose another output path"
+
+
+# Loading
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model that passed every check of ``load``.
+    """A model that passed every check of `load`.
 
-    Attributes
-    ----------
-    proto : ModelProto
-        The model with external data in memory; ours, not the caller's. Treat it as read-only.
-    path : Path or None
-        File that it came from; None for a ModelProto.
-    sha256 : str
-        Of the bytes of the file (weights in external data not included), or of the serialized ModelProto.
-    size : int
-        Bytes on disk, external data included; for a ModelProto, the bytes it would take.
+    ``proto`` has its external data in memory; it is ours, not the caller's, and read-only by agreement.
+    ``path`` is None for a model in memory. ``sha256`` is that of the file's bytes (without external data) or
+    of the serialized model, ``size`` the bytes on disk with external data, or what the model would take
+    there. ``files`` are the file and every file of external data: what must never be written over.
     """
 
     proto: ModelProto
     path: Path | None
     sha256: str
     size: int
+    files: tuple[Path, ...] = ()
 
     @property
     def label(self) -> str:
         """What to call the model in a message."""
-        return "the given model" if self.path is None else str(self.path)
+        return _GIVEN if self.path is None else str(self.path)
 
     @property
     def opset(self) -> int:
@@ -55,28 +69,20 @@ class LoadedModel:
         return opset_of(self.proto)
 
 
-def load(model: str | os.PathLike[str] | ModelProto) -> LoadedModel:
-    """Load a model and make sure that it is one.
-
-    Parameters
-    ----------
-    model : path or ModelProto
-        A binary ``.onnx`` file, with its external data next to it, or a model in memory. Neither is ever
-        changed.
-
-    Returns
-    -------
-    LoadedModel
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, unreadable, empty or not a model; if external data is missing, short or
-        outside of the model's directory; if the graph is empty, defines a name twice, has an unknown opset, a
-        weight that is not finite, a batch norm with ``var + epsilon <= 0``, or does not pass ``onnx.checker``
-        with full shape inference.
-    """
-    return _load_proto(model) if isinstance(model, ModelProto) else _load_file(Path(model))
+def load(model: Model) -> LoadedModel:
+    """Load a model that passes `verify`; ModelError otherwise. Files and objects are not changed."""
+    if isinstance(model, bytes):
+        return _load_proto(_parse(model, _GIVEN, "pass all bytes of a binary .onnx file, or its path"))
+    if isinstance(model, ModelProto):
+        return _load_proto(model)
+    if isinstance(model, gs.Graph):
+        return _load_proto(_export(model))
+    if isinstance(model, str | os.PathLike):
+        return _load_file(Path(model))
+    raise ModelError(
+        f"a {type(model).__name__} is not a model",
+        hint="pass a path, the bytes of a file, an onnx.ModelProto or an onnx_graphsurgeon.Graph",
+    )
 
 
 def _load_file(path: Path) -> LoadedModel:
@@ -84,39 +90,72 @@ def _load_file(path: Path) -> LoadedModel:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file", hint="check the path of the model") from error
-    except IsADirectoryError as error:
-        raise ModelError(f"{path}: a directory, not a model", hint="pass the .onnx file inside it") from error
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot read: {_reason(error)}", hint="check the path and its permissions"
-        ) from error
+        hint = "pass the .onnx file, and check its permissions"
+        raise ModelError(f"{path}: cannot read: {_reason(error)}", hint=hint) from error
+    other = "export the network to ONNX first, such as with torch.onnx.export"
+    proto = _parse(data, str(path), "pass a complete binary .onnx file" if path.suffix == ".onnx" else other)
+    external = _load_external_data(proto, path)
+    verify(proto, str(path))
+    size = len(data) + sum(file.stat().st_size for file in external)
+    return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external))
+
+
+def _parse(data: bytes, label: str, hint: str) -> ModelProto:
     if not data:
-        raise ModelError(f"{path}: the file is empty", hint="export or download the model again")
+        raise ModelError(f"{label}: the file is empty", hint="export or download the model again")
     proto = ModelProto()
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
-        other = "export the network to ONNX first, such as with torch.onnx.export"
-        hint = "pass a complete binary .onnx file" if path.suffix == ".onnx" else other
-        raise ModelError(f"{path}: not an ONNX model, or only a part of one", hint=hint) from error
-    require_graph(proto, str(path))
-    size = len(data) + _load_external_data(proto, path)
-    verify(proto, str(path))
-    return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size)
+        raise ModelError(f"{label}: not an ONNX model, or only a part of one", hint=hint) from error
+    return proto
+
+
+def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
+    """Load external data into ``proto`` and return the files that it came from."""
+    files: dict[Path, None] = {}
+    for tensor in tensors(proto):
+        if not uses_external_data(tensor):
+            continue
+        location = ExternalDataInfo(tensor).location
+        try:
+            # onnx refuses absolute paths, links and paths that leave the directory.
+            load_external_data_for_tensor(tensor, str(path.parent))
+        except (checker.ValidationError, ValueError, OSError) as error:
+            raise ModelError(
+                f"{path}: external data {location!r} of tensor {tensor.name!r}: {_reason(error)}",
+                hint="keep the data file next to the model, complete and under the name it was written with",
+            ) from error
+        tensor.ClearField("data_location")
+        files[path.parent / location] = None
+    return list(files)
+
+
+def _export(graph: gs.Graph) -> ModelProto:
+    # The exporter adds the domains in use to those of the graph and of its functions: not to the caller's.
+    ours = graph.copy()
+    ours.functions = [function.copy() for function in graph.functions]
+    for copied, original in zip((ours, *ours.functions), (graph, *graph.functions), strict=True):
+        copied.import_domains = list(original.import_domains) if original.import_domains else None
+    ours.producer_name, ours.producer_version = graph.producer_name, graph.producer_version
+    try:
+        proto: ModelProto = gs.export_onnx(ours)
+    except Exception as error:  # graphsurgeon raises its own, AssertionError, TypeError, ValueError ...
+        raise ModelError(f"{_GIVEN}: graphsurgeon refuses it: {_reason(error)}", hint=_EXPORT) from error
+    return proto
 
 
 def _load_proto(model: ModelProto) -> LoadedModel:
-    label = "the given model"
-    require_graph(model, label)
     for tensor in tensors(model):
-        if external_data_helper.uses_external_data(tensor):
+        if uses_external_data(tensor):
             raise ModelError(
-                f"{label}: the external data of tensor {tensor.name!r} is not loaded",
+                f"{_GIVEN}: the external data of tensor {tensor.name!r} is not loaded",
                 hint="pass the path of the model instead",
             )
     proto = ModelProto()
     proto.CopyFrom(model)
-    verify(proto, label)
+    verify(proto, _GIVEN)
     digest, size = hashlib.sha256(), 0
     for part in _parts(proto):
         digest.update(part)
@@ -134,121 +173,215 @@ def _parts(proto: ModelProto) -> Iterator[bytes]:
             yield tensor.SerializeToString(deterministic=True)
 
 
-def _load_external_data(proto: ModelProto, path: Path) -> int:
-    """Load external data into ``proto`` and return the size of the files that it came from."""
-    files: set[Path] = set()
-    for tensor in tensors(proto):
-        if not external_data_helper.uses_external_data(tensor):
+# Checking: what onnx.load, the checker and runtimes leave out
+
+
+def verify(proto: ModelProto, label: str) -> None:
+    """Raise ModelError unless a model, with its data in memory, is sound.
+
+    It must have nodes, known versions, no name twice, finite weights that fit their inputs, batch norms with
+    ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
+    """
+    if not proto.graph.node:  # onnx.load is content with an empty file
+        hint = "pass the .onnx file of a float network"
+        raise ModelError(f"{label}: there is no graph in it, or one without nodes", hint=hint)
+    _verify_versions(proto, label)
+    _verify_structure(proto, label)
+    _verify_weights(proto, label)
+
+
+def _verify_versions(proto: ModelProto, label: str) -> None:
+    if proto.ir_version > MAX_IR:
+        raise ModelError(
+            f"{label}: IR version {proto.ir_version} is newer than {MAX_IR}",
+            hint="export it with an older version of onnx",
+        )
+    opset, newest = opset_of(proto), defs.onnx_opset_version()
+    if opset == 0:
+        raise ModelError(f"{label}: no opset_import for the standard operators", hint=_EXPORT)
+    older = f"export it with opset {MAX_OPSET} or lower"
+    if not 1 <= opset <= newest:
+        raise ModelError(f"{label}: opset {opset} is unknown (1 to {newest} are known)", hint=older)
+    if opset > MAX_OPSET and (changed := changed_operators(proto, MAX_OPSET)):
+        raise ModelError(
+            f"{label}: opset {opset} is above {MAX_OPSET}, the highest that ONNX Runtime runs with quantized "
+            f"weights, and {', '.join(changed)} changed since",
+            hint=older,
+        )
+
+
+def _verify_structure(proto: ModelProto, label: str) -> None:
+    what = ""
+    try:
+        for tensor in filter(is_large, proto.graph.initializer):  # the skeleton has none of these
+            what = f"data of tensor {tensor.name!r} of shape {list(tensor.dims)}: "
+            numpy_helper.to_array(tensor)
+        what, outline = "", skeleton(proto)
+        checker.check_model(outline)
+        inferred = shape_inference.infer_shapes(outline, check_type=True, strict_mode=True)
+    except Exception as error:  # ValidationError, InferenceError, RuntimeError, ValueError, TypeError ...
+        raise ModelError(f"{label}: {what}{_reason(error)}", hint=_EXPORT) from error
+    _verify_channels(inferred, label)
+
+
+def _verify_channels(inferred: ModelProto, label: str) -> None:
+    """Refuse a convolution whose weight does not fit its input, which shape inference lets pass."""
+    graph = inferred.graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        operator = OPS.get(op_key(node.op_type, node.domain))
+        if operator is None or not operator.spatial:
             continue
-        location = external_data_helper.ExternalDataInfo(tensor).location
-        try:
-            # onnx refuses absolute paths, links and paths that leave the directory.
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        except (ValidationError, ValueError, OSError) as error:
+        x, w = (shapes.get(name, []) for name in node.input[:2])
+        if len(x) < 2 or len(w) < 2 or not x[1] or not w[1]:
+            continue
+        attributes = _attributes(node)
+        expected, _ = operator.channels(w, attributes)
+        if x[1] != expected:
             raise ModelError(
-                f"{path}: external data {location!r} of tensor {tensor.name!r}: {_reason(error)}",
-                hint="keep the data file next to the model, complete and under the name it was written with",
-            ) from error
-        tensor.ClearField("data_location")
-        files.add(path.parent / location)
-    return sum(file.stat().st_size for file in files)
+                f"{label}: node {_name(node)}: weight {node.input[1]!r} of shape {w}, group "
+                f"{operator.group(attributes)}, takes {expected} channels, but the input has {x[1]}",
+                hint=_EXPORT,
+            )
+
+
+def _verify_weights(proto: ModelProto, label: str) -> None:
+    table = ConstantTable(proto)
+    for node in proto.graph.node:
+        operator = op_key(node.op_type, node.domain)
+        if operator not in OPS and operator != "BatchNormalization":
+            continue
+        constants = {position: name for position, name in enumerate(node.input) if name in table}
+        for name in constants.values():
+            what, array = f"{label}: node {_name(node)}: tensor {table.source(name)!r}", table[name]
+            if array.size == 0:
+                raise ModelError(f"{what} of shape {list(array.shape)} is empty", hint=_EXPORT)
+            if not np.all(np.isfinite(array)):
+                raise ModelError(f"{what} holds NaN or infinity", hint=_TRAIN)
+        if operator == "BatchNormalization":
+            _verify_batch_norm(node, {i: table[name] for i, name in constants.items()}, label)
+
+
+def _verify_batch_norm(node: NodeProto, constants: Mapping[int, NDArray[np.generic]], label: str) -> None:
+    """``constants`` are the inputs that are, by position: x, gamma, beta, mean, variance."""
+    shapes = {array.shape: None for position, array in constants.items() if position > 0}
+    if len(shapes) > 1:
+        listed = ", ".join(map(str, shapes))
+        raise ModelError(
+            f"{label}: node {_name(node)}: batch-norm parameters differ in shape: {listed}", hint=_EXPORT
+        )
+    epsilon = _attributes(node).get("epsilon", 1e-5)
+    if 4 in constants and np.any((variance := constants[4].astype(np.float64)) + epsilon <= 0):
+        raise ModelError(
+            f"{label}: node {_name(node)}: variance {variance.min():.3g} + epsilon {epsilon:.3g} in "
+            f"{node.input[4]!r} is not positive",
+            hint=_TRAIN,
+        )
+
+
+def _attributes(node: NodeProto) -> dict[str, float]:
+    """Attributes of a node that are numbers."""
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _name(node: NodeProto) -> str:
+    return repr(node.name or node.output[0])
+
+
+# Writing
 
 
 def save(
-    proto: ModelProto, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False
+    proto: ModelProto,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool = False,
+    overwrite: bool = False,
+    protected: Collection[Path] = (),
 ) -> int:
-    """Write a model so that the target is either complete or untouched.
+    """Write a model, whole or not at all, and return the bytes that it takes on disk.
 
-    Everything goes to temporary files beside the target, which then take its place. The same model gives the
-    same bytes.
-
-    Parameters
-    ----------
-    proto : ModelProto
-        Model with its external data loaded; never changed.
-    path : path
-        Target file.
-    external_data : bool
-        Put large initializers into ``<name>.data`` beside the target. Necessary above 2 GB.
-    overwrite : bool
-        Allow the target, and its ``.data`` file, to exist.
-
-    Returns
-    -------
-    int
-        Bytes on disk, external data included.
-
-    Raises
-    ------
-    RecipeError
-        If the target exists and ``overwrite`` is False, if it cannot be written, or if a model above 2 GB is
-        to go into one file.
+    The same model gives the same bytes; ``proto``, with its data in memory, is not changed. ``external_data``
+    puts large initializers into ``<name>.data`` beside the target, as they must be above 2 GB. RecipeError
+    where `require_writable` refuses the target, it cannot be written, or the model is too large for one file.
     """
-    require_writable(path, external_data=external_data, overwrite=overwrite)
+    require_writable(path, external_data=external_data, overwrite=overwrite, protected=protected)
     target = Path(path)
+    if not external_data:
+        write_whole(target, _serialize(proto, target))
+        return target.stat().st_size
     data_target = _data_target(target)
-    temporary = [_temporary(target)]
-    try:
-        if not external_data:
-            _write(temporary[0], lambda file: file.write(_serialize(proto, target)))
-            os.replace(temporary[0], target)
-            return target.stat().st_size
-        temporary.append(_temporary(data_target))
-        slim = _without_data(proto, data_target.name)
-        _write(temporary[1], lambda file: file.writelines(_large_data(proto)))
-        _write(temporary[0], lambda file: file.write(_serialize(slim, target)))
-        _replace_pair((temporary[1], data_target), (temporary[0], target))
-        return target.stat().st_size + data_target.stat().st_size
-    except OSError as error:
-        raise RecipeError(
-            f"{target}: cannot write: {_reason(error)}", hint="choose another output path"
-        ) from error
-    finally:
-        for file in temporary:
-            file.unlink(missing_ok=True)
+    small = _serialize(_without_data(proto, data_target.name), target)
+    with _temporary(data_target, _large_data(proto)) as data, _temporary(target, small) as model:
+        _replace_pair((data, data_target), (model, target))
+    return target.stat().st_size + data_target.stat().st_size
+
+
+def write_whole(target: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write a file, whole or not at all; RecipeError if it cannot be written."""
+    with _temporary(target, content) as complete:
+        os.replace(complete, target)
 
 
 def require_writable(
-    path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool = False,
+    overwrite: bool = False,
+    protected: Collection[Path] = (),
 ) -> None:
-    """Refuse a target of `save` before the work is done.
+    """Refuse a target of `save`, and with ``external_data`` its ``.data`` file, before the work is done.
 
-    Raises
-    ------
-    RecipeError
-        If the target, or with `external_data` its ``.data`` file, is a directory, has no directory that can
-        be written, or exists and ``overwrite`` is False.
+    RecipeError if one of them is a ``protected`` file under whatever name, is there and not a regular file,
+    has no directory that can be written, or is there and ``overwrite`` is False.
     """
     target = Path(path)
     for file in (target, _data_target(target)) if external_data else (target,):
         if file.is_dir():
-            raise RecipeError(
-                f"{file}: a directory, not a file name", hint="name the file to write inside it"
-            )
+            hint = "name the file to write inside it"
+            raise RecipeError(f"{file}: a directory, not a file name", hint=hint)
         if not file.parent.is_dir():
             raise RecipeError(f"{file}: there is no directory {file.parent}", hint="create it first")
         if not os.access(file.parent, os.W_OK):
-            raise RecipeError(f"{file}: cannot write into {file.parent}", hint="choose another output path")
+            raise RecipeError(f"{file}: cannot write into {file.parent}", hint=_ELSEWHERE)
+        if file.exists() and not file.is_file():
+            raise RecipeError(f"{file}: a device or a pipe, not a regular file", hint=_ELSEWHERE)
+        if any(_same(file, other) for other in protected):
+            raise RecipeError(f"{file}: belongs to the input, which is never written over", hint=_ELSEWHERE)
         if os.path.lexists(file) and not overwrite:
-            raise RecipeError(
-                f"{file}: exists already",
-                hint="choose another output path, or allow overwriting it (--overwrite)",
-            )
+            hint = f"{_ELSEWHERE}, or allow overwriting it (--overwrite)"
+            raise RecipeError(f"{file}: exists already", hint=hint)
+
+
+def _same(one: Path, other: Path) -> bool:
+    with suppress(OSError):  # links, hard links, names that differ in case only
+        return os.path.samefile(one, other)
+    return one.resolve() == other.resolve()
 
 
 def _data_target(target: Path) -> Path:
     return target.with_name(target.name + ".data")
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-
-
-def _write(path: Path, content: Callable[[BinaryIO], object]) -> None:
-    with path.open("xb") as file:
-        content(file)
-        file.flush()
-        os.fsync(file.fileno())
+@contextmanager
+def _temporary(target: Path, content: bytes | Iterable[bytes]) -> Iterator[Path]:
+    """A complete file beside the target, gone at the end unless it has taken the target's place by then."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
+            file.flush()
+            os.fsync(file.fileno())  # else a crash after the rename could leave an empty file under its name
+        yield temporary
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot write: {_reason(error)}", hint=_ELSEWHERE) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _serialize(proto: ModelProto, target: Path) -> bytes:
@@ -275,9 +408,9 @@ def _large_data(proto: ModelProto) -> Iterator[bytes]:
 
 def _without_data(proto: ModelProto, location: str) -> ModelProto:
     """Copy of a model whose large initializers point into the file ``location``."""
-    slim, data, offset = without_initializers(proto), _large_data(proto), 0
+    small, data, offset = without_initializers(proto), _large_data(proto), 0
     for tensor in proto.graph.initializer:
-        stored = slim.graph.initializer.add()
+        stored = small.graph.initializer.add()
         if not _is_external(tensor):
             stored.CopyFrom(tensor)
             continue
@@ -287,14 +420,12 @@ def _without_data(proto: ModelProto, location: str) -> ModelProto:
         for key, value in (("location", location), ("offset", offset), ("length", length)):
             stored.external_data.add(key=key, value=str(value))
         offset += length
-    return slim
+    return small
 
 
 def _replace_pair(data: tuple[Path, Path], model: tuple[Path, Path]) -> None:
-    """Put data and model in place together: if the model cannot follow, the data that was there before comes
-    back.
-    """
-    backup = _temporary(data[1])
+    """Put data and model in place together: if the model cannot follow, the data from before comes back."""
+    backup = data[0].with_suffix(".bak")
     existed = data[1].exists()
     if existed:
         os.replace(data[1], backup)

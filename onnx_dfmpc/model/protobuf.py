@@ -9,9 +9,7 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 LARGE = 1024
-"""Elements above which an initializer is data, rather than a shape or an axis that other tools must be able
-to read.
-"""
+"""Elements above which an initializer is data, not a shape or axes that tools must read; a convention."""
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -39,8 +37,7 @@ def value_names(graph: GraphProto) -> set[str]:
         names.update(sparse.values.name for sparse in scope.sparse_initializer)
         names.update(value.name for value in (*scope.input, *scope.output, *scope.value_info))
         for node in scope.node:
-            names.update(node.input)
-            names.update(node.output)
+            names.update(node.input, node.output)
     return names - {""}
 
 
@@ -50,10 +47,8 @@ def is_large(tensor: TensorProto) -> bool:
 
 
 def framed(size: int) -> int:
-    """Bytes that ``size`` bytes take as a field of a message: tag (field numbers below 16), length and
-    content.
-    """
-    return 1 + max(1, -(-size.bit_length() // 7)) + size
+    """Bytes that ``size`` bytes take as a field of a message: tag (of a field below 16), length, content."""
+    return 1 + max(1, -(-size.bit_length() // 7)) + size  # the length is a varint: 7 bits to a byte
 
 
 def framed_size(message: Message) -> int:
@@ -62,7 +57,7 @@ def framed_size(message: Message) -> int:
 
 
 def copy_fields(source: Message, target: Message, *, without: tuple[str, ...] = ()) -> None:
-    """Add every set field of ``source`` to ``target``, but for those named in ``without``."""
+    """Add every set field of ``source`` to ``target``, except those named in ``without``."""
     for descriptor, value in source.ListFields():
         if descriptor.name in without:
             continue
@@ -73,9 +68,7 @@ def copy_fields(source: Message, target: Message, *, without: tuple[str, ...] = 
 
 
 def without_initializers(proto: ModelProto) -> ModelProto:
-    """Copy of a model that leaves the initializers of the main graph behind, and with them nearly all of its
-    bytes.
-    """
+    """Copy of a model without the initializers of the main graph, and so without nearly all of its bytes."""
     copy = ModelProto()
     copy_fields(proto, copy, without=("graph",))
     copy.graph.SetInParent()
@@ -86,9 +79,8 @@ def without_initializers(proto: ModelProto) -> ModelProto:
 def skeleton(proto: ModelProto) -> ModelProto:
     """Copy of a model in which every large initializer is a typed graph input.
 
-    Checker, shape inference and version converter only look at types, shapes and small constants; on the
-    skeleton they cost nothing for the weights and work for models whose weights exceed the 2 GB of a
-    protobuf.
+    Checker, shape inference and version converter only look at types, shapes and small constants: on the
+    skeleton the weights cost nothing, and may exceed the 2 GB of a protobuf.
     """
     copy = without_initializers(proto)
     listed = {value.name for value in copy.graph.input}

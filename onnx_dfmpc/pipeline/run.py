@@ -15,8 +15,7 @@ from dataclasses import replace
 from onnx_dfmpc.allocate.budget import budgets, sweep
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.matching.match import match
-from onnx_dfmpc.model.checks import verify
-from onnx_dfmpc.model.files import load, require_writable
+from onnx_dfmpc.model.files import load, require_writable, verify
 from onnx_dfmpc.pipeline.job import Job, Model, Seconds, metadata_of, needs_statistics, prepare, timed
 from onnx_dfmpc.pipeline.results import PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (

@@ -238,7 +238,7 @@ class Editor:
             new = new.reshape(old.shape)
         if np.array_equal(new, old):
             return
-        if self.table.is_initializer(name) and self.table.uses(name).total == 1 and new.shape == old.shape:
+        if self.table.is_initializer(name) and self.table.uses(name) == 1 and new.shape == old.shape:
             kept = self.initializers[name]
             fields = numpy_helper.from_array(new, name)
             fields.doc_string = kept.doc_string

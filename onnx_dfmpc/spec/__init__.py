@@ -7,7 +7,7 @@ Arrays are never modified in place.
 """
 
 from onnx_dfmpc.spec.arrays import Array, Progress, Value, sqnr_db
-from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, OpType, Skipped
+from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, Skipped
 from onnx_dfmpc.spec.moments import Anchor, InputStatistics, LayerStatistics, Moments, Outputs
 from onnx_dfmpc.spec.planned import (
     CostTable,
@@ -39,7 +39,6 @@ __all__ = [
     "LayerStatistics",
     "MatchReport",
     "Moments",
-    "OpType",
     "Outputs",
     "Progress",
     "QuantPlan",

@@ -14,7 +14,7 @@ Value = NDArray[Any]
 """Value of a tensor, of whatever type."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage, steps done, and steps in all."""
+"""``progress(stage, done, total)``: ``done`` of ``total`` parts of a stage are ready."""
 
 
 def sqnr_db(noise: float) -> float | None:

@@ -9,13 +9,12 @@ import numpy as np
 
 from onnx_dfmpc.spec.arrays import Array
 
-OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
 Edge = Literal["", "first", "last"]
 
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm:
-    """A BatchNormalization node behind a layer, with its parameters as float64 arrays of shape (o,).
+    """A BatchNormalization node after a layer, with its parameters as float64 arrays of shape (o,).
 
     ``y = gamma / sqrt(var + epsilon) * (x - mean) + beta``
     """
@@ -37,59 +36,23 @@ class BatchNorm:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One weighted node that can be quantized.
+    """One weighted node that can be quantized."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the node, or the name of its output where the node has none. Unique in a model.
-    weight : str
-        Name of the initializer, or of the Constant node's output, that holds the float weight (Identity nodes
-        resolved).
-    shape : tuple of int
-        Shape of the weight as stored.
-    axis : int
-        Output-channel axis of the stored weight: Conv 0, ConvTranspose 1, Gemm(transB=1) 0, Gemm(transB=0)
-        and MatMul 1.
-    group : int
-        Number of groups; 1 for Gemm and MatMul.
-    bias : str or None
-        Constant that is added to the output, per output channel: the node's own third input, or, for MatMul,
-        the constant of the Add behind it.
-    bias_node : str
-        Name of the node that adds the bias: the layer itself, or the Add behind a MatMul; "" where there is
-        no bias yet.
-    input, output : str
-        Names of the data input and of the node's output.
-    channels : int
-        Number of output channels ``o`` (group included).
-    batch_norm : BatchNorm or None
-        The BatchNormalization that alone consumes the output; None where it is folded or absent.
-    activation : str
-        "Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "SiLU", "Sigmoid", ... or "" when nothing follows
-        directly.
-    edge : {"", "first", "last"}
-        "first" where no weighted node comes before it, "last" where none comes behind it.
-    notes : tuple of str
-        Remarks for the report, such as "weight shared with conv2: copied".
-    """
-
-    name: str
-    op_type: OpType
-    index: int
-    weight: str
-    shape: tuple[int, ...]
-    axis: int
-    group: int
-    bias: str | None
-    bias_node: str
-    input: str
-    output: str
-    channels: int
-    batch_norm: BatchNorm | None = None
-    activation: str = ""
-    edge: Edge = ""
-    notes: tuple[str, ...] = ()
+    name: str  # the node's, or its output's where it has none; unique in a model
+    op_type: str  # a key of `onnx_dfmpc.spec.ops.OPS`
+    weight: str  # the initializer, or the output of a Constant node, that holds it: Identity resolved
+    shape: tuple[int, ...]  # of the weight as stored
+    axis: int  # output-channel axis of the weight as stored, 0 or 1
+    group: int  # number of groups; 1 for a matrix
+    bias: str | None  # constant added per output channel: the node's own input, or that of a MatMul's Add
+    bias_node: str  # node that adds it, the layer itself or the Add; "" where there is no bias yet
+    input: str  # the data
+    output: str  # of the node itself, before an Add or a batch norm
+    channels: int  # output channels, all groups together
+    batch_norm: BatchNorm | None = None  # the one that alone consumes the output, if it is not folded
+    activation: str = ""  # "Relu", "Clip", "HardSwish", "SiLU", ... or "" when nothing follows directly
+    edge: Edge = ""  # "first" where no weighted node comes before it, "last" where none comes after it
+    notes: tuple[str, ...] = ()  # remarks for the report, such as "weight shared with conv2: copied"
 
     @property
     def size(self) -> int:
@@ -98,7 +61,7 @@ class Layer:
 
     @property
     def end(self) -> str:
-        """Name of the tensor after the layer and its batch norm."""
+        """Output of the batch norm, or of the node itself where there is none (before a MatMul's Add)."""
         return self.output if self.batch_norm is None else self.batch_norm.output
 
 
@@ -132,18 +95,22 @@ class Skipped:
 class MatchReport:
     """What matching found: every weighted node is in ``layers`` or in ``skipped``, once.
 
-    Attributes
-    ----------
-    layers : tuple of Layer
-        What can be quantized, in topological order.
-    chains : tuple of Chain
-        Which layers follow each other, and through what.
-    skipped : tuple of Skipped
-        What stays float, and why.
-    weighted_nodes : int
+    ``layers`` are in topological order, ``chains`` say which of them follow each other. ``matched["conv"]``
+    is the layer of that name.
     """
 
     layers: tuple[Layer, ...]
     chains: tuple[Chain, ...]
     skipped: tuple[Skipped, ...]
     weighted_nodes: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers, in topological order."""
+        return tuple(layer.name for layer in self.layers)
+
+    def __getitem__(self, name: str) -> Layer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)

@@ -1,115 +1,123 @@
-"""The weighted operators, a row each: all that the other rooms know about Conv, ConvTranspose, Gemm and
-MatMul.
+"""The weighted operators, a row each: all that the other rooms know of Conv, ConvTranspose, Gemm and MatMul.
+
+A new operator is a new row of `OPS`. NumPy alone.
+
+A weight is the second input of its node. It is stored with its channels on axes 0 and 1, outputs on ``axis``
+and inputs on the other, then the kernel, if there is one. Groups always lie along axis 0: the other channel
+axis has the length of one group.
 
 Arithmetic sees every stored weight as rows of inputs, group by group, shape (g, r, n): ``g`` groups, ``r``
 output channels in each, ``n`` inputs of an output channel, which are input channels times kernel taps, taps
-innermost. Output channel ``j`` of the layer is row ``divmod(j, r)``. A new operator is a new row of `OPS`.
-NumPy alone.
+innermost. Output channel ``j`` of the layer is row ``divmod(j, r)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.spec.matched import Layer, OpType
+from onnx_dfmpc.spec.matched import Layer
 
 
 @dataclass(frozen=True)
 class WeightedOp:
-    """What one operator does with its weight, its second input.
-
-    Attributes
-    ----------
-    axis : callable
-        Attributes of a node to the output-channel axis of its stored weight.
-    spatial : bool
-        The weight ends in kernel axes, the data in as many places, and the channels of the output are axis 1.
-        Otherwise weights are matrices, and the channels are the last axis.
-    grouped : bool
-        Whether there is an attribute ``group``.
-    bias_input : int or None
-        Position of the bias; None where a bias is an Add after the node.
-    to_rows, from_rows : callable
-        ``(array, layer)`` from the layout of the file to rows, and back.
-    """
+    """What one operator does with its weight."""
 
     axis: Callable[[Mapping[str, Any]], int]
+    """Attributes of a node to the output-channel axis of its stored weight, 0 or 1."""
     spatial: bool
+    """Whether the weight ends in kernel axes: the data does too then, and its channels are axis 1. Otherwise
+    weights are matrices, and the channels of the data are its last axis."""
     grouped: bool
+    """Whether there is an attribute ``group``."""
+    batched: bool
+    """Whether the data may have any number of axes in front of the channels."""
     bias_input: int | None
-    to_rows: Callable[[NDArray[Any], Layer], NDArray[Any]]
-    from_rows: Callable[[NDArray[Any], Layer], NDArray[Any]]
+    """Position of the bias; None where a bias is an Add after the node."""
+    unsupported: Callable[[Mapping[str, Any], bool], str] = lambda attributes, has_bias: ""
+    """Attributes of a node, and whether it has a bias, to why it is no plain product; "" where it is one."""
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a stored weight has a legal number of axes."""
+        return len(shape) >= 3 if self.spatial else len(shape) == 2
+
+    def group(self, attributes: Mapping[str, Any]) -> int:
+        """Number of groups of a node."""
+        return int(attributes.get("group", 1)) if self.grouped else 1
+
+    def channels(self, shape: Sequence[int], attributes: Mapping[str, Any]) -> tuple[int, int]:
+        """Numbers of input and of output channels of a node, all groups together."""
+        axis = self.axis(attributes)
+        sizes = int(shape[0]), int(shape[1]) * self.group(attributes)
+        return sizes[1 - axis], sizes[axis]
 
 
-def _conv_rows(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    rows: NDArray[Any] = weight.reshape(layer.group, weight.shape[0] // layer.group, -1)
-    return rows
+def _gemm_unsupported(attributes: Mapping[str, Any], has_bias: bool) -> str:
+    alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
+    if attributes.get("transA", 0):
+        return "transA=1: its rows are not samples"
+    if alpha != 1.0 or (has_bias and beta != 1.0):
+        return f"alpha={alpha:g}, beta={beta:g}: only a plain product can be quantized"
+    return ""
 
 
-def _conv_weight(rows: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    return rows.reshape(layer.shape)
-
-
-def _transposed_rows(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    """(i, r, taps) in the file: inputs come first there, and the groups are along them."""
-    i, r = weight.shape[:2]
-    g = layer.group
-    return weight.reshape(g, i // g, r, -1).transpose(0, 2, 1, 3).reshape(g, r, -1)
-
-
-def _transposed_weight(rows: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    i, r = layer.shape[:2]
-    g = layer.group
-    return rows.reshape(g, r, i // g, -1).transpose(0, 2, 1, 3).reshape(layer.shape)
-
-
-def _matrix_rows(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    rows: NDArray[Any] = (weight if layer.axis == 0 else weight.T)[None]
-    return rows
-
-
-def _matrix_weight(rows: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    weight: NDArray[Any] = rows[0] if layer.axis == 0 else rows[0].T
-    return weight
-
-
-OPS: Mapping[OpType, WeightedOp] = {
-    "Conv": WeightedOp(lambda _: 0, True, True, 2, _conv_rows, _conv_weight),
-    "ConvTranspose": WeightedOp(lambda _: 1, True, True, 2, _transposed_rows, _transposed_weight),
+OPS: dict[str, WeightedOp] = {
+    "Conv": WeightedOp(lambda _: 0, spatial=True, grouped=True, batched=False, bias_input=2),
+    "ConvTranspose": WeightedOp(lambda _: 1, spatial=True, grouped=True, batched=False, bias_input=2),
     "Gemm": WeightedOp(
-        lambda given: 0 if given.get("transB", 0) else 1, False, False, 2, _matrix_rows, _matrix_weight
+        lambda attributes: 0 if attributes.get("transB", 0) else 1,
+        spatial=False,
+        grouped=False,
+        batched=False,
+        bias_input=2,
+        unsupported=_gemm_unsupported,
     ),
-    "MatMul": WeightedOp(lambda _: 1, False, False, None, _matrix_rows, _matrix_weight),
+    "MatMul": WeightedOp(lambda _: 1, spatial=False, grouped=False, batched=True, bias_input=None),
 }
+"""By `op_key`."""
+
+
+def op_key(op_type: str, domain: str | None) -> str:
+    """Operator with its domain in front where that is not ONNX's own: "Conv", "com.example::Linear"."""
+    return op_type if domain in (None, "", "ai.onnx") else f"{domain}::{op_type}"
 
 
 def to_rows(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:
     """Stored weight, shape ``layer.shape``, to rows, shape (g, r, n)."""
-    return OPS[layer.op_type].to_rows(weight, layer)
+    g = layer.group
+    rows: NDArray[Any]
+    if layer.axis == 0:  # (g * r, i, taps)
+        rows = weight.reshape(g, weight.shape[0] // g, -1)
+    else:  # (g * i, r, taps); a view where there are no taps, as matrices have none
+        i, r = weight.shape[0] // g, weight.shape[1]
+        rows = weight.reshape(g, i, r, -1).transpose(0, 2, 1, 3).reshape(g, r, -1)
+    return rows
 
 
 def from_rows(rows: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    """Rows to an array in the layout of the stored weight; the inverse of `to_rows`."""
-    return np.ascontiguousarray(OPS[layer.op_type].from_rows(rows, layer))
+    """Rows to a contiguous array in the layout of the stored weight; the inverse of `to_rows`."""
+    if layer.axis == 1:
+        g, r = layer.group, layer.shape[1]
+        rows = rows.reshape(g, r, layer.shape[0] // g, -1).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(rows.reshape(layer.shape))
 
 
 def spatial_rank(layer: Layer) -> int:
     """Number of spatial axes: 2 for an image convolution, 0 for a matrix."""
-    return len(layer.shape) - 2 if OPS[layer.op_type].spatial else 0
+    return len(layer.shape) - 2
 
 
 def taps(layer: Layer) -> int:
     """Kernel taps per input channel: 9 for a 3x3 convolution, 1 for a matrix."""
-    return int(np.prod(layer.shape[2:])) if OPS[layer.op_type].spatial else 1
+    return int(np.prod(layer.shape[2:]))
 
 
 def input_channels(layer: Layer) -> int:
-    """Number of input channels, group included."""
+    """Number of input channels, all groups together."""
     return layer.size * layer.group // (layer.channels * taps(layer))
 
 
@@ -119,15 +127,13 @@ def output_axis(layer: Layer, ndim: int) -> int:
 
 
 def per_channel(values: NDArray[Any], layer: Layer, ndim: int) -> NDArray[Any]:
-    """Numbers (channels,) in a shape that broadcasts along the channels of a layer's output of ``ndim`` axes."""
+    """Numbers (channels,) in a shape that broadcasts along the channels of an output of ``ndim`` axes."""
     axis = output_axis(layer, ndim)
     return values.reshape([-1 if a == axis else 1 for a in range(ndim)])
 
 
 def along_inputs(factor: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    """Factors of the input channels (i,), each where the stored weight meets its channel, shape
-    ``layer.shape``.
-    """
+    """Factors (i,) of the input channels, each where the stored weight meets its channel: ``layer.shape``."""
     row = np.repeat(factor.reshape(layer.group, -1), taps(layer), axis=1)  # (g, n)
     rows = np.broadcast_to(row[:, None], (layer.group, layer.channels // layer.group, row.shape[1]))
     return from_rows(rows, layer)
@@ -136,7 +142,6 @@ def along_inputs(factor: NDArray[Any], layer: Layer) -> NDArray[Any]:
 def shares_grid(layer: Layer) -> bool:
     """Whether one grid has to serve all groups, since the file's channel axis cannot tell them apart.
 
-    That is so where the axis of the channels is not the one along which the groups lie: in a grouped
-    ConvTranspose.
+    That is so where the channels' axis is not the one along which groups lie: in a grouped ConvTranspose.
     """
     return layer.group > 1 and layer.axis != 0

@@ -6,14 +6,15 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.model import files
-from onnx_dfmpc.model.constants import ConstantTable, Uses
-from onnx_dfmpc.model.files import load, save
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load, require_writable, save, write_whole
 from onnx_dfmpc.model.opset import opset_of, raise_opset
 
 
@@ -84,10 +85,45 @@ def test_load_from_path_and_from_memory_agree(tmp_path):
     assert from_file.sha256 == from_memory.sha256
     assert from_file.size == from_memory.size == path.stat().st_size
     assert (from_file.path, from_memory.path) == (path, None)
+    assert (from_file.files, from_memory.files) == ((path,), ())
     assert from_file.opset == 17
     from_memory.proto.graph.node[0].name = "changed"
     assert model.SerializeToString() == before
     assert path.read_bytes() == file_before
+
+
+def test_load_bytes(tmp_path):
+    data = network().SerializeToString(deterministic=True)
+    loaded = load(data)
+    assert (loaded.proto, loaded.path, loaded.files, loaded.label) == (network(), None, (), "the given model")
+    assert (loaded.sha256, loaded.size) == (load(network()).sha256, len(data))
+    refuse(data[:-100], "the given model", "not an ONNX model")
+    refuse(b"", "empty")
+
+
+def test_load_graphsurgeon_graph_and_leave_it_alone():
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1], producer_name: "p">
+        g (float[N, 16, 6, 6] x) => (float[N, 16, 6, 6] y) { c = Conv <pads = [1, 1, 1, 1]> (x, w) y = own.f(c) }
+        <domain: "own", opset_import: ["" : 17]> f (a) => (r) { r = Relu(a) }"""
+    model = parse(text, w=np.random.default_rng(0).standard_normal((16, 16, 3, 3)).astype(np.float32))
+    graph = gs.import_onnx(model)
+    for scope in (graph, *graph.functions):
+        scope.import_domains = [entry for entry in scope.import_domains if entry.domain == ""]
+    domains = [list(scope.import_domains) for scope in (graph, *graph.functions)]
+    weight = graph.nodes[0].inputs[1]
+    loaded = load(graph)
+    assert (loaded.path, loaded.files, loaded.proto.producer_name) == (None, (), "p")
+    x = np.random.default_rng(1).standard_normal((2, 16, 6, 6)).astype(np.float32)
+    np.testing.assert_array_equal(run(loaded.proto, x=x), run(model, x=x))
+    assert [scope.import_domains for scope in (graph, *graph.functions)] == domains
+    assert graph.nodes[0].inputs[1] is weight
+    graph.inputs[0].dtype = None
+    refuse(graph, "the given model", "graphsurgeon refuses it")
+
+
+@pytest.mark.parametrize("model", [None, 3, bytearray(b"x"), ["net.onnx"]], ids=str)
+def test_refuses_what_is_no_model_at_all(model):
+    assert "path" in refuse(model, type(model).__name__, "not a model").hint
 
 
 def test_load_shared_networks(shared_model):
@@ -101,6 +137,7 @@ def test_external_data_is_loaded_and_counted(tmp_path):
     onnx.save(network(), path, save_as_external_data=True, location="net.bin", size_threshold=0)
     loaded = load(path)
     assert loaded.size == path.stat().st_size + (tmp_path / "net.bin").stat().st_size
+    assert loaded.files == (path, tmp_path / "net.bin")
     assert loaded.proto.graph.initializer == network().graph.initializer
 
 
@@ -109,7 +146,7 @@ def test_refuses_missing_file(tmp_path):
 
 
 def test_refuses_directory(tmp_path):
-    refuse(tmp_path, str(tmp_path), "directory")
+    refuse(tmp_path, str(tmp_path), "Is a directory")
 
 
 def test_refuses_path_that_no_system_has():
@@ -257,15 +294,16 @@ def test_refuses_narrow_weights_that_are_not_finite(dtype):
 
 
 def test_refuses_duplicate_initializer():
-    model = network()
-    model.graph.initializer.append(initializer(model, "beta"))
-    refuse(model, "'beta'", "2 times")
+    for name in ("beta", "w"):  # one that the checker sees as it is, and one that it sees as an input
+        model = network()
+        model.graph.initializer.append(initializer(model, name))
+        refuse(model, name)
 
 
 def test_refuses_duplicate_output():
     model = network()
     model.graph.node[1].output[0] = "c"
-    refuse(model, "'c'", "2 times")
+    refuse(model, "'c'", "multiple times")
 
 
 def test_refuses_unknown_and_missing_opset():
@@ -386,6 +424,72 @@ def test_save_over_its_own_source(tmp_path):
     assert load(path).proto == loaded.proto
 
 
+def test_input_files_are_never_written_over(tmp_path, monkeypatch):
+    source = tmp_path / "in.onnx"
+    save(network(), source, external_data=True)
+    loaded = load(source)
+    assert loaded.files == (source, tmp_path / "in.onnx.data")
+    (tmp_path / "link.onnx").symlink_to(source)
+    os.link(source, tmp_path / "hard.onnx")
+    os.link(tmp_path / "in.onnx.data", tmp_path / "out.onnx.data")
+    monkeypatch.chdir(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for target, external_data in [
+        ("in.onnx", False),
+        (source, True),
+        (tmp_path / "no" / ".." / "in.onnx", False),
+        ("link.onnx", False),
+        ("hard.onnx", False),
+        ("in.onnx.data", False),
+        ("out.onnx", True),
+    ]:
+        (tmp_path / "no").mkdir(exist_ok=True)
+        with pytest.raises(RecipeError, match="belongs to the input") as caught:
+            save(network(), target, external_data=external_data, overwrite=True, protected=loaded.files)
+        assert caught.value.hint
+        (tmp_path / "no").rmdir()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    save(network(), "out.onnx", protected=loaded.files)
+
+
+def test_a_file_that_was_removed_is_still_protected(tmp_path):
+    source = tmp_path / "in.onnx"
+    with pytest.raises(RecipeError, match="belongs to the input"):
+        require_writable(tmp_path / "." / "in.onnx", protected=[source])
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for target, external_data in [
+        (tmp_path / "pipe.onnx", False),
+        (Path(os.devnull), False),
+    ]:
+        with pytest.raises(RecipeError, match="not a regular file") as caught:
+            save(network(), target, external_data=external_data, overwrite=True)
+        assert caught.value.hint
+    os.rename(tmp_path / "pipe.onnx", tmp_path / "net.onnx.data")
+    with pytest.raises(RecipeError, match=r"net\.onnx\.data: .*not a regular file"):
+        save(network(), tmp_path / "net.onnx", external_data=True, overwrite=True)
+    (tmp_path / "dangling.onnx").symlink_to(tmp_path / "nothing")
+    save(network(), tmp_path / "dangling.onnx", overwrite=True)
+    assert not (tmp_path / "dangling.onnx").is_symlink()
+
+
+def test_write_whole(tmp_path):
+    target = tmp_path / "a.txt"
+    write_whole(target, b"one")
+    write_whole(target, (part for part in (b"t", b"wo")))
+    assert target.read_bytes() == b"two"
+
+    def broken():
+        yield b"half"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RecipeError, match=r"a\.txt: cannot write: No space left"):
+        write_whole(target, broken())
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.txt": b"two"}
+
+
 def test_save_into_missing_directory_or_onto_a_directory(tmp_path):
     with pytest.raises(RecipeError, match="there is no directory"):
         save(network(), tmp_path / "no" / "net.onnx")
@@ -458,14 +562,17 @@ def test_constant_table():
     assert set(table) == {"b", "listed", "alias", "far", "tensor", "one", "many"}
     assert table.source("far") == "b"
     assert table.source("tensor") == "tensor"
-    assert table.uses("b") == table.uses("far") == Uses(nodes=2, subgraphs=2, outputs=1)
-    assert table.uses("many").total == 0
-    assert table.overridable("listed")
-    assert not table.overridable("b")
+    assert table.uses("b") == table.uses("far") == 5  # two Adds, two branches, one output of the graph
+    assert table.uses("many") == 0
+    assert {name: table.shape(name) for name in ("far", "tensor", "one", "many")} == {
+        "far": (2,),
+        "tensor": (2,),
+        "one": (),
+        "many": (2,),
+    }
     with pytest.raises(ValueError, match="read-only"):
         table["b"][0] = 9
-    model.ir_version = 3
-    assert not ConstantTable(model).overridable("listed")
+    assert set(ConstantTable(model, without={"b"})) == {"listed", "tensor", "one", "many"}
 
 
 # Opset
