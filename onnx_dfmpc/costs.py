@@ -17,7 +17,7 @@ from onnx_dfmpc.layerwise import Progress, Range, provider
 from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.recipe import Recipe, limits
 from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
-from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
+from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
 from onnx_dfmpc.sensitivity.table import predict
 from onnx_dfmpc.spec import CostTable, Grid, MatchReport, QuantizedLayer, QuantPlan
@@ -195,7 +195,7 @@ def _feeds(
         return kind, None
     if kind == "probe":
         shapes = dict(recipe.shapes)
-        return kind, probe_feeds(source.proto, seed=recipe.seed, input_range=input_range(), shapes=shapes)
-    return kind, data_feeds(
+        return kind, mixed_synthetic_feeds(source.proto, seed=recipe.seed, input_range=input_range(), shapes=shapes)
+    return kind, user_feeds(
         source.proto, calibration_feeding(recipe) if recipe.calibration_data else feeding_of(recipe)
     )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnx_dfmpc.comparison import compare_files
+from onnx_dfmpc.evaluate.compare import compare_files
 from onnx_dfmpc.matching.match import match as find_layers
 from onnx_dfmpc.model.files import load, require_writable
 from onnx_dfmpc.recipe import Recipe

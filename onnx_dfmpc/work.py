@@ -19,12 +19,11 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.allocate import allocate, allocate_budget, budgets, mean_bits, selected_layers, sweep
-from onnx_dfmpc.comparison import Findings, examine, range_note
 from onnx_dfmpc.costs import cost_table, with_costs, with_noise, with_sizes
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate import evidence
-from onnx_dfmpc.evaluate.compare import check_data
-from onnx_dfmpc.evaluate.layers import layer_sqnr
+from onnx_dfmpc.evaluate.compare import Evaluation, check_data, examine, range_note
+from onnx_dfmpc.evaluate.diagnose import layer_sqnr
 from onnx_dfmpc.inputs.data import Feeding, feeding_of, samples_of
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples
@@ -71,8 +70,8 @@ class Work:
             self.report = find_layers(self.source.proto)
         _require_layers(self.source, self.report.layers, self.report.skipped)
         self.feeding = feeding_of(recipe)
-        if recipe.data or recipe.labels or recipe.gates or recipe.shapes or recipe.providers:
-            check_data(self.source.proto, self.feeding, gates=recipe.gates, providers=recipe.providers)
+        if recipe.data or recipe.labels or recipe.gates or recipe.shapes:
+            check_data(self.source.proto, self.feeding, gates=recipe.gates)
 
     @cached_property
     def inferred_range(self) -> tuple[float, float] | None:
@@ -225,10 +224,7 @@ class Work:
         with self.clock("check"):
             verify(rewritten.proto, "the quantized model")
         with self.clock("validate"):
-            measured, found = (
-                self._validate(rewritten.proto, solved, plan.form) if validated else ({}, (None, (), None))
-            )
-        validation, per_layer, latency = found
+            measured, found = self._validate(rewritten.proto, solved, plan.form) if validated else ({}, None)
         table = ConstantTable(source.proto)
         rows = tuple(_rows(report, plan, solved, rewritten, measured, table))
         return QuantizeResult(
@@ -242,9 +238,9 @@ class Work:
             size=rewritten.proto.ByteSize(),
             notes=(*rewritten.notes, *self.notes),
             seconds=self.clock.seconds,
-            validation=validation,
-            per_layer=per_layer,
-            latency=latency,
+            validation=None if found is None else found.validation,
+            per_layer=() if found is None else found.per_layer,
+            latency=None if found is None else found.latency,
             histograms=tuple(_histograms(report, solved, rows, table)),
         )
 
@@ -260,11 +256,14 @@ class Work:
 
     def _validate(
         self, quantized: ModelProto, solved: Sequence[QuantizedLayer], form: StorageFormat
-    ) -> tuple[Mapping[str, float | None], Findings]:
+    ) -> tuple[Mapping[str, float | None], Evaluation]:
         """Every layer on a few inputs, and the outputs on all."""
         source, report = self.source.proto, self.report
         feeding = self.feeding if self.recipe.data else replace(self.feeding, input_range=self.input_range())
-        measured = layer_sqnr(source, quantized, _tensors(report, solved), _few_samples(source, feeding))
+        names = {done.name for done in solved}
+        layers = [layer for layer in report.layers if layer.name in names]
+        feeds = [feed for _, _, feed in _few_samples(source, feeding).batches()]
+        measured = layer_sqnr(source, quantized, layers, feeds)
         return measured, examine(
             source, quantized, report, feeding, self.recipe, form=form, progress=self.progress
         )
@@ -292,17 +291,6 @@ def _few_samples(source: ModelProto, feeding: Feeding) -> Samples:
     specs = with_shapes(model_inputs(source), feeding.shapes)
     found = samples_of(specs, replace(feeding, samples=LAYER_SAMPLES))
     return found if fixed_batch(specs) else replace(found, batch=1)
-
-
-def _tensors(report: MatchReport, solved: Sequence[QuantizedLayer]) -> dict[str, tuple[str, str]]:
-    """Where each layer's output can be compared: behind its batch norm, if it has one."""
-    layers = {layer.name: layer for layer in report.layers}
-    ends = {}
-    for done in solved:
-        layer = layers[done.name]
-        end = layer.batch_norm.output if layer.batch_norm is not None else layer.output
-        ends[done.name] = (end, end)
-    return ends
 
 
 def _rows(

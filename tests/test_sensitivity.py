@@ -27,7 +27,7 @@ from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rounding.grids import dequantize
 from onnx_dfmpc.rounding.regularize import regularize
 from onnx_dfmpc.sensitivity.candidates import Candidate, candidates
-from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
+from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.outputs import OutputNoise, relative, scores
 from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
 from onnx_dfmpc.sensitivity.table import predict, spread
@@ -344,9 +344,9 @@ def predicted(model: ModelProto, source: str, data: np.ndarray | None = None, **
     feeds = (
         None
         if source == "bn"
-        else probe_feeds(model, **knobs)
+        else mixed_synthetic_feeds(model, **knobs)
         if data is None
-        else data_feeds(model, Feeding(data))
+        else user_feeds(model, Feeding(data))
     )
     allowed = {one.name: np.ones(len(WIDTHS), bool) for one in report.layers}
     return predict(model, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=source)
@@ -403,7 +403,7 @@ def test_layers_that_stay_float_and_widths_that_are_closed_are_not_tried(digits_
 
 def test_inputs_to_listen_with(digits_bn):
     model = load(digits_bn).proto
-    feeds = probe_feeds(model, seed=3, input_range=(0, 1))
+    feeds = mixed_synthetic_feeds(model, seed=3, input_range=(0, 1))
     images = np.concatenate([next(iter(feed.values())) for feed in feeds])
     assert 8 <= len(images) <= 32
     assert 0 <= images.min() <= images.max() <= 1
@@ -413,4 +413,4 @@ def test_inputs_to_listen_with(digits_bn):
     fixed = ModelProto()
     fixed.CopyFrom(model)
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    assert {len(next(iter(feed.values()))) for feed in probe_feeds(fixed, input_range=(0, 1))} == {1}
+    assert {len(next(iter(feed.values()))) for feed in mixed_synthetic_feeds(fixed, input_range=(0, 1))} == {1}

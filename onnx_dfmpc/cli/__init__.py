@@ -213,7 +213,7 @@ def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
 def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
     if validation:
         return None
-    missed = [f"{gate.label} = {typed(gate.limit)} missed" for gate in validation.gates if not gate.passed]
+    missed = [f"{gate.name} = {typed(gate.limit)} missed" for gate in validation.gates if not gate.passed]
     return ValidationFailed("validation failed: " + "; ".join([*validation.failures, *missed]), hint=hint)
 
 

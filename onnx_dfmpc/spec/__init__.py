@@ -6,7 +6,7 @@ the model (`moments`), ``LayerPlan`` says how many bits (`planned`), ``Quantized
 Arrays are never modified in place.
 """
 
-from onnx_dfmpc.spec.arrays import Array
+from onnx_dfmpc.spec.arrays import Array, sqnr_db
 from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, OpType, Skipped
 from onnx_dfmpc.spec.moments import InputStatistics, Outputs
 from onnx_dfmpc.spec.planned import (
@@ -19,7 +19,15 @@ from onnx_dfmpc.spec.planned import (
     StorageFormat,
     SweepPoint,
 )
-from onnx_dfmpc.spec.reported import Latency, LayerEffect, LayerReport, Suggestion, Timing, WeightHistogram
+from onnx_dfmpc.spec.reported import (
+    Latency,
+    LayerEffect,
+    LayerReport,
+    Progress,
+    Suggestion,
+    Timing,
+    WeightHistogram,
+)
 from onnx_dfmpc.spec.stored import QuantizedLayer, QuantizedWeight
 
 __all__ = [
@@ -38,6 +46,7 @@ __all__ = [
     "MatchReport",
     "OpType",
     "Outputs",
+    "Progress",
     "QuantPlan",
     "QuantizedLayer",
     "QuantizedWeight",
@@ -49,4 +58,5 @@ __all__ = [
     "SweepPoint",
     "Timing",
     "WeightHistogram",
+    "sqnr_db",
 ]

@@ -96,6 +96,11 @@ class Layer:
         """Number of weights."""
         return int(np.prod(self.shape))
 
+    @property
+    def end(self) -> str:
+        """Name of the output after the batch norm, where there is one."""
+        return self.output if self.batch_norm is None else self.batch_norm.output
+
 
 @dataclass(frozen=True)
 class Chain:
