@@ -265,7 +265,15 @@ class Work:
         feeds = [feed for _, _, feed in _few_samples(source, feeding).batches()]
         measured = layer_sqnr(source, quantized, layers, feeds)
         return measured, examine(
-            source, quantized, report, feeding, self.recipe, form=form, progress=self.progress
+            source,
+            quantized,
+            report,
+            feeding,
+            gates=self.recipe.gates,
+            per_layer=self.recipe.per_layer,
+            latency=self.recipe.latency,
+            form=form,
+            progress=self.progress,
         )
 
 

@@ -201,7 +201,15 @@ def _files(*wanted: tuple[str | None, str]) -> tuple[tuple[Path, str], ...]:
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
-    result = pipeline.compare_files(args.float_model, args.quantized_model, recipe_of(args), callback)
+    recipe = recipe_of(args)
+    result = pipeline.compare_files(
+        args.float_model,
+        args.quantized_model,
+        recipe,
+        callback,
+        per_layer=recipe.per_layer,
+        latency=recipe.latency,
+    )
     failure = _failure(result.validation, "more bits may help (--per-layer says where), or other gates")
     return _Outcome(
         report.comparison_view(result, verbose=args.verbose),

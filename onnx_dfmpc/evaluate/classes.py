@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -112,18 +111,6 @@ def check_classes(labels: NDArray[np.int64], outputs: Iterable[tuple[str, Any]],
     )
 
 
-@dataclass(frozen=True)
-class LabelScore:
-    """What both models get right, as the attributes of the same names of `ValidationReport`."""
-
-    labelled: int
-    top1_float: float
-    top1_quantized: float
-    top1_interval: tuple[float, float]
-    top5_float: float | None = None
-    top5_quantized: float | None = None
-
-
 class LabelTally:
     """Counts of samples that both models get right, added up batch by batch."""
 
@@ -154,16 +141,23 @@ class LabelTally:
         if self._top1[0] > chance:
             return ()
         return (
-            "the float model is right hardly more often than by chance: are these the data and labels that it "
-            "was trained for?",
+            "the float model is right hardly more often than by chance: are these the data and labels that "
+            "it was trained for?",
         )
 
-    def score(self) -> LabelScore | None:
-        """Shares and their difference; None where nothing was added."""
+    def scores(self) -> dict[str, Any]:
+        """Attributes of the `ValidationReport`; none where nothing was added."""
         count = self._labelled
         if not count:
-            return None
-        top1 = (self._top1 / count).tolist()
-        top5 = (None, None) if self._top5 is None else (self._top5 / count).tolist()
-        interval = paired_interval(self._only_float, self._only_quantized, count)
-        return LabelScore(count, top1[0], top1[1], interval, top5[0], top5[1])
+            return {}
+        top1, top5 = (self._top1 / count).tolist(), [None, None]
+        if self._top5 is not None:
+            top5 = (self._top5 / count).tolist()
+        return {
+            "labelled": count,
+            "top1_float": top1[0],
+            "top1_quantized": top1[1],
+            "top1_interval": paired_interval(self._only_float, self._only_quantized, count),
+            "top5_float": top5[0],
+            "top5_quantized": top5[1],
+        }

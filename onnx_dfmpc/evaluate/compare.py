@@ -186,36 +186,44 @@ def examine(
     quantized_model: ModelProto,
     matched: MatchReport,
     data: Feeding,
-    recipe: Recipe,
     *,
+    gates: Gates | None = None,
+    per_layer: bool = False,
+    latency: bool = False,
     files: tuple[Model, Model] | None = None,
     form: StorageFormat | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Validation, and what the switches of the recipe ask for beyond it.
+    """Validation, and, where they are asked for, the effects of the layers and inference times.
 
     ``matched`` is that of the float model, ``files`` where the models lie, ``form`` how codes are stored,
     where that is known.
     """
     models = files or (float_model, quantized_model)
-    validation = validate(*models, data, gates=recipe.gates, progress=progress)
+    validation = validate(*models, data, gates=gates, progress=progress)
     effects: tuple[LayerEffect, ...] = ()
     notes: tuple[str, ...] = ()
-    if recipe.per_layer:
+    if per_layer:
         try:
             effects, notes = diagnose(
                 float_model, quantized_model, matched, data, form=form, progress=progress
             )
         except (ModelError, UnsupportedError) as error:  # the validation is worth showing all the same
             notes = (f"per layer: {error}",)
-    latency = measure_latency(*models, data, progress=progress) if recipe.latency else None
-    return Evaluation(replace(validation, notes=(*validation.notes, *notes)), effects, latency)
+    times = measure_latency(*models, data, progress=progress) if latency else None
+    return Evaluation(replace(validation, notes=(*validation.notes, *notes)), effects, times)
 
 
 def compare_files(
-    float_path: str, quantized_path: str, recipe: Recipe, progress: Progress | None = None
+    float_path: str,
+    quantized_path: str,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    per_layer: bool = False,
+    latency: bool = False,
 ) -> ComparisonResult:
-    """Compare two files with the data, gates and switches of a recipe."""
+    """Compare two files with the data and gates of a recipe."""
     source, quantized = load(float_path), load(quantized_path)
     matched, data = match(source.proto), feeding_of(recipe)
     notes: tuple[str, ...] = ()
@@ -223,8 +231,17 @@ def compare_files(
         specs = model_inputs(source.proto, data.shapes)
         data = replace(data, input_range=infer_range(source.proto, matched.layers, specs, seed=data.seed))
         notes = range_note(data.input_range)
-    files = (float_path, quantized_path)
-    evaluation = examine(source.proto, quantized.proto, matched, data, recipe, files=files, progress=progress)
+    evaluation = examine(
+        source.proto,
+        quantized.proto,
+        matched,
+        data,
+        gates=recipe.gates,
+        per_layer=per_layer,
+        latency=latency,
+        files=(float_path, quantized_path),
+        progress=progress,
+    )
     validation = replace(evaluation.validation, notes=(*evaluation.validation.notes, *notes))
     return ComparisonResult(source, quantized, validation, evaluation.per_layer, evaluation.latency)
 

@@ -19,12 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.evaluate.classes import class_scores
-from onnx_dfmpc.evaluate.metrics import Comparison, is_finite
+from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
+from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.forms import check_format
 from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.model.constants import ConstantTable, used_names
@@ -266,22 +267,18 @@ def _effects(
         if not expected_outputs.keys() >= set(rest.outputs):
             # Not by reference.value(): that would run to the end now, and forget what the next layers need.
             expected_outputs = rest(expected) | expected_outputs
-        pairs = [(expected_outputs[name], values) for name, values in rest(alone).items()]
-        own_output = _compare(expected, quantized.value(end))
-        own = [_compare(*pair) for pair in pairs]
-        agreement = [share for pair in pairs if (share := _agreement(*pair)) is not None]
+        own = _alone({name: expected_outputs[name] for name in rest.outputs}, rest(alone))
+        output = _compare(expected, quantized.value(end))
         effects.append(
             LayerEffect(
                 name=layer.name,
                 op=layer.op_type,
                 bits=segment.bits,
                 bytes=segment.bytes,
-                sqnr_db=None if own_output is None else own_output.sqnr_db,
-                cosine=None if own_output is None else own_output.cosine,
-                own_sqnr_db=None
-                if None in own
-                else min((pair.sqnr_db for pair in own if pair is not None), default=math.inf),
-                own_top1_agreement=min(agreement, default=None),
+                sqnr_db=None if output is None else output.sqnr_db,
+                cosine=None if output is None else output.cosine,
+                own_sqnr_db=own.sqnr_db if rest.outputs else math.inf,
+                own_top1_agreement=own.top1_agreement,
             )
         )
         if progress is not None:
@@ -313,6 +310,16 @@ def _noise(effect: LayerEffect) -> float:
     return math.inf if effect.own_sqnr_db is None else 10 ** (-effect.own_sqnr_db / 10)
 
 
+def _alone(expected: Mapping[str, Batches], actual: Mapping[str, Batches]) -> ValidationReport:
+    """Metrics of some outputs, of which there is a value for each batch."""
+    tally, stop = Tally(list(expected)), 0
+    for batch, first in enumerate(next(iter(expected.values()), ())):
+        start, stop = stop, stop + len(np.atleast_1d(first))
+        sides = ([values[name][batch] for name in expected] for values in (expected, actual))
+        tally.add(start, stop, *sides)
+    return tally.report(samples=stop, data="", synthetic=False)
+
+
 def _compare(expected: Batches, actual: Batches) -> Comparison | None:
     """Sums over all batches; None where they cannot be compared."""
     pair = Comparison()
@@ -321,18 +328,6 @@ def _compare(expected: Batches, actual: Batches) -> Comparison | None:
             return None
         pair.add(a, b)
     return pair
-
-
-def _agreement(expected: Batches, actual: Batches) -> float | None:
-    """Fraction of samples with the same class; None where these are no scores."""
-    same = count = 0
-    for a, b in zip(expected, actual, strict=True):
-        best, other = (class_scores(side, len(a)) if side.ndim else None for side in (a, b))
-        if best is None or other is None:
-            return None
-        same += int((best.argmax(axis=1) == other.argmax(axis=1)).sum())
-        count += len(best)
-    return same / count if count else None
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -365,7 +360,9 @@ def _suggestion(
     own, bits = _noise(effect), effect.bits
     if bits is None or bits not in sizes or bits == max(WIDTHS) or not math.isfinite(own):
         return None
-    others = [power for power in (_noise(other) for other in effects if other is not effect) if math.isfinite(power)]
+    others = [
+        power for power in (_noise(other) for other in effects if other is not effect) if math.isfinite(power)
+    ]
     rest = sum(others)
     wider = [width for width in WIDTHS if width > bits]
     noise = {width: own * ((2**bits - 1) / (2**width - 1)) ** 2 for width in wider}

@@ -1,4 +1,4 @@
-"""Inference times of the float model, and of the quantized one with different session options, side by side."""
+"""Inference times of the float model, and of the quantized one with different session options, in turn."""
 
 from __future__ import annotations
 

@@ -163,11 +163,10 @@ class Tally:
 
     def report(self, **context: Any) -> ValidationReport:
         """Metrics so far; ``context`` are the other attributes of the `ValidationReport`."""
-        score = self._right.score()
         report = ValidationReport(
             outputs=tuple(tally.metrics(name) for name, tally in self._outputs.items()),
             failures=tuple(self.failures.values()),
             **context,
-            **({} if score is None else vars(score)),
+            **self._right.scores(),
         )
         return replace(report, notes=(*report.notes, *self._right.remarks()))

@@ -170,7 +170,7 @@ class PartialRun:
     def _segment(
         self, nodes: Sequence[NodeProto], outputs: Sequence[str], opened: Mapping[str, Value]
     ) -> tuple[Session, list[str]]:
-        """Session of some nodes, and the tensors that it reads besides the opened ones, given by an example."""
+        """Session of some nodes, and the tensors that it reads besides the opened ones, given by example."""
         read = {name for node in nodes for name in _inputs(node)}
         constants = sorted(name for name in read if name in self._replaced or name in self._table)
         inputs = sorted(read - _outputs(nodes) - set(constants) - set(opened))
@@ -182,8 +182,7 @@ class PartialRun:
             # A sum that is split among threads depends on their number. On one thread per batch the result
             # does not, and as batches run side by side no core is idle.
             threads=1,
-            # Each segment runs once or a few times: memory kept for the next run would only add up over
-            # segments.
+            # Each segment runs once or a few times: memory kept for the next run would be kept in vain.
             arena=False,
         )
         return session, inputs
@@ -195,7 +194,7 @@ class PartialRun:
         outputs: Sequence[str],
         constants: Sequence[str],
     ) -> bytes:
-        """Model of some nodes. A function of its own, so that no second copy of its weights is left at load."""
+        """Model of some nodes. A function of its own, so that no second copy of its weights stays at load."""
         graph = helper.make_graph(
             nodes,
             "segment",

@@ -23,16 +23,8 @@ SILENT = 4
 exception is in our own message.
 """
 
-DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(bool)": np.bool_,
-    **{
-        f"tensor({name})": getattr(np, name)
-        for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-    },
-}
+NUMPY = {"float": "float32", "double": "float64"}
+"""Names of NumPy for those of ONNX Runtime, where they differ."""
 
 
 def session_options() -> ort.SessionOptions:
@@ -99,12 +91,14 @@ class Session:
         """Inputs of the model; UnsupportedError if one of them is not a tensor of numbers."""
         specs = []
         for node in self._session.get_inputs():
-            if node.type not in DTYPES:
-                raise UnsupportedError(
-                    f"{self.title}: input {node.name!r} is a {node.type}, which validation cannot feed"
-                )
+            kind = node.type.removeprefix("tensor(").removesuffix(")")
+            try:
+                dtype = np.dtype(NUMPY.get(kind, kind))
+            except TypeError:
+                what = f"input {node.name!r} is a {node.type}, which validation cannot feed"
+                raise UnsupportedError(f"{self.title}: {what}") from None
             shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
-            specs.append(InputSpec(node.name, np.dtype(DTYPES[node.type]), shape))
+            specs.append(InputSpec(node.name, dtype, shape))
         return specs
 
     def run(self, feeds: Mapping[str, Value], outputs: Sequence[str] | None = None) -> list[Any]:
