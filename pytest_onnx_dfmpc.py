@@ -18,16 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["onnx_accuracy"]
 
-GATES = ("min_cosine", "min_sqnr_db", "max_top1_drop", "min_top1_agreement")
-
 
 @pytest.fixture(scope="session")
 def onnx_accuracy() -> Callable[..., ValidationReport]:
     """Compare a quantized model with its float original; the test fails where a gate does not hold.
 
-    ``onnx_accuracy(float_path, quantized_path, data, labels=None, **gates)``, with the gates and the settings
-    of `onnx_dfmpc.validate`, such as ``min_cosine=0.99, max_top1_drop=0.01, samples=500``. Returns the
-    `ValidationReport`.
+    ``onnx_accuracy(float_path, quantized_path, data=None, **gates)``, with the data and the gates of
+    `onnx_dfmpc.validate`, such as ``min_cosine=0.99, max_top1_drop=0.01``. Returns the `ValidationReport`.
     """
     return _compare
 
@@ -36,18 +33,14 @@ def _compare(
     float_path: str | os.PathLike[str],
     quantized_path: str | os.PathLike[str],
     data: Any = None,
-    labels: Any = None,
-    **gates: Any,
+    **gates: float,
 ) -> ValidationReport:
     __tracebackhide__ = True
     from onnx_dfmpc import DfmpcError, validate
 
-    limits = {name: gates.pop(name) for name in GATES if name in gates}
     report, problem = None, ""
     try:
-        report = validate(
-            float_path, quantized_path, data, labels, gates={**gates.pop("gates", {}), **limits}, **gates
-        )
+        report = validate(float_path, quantized_path, data, gates=gates)
     except DfmpcError as error:
         problem = f"{error}\nhint: {error.hint}" if error.hint else str(error)
     if report is None:  # not from the handler, where pytest shows both

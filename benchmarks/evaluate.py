@@ -14,9 +14,9 @@ from onnx import ModelProto
 
 from benchmarks.networks import Network
 from onnx_dfmpc import session_options
-from onnx_dfmpc.evaluate.tally import Tally
+from onnx_dfmpc.evaluate.metrics import Tally
+from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples, from_data
-from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.model.files import load
 
 SILENT = 4
@@ -49,7 +49,7 @@ class Reference:
         tally = Tally(self.names, self.samples.labels)
         for (start, stop, feeds), expected in zip(self.samples.batches(), self.outputs, strict=True):
             tally.add(start, stop, expected, session.run(list(self.names), feeds))
-        report = tally.report((), samples=self.samples.count, data=self.samples.description, synthetic=False)
+        report = tally.report(samples=self.samples.count, data=self.samples.description, synthetic=False)
         return Score(
             report.samples, report.top1_quantized, report.top1_agreement, report.sqnr_db, report.failures
         )

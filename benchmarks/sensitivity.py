@@ -47,7 +47,7 @@ from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.sensitivity.candidates import Candidate, candidates, repaired
-from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
+from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.outputs import relative, scores
 from onnx_dfmpc.sensitivity.table import predict
 from onnx_dfmpc.spec import Layer, MatchReport
@@ -132,12 +132,12 @@ def outputs(
         shape = (-1, *[1] * (len(layer.shape) - 2 if layer.op_type in ("Conv", "ConvTranspose") else 0))
         stream.value(layer.input)
         zero = np.zeros(layer.channels, weight.dtype).reshape(shape)
-        rest = stream.rest(layer.output, names[:1], zero)
+        rest = stream.downstream(layer.output, names[:1], open_weight=True)
         if position == 0:
-            yield None, np.concatenate(rest(weight, zero)[names[0]])
+            yield None, np.concatenate(rest.with_weight(weight, zero)[names[0]])
         for (name, bits), candidate in candidates.items():
             if name == layer.name:
-                moved = rest(
+                moved = rest.with_weight(
                     candidate.weight.astype(weight.dtype), candidate.shift.astype(weight.dtype).reshape(shape)
                 )
                 yield (name, bits), np.concatenate(moved[names[0]])
@@ -185,9 +185,9 @@ def predictions(
     for kind in SOURCES:
         feeds: Sequence[Mapping[str, Value]] | None = None
         if kind == "probe":
-            feeds = probe_feeds(proto, input_range=span)
+            feeds = mixed_synthetic_feeds(proto, input_range=span)
         elif kind == "measured":
-            feeds = data_feeds(proto, Feeding(_other(source, images)))
+            feeds = user_feeds(proto, Feeding(_other(source, images)))
         start = time.process_time()
         provider = _provider(proto, span)
         predicted = predict(proto, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=kind)

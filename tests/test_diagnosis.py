@@ -4,50 +4,33 @@ for files of others.
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
 from onnx_dfmpc import pipeline
 from onnx_dfmpc.evaluate.compare import validate
-from onnx_dfmpc.evaluate.diagnose import diagnose
-from onnx_dfmpc.evaluate.segments import find_segments
+from onnx_dfmpc.evaluate.diagnose import diagnose, find_segments, layer_sqnr
 from onnx_dfmpc.inputs.data import Feeding
-from onnx_dfmpc.layerwise import solve_layers
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.rewrite.apply import rewrite
-from onnx_dfmpc.spec import MatchReport, QuantizedLayer, StorageFormat
-from onnx_dfmpc.work import Work
+from onnx_dfmpc.spec import Layer
 
 PLAIN = {"rounding": "nearest", "compensate": False, "bias_correction": False}
+"""Codes of a layer that do not depend on the other layers."""
 
 
-def solved(path: Path, recipe: Recipe) -> tuple[onnx.ModelProto, MatchReport, dict[str, QuantizedLayer]]:
-    """A network, its layers, and what a recipe makes of them."""
-    work = Work(path, recipe)
-    layers = solve_layers(
-        work.source, work.report, work.allocate(), recipe, input_range=work.input_range, progress=None
-    )
-    return work.source.proto, work.report, {layer.name: layer for layer in layers}
-
-
-def written(
-    proto: onnx.ModelProto,
-    report: MatchReport,
-    layers: dict[str, QuantizedLayer],
-    form: StorageFormat = StorageFormat(),
-) -> onnx.ModelProto:
-    bits = json.dumps({name: layer.weight.bits for name, layer in layers.items()})
-    return rewrite(proto, report, list(layers.values()), form=form, metadata={"bits": bits}).proto
+def quantized(path: Path, recipe: Recipe, nodes: Iterable[str] = ()) -> onnx.ModelProto:
+    return pipeline.quantize(path, recipe=recipe, nodes_to_quantize=list(nodes), validated=False).model
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +39,7 @@ def images() -> dict[str, np.ndarray]:
         return {"input": arrays["input"][:32], "labels": arrays["labels"][:32]}
 
 
-# -------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # the numbers
 
 
@@ -64,88 +47,117 @@ def images() -> dict[str, np.ndarray]:
 def test_own_noise_is_that_of_a_model_with_one_quantized_layer(
     digits_bn: Path, digits_folded: Path, images: dict[str, np.ndarray], folded: bool
 ) -> None:
-    proto, report, layers = solved(digits_folded if folded else digits_bn, Recipe(low_bits=2, high_bits=5))
-    whole = written(proto, report, layers)
-    effects, notes = diagnose(proto, whole, report, Feeding(images))
+    path, recipe = digits_folded if folded else digits_bn, Recipe(low_bits=2, high_bits=5, **PLAIN)  # type: ignore[arg-type]
+    result = pipeline.quantize(path, recipe=recipe, validated=False)
+    proto = result.source.proto
+    effects, notes = diagnose(proto, result.model, match(proto), Feeding(data=images))
     assert notes == ("per layer: measured on 32 samples",)
-    assert {effect.name for effect in effects} == set(layers)
+    assert {effect.name: effect.bits for effect in effects} == {row.name: row.bits for row in result.layers}
     noises = [10 ** (-(effect.own_sqnr_db or 0) / 10) for effect in effects]
     assert noises == sorted(noises, reverse=True)
-    for effect, noise in zip(effects, noises, strict=True):
-        alone = validate(proto, written(proto, report, {effect.name: layers[effect.name]}), images)
+    for effect, noise in list(zip(effects, noises, strict=True))[::3]:
+        bits = Recipe(bits=effect.bits, first_last_bits=effect.bits, **PLAIN)  # type: ignore[arg-type]
+        alone = validate(proto, quantized(path, bits, [effect.name]), images)
         assert effect.own_sqnr_db == pytest.approx(alone.sqnr_db, abs=0.02)
         assert effect.own_top1_agreement == alone.top1_agreement
         assert effect.own_share == pytest.approx(noise / sum(noises))
-        assert effect.bits == layers[effect.name].weight.bits
 
 
-def test_outputs_of_layers_and_bytes_are_those_of_the_report(digits_bn: Path, digits_data: Path) -> None:
-    """Two walks over both networks, sample by sample and layer by layer, and two counts of the bytes."""
-    base = Recipe(bits=3, data=str(digits_data), samples=8, per_layer=True, **PLAIN)  # type: ignore[arg-type]
-    for form in ({"storage": "native"}, {"storage": "compact", "unpack": "float"}, {"storage": "portable"}):
-        recipe = replace(base, **form)  # type: ignore[arg-type]
-        result = pipeline.quantize(digits_bn, recipe=recipe)
-        rows = {row.name: row for row in result.layers}
-        assert len(result.per_layer) == len(rows)
-        for effect in result.per_layer:
-            assert effect.sqnr_db == pytest.approx(rows[effect.name].measured_sqnr_db, abs=0.02)
-            assert (effect.bytes, effect.bits) == (rows[effect.name].bytes, rows[effect.name].bits)
+def whole(model: onnx.ModelProto, layers: Iterable[Layer], x: np.ndarray) -> list[np.ndarray]:
+    """Outputs of the layers from one session of the whole model."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=layer.end) for layer in layers)
+    session = onnxruntime.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
+    return [output.astype(np.float64) for output in session.run(None, {"input": x})]
+
+
+def test_sqnr_of_the_outputs_of_layers(digits_bn: Path, images: dict[str, np.ndarray]) -> None:
+    """Layer by layer in batches, against the whole model at once."""
+    proto, x = load(digits_bn).proto, images["input"]
+    model = quantized(digits_bn, Recipe(bits=3, storage="portable", unpack="float", **PLAIN))  # type: ignore[arg-type]
+    layers = match(proto).layers
+    rows = layer_sqnr(proto, model, layers, [{"input": x[:20]}, {"input": x[20:]}])
+    effects = {
+        effect.name: effect for effect in diagnose(proto, model, match(proto), Feeding(data=images))[0]
+    }
+    pairs = zip(layers, whole(proto, layers, x), whole(model, layers, x), strict=True)
+    for layer, a, b in pairs:
+        expected = 10 * math.log10((a**2).sum() / ((a - b) ** 2).sum())
+        assert rows[layer.name] == pytest.approx(expected, abs=1e-3)
+        assert effects[layer.name].sqnr_db == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"storage": "native"}, {"storage": "compact", "unpack": "float"}, {"storage": "portable"}],
+    ids=str,
+)
+def test_bytes_of_layers_are_those_of_the_report(
+    digits_bn: Path, images: dict[str, np.ndarray], form: dict[str, str]
+) -> None:
+    result = pipeline.quantize(digits_bn, recipe=Recipe(bits=3, **PLAIN, **form), validated=False)  # type: ignore[arg-type]
+    proto = result.source.proto
+    segments, missing = find_segments(proto, result.model, match(proto).layers, {})
+    assert missing == []
+    assert {segment.layer.name: segment.bytes for segment in segments} == {
+        row.name: row.bytes for row in result.layers
+    }
 
 
 def test_batch_norm_may_be_folded_by_the_way(digits_bn: Path, images: dict[str, np.ndarray]) -> None:
-    found = {}
+    own, proto = {}, load(digits_bn).proto
     for fold in ("no", "yes"):
-        result = pipeline.quantize(
-            digits_bn, recipe=Recipe(bits=4, fold_batch_norm=fold, **PLAIN), validated=False
-        )  # type: ignore[arg-type]
-        effects, _ = diagnose(result.source.proto, result.model, match(result.source.proto), Feeding(images))
-        found[fold] = {effect.name: effect.own_sqnr_db for effect in effects}
-    assert found["yes"].keys() == found["no"].keys()
-    assert found["yes"] == pytest.approx(found["no"], abs=0.5)
+        model = quantized(digits_bn, Recipe(bits=4, fold_batch_norm=fold, **PLAIN))  # type: ignore[arg-type]
+        effects, _ = diagnose(proto, model, match(proto), Feeding(data=images))
+        own[fold] = {effect.name: effect.own_sqnr_db for effect in effects}
+    assert own["yes"].keys() == own["no"].keys()
+    assert own["yes"] == pytest.approx(own["no"], abs=0.5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # the worst
 
 
-def test_a_broken_layer_comes_first_and_the_line_repairs_it(digits_bn: Path, digits_data: Path) -> None:
-    """As a user does it: one layer forced to 2 bits by plain rounding, --per-layer, its line pasted."""
-    base = Recipe(bits=6, data=str(digits_data), samples=32, per_layer=True, **PLAIN)  # type: ignore[arg-type]
-    names = [layer.name for layer in match(load(digits_bn).proto).layers]
+def test_a_broken_layer_comes_first_and_the_line_repairs_it(
+    digits_bn: Path, images: dict[str, np.ndarray]
+) -> None:
+    """As a user does it: one layer forced to 2 bits by plain rounding, its effects, the suggested line pasted."""
+    base, proto = Recipe(bits=6, **PLAIN), load(digits_bn).proto  # type: ignore[arg-type]
+    matched, data = match(proto), Feeding(data=images)
+    names = [layer.name for layer in matched.layers]
     for name in np.random.default_rng(5).choice(names, 2, replace=False):
-        broken = pipeline.quantize(digits_bn, recipe=replace(base, set=((f"^{re.escape(name)}$", 2),)))
-        worst, second, *_ = broken.per_layer
+        forced = (f"^{re.escape(name)}$", 2)
+        broken = quantized(digits_bn, replace(base, set=(forced,)))
+        worst, second, *_ = diagnose(proto, broken, matched, data)[0]
         assert worst.name == name
         assert worst.suggestion is not None
         pattern, _, bits = worst.suggestion.set.rpartition("=")
         assert [other for other in names if re.search(pattern, other)] == [name]
-        repaired = pipeline.quantize(
-            digits_bn, recipe=replace(base, set=((f"^{re.escape(name)}$", 2), (pattern, int(bits))))
-        )
-        (again,) = (effect for effect in repaired.per_layer if effect.name == name)
+        repaired = quantized(digits_bn, replace(base, set=(forced, (pattern, int(bits)))))
+        (again,) = (effect for effect in diagnose(proto, repaired, matched, data)[0] if effect.name == name)
         assert again.own_sqnr_db is not None
         assert second.own_sqnr_db is not None
         assert again.own_sqnr_db > second.own_sqnr_db
         assert again.own_sqnr_db == pytest.approx(worst.suggestion.own_sqnr_db, abs=6)
         assert again.bytes - worst.bytes == pytest.approx(worst.suggestion.extra_bytes, abs=60)
-        assert repaired.validation is not None
-        assert broken.validation is not None
-        assert repaired.validation.sqnr_db > broken.validation.sqnr_db + 3  # type: ignore[operator]
+        before, after = (validate(proto, model, images).sqnr_db for model in (broken, repaired))
+        assert before is not None
+        assert after is not None
+        assert after > before + 3
 
 
-@pytest.mark.parametrize(("network", "choices"), [("cifar10_resnet20_bn", 5), ("cifar10_resnet56_bn", 1)])
+@pytest.mark.parametrize(("network", "choices"), [("cifar10_resnet20_bn", 3), ("cifar10_resnet56_bn", 1)])
 def test_broken_layers_of_deep_networks_come_first(shared_dir: Path, network: str, choices: int) -> None:
     path = shared_dir / "models" / f"{network}.onnx"
-    proto, report, sound = solved(path, Recipe(bits=6, **PLAIN))  # type: ignore[arg-type]
-    _, _, broken = solved(path, Recipe(bits=2, first_last_bits=2, **PLAIN))  # type: ignore[arg-type]
-    rng = np.random.default_rng(1)
-    for name in rng.choice(list(sound), choices, replace=False):
-        effects, _ = diagnose(
-            proto,
-            written(proto, report, sound | {name: broken[name]}),
-            report,
-            Feeding(samples=8, input_range=(-2, 2)),
-        )
+    proto = load(path).proto
+    matched, sound = match(proto), Recipe(bits=6, **PLAIN)  # type: ignore[arg-type]
+    names = [layer.name for layer in matched.layers]
+    for name in np.random.default_rng(1).choice(names, choices, replace=False):
+        broken = quantized(path, replace(sound, set=((f"^{re.escape(name)}$", 2),)))
+        data = Feeding(samples=8, input_range=(-2, 2))
+        effects, _ = diagnose(proto, broken, matched, data, form=sound.form)
         assert effects[0].name == name
         assert effects[0].suggestion is not None
         assert effects[0].suggestion.bits > 2
@@ -153,22 +165,18 @@ def test_broken_layers_of_deep_networks_come_first(shared_dir: Path, network: st
 
 def test_a_price_without_knowing_the_form(digits_bn: Path, images: dict[str, np.ndarray]) -> None:
     """The sizes in the file tell how codes are stored."""
-    proto, report, layers = solved(digits_bn, Recipe(bits=3, **PLAIN))  # type: ignore[arg-type]
-    for form in (
-        StorageFormat(),
-        StorageFormat("compact"),
-        StorageFormat("portable"),
-        StorageFormat("compact", "int8"),
-    ):
-        quantized = written(proto, report, layers, form)
-        known, found = (
-            diagnose(proto, quantized, report, Feeding(images, samples=8), form=given)[0]
-            for given in (form, None)
+    proto = load(digits_bn).proto
+    for form in ({"storage": "compact", "unpack": "int8"}, {"storage": "portable"}):
+        recipe = Recipe(bits=3, **PLAIN, **form)  # type: ignore[arg-type]
+        model = quantized(digits_bn, recipe)
+        told, deduced = (
+            diagnose(proto, model, match(proto), Feeding(data=images, samples=8), form=given)[0]
+            for given in (recipe.form, None)
         )
-        assert [effect.suggestion for effect in found] == [effect.suggestion for effect in known]
+        assert [effect.suggestion for effect in deduced] == [effect.suggestion for effect in told]
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # other files
 
 
@@ -210,7 +218,7 @@ def two_layers() -> tuple[onnx.ModelProto, onnx.ModelProto]:
 def test_a_bias_behind_a_product_belongs_to_its_layer() -> None:
     model, quantized = two_layers()
     x = np.random.default_rng(1).standard_normal((16, 4)).astype(np.float32)
-    effects, _ = diagnose(model, quantized, match(model), Feeding(x))
+    effects, _ = diagnose(model, quantized, match(model), Feeding(data=x))
     by_name = {effect.name: effect for effect in effects}
     assert [effect.name for effect in effects] == ["first", "second"]
     assert (by_name["first"].bits, by_name["second"].bits) == (8, 8)

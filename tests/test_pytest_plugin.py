@@ -34,8 +34,8 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 def test_gates_that_hold(project: pytest.Pytester) -> None:
     project.makepyfile("""
         def test_small(onnx_accuracy):
-            report = onnx_accuracy("float.onnx", "small.onnx", "data.npz", min_cosine=0.9, max_top1_drop=0.0,
-            samples=3) assert report.labelled == 3
+            report = onnx_accuracy("float.onnx", "small.onnx", "data.npz", min_cosine=0.9, max_top1_drop=0.0)
+            assert report.labelled == 3
     """)
     project.runpytest(*PLUGIN).assert_outcomes(passed=1)
 
@@ -44,16 +44,15 @@ def test_a_gate_that_fails_is_told_without_a_traceback(project: pytest.Pytester)
     project.makepyfile("""
         from pathlib import Path
         def test_small(onnx_accuracy):
-            onnx_accuracy(Path("float.onnx"), Path("small.onnx"), "data.npz", min_cosine={"scores": 0.999},
-            min_sqnr_db=3)
+            onnx_accuracy(Path("float.onnx"), Path("small.onnx"), "data.npz", min_cosine=0.999, min_sqnr_db=3)
     """)
     result = project.runpytest(*PLUGIN)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([
         "small.onnx is too far from float.onnx (data.npz, 3 samples)",
-        "FAILED min_cosine of scores: 0.9*, limit 0.999",
+        "FAILED min_cosine: 0.9*, limit 0.999",
         "PASSED min_sqnr_db: *, limit 3",
-        "to repeat: onnx-dfmpc validate float.onnx small.onnx --data data.npz --min-cosine scores=0.999 --min-sqnr-db 3",
+        "to repeat: onnx-dfmpc validate float.onnx small.onnx --data data.npz --min-cosine 0.999 --min-sqnr-db 3",
     ])  # fmt: skip
     result.stdout.no_fnmatch_line("*Traceback*")
     result.stdout.no_fnmatch_line("*pytest_onnx_dfmpc.py*")
@@ -62,7 +61,7 @@ def test_a_gate_that_fails_is_told_without_a_traceback(project: pytest.Pytester)
 def test_a_mistake_is_one_line_and_a_hint(project: pytest.Pytester) -> None:
     project.makepyfile("""
         def test_names(onnx_accuracy):
-            onnx_accuracy("float.onnx", "small.onnx", "data.npz", gates={"min_cosine": {"score": 0.9}})
+            onnx_accuracy("float.onnx", "small.onnx", "data.npz", min_cosin=0.9)
         def test_arrays(onnx_accuracy):
             import numpy as np
             onnx_accuracy("float.onnx", "small.onnx", np.eye(3, dtype=np.float32), min_cosine=1.0)
@@ -70,7 +69,7 @@ def test_a_mistake_is_one_line_and_a_hint(project: pytest.Pytester) -> None:
     result = project.runpytest(*PLUGIN)
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
-        ["*no output is named 'score'", "hint: did you mean scores?", "*FAILED min_cosine: *, limit 1"]
+        ["*min_cosin*", "hint: did you mean min_cosine?", "*FAILED min_cosine: *, limit 1"]
     )
     result.stdout.no_fnmatch_line("to repeat:*")
     result.stdout.no_fnmatch_line("*another exception*")

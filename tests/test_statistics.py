@@ -3,190 +3,29 @@ the model declares them.
 """
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, helper, numpy_helper, parser
+from onnx import ModelProto, helper, numpy_helper
 
-from onnx_dfmpc.errors import ModelError, UnsupportedError
-from onnx_dfmpc.inputs.specs import model_inputs
-from onnx_dfmpc.inputs.synthetic import synthetic_feeds
+from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.inputs import synthetic_feeds as synthetic
+from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
+from onnx_dfmpc.inputs.specs import InputSpec
+from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.runtime import batches as batches_room
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec.ops import to_rows
 from onnx_dfmpc.statistics.moments import measure
 from onnx_dfmpc.statistics.probe import Probe, _moments
 from tests.arrays import layer, seeds
-
-
-def parse(text: str, **initializers: np.ndarray) -> ModelProto:
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}')
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()
-    )
-    return model
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def whole(model: ModelProto, names: list[str], feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
-    """The oracle: one session on the whole model, with the tensors as extra outputs."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [list(values) for values in zip(*(session.run(None, feed) for feed in feeds), strict=True)]
-
-
-# PartialRun
-
-FORKED = """g (float[N, 3, 6, 6] x) => (float[] y, float[] z) {
-    w_same = Identity(w)
-    two = Constant <value = float {2.0}> ()
-    [c1] a = Conv(x, w_same)
-    r = Relu(a)
-    [c2] b = Conv(r, v)
-    t = Mul(b, two)
-    parts_a, parts_b = Split <axis = 1> (t)
-    s = Add(parts_a, parts_b)
-    shape = Shape(x)
-    zeros = ConstantOfShape(shape)
-    p = GlobalAveragePool(r)
-    y = Mul(s, p2)
-    p1 = ReduceMean(p)
-    p2 = Identity(p1)
-    z = Add(zeros, x)
-}"""
-
-BRANCHED = """g (float[N, 2, 4, 4] x, bool[] yes) => (float[] y) {
-    [c1] a = Conv(x, w)
-    r = Relu(a)
-    b = If (yes) <
-        then_branch = g1 () => (float[] t) { [inner] c = Conv(r, w)  t = Add(c, bias) },
-        else_branch = g2 () => (float[] e) { e = Neg(a) }
-    >
-    [c2] y = Conv(b, w)
-}"""
-
-
-def forked() -> ModelProto:
-    model = parse(FORKED, w=noise(4, 3, 3, 3), v=noise(6, 4, 2, 2, seed=1))
-    # Nodes are sorted in a valid file: p1 and p2 come before y.
-    nodes = {node.output[0]: node for node in model.graph.node}
-    order = ["w_same", "two", "a", "r", "b", "t", "parts_a", "s", "shape", "zeros", "p", "p1", "p2", "y", "z"]
-    sorted_nodes = [nodes[name] for name in order]
-    del model.graph.node[:]
-    model.graph.node.extend(sorted_nodes)
-    return model
-
-
-def stream(model: ModelProto, feeds: list[dict[str, np.ndarray]]) -> PartialRun:
-    return PartialRun(model, ConstantTable(model), feeds)
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [["a", "r", "b", "t", "parts_b", "s", "p2", "y", "z"], ["r", "y"], ["b"], ["y"], ["x", "a", "z"]],
-)
-def test_stream_computes_what_the_whole_model_computes(wanted):
-    model = forked()
-    feeds = [{"x": noise(2, 3, 6, 6, seed=s)} for s in (1, 2, 3)]
-    tested = stream(model, feeds)
-    computed = [tested.value(name) for name in wanted]
-    names = [name for name in wanted if name != "x"]
-    for name, expected in zip(names, whole(model, names, feeds), strict=True):
-        actual = computed[wanted.index(name)]
-        assert len(actual) == len(feeds)
-        for one, other in zip(actual, expected, strict=True):
-            assert one.dtype == other.dtype
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("yes", [True, False])
-def test_stream_gives_branches_the_tensors_that_they_capture(yes):
-    model = parse(BRANCHED, w=noise(2, 2, 1, 1), bias=np.float32(0.5))
-    feeds = [{"x": noise(2, 2, 4, 4, seed=s), "yes": np.array(yes)} for s in (1, 2)]
-    tested = stream(model, feeds)
-    names = ["a", "b", "y"]
-    computed = [
-        tested.value(name) for name in names
-    ]  # a and r are captured, and must live until the branch has run
-    for actual, expected in zip(computed, whole(model, names, feeds), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_stream_forgets_what_nobody_reads_any_more():
-    steps = "".join(f"t{i + 1} = Relu(t{i}) " for i in range(20))
-    model = parse(f"g (float[N, 4] t0) => (float[] y) {{ {steps} y = Neg(t20) }}")
-    tested = stream(model, [{"t0": noise(3, 4)}])
-    for i in range(1, 21):
-        tested.value(f"t{i}")
-        assert set(tested._live) == {f"t{i}"}
-
-
-def test_stream_keeps_a_shortcut_until_it_is_added():
-    model = parse("""g (float[N, 4] x) => (float[] y) {
-        a = Neg(x)  b = Relu(a)  c = Neg(b)  y = Add(c, a) }""")
-    feeds = [{"x": noise(3, 4)}]
-    tested = stream(model, feeds)
-    for name in ("a", "b", "c"):
-        tested.value(name)
-    assert set(tested._live) == {"a", "c"}
-    np.testing.assert_allclose(tested.value("y"), whole(model, ["y"], feeds)[0])
-
-
-def test_what_is_put_is_what_the_nodes_behind_see():
-    model = forked()
-    feeds = [{"x": noise(2, 3, 6, 6)}]
-    tested = stream(model, feeds)
-    halved = [0.5 * value for value in tested.value("a")]
-    tested.put("a", halved)
-    np.testing.assert_allclose(tested.value("r")[0], np.maximum(halved[0], 0))
-
-
-def test_stream_respects_a_fixed_batch():
-    model = parse(
-        "g (float[1, 2, 5] x) => (float[] y) { f = Reshape(x, s)  y = MatMul(f, w) }",
-        s=np.array([1, 10]),
-        w=noise(10, 3),
-    )
-    feeds = synthetic_feeds(model_inputs(model))
-    assert len(feeds) > 1
-    assert {feed["x"].shape for feed in feeds} == {(1, 2, 5)}
-    assert [value.shape for value in stream(model, feeds).value("y")] == [(1, 3)] * len(feeds)
-
-
-def test_stream_uses_local_functions():
-    model = parser.parse_model("""
-        <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
-        g (float[N, 4] x) => (float[] y) { t = local.twice(x)  y = Relu(t) }
-        <domain: "local", opset_import: ["" : 17]>
-        twice (a) => (b) { b = Add(a, a) }""")
-    x = noise(2, 4)
-    np.testing.assert_allclose(stream(model, [{"x": x}]).value("y")[0], np.maximum(2 * x, 0))
-
-
-def test_a_model_that_cannot_run_is_a_model_error():
-    shapes = parse("g (float[N, 4] x) => (float[] y) { y = MatMul(x, w) }", w=noise(5, 3))
-    with pytest.raises(ModelError, match="'y'"):
-        stream(shapes, [{"x": noise(2, 4)}]).value("y")
-    unknown = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "other" : 1]>
-        g (float[N, 4] x) => (float[] y) { y = other.Mystery(x) }""")
-    with pytest.raises(ModelError, match="'y'"):
-        stream(unknown, [{"x": noise(2, 4)}]).value("y")
-
+from tests.graphs import forked, noise, parse, whole
 
 # Moments
 
@@ -364,14 +203,116 @@ def test_a_kernel_larger_than_its_input_is_named():
         measure(layer("Conv", (4, 3, 5, 5)), node, [noise(2, 3, 4, 4)], seed=0, provider="test")
 
 
+# Inputs
+
+shapes = st.sampled_from(
+    [("N", 3, 12, 10), (2, 3, 8, 8), ("N", 4, 20), (1, 5), ("N", 6, 6, 3), ("N", 1, 9, 9), ()]
+)
+dtypes = st.sampled_from([np.float32, np.float16, np.float64, np.uint8, np.int8, np.int64, np.bool_])
+
+
+@settings(max_examples=50)
+@given(shapes, dtypes, seeds)
+def test_synthetic_feeds_fit_the_model(shape, dtype, seed):
+    spec = InputSpec("x", np.dtype(dtype), shape)
+    with mock.patch.multiple(synthetic, MAX_SAMPLES=8, MIN_SAMPLES=8):
+        feeds, again, changed = (synthetic_feeds([spec], seed=s) for s in (seed, seed, seed + 1))
+    assert feeds
+    for feed in feeds:
+        x = feed["x"]
+        assert x.dtype == dtype
+        assert x.ndim == len(shape)
+        assert all(
+            size == wanted for size, wanted in zip(x.shape, shape, strict=True) if isinstance(wanted, int)
+        )
+        assert np.isfinite(x.astype(np.float64)).all()
+        if x.dtype.kind in "iu":
+            assert x.min() >= 0
+    assert all((one["x"] == other["x"]).all() for one, other in zip(feeds, again, strict=True))
+    if shape:
+        assert any((one["x"] != other["x"]).any() for one, other in zip(feeds, changed, strict=True))
+
+
+@pytest.mark.parametrize("shape", [("N", 3, 16, 16), ("N", 6, 50), ("N", 20), ("N", 16, 16, 3)])
+def test_synthetic_floats_have_mean_zero_and_variance_one(shape):
+    values = np.concatenate(
+        [feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])]
+    )
+    assert abs(values.mean()) < 0.2
+    assert 0.7 < values.std() < 1.4
+    assert values.reshape(len(values), -1).std(axis=0).min() > 0.5  # every input moves
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (10.0, 200.0)])
+def test_input_range_is_respected_and_used(dtype, interval):
+    feeds = synthetic_feeds([InputSpec("x", np.dtype(dtype), ("N", 3, 16, 16))], input_range=interval)
+    values = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
+    assert values.min() >= interval[0]
+    assert values.max() <= interval[1]
+    assert values.max() - values.min() > 0.8 * (interval[1] - interval[0])
+
+
+def test_photographs_are_smooth_and_their_colours_go_together():
+    images = np.concatenate(
+        [feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), ("N", 3, 32, 32))])]
+    )
+    neighbours = np.corrcoef(images[..., 1:].ravel(), images[..., :-1].ravel())[0, 1]
+    far = np.corrcoef(images[..., 16:].ravel(), images[..., :-16].ravel())[0, 1]
+    colours = np.corrcoef(images[:, 0].ravel(), images[:, 1].ravel())[0, 1]
+    assert neighbours > 0.7
+    assert neighbours > far + 0.2
+    assert colours > 0.5
+
+
+def test_dynamic_sizes_get_a_number():
+    image, signal = (
+        synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])[0]["x"]
+        for shape in [(4, 2, "h", "w"), (4, 2, "t")]
+    )
+    assert image.shape[:2] == signal.shape[:2] == (4, 2)
+    assert min(image.shape[2:]) >= 32
+    assert signal.shape[2] >= 32
+
+
+def test_inputs_as_the_file_declares_them():
+    model = parse(
+        "g (float[N, 3, 8, 8] x, int64[2] size, float[?, 4] z, float[4] w) => (float[] y) { y = Identity(x) }",
+        w=noise(4),
+    )
+    assert [(spec.name, spec.dtype, spec.shape) for spec in model_inputs(model)] == [
+        ("x", np.float32, ("N", 3, 8, 8)),
+        ("size", np.int64, (2,)),
+        ("z", np.float32, ("?", 4)),
+    ]
+
+
+def test_inputs_that_cannot_be_drawn():
+    with pytest.raises(UnsupportedError, match="'x'"):
+        model_inputs(parse("g (string[N] x) => (string[] y) { y = Identity(x) }"))
+
+
+def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred():
+    model = parse("g (float[N, 4] x) => (float[] y) { y = Relu(x) }")
+    data = noise(700, 4)
+    few = real_feeds(model, Feeding({"x": data[:30]}))
+    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in few]), data[:30])
+    many = np.concatenate([feed["x"] for feed in real_feeds(model, Feeding({"x": data}))])
+    assert len(many) == 512
+    assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
+    loaded = real_feeds(
+        model, Feeding(lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
+    )
+    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in loaded]), data[:28])
+
+
 def test_matched_layers_can_be_measured_one_after_the_other():
     model = forked()
     feeds = [{"x": noise(2, 3, 6, 6, seed=s)} for s in (1, 2)]
-    tested = stream(model, feeds)
+    tested = PartialRun(model, ConstantTable(model), feeds)
     for found in match(model).layers:
-        node = next(node for node in model.graph.node if found.output in node.output)
         known = measure(
-            found, node, tested.value(found.input), seed=0, provider="test"
+            found, model.graph.node[found.index], tested.value(found.input), seed=0, provider="test"
         )
         assert known.covariance.shape[1] == found.size // found.channels
 
@@ -419,20 +360,3 @@ def test_moments_of_batches_are_those_of_all_samples_together(sizes, op, seed):
     )
     np.testing.assert_allclose(mean, together.mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(variance, together.var(axis=1), rtol=1e-4)
-
-
-def test_large_tensors_of_a_run_wait_in_files_and_change_nothing(digits_bn, monkeypatch):
-    proto = load(digits_bn).proto
-    first, second, *_ = match(proto).layers
-
-    def measured() -> list[np.ndarray]:
-        probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=8), provider="probe")
-        known = probe.measure(first)
-        probe.skip(first)
-        after = probe.measure(second)
-        return [known.mean, known.covariance, after.mean, after.covariance]
-
-    expected = measured()
-    monkeypatch.setattr(batches_room, "IN_MEMORY", 0)
-    for found, wanted in zip(measured(), expected, strict=True):
-        np.testing.assert_array_equal(found, wanted)

@@ -1,52 +1,64 @@
-"""Float model against quantized model under ONNX Runtime: the proof of how far the outputs moved."""
+"""Float model against quantized model under ONNX Runtime: the proof of how far the outputs moved, and, where
+a recipe asks for them, the layers that did it and inference times.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
-from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.evaluate.classes import check_classes
 from onnx_dfmpc.evaluate.command import repeat_command
-from onnx_dfmpc.evaluate.gates import check_gates
-from onnx_dfmpc.evaluate.metrics import Comparison, is_finite
-from onnx_dfmpc.evaluate.tally import Tally
+from onnx_dfmpc.evaluate.diagnose import diagnose
+from onnx_dfmpc.evaluate.gates import check_gates, gate_of
+from onnx_dfmpc.evaluate.latency import measure_latency
+from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import DefaultRun, ValidationReport
 from onnx_dfmpc.inputs.data import Feeding, feeding_of, samples_of
-from onnx_dfmpc.inputs.dataset import LabelSource
+from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples
 from onnx_dfmpc.inputs.sources import DataSource
 from onnx_dfmpc.inputs.specs import fixed_batch
-from onnx_dfmpc.recipe import Gates, Preprocessing, Recipe
-from onnx_dfmpc.runtime.session import (
-    Model,
-    Output,
-    Session,
-    check_providers,
-    check_same_interface,
-    is_weight_only,
-)
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import LoadedModel, load
+from onnx_dfmpc.recipe import Gates, Recipe
+from onnx_dfmpc.runtime.batches import Value
+from onnx_dfmpc.runtime.session import Model, Session, check_same_interface, is_weight_only
+from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress, StorageFormat
+from onnx_dfmpc.statistics.input_range import infer_range
 
-Progress = Callable[[str, int, int], None]
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Validation, and, where they were asked for, the effects of the layers, the worst first, and latency."""
+
+    validation: ValidationReport
+    per_layer: tuple[LayerEffect, ...] = ()
+    latency: Latency | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonResult:
+    """Two files, and how far the second is from the first; the attributes of `Evaluation`."""
+
+    source: LoadedModel
+    quantized: LoadedModel
+    validation: ValidationReport
+    per_layer: tuple[LayerEffect, ...] = ()
+    latency: Latency | None = None
 
 
 def validate(
     float_model: Model,
     quantized_model: Model,
-    data: DataSource | None = None,
-    labels: LabelSource | None = None,
+    data: Feeding | DataSource | None = None,
     *,
     gates: Gates | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    input_range: tuple[float, float] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_size: int | None = None,
-    images: Preprocessing | Mapping[str, Any] | None = None,
-    providers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ValidationReport:
     """Compare a quantized model with the float model it comes from, under ONNX Runtime.
@@ -55,36 +67,18 @@ def validate(
     ----------
     float_model, quantized_model : path or onnx.ModelProto
         Inputs and outputs have the same names.
-    data : path, mapping of arrays, array, or callable, optional
-        Real inputs, and labels; see `onnx_dfmpc.inputs.Feeding`. None takes seeded synthetic inputs: a sanity
-        check, not accuracy.
-    labels : path or int array of shape (n,), optional
-        Class indices, counted from 0.
-    gates : mapping, optional
-        BitBounds by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
-        (fractions). A number binds the worst output, a mapping single ones: ``{"min_cosine": {"scores": 0.99,
-        None: 0.9}}``, None being the worst.
-    samples : int, optional
-        At most so many samples of `data`, or so many synthetic ones.
-    seed : int
-        Seed of the choice of samples and of synthetic inputs.
-    input_range : (float, float), optional
-        Range of synthetic inputs.
-    shapes : mapping, optional
-        Shapes of inputs with open dimensions, by name.
-    batch_size : int, optional
-        Samples per run, where the model leaves that open.
-    images : Preprocessing or mapping, optional
-        How pictures become inputs, where `data` is a folder of them, such as ``{"size": 256, "crop": 224,
-        "mean": 127, "scale": 1}``.
-    providers : sequence of str
-        Execution providers of ONNX Runtime; empty is the CPU's.
-    progress : callable, optional
-        Called with ``("validate", samples done, samples)``.
+    data : path, mapping of arrays, array, callable, or Feeding, optional
+        Real inputs, with their labels under ``labels`` where there are any. A `Feeding` says more: how many
+        samples, how pictures become inputs, shapes of inputs with open dimensions, the range of synthetic
+        inputs. None takes seeded synthetic inputs: a sanity check, not accuracy. gates : mapping, optional
+        Limits by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
+        (fractions). They hold for the worst output. progress : callable, optional Called with ``("validate",
+        samples finished, samples)``.
 
     Returns
     -------
     ValidationReport
+        Truthy when nothing failed and every gate holds.
 
     Raises
     ------
@@ -92,75 +86,77 @@ def validate(
         Data that does not fit the model, a setting that makes no sense, or a gate that cannot be evaluated.
     ModelError
         A model that cannot be loaded or run, or models whose inputs or outputs do not correspond.
+
+    Examples
+    --------
+    >>> from onnx_dfmpc import Recipe, quantize, validate
+    >>> small = quantize("models/digits_resnet_bn.onnx", None, Recipe(bits=6, rounding="nearest")).model
+    >>> report = validate("models/digits_resnet_bn.onnx", small, "models/digits_test.npz",
+    ...     gates={"min_cosine": 0.98, "max_top1_drop": 0.02})
+    >>> bool(report), [gate.name for gate in report.gates], report.labelled
+    (True, ['min_cosine', 'max_top1_drop'], 540)
     """
-    said = Recipe.from_dict({
-        "samples": samples, "seed": seed, "input_range": input_range, "shapes": shapes or {}, "batch_size": batch_size,
-        "images": images or {}, "providers": providers,
-    })  # fmt: skip
-    feeding = replace(feeding_of(said), data=data, labels=labels)
-    return compare(
-        float_model, quantized_model, feeding, gates=gates, providers=said.providers, progress=progress
-    )
-
-
-def compare(
-    float_model: Model,
-    quantized_model: Model,
-    feeding: Feeding,
-    *,
-    gates: Gates | None = None,
-    providers: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> ValidationReport:
-    """`validate`, with all that there is to say about inputs in one `Feeding`.
-
-    Weight-only models run with ``session.disable_quant_qdq=1``, which folds the dequantized weights at load:
-    float speed, and exact arithmetic. One batch runs with default session options too, because that is what a
-    user who sets nothing gets.
-    """
-    weight_only, on = is_weight_only(quantized_model), check_providers(providers)
-    float_session = Session(float_model, "float model", providers=on)
-    quantized_session = Session(quantized_model, "quantized model", disable_qdq=weight_only, providers=on)
+    # Weight-only models run with session.disable_quant_qdq=1, which folds the dequantized weights at load:
+    # float speed, and exact arithmetic. One batch runs with default session options too, because that is what
+    # a user who sets nothing gets.
+    data = data if isinstance(data, Feeding) else Feeding(data=data)
+    weight_only = is_weight_only(quantized_model)
+    float_session = Session(float_model, "float model")
+    quantized_session = Session(quantized_model, "quantized model", disable_qdq=weight_only)
     check_same_interface(float_session, quantized_session)
-    feeds = samples_of(float_session.specs(), feeding)
-    limits = check_gates(gates, labelled=feeds.labels is not None, outputs=float_session.outputs)
-    feeds = _runnable(float_session, feeds)
+    outputs = float_session.outputs
+    samples = samples_of(float_session.specs(), data)
+    limits = check_gates(gates, labelled=samples.labels is not None, outputs=outputs)
+    samples = _runnable(float_session, samples)
 
-    tally = Tally(float_session.outputs, feeds.labels)
+    tally = Tally(outputs, samples.labels)
     default_run = None
-    for start, stop, batch in feeds.batches():
-        actual = quantized_session.run(batch, float_session.outputs)
+    for start, stop, batch in samples.batches():
+        actual = quantized_session.run(batch, outputs)
         tally.add(start, stop, float_session.run(batch), actual)
         if start == 0 and weight_only:
-            default_run = _run_default(quantized_model, batch, actual, float_session.outputs, stop, on)
+            default_run = _run_default(quantized_model, batch, actual, outputs, stop)
         if progress is not None:
-            progress("validate", stop, feeds.count)
+            progress("validate", stop, samples.count)
     if isinstance(default_run, str):
         tally.failures["default options"] = default_run
         default_run = None
-    return tally.report(
-        limits,
-        samples=feeds.count,
-        data=feeds.description,
-        synthetic=feeds.synthetic,
+    report = tally.report(
+        samples=samples.count,
+        data=samples.description,
+        synthetic=samples.synthetic,
         weight_only=weight_only,
         default_run=default_run,
-        notes=feeds.notes,
-        command=repeat_command(float_model, quantized_model, feeding, limits, providers),
+        notes=samples.notes,
+        command=repeat_command(float_model, quantized_model, data, limits),
     )
+    return replace(report, gates=tuple(gate_of(limit, report) for limit in limits))
+
+
+def _runnable(session: Session, samples: Samples) -> Samples:
+    """Samples in batches that the model takes: one by one where it calls its batch dynamic and it is not.
+    Raises RecipeError where there are labels and no classes.
+    """
+    _, count, batch = next(samples.batches())
+    try:
+        outputs = session.run(batch)
+    except ModelError:
+        if count == 1:
+            raise
+        notes = (*samples.notes, "run one by one: the model does not take batches")
+        count, samples = 1, replace(samples, batch=1, notes=notes)
+        outputs = session.run(next(samples.batches())[2])
+    if samples.labels is not None:
+        check_classes(samples.labels, zip(session.outputs, outputs, strict=True), count)
+    return samples
 
 
 def _run_default(
-    model: Model,
-    batch: Mapping[str, Output],
-    expected: Sequence[Any],
-    names: Sequence[str],
-    samples: int,
-    providers: Sequence[str],
+    model: Model, batch: Mapping[str, Value], expected: Sequence[Any], names: Sequence[str], samples: int
 ) -> DefaultRun | str:
     """Run one batch with default session options; a reason in words where that is not possible."""
     try:
-        actual = Session(model, "quantized model", providers=providers).run(batch, names)
+        actual = Session(model, "quantized model").run(batch, names)
     except ModelError as error:
         return f"with default session options: {error}"
     pair = Comparison()
@@ -176,41 +172,85 @@ def _run_default(
     )
 
 
-def check_data(
-    float_model: Model, feeding: Feeding, *, gates: Gates | None = None, providers: Sequence[str] = ()
-) -> None:
-    """Raise now, before a model is quantized, what `compare` would say to data and gates afterwards.
+def check_data(float_model: Model, data: Feeding, *, gates: Gates | None = None) -> None:
+    """Raise now, before a model is quantized, what `validate` would say to data and gates afterwards."""
+    session = Session(float_model, "float model")
+    samples = samples_of(session.specs(), data)
+    check_gates(gates, labelled=samples.labels is not None, outputs=session.outputs)
+    if not samples.synthetic:
+        _runnable(session, samples if fixed_batch(session.specs()) else replace(samples, batch=1))
 
-    Raises
-    ------
-    RecipeError
-        Data or labels that do not fit the model, a gate that cannot be evaluated, or an execution provider
-        that is not there.
-    ModelError
-        A float model that cannot run on the data.
+
+def examine(
+    float_model: ModelProto,
+    quantized_model: ModelProto,
+    matched: MatchReport,
+    data: Feeding,
+    *,
+    gates: Gates | None = None,
+    per_layer: bool = False,
+    latency: bool = False,
+    files: tuple[Model, Model] | None = None,
+    form: StorageFormat | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Validation, and, where they are asked for, the effects of the layers and inference times.
+
+    ``matched`` is that of the float model, ``files`` where the models lie, ``form`` how codes are stored,
+    where that is known.
     """
-    session = Session(float_model, "float model", providers=check_providers(providers))
-    feeds = samples_of(session.specs(), feeding)
-    check_gates(gates, labelled=feeds.labels is not None, outputs=session.outputs)
-    if not feeds.synthetic:
-        _runnable(session, feeds if fixed_batch(session.specs()) else replace(feeds, batch=1))
+    models = files or (float_model, quantized_model)
+    validation = validate(*models, data, gates=gates, progress=progress)
+    effects: tuple[LayerEffect, ...] = ()
+    notes: tuple[str, ...] = ()
+    if per_layer:
+        try:
+            effects, notes = diagnose(
+                float_model, quantized_model, matched, data, form=form, progress=progress
+            )
+        except (ModelError, UnsupportedError) as error:  # the validation is worth showing all the same
+            notes = (f"per layer: {error}",)
+    times = measure_latency(*models, data, progress=progress) if latency else None
+    return Evaluation(replace(validation, notes=(*validation.notes, *notes)), effects, times)
 
 
-def _runnable(session: Session, feeds: Samples) -> Samples:
-    """Choose batches, or one by one for a model that calls its batch dynamic and is not; look at what the
-    labels are for.
-    """
-    _, count, batch = next(feeds.batches())
-    try:
-        outputs = session.run(batch)
-    except ModelError:
-        if count == 1:
-            raise
-        count, feeds = (
-            1,
-            replace(feeds, batch=1, notes=(*feeds.notes, "run one by one: the model does not take batches")),
-        )
-        outputs = session.run(next(feeds.batches())[2])
-    if feeds.labels is not None:
-        check_classes(feeds.labels, zip(session.outputs, outputs, strict=True), count)
-    return feeds
+def compare_files(
+    float_path: str,
+    quantized_path: str,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    per_layer: bool = False,
+    latency: bool = False,
+) -> ComparisonResult:
+    """Compare two files with the data and gates of a recipe."""
+    source, quantized = load(float_path), load(quantized_path)
+    matched, data = match(source.proto), feeding_of(recipe)
+    notes: tuple[str, ...] = ()
+    if data.data is None and data.input_range is None:
+        specs = model_inputs(source.proto, data.shapes)
+        data = replace(data, input_range=infer_range(source.proto, matched.layers, specs, seed=data.seed))
+        notes = range_note(data.input_range)
+    evaluation = examine(
+        source.proto,
+        quantized.proto,
+        matched,
+        data,
+        gates=recipe.gates,
+        per_layer=per_layer,
+        latency=latency,
+        files=(float_path, quantized_path),
+        progress=progress,
+    )
+    validation = replace(evaluation.validation, notes=(*evaluation.validation.notes, *notes))
+    return ComparisonResult(source, quantized, validation, evaluation.per_layer, evaluation.latency)
+
+
+def range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
+    """Remark on a range of synthetic inputs that nobody gave."""
+    if inferred is None:
+        return ()
+    low, high = inferred
+    return (
+        f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",
+    )

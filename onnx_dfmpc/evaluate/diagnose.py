@@ -1,90 +1,109 @@
-"""Which layer broke it, and what to change: the effect of every quantized layer, and suggestions for the
-worst.
+"""Which layer broke it, and what to change.
 
-segments  the layers of the float model in the quantized one
-effects   what each of them does, among the others and alone
-suggest   bits for those that stand out
+1. Where the layers of the float model are in the quantized one: the nodes between the same two tensors, found
+   by their names. So it works for the files of any tool that keeps the names of tensors.
+2. What every layer does to its own output, and alone to the network's: one walk through both networks. Alone
+   means that the quantized model's nodes make the layer's output of the float network's tensors, and the
+   float network goes on from there.
+3. How many bits would help the layers that stand out, what these cost, and what they are predicted to bring.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args, get_type_hints
 
-from onnx import ModelProto
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto
 
-from onnx_dfmpc.evaluate.effects import Progress, effects_of, ranked
-from onnx_dfmpc.evaluate.segments import find_segments
-from onnx_dfmpc.evaluate.suggest import with_suggestions
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
+from onnx_dfmpc.evaluate.validation import ValidationReport
+from onnx_dfmpc.forms import check_format
 from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.model.constants import ConstantTable, used_names
+from onnx_dfmpc.model.protobuf import framed_size
 from onnx_dfmpc.rewrite.apply import PREFIX
+from onnx_dfmpc.rewrite.sizes import stored_sizes
+from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.runtime.session import is_weight_only
-from onnx_dfmpc.sensitivity.feeds import few, some_samples
+from onnx_dfmpc.sensitivity.feeds import few_samples
 from onnx_dfmpc.sensitivity.outputs import scores
-from onnx_dfmpc.spec import LayerEffect, MatchReport, StorageFormat
+from onnx_dfmpc.spec import (
+    Layer,
+    LayerEffect,
+    MatchReport,
+    Progress,
+    StorageFormat,
+    Suggestion,
+    sqnr_db,
+)
 
-__all__ = ["diagnose", "stored_bits"]
+Feeds = Sequence[Mapping[str, NDArray[Any]]]
+Batches = Sequence[NDArray[Any]]
+
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+SUGGESTIONS = 5
+"""Layers that get a suggestion, at most: more than one repairs at a time."""
 
 NAMED = 3
 """Names that a note gives, at most."""
+
+CODE_BITS: Mapping[int, int] = {
+    TensorProto.INT2: 2, TensorProto.UINT2: 2, TensorProto.INT4: 4, TensorProto.UINT4: 4,
+    TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16,
+}  # fmt: skip
 
 
 def diagnose(
     float_model: ModelProto,
     quantized_model: ModelProto,
-    report: MatchReport,
-    feeding: Feeding,
+    matched: MatchReport,
+    data: Feeding,
     *,
     form: StorageFormat | None = None,
     progress: Progress | None = None,
 ) -> tuple[tuple[LayerEffect, ...], tuple[str, ...]]:
-    """Measure what every quantized layer does, among the others and alone.
+    """What every quantized layer does, among the others and alone, and remarks.
 
-    Parameters
-    ----------
-    float_model, quantized_model : ModelProto
-    report : MatchReport
-        Of the float model.
-    feeding : Feeding
-        Few of its samples are taken: 32, and down to 8 of large inputs.
-    form : StorageFormat, optional
-        How codes are put into the file, for the price of a suggestion; by default it is found out.
-    progress : callable, optional
-        Called with ``("per layer", layers done, layers)``.
-
-    Returns
-    -------
-    tuple of LayerEffect
-        What adds most noise to the network's outputs comes first. Outputs that only squash scores (a softmax)
-        are listened to in front of that.
-    tuple of str
-        Remarks.
-
-    Raises
-    ------
-    ModelError
-        If ONNX Runtime cannot run a part of a model.
+    The layer that adds most noise to the network's outputs comes first; outputs that only squash scores (a
+    softmax) are measured in front of that. 32 samples of ``data`` are taken, and down to 8 of large inputs.
+    ``form`` is how codes are stored, for the price of a suggestion; by default the sizes in the file tell.
+    ``progress`` is called with ``("per layer", layers finished, layers)``.
     """
-    segments, lost = find_segments(float_model, quantized_model, report.layers, stored_bits(quantized_model))
-    notes = (
-        [f"per layer: not in the quantized model by the names of their tensors: {_some(lost)}"]
-        if lost
-        else []
+    segments, missing = find_segments(
+        float_model, quantized_model, matched.layers, _stored_bits(quantized_model)
     )
+    notes = []
+    if missing:
+        notes.append(f"per layer: not in the quantized model by the names of their tensors: {_some(missing)}")
     if not segments:
         return (), (*notes, "per layer: no layer of the quantized model is quantized")
-    samples = some_samples(float_model, feeding, few(float_model, feeding))
-    effects = effects_of(
-        float_model,
-        quantized_model,
-        segments,
-        scores(float_model, report.layers),
-        [feed for _, _, feed in samples.batches()],
-        disable_qdq=is_weight_only(quantized_model),
-        progress=progress,
-    )
+    samples = few_samples(float_model, data)
+    feeds = [feed for _, _, feed in samples.batches()]
+    outputs = scores(float_model, matched.layers)
+    effects = _ranked(_effects(float_model, quantized_model, segments, outputs, feeds, progress))
     notes.append(f"per layer: measured on {samples.count} samples")
-    return tuple(with_suggestions(ranked(effects), float_model, report, form)), tuple(notes)
+    return tuple(_with_suggestions(effects, float_model, matched, form)), tuple(notes)
+
+
+def layer_sqnr(
+    float_model: ModelProto, quantized_model: ModelProto, layers: Sequence[Layer], feeds: Feeds
+) -> dict[str, float | None]:
+    """SQNR, in dB, of the outputs of layers in the quantized network, by layer name; infinite where nothing
+    differs, None where a value is not finite or the shapes differ. ``layers`` are in topological order.
+    """
+    reference = PartialRun(float_model, ConstantTable(float_model), feeds)
+    quantized = _quantized_run(quantized_model, ConstantTable(quantized_model), feeds)
+    pairs = {layer.name: _compare(reference.value(layer.end), quantized.value(layer.end)) for layer in layers}
+    return {name: None if pair is None else pair.sqnr_db for name, pair in pairs.items()}
 
 
 def _some(names: Sequence[str]) -> str:
@@ -93,17 +112,300 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def stored_bits(proto: ModelProto) -> Mapping[str, int]:
+def _stored_bits(proto: ModelProto) -> Mapping[str, int]:
     """Nominal bits by layer name, as this tool writes them into a file; empty for files of others."""
-    for entry in proto.metadata_props:
-        if entry.key == f"{PREFIX}bits":
-            try:
-                found = json.loads(entry.value)
-            except ValueError:
-                return {}
-            return (
-                {name: bits for name, bits in found.items() if isinstance(bits, int)}
-                if isinstance(found, dict)
-                else {}
+    text = next((entry.value for entry in proto.metadata_props if entry.key == f"{PREFIX}bits"), "{}")
+    try:
+        bits = json.loads(text)
+    except ValueError:
+        return {}
+    return (
+        {name: width for name, width in bits.items() if isinstance(width, int)}
+        if isinstance(bits, dict)
+        else {}
+    )
+
+
+# ------------------------------------------------------------------------------------------------------
+# where the layers are
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A quantized layer.
+
+    ``layer`` is that of the float model; ``end`` the tensor, in both models, after its bias and its batch
+    norm; ``bits`` the nominal ones, None where nothing tells; ``bytes`` those of its weight: codes, scales,
+    zero points and nodes, as far as the layer alone uses them.
+    """
+
+    layer: Layer
+    end: str
+    bits: int | None
+    bytes: int
+
+
+def find_segments(
+    float_model: ModelProto, quantized_model: ModelProto, layers: Sequence[Layer], bits: Mapping[str, int]
+) -> tuple[list[Segment], list[str]]:
+    """Layers whose weight is computed from constants, and the names of those that are not in the quantized
+    model. ``bits`` are nominal bits by layer name, where they are known.
+    """
+    graph, segments, missing = _Graph(quantized_model), [], []
+    for layer in layers:
+        end = _end_of(float_model, layer)
+        nodes = graph.between(layer.input, end)
+        if nodes is None:
+            missing.append(layer.name)
+        elif weight := graph.computed(nodes, layer.input):
+            width = bits.get(layer.name) or graph.code_bits(weight, layer)
+            segments.append(Segment(layer, end, width, graph.own_bytes(weight)))
+    return segments, missing
+
+
+def _end_of(proto: ModelProto, layer: Layer) -> str:
+    """Tensor after a layer's bias and batch norm, which every quantized form of the layer makes too."""
+    if layer.batch_norm is None and layer.bias_node not in ("", layer.name):
+        adds = (node for node in proto.graph.node if layer.bias_node in (node.name, *node.output))
+        return next((node.output[0] for node in adds), layer.end)
+    return layer.end
+
+
+class _Graph:
+    """A quantized model's nodes, by what they make and who reads it."""
+
+    def __init__(self, proto: ModelProto) -> None:
+        self._table = ConstantTable(proto)
+        self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self._producer = {
+            name: node
+            for node in proto.graph.node
+            for name in node.output
+            if name and name not in self._table
+        }
+        self._readers = used_names(proto.graph)
+
+    def between(self, start: str, end: str) -> list[NodeProto] | None:
+        """Nodes that make one tensor of another and of constants; None where it takes more than these."""
+        if end not in self._producer:
+            return None
+        nodes: dict[int, NodeProto] = {}
+        queue = [end]
+        while queue:
+            name = queue.pop()
+            if name == start or name in self._table:
+                continue
+            if name not in self._producer:
+                return None
+            node = self._producer[name]
+            if id(node) not in nodes:
+                nodes[id(node)] = node
+                queue += [read for read in node.input if read]
+        return list(nodes.values())
+
+    def computed(self, nodes: Sequence[NodeProto], start: str) -> list[NodeProto]:
+        """Those of some nodes that depend on constants alone: they unpack and dequantize the weight."""
+        constant = {start: False, "": True}
+
+        def is_constant(name: str) -> bool:
+            if name not in constant:
+                constant[name] = name in self._table or all(map(is_constant, self._producer[name].input))
+            return constant[name]
+
+        return [node for node in nodes if all(map(is_constant, node.output))]
+
+    def code_bits(self, weight: Sequence[NodeProto], layer: Layer) -> int | None:
+        """Bits of the codes, of which there is one for each weight; of planes of bits, all together."""
+        alike = [tensor for tensor in self._constants(weight) if tuple(tensor.dims) == layer.shape]
+        return sum(CODE_BITS.get(tensor.data_type, 0) for tensor in alike) or None
+
+    def own_bytes(self, weight: Sequence[NodeProto]) -> int:
+        """Bytes in the file of what serves this layer alone: the nodes that make the weight, those that
+        nobody else reads, and their constants.
+        """
+        read = {name for node in weight for name in node.input}
+        own = [node for node in weight if read.isdisjoint(node.output)]
+        while more := [
+            node for node in weight if node not in own and self._private(own).issuperset(node.output)
+        ]:
+            own += more
+        return sum(framed_size(part) for part in (*own, *self._constants(own)))
+
+    def _constants(self, nodes: Sequence[NodeProto]) -> list[TensorProto]:
+        return [self._tensors[name] for name in sorted(self._private(nodes)) if name in self._tensors]
+
+    def _private(self, nodes: Sequence[NodeProto]) -> set[str]:
+        """Tensors that only these nodes read."""
+        reads = Counter(name for node in nodes for name in node.input)
+        return {name for name, count in reads.items() if self._readers[name] == count}
+
+
+# ------------------------------------------------------------------------------------------------------
+# what they do
+
+
+def _effects(
+    float_model: ModelProto,
+    quantized_model: ModelProto,
+    segments: Sequence[Segment],
+    outputs: Sequence[str],
+    feeds: Feeds,
+    progress: Progress | None,
+) -> list[LayerEffect]:
+    """Effects of the layers, in their order, at some tensors of the float network."""
+    table = ConstantTable(quantized_model)
+    reference = PartialRun(float_model, ConstantTable(float_model), feeds)
+    quantized = _quantized_run(quantized_model, table, feeds)
+    expected_outputs: dict[str, Batches] = {}
+    effects = []
+    for step, segment in enumerate(segments, 1):
+        layer, end = segment.layer, segment.end
+        source = [{layer.input: batch} for batch in reference.value(layer.input)]
+        alone = _quantized_run(quantized_model, table, source).value(end)
+        expected = reference.value(end)
+        rest = reference.downstream(end, outputs)
+        if not expected_outputs.keys() >= set(rest.outputs):
+            # Not by reference.value(): that would run to the end now, and forget what the next layers need.
+            expected_outputs = rest(expected) | expected_outputs
+        own = _alone({name: expected_outputs[name] for name in rest.outputs}, rest(alone))
+        output = _compare(expected, quantized.value(end))
+        effects.append(
+            LayerEffect(
+                name=layer.name,
+                op=layer.op_type,
+                bits=segment.bits,
+                bytes=segment.bytes,
+                sqnr_db=None if output is None else output.sqnr_db,
+                cosine=None if output is None else output.cosine,
+                own_sqnr_db=own.sqnr_db if rest.outputs else math.inf,
+                own_top1_agreement=own.top1_agreement,
             )
-    return {}
+        )
+        if progress is not None:
+            progress("per layer", step, len(segments))
+    return effects
+
+
+def _quantized_run(proto: ModelProto, table: ConstantTable, feeds: Feeds) -> PartialRun:
+    return PartialRun(proto, table, feeds, what="quantized model", disable_qdq=is_weight_only(proto))
+
+
+def _ranked(effects: Sequence[LayerEffect]) -> list[LayerEffect]:
+    """Effects with their share of the noise, the largest first; what is not finite comes before everything
+    else.
+    """
+    noises = [_noise(effect) for effect in effects]
+    total = sum(noise for noise in noises if math.isfinite(noise))
+    shares = [
+        noise / total if total and math.isfinite(noise) else float(math.isinf(noise)) for noise in noises
+    ]
+    order = sorted(range(len(effects)), key=lambda index: -noises[index])
+    return [replace(effects[index], own_share=shares[index]) for index in order]
+
+
+def _noise(effect: LayerEffect) -> float:
+    """Noise power of a layer alone at the network's worst output, relative to the signal there; infinite
+    where it is not finite.
+    """
+    return math.inf if effect.own_sqnr_db is None else 10 ** (-effect.own_sqnr_db / 10)
+
+
+def _alone(expected: Mapping[str, Batches], actual: Mapping[str, Batches]) -> ValidationReport:
+    """Metrics of some outputs, of which there is a value for each batch."""
+    tally, stop = Tally(list(expected)), 0
+    for batch, first in enumerate(next(iter(expected.values()), ())):
+        start, stop = stop, stop + len(np.atleast_1d(first))
+        sides = ([values[name][batch] for name in expected] for values in (expected, actual))
+        tally.add(start, stop, *sides)
+    return tally.report(samples=stop, data="", synthetic=False)
+
+
+def _compare(expected: Batches, actual: Batches) -> Comparison | None:
+    """Sums over all batches; None where they cannot be compared."""
+    pair = Comparison()
+    for a, b in zip(expected, actual, strict=True):
+        if a.shape != b.shape or not (is_finite(a) and is_finite(b)):
+            return None
+        pair.add(a, b)
+    return pair
+
+
+# ------------------------------------------------------------------------------------------------------
+# what would help
+
+
+def _with_suggestions(
+    effects: Sequence[LayerEffect], proto: ModelProto, matched: MatchReport, form: StorageFormat | None
+) -> list[LayerEffect]:
+    """Effects, the largest first, of which the worst say what would help.
+
+    The worst layer, and those after it that make more than their share of the noise, get as many bits as
+    bring them down to what the others make on average: noise falls with the square of the step. Wider codes
+    that take no more bytes come for free.
+    """
+    sizes = _sizes(effects, proto, matched, form)
+    result = []
+    for rank, effect in enumerate(effects):
+        stands_out = rank == 0 or effect.own_share * len(effects) > 1
+        if rank < SUGGESTIONS and stands_out and effect.own_sqnr_db != math.inf:
+            effect = replace(effect, suggestion=_suggestion(effect, effects, sizes[effect.name]))
+        result.append(effect)
+    return result
+
+
+def _suggestion(
+    effect: LayerEffect, effects: Sequence[LayerEffect], sizes: Mapping[int, int]
+) -> Suggestion | None:
+    """``sizes`` are bytes by width."""
+    own, bits = _noise(effect), effect.bits
+    if bits is None or bits not in sizes or bits == max(WIDTHS) or not math.isfinite(own):
+        return None
+    others = [
+        power for power in (_noise(other) for other in effects if other is not effect) if math.isfinite(power)
+    ]
+    rest = sum(others)
+    wider = [width for width in WIDTHS if width > bits]
+    noise = {width: own * ((2**bits - 1) / (2**width - 1)) ** 2 for width in wider}
+    enough = next((width for width in wider if noise[width] * len(others) <= rest), wider[-1])
+    best = max(width for width in wider if width >= enough and sizes[width] <= sizes[enough])
+    return Suggestion(
+        set=f"^{re.escape(effect.name)}$={best}",
+        bits=best,
+        extra_bytes=sizes[best] - sizes[bits],
+        own_sqnr_db=sqnr_db(noise[best]),
+        gain_db=sqnr_db((noise[best] + rest) / (own + rest)),
+    )
+
+
+def _sizes(
+    effects: Sequence[LayerEffect], proto: ModelProto, matched: MatchReport, form: StorageFormat | None
+) -> dict[str, dict[int, int]]:
+    """Bytes by layer and width; without a form, in the one that fits the bytes of the file best."""
+
+    def stored(candidate: StorageFormat) -> dict[str, dict[int, int]]:
+        table = stored_sizes(proto, matched, WIDTHS, candidate).tolist()
+        return {
+            layer.name: dict(zip(WIDTHS, row, strict=True))
+            for layer, row in zip(matched.layers, table, strict=True)
+        }
+
+    def distance(candidate: Mapping[str, Mapping[int, int]]) -> int:
+        return sum(abs(candidate[effect.name].get(effect.bits or 0, 0) - effect.bytes) for effect in effects)
+
+    return min((stored(candidate) for candidate in ([form] if form else _forms())), key=distance)
+
+
+def _forms() -> list[StorageFormat]:
+    """All forms that make sense."""
+    words = {key: get_args(kind) for key, kind in get_type_hints(StorageFormat).items()}
+    del words["fold_batch_norm"]  # which takes no bytes of the weights
+    combinations = (dict(zip(words, choice, strict=True)) for choice in itertools.product(*words.values()))
+    return [form for form in (StorageFormat(**choice) for choice in combinations) if _makes_sense(form)]
+
+
+def _makes_sense(form: StorageFormat) -> bool:
+    try:
+        check_format(form)
+    except RecipeError:
+        return False
+    return True

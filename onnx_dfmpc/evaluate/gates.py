@@ -85,4 +85,4 @@ def gate_of(limit: Limit, report: ValidationReport) -> Gate:
         whose = "this model has none" if limit.output is None else f"{limit.output!r} is none"
         raise RecipeError(f"min_top1_agreement needs an output of shape (N, classes), {whose}")
     passed = value is not None and (value >= limit.limit if kind == "min" else value <= limit.limit)
-    return Gate(limit.gate, limit.limit, value, passed, limit.output)
+    return Gate(limit.gate, limit.limit, value, passed)

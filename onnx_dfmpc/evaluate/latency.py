@@ -1,66 +1,49 @@
-"""Inference times, side by side: of the float model, and of the quantized one with different session options."""
+"""Inference times of the float model, and of the quantized one with different session options, in turn."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onnx_dfmpc.inputs.data import Feeding, samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
-from onnx_dfmpc.runtime.session import Model, Session, check_providers, is_weight_only
-from onnx_dfmpc.spec import Latency, Timing
+from onnx_dfmpc.runtime.session import Model, Session, is_weight_only
+from onnx_dfmpc.spec import Latency, Progress, Timing
 
 WARM_UP = 3
+"""Runs before any is timed: the first ones allocate."""
+
 FEWEST, MOST = 15, 200
 SECONDS = 5.0
-"""Runs are as many as fit into about so much time, within the bounds above."""
-
-Progress = Callable[[str, int, int], None]
+"""Rounds are as many as fit into about this much time, within the bounds above: a convention."""
 
 
 def measure_latency(
     float_model: Model,
     quantized_model: Model,
-    feeding: Feeding,
+    data: Feeding,
     *,
-    providers: Sequence[str] = (),
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Latency:
-    """Time single inferences, the models taking turns in one process, so that whatever else the machine does
-    meets all of them.
+    """Time inferences of the first sample, or of as many as the models insist on.
 
-    Parameters
-    ----------
-    float_model, quantized_model : path or onnx.ModelProto
-    feeding : Feeding
-        The first sample is taken, or as many as the model insists on.
-    providers : sequence of str
-    threads : int
-        Of each session.
-    progress : callable, optional
-        Called with ``("latency", runs done, runs)``.
-
-    Returns
-    -------
-    Latency
+    ``threads`` is that of each session; ``progress`` is called with ``("latency", rounds finished, rounds)``.
     """
-    on = check_providers(providers)
-    sessions = {"float": Session(float_model, "float model", providers=on, threads=threads)}
-    sessions["quantized, default"] = Session(
-        quantized_model, "quantized model", providers=on, threads=threads
-    )
+    sessions = {
+        "float": Session(float_model, "float model", threads=threads),
+        "quantized, default": Session(quantized_model, "quantized model", threads=threads),
+    }
     if is_weight_only(quantized_model):
         sessions["quantized, recommended"] = Session(
-            quantized_model, "quantized model", disable_qdq=True, providers=on, threads=threads
+            quantized_model, "quantized model", disable_qdq=True, threads=threads
         )
-    specs = with_shapes(sessions["float"].specs(), feeding.shapes)
-    alone = feeding if fixed_batch(specs) else replace(feeding, batch_size=1)
-    _, batch, feeds = next(
-        samples_of(specs, replace(alone, samples=feeding.samples or fixed_batch(specs) or 1)).batches()
-    )
+    specs = with_shapes(sessions["float"].specs(), data.shapes)
+    fixed = fixed_batch(specs)
+    samples = samples_of(specs, replace(data, samples=data.samples or fixed or 1))
+    _, batch, feeds = next((samples if fixed else replace(samples, batch=1)).batches())
     outputs = sessions["float"].outputs
 
     def run(session: Session) -> float:
@@ -69,14 +52,15 @@ def measure_latency(
         return time.perf_counter() - start
 
     warm = sum(run(session) for _ in range(WARM_UP) for session in sessions.values()) / WARM_UP
-    runs = int(min(MOST, max(FEWEST, SECONDS / max(warm, 1e-6))))
+    rounds = int(min(MOST, max(FEWEST, SECONDS / max(warm, 1e-6))))
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for done in range(runs):
+    for step in range(1, rounds + 1):
+        # In turn, so that whatever else the machine does meets all of them.
         for name, session in sessions.items():
             seconds[name].append(run(session))
         if progress is not None:
-            progress("latency", done + 1, runs)
-    return Latency(tuple(_timing(name, measured) for name, measured in seconds.items()), runs, threads, batch)
+            progress("latency", step, rounds)
+    return Latency(tuple(_timing(name, times) for name, times in seconds.items()), rounds, threads, batch)
 
 
 def _timing(name: str, seconds: Sequence[float]) -> Timing:

@@ -1,23 +1,26 @@
-"""How far one array is from another, added up batch by batch in float64 (pure NumPy)."""
+"""How far the outputs of one model are from those of another, added up batch by batch in float64 (pure
+NumPy).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Output = NDArray[Any]
+from onnx_dfmpc.evaluate.classes import TOP, LabelTally, among_best, class_scores, divergence
+from onnx_dfmpc.evaluate.validation import OutputMetrics, ValidationReport
+from onnx_dfmpc.spec import sqnr_db
 
 
 @dataclass
 class Comparison:
     """Running sums over pairs of arrays; the metrics are properties and may be read at any time.
 
-    Examples
-    --------
     >>> pair = Comparison()
     >>> pair.add(np.array([3.0, 4.0]), np.array([3.0, 4.5]))
     >>> pair.max_abs, round(pair.sqnr_db, 2)
@@ -33,13 +36,7 @@ class Comparison:
     _absolute: float = 0.0
 
     def add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
-        """Add one batch.
-
-        Parameters
-        ----------
-        reference, other : numeric arrays of one shape
-            All finite.
-        """
+        """Add one batch: two arrays of finite numbers, of one shape."""
         a, b = (np.ravel(array).astype(np.float64) for array in (reference, other))
         difference = a - b
         self.elements += a.size
@@ -65,11 +62,9 @@ class Comparison:
         """Signal to quantization noise, ``10 log10(sum a^2 / sum (a - b)^2)``, in dB; infinite where nothing
         differs.
         """
-        if self._noise == 0.0:
-            return math.inf
-        if self._reference == 0.0:
+        if self._reference == 0.0 < self._noise:
             return -math.inf
-        return 10.0 * (math.log10(self._reference) - math.log10(self._noise))
+        return sqnr_db(self._noise / self._reference if self._noise else 0.0)
 
     @property
     def mean_abs(self) -> float:
@@ -77,6 +72,101 @@ class Comparison:
         return self._absolute / self.elements if self.elements else 0.0
 
 
-def is_finite(array: Output) -> bool:
+def is_finite(array: NDArray[Any]) -> bool:
     """Whether an array holds neither NaN nor infinity."""
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+@dataclass
+class _OutputTally:
+    """Sums over one output."""
+
+    pair: Comparison = field(default_factory=Comparison)
+    classified: int = 0
+    same_top1: int = 0
+    same_top5: int | None = 0
+    divergence: float = 0.0
+    comparable: bool = True
+
+    def add_classes(self, scores: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+        best = scores.argmax(axis=1)
+        self.classified += len(best)
+        self.same_top1 += int((best == other.argmax(axis=1)).sum())
+        self.divergence += float(divergence(scores, other).sum())
+        if scores.shape[1] > TOP and self.same_top5 is not None:
+            self.same_top5 += int(among_best(other, best).sum())
+        else:
+            self.same_top5 = None
+
+    def metrics(self, name: str) -> OutputMetrics:
+        if not self.comparable:
+            return OutputMetrics(name, None, None, None, None)
+        pair, count = self.pair, self.classified
+        metrics = OutputMetrics(name, pair.cosine, pair.sqnr_db, pair.max_abs, pair.mean_abs)
+        if not count:
+            return metrics
+        return replace(
+            metrics,
+            top1_agreement=self.same_top1 / count,
+            top5_agreement=None if self.same_top5 is None else self.same_top5 / count,
+            kl=self.divergence / count,
+        )
+
+
+class Tally:
+    """Everything that adds up over the batches of a validation.
+
+    ``names`` are the outputs in the order in which `add` gets them. ``labels`` (samples,), checked by
+    `check_classes`, belong to the first output that is a classification.
+    """
+
+    def __init__(self, names: Sequence[str], labels: NDArray[np.int64] | None = None) -> None:
+        self.labels = labels
+        self.failures: dict[str, str] = {}  # by what failed, so that each is told once and not batch by batch
+        self._outputs = {name: _OutputTally() for name in names}
+        self._classifier: str | None = None
+        self._right = LabelTally()
+
+    def add(self, start: int, stop: int, expected: Sequence[Any], actual: Sequence[Any]) -> None:
+        """Add the outputs of both models for the samples from ``start`` to ``stop``."""
+        where = f"sample {start}" if stop - start == 1 else f"samples {start} to {stop - 1}"
+        for (name, tally), a, b in zip(self._outputs.items(), expected, actual, strict=True):
+            if not self._check(name, a, b, where):
+                tally.comparable = False
+                continue
+            tally.pair.add(a, b)
+            scores, other = class_scores(a, stop - start), class_scores(b, stop - start)
+            if scores is None or other is None:
+                continue
+            tally.add_classes(scores, other)
+            if self.labels is not None and self._classifier in (None, name):
+                self._classifier = name
+                self._right.add(scores, other, self.labels[start:stop])
+
+    def _check(self, name: str, a: Any, b: Any, where: str) -> bool:
+        """Whether both outputs can be compared; if not, the first reason is kept."""
+        if not all(isinstance(array, np.ndarray) and array.dtype.kind in "biuf" for array in (a, b)):
+            self.failures.setdefault(name, f"output {name!r} is not a tensor of numbers")
+            return False
+        if a.shape != b.shape:
+            shapes = f"has shape {a.shape} in the float model, {b.shape} in the quantized"
+            self.failures.setdefault(name, f"output {name!r} {shapes} ({where})")
+            return False
+        finite = True
+        for which, array in (("float", a), ("quantized", b)):
+            if not is_finite(array):
+                kind = "NaN" if np.isnan(array).any() else "infinity"
+                reason = f"{which} model: {kind} in output {name!r} ({where})"
+                self.failures.setdefault(f"{which} {name}", reason)
+                finite = False
+        return finite
+
+    def report(self, **context: Any) -> ValidationReport:
+        """Metrics so far; ``context`` are the other attributes of the `ValidationReport`."""
+        report = ValidationReport(
+            outputs=tuple(tally.metrics(name) for name, tally in self._outputs.items()),
+            failures=tuple(self.failures.values()),
+            **context,
+            **self._right.scores(),
+        )
+        return replace(report, notes=(*report.notes, *self._right.remarks()))

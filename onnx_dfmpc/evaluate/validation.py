@@ -1,4 +1,4 @@
-"""What a validation found."""
+"""What a validation reports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ DIGITS = 12
 def typed(number: float | None) -> str:
     """A limit as it was typed; "" where there is none.
 
-    Examples
-    --------
     >>> typed(0.01), typed(0.9999999)
     ('0.01', '0.9999999')
     """
@@ -25,8 +23,6 @@ def typed(number: float | None) -> str:
 def measured(value: float | None, limit: float | None) -> str:
     """A value in six digits, or in as many as tell it from its limit.
 
-    Examples
-    --------
     >>> measured(0.99512345678, 0.99), measured(0.98999999, 0.99)
     ('0.995123', '0.98999999')
     """
@@ -68,26 +64,16 @@ class OutputMetrics:
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit that the user set, and whether it holds.
-
-    ``value`` is None where the outputs could not be compared; ``output`` is None where the limit is for the
-    worst one.
-    """
+    """A limit that the user set, and whether it holds; ``value`` is None where nothing could be compared."""
 
     name: str
     limit: float
     value: float | None
     passed: bool
-    output: str | None = None
-
-    @property
-    def label(self) -> str:
-        """Name, and the output that it is for."""
-        return self.name if self.output is None else f"{self.name} of {self.output}"
 
     def __str__(self) -> str:
         verdict = "PASSED" if self.passed else "FAILED"
-        return f"{verdict} {self.label}: {measured(self.value, self.limit)}, limit {typed(self.limit)}"
+        return f"{verdict} {self.name}: {measured(self.value, self.limit)}, limit {typed(self.limit)}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +89,8 @@ class DefaultRun:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """Float against quantized. Truthy when nothing failed and every gate holds.
+    """Float model against quantized model; made by `validate`. Truthy when nothing failed and every gate
+    holds.
 
     Attributes
     ----------
@@ -113,6 +100,8 @@ class ValidationReport:
     synthetic : bool
         True for generated inputs: a sanity check, not accuracy.
     outputs : tuple of OutputMetrics
+        For each output its name, cosine, SQNR in dB, largest and mean absolute difference, and for
+        classifications the agreement of the classes.
     top1_float, top1_quantized : float or None
         Fractions of the labelled samples that each model gets right.
     top1_interval : (float, float) or None
@@ -124,15 +113,28 @@ class ValidationReport:
     labelled : int
         Number of labelled samples.
     gates : tuple of Gate
+        The limits that were set, each with its value and whether it holds.
     failures : tuple of str
         What went wrong: NaN, infinity, shapes that differ, a session that cannot be created.
     weight_only : bool
         True when the quantized model ran with ``session.disable_quant_qdq=1``.
     default_run : DefaultRun or None
+        The same model with default session options, on one batch.
     notes : tuple of str
-        What was done to the data on the way.
+        Remarks, such as casts of the data.
     command : str
         Repeats it from a shell; "" where something is not a file.
+
+    Examples
+    --------
+    >>> output = OutputMetrics("scores", cosine=0.999, sqnr_db=27.0, max_abs=0.4, mean_abs=0.1)
+    >>> gate = Gate("min_cosine", limit=0.9995, value=0.999, passed=False)
+    >>> report = ValidationReport(100, "test.npz, 100 samples", synthetic=False, outputs=(output,),
+    ...     top1_float=0.92, top1_quantized=0.91, gates=(gate,))
+    >>> bool(report), report.sqnr_db, report.top1_drop
+    (False, 27.0, 0.01)
+    >>> print(report.gates[0])
+    FAILED min_cosine: 0.999, limit 0.9995
     """
 
     samples: int
@@ -156,9 +158,10 @@ class ValidationReport:
         return not self.failures and all(gate.passed for gate in self.gates)
 
     def _worst(self, metric: str, pick: Callable[[Iterable[float]], float] = min) -> float | None:
+        """Of all outputs; None where one of them could not be compared."""
         values = [getattr(output, metric) for output in self.outputs]
         known = [value for value in values if value is not None]
-        if len(known) < len(values) and metric != "top1_agreement":
+        if len(known) < len(values) and metric != "top1_agreement":  # which not every output has
             return None
         return pick(known) if known else None
 

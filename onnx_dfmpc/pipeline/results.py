@@ -10,6 +10,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from onnx_dfmpc.evaluate.command import repeat_command
+from onnx_dfmpc.evaluate.compare import ComparisonResult as ComparisonResult
 from onnx_dfmpc.evaluate.gates import limits_of
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.inputs.data import feeding_of
@@ -117,9 +118,7 @@ class QuantizeResult:
         if self.validation is None or self.source.path is None:
             return self.validation
         limits = limits_of(self.recipe.gates)
-        command = repeat_command(
-            self.source.path, path, feeding_of(self.recipe), limits, self.recipe.providers
-        )
+        command = repeat_command(self.source.path, path, feeding_of(self.recipe), limits)
         return replace(self.validation, command=command)
 
 
@@ -148,24 +147,3 @@ class PlanResult:
     sweep: tuple[SweepPoint, ...]
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class ComparisonResult:
-    """Two models, and how far the second is from the first.
-
-    Attributes
-    ----------
-    source, quantized : LoadedModel
-    validation : ValidationReport
-    per_layer : tuple of LayerEffect
-        What every layer alone does to the outputs, the worst first; empty where it was not asked for.
-    latency : Latency or None
-        None where it was not asked for.
-    """
-
-    source: LoadedModel
-    quantized: LoadedModel
-    validation: ValidationReport
-    per_layer: tuple[LayerEffect, ...] = ()
-    latency: Latency | None = None

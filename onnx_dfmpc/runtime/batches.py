@@ -1,6 +1,4 @@
-"""The values of one tensor, batch by batch: in memory while they are small, else in temporary files that go
-when nobody needs them.
-"""
+"""The values of one tensor, batch by batch: in memory while they are small, else in temporary files."""
 
 from __future__ import annotations
 
@@ -17,18 +15,13 @@ from onnx_dfmpc.errors import DfmpcError
 Value = NDArray[Any]
 
 IN_MEMORY = 1 << 23
-"""Bytes that all batches of a tensor may take in memory."""
+"""Bytes that all batches of a tensor may take in memory: a few such tensors live at a time, beside the model.
+"""
 
 
 class Batches(Sequence[Value]):
-    """Arrays, one for each batch; every access to a large one reads it anew.
+    """Arrays, one for each batch; every access to a stored one reads it anew.
 
-    Parameters
-    ----------
-    values : iterable of array or `Stored`
-
-    Examples
-    --------
     >>> batches = Batches(np.full(2, number) for number in (1.0, 2.0))
     >>> len(batches), batches[1], sum(batch.sum() for batch in batches)
     (2, array([2., 2.]), np.float64(6.0))
@@ -52,16 +45,11 @@ class Batches(Sequence[Value]):
 
 
 class Stored:
-    """An array in a temporary file without a name, which the system removes when this is forgotten.
-
-    Raises
-    ------
-    DfmpcError
-        If the temporary directory has no room.
-    """
+    """An array in a temporary file, which the system removes when this object is forgotten."""
 
     def __init__(self, value: Value) -> None:
         try:
+            # Without a name: nothing is left behind, however the process ends.
             self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this
             weakref.finalize(self, self._file.close)  # Python warns of files that it has to close by itself
             np.save(self._file, value, allow_pickle=False)
@@ -73,7 +61,7 @@ class Stored:
             ) from error
 
     def read(self) -> Value:
-        """The array."""
+        """The array. Not from two threads at once: they share the position in the file."""
         self._file.seek(0)
         value: Value = np.load(self._file, allow_pickle=False)
         return value

@@ -1,48 +1,44 @@
-"""Run a model piece by piece under ONNX Runtime, holding only the tensors that are still needed, and of large
-ones a batch at a time.
+"""A model run piece by piece: any tensor, in the order of the graph, with changes on the way.
+
+Whoever quantizes layer by layer wants the input of each layer once, in a network that changes behind it as it
+goes. So the graph is cut into segments, each a small model with a session of its own: from the tensors that
+are there to the one that is asked for. A network of 60 layers takes 60 segments, and every node runs once;
+one session of the whole model with all tensors as outputs would hold all of them at once and could not be
+changed half-way.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-import onnxruntime as ort
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from onnx_dfmpc.errors import DfmpcError, ModelError
 from onnx_dfmpc.model.constants import ConstantTable, outer_names
 from onnx_dfmpc.model.protobuf import subgraphs
 from onnx_dfmpc.runtime.batches import Batches, Stored, Value, stored
-from onnx_dfmpc.runtime.downstream import SHIFT, UNSHIFTED, WEIGHT, Rest, Tail
+from onnx_dfmpc.runtime.session import Session
 
-SILENT = 4
+T = TypeVar("T")
+
+WEIGHT, SHIFT, UNSHIFTED = "downstream::weight", "downstream::shift", "downstream::unshifted"
+
+LOCAL_FUNCTIONS = 8
+"""The first IR version that has them; whatever older models hold is the same in it."""
 
 
 class PartialRun:
-    """A float model and a few batches of inputs; any tensor can be asked for, in the order of the graph.
+    """A model and a few batches of inputs, which are run as far as the tensors that are asked for.
 
-    A tensor is forgotten when the last node that reads it has run. Every batch runs on one thread, so that
-    the result does not depend on the number of threads; batches run side by side.
-
-    Parameters
-    ----------
-    proto : ModelProto
-    table : ConstantTable
-        Of the same model.
-    feeds : sequence of mapping
-        Arrays by name, one mapping per batch: the model's inputs, or whatever tensors those that are asked
-        for depend on.
-    disable_qdq : bool
-        Fold dequantized weights: for models with quantized weights and float activations.
-
-    Raises
-    ------
-    ModelError
-        If ONNX Runtime cannot run a part of the model.
+    ``table`` holds the constants of the same model. ``feeds``, one mapping of names to arrays per batch, are
+    the model's inputs, or whatever else the tensors that are asked for depend on. ``disable_qdq`` folds
+    dequantized weights: for models with quantized weights and float activations. What ONNX Runtime cannot run
+    is a ModelError.
     """
 
     def __init__(
@@ -51,32 +47,34 @@ class PartialRun:
         table: ConstantTable,
         feeds: Sequence[Mapping[str, Value]],
         *,
+        what: str = "float model",
         disable_qdq: bool = False,
     ) -> None:
         self._proto = proto
         self._table = table
+        self._what = what
         self._disable_qdq = disable_qdq
         self._nodes = [
             node for node in proto.graph.node if not all(name in table for name in node.output if name)
         ]
-        self._replaced: dict[str, Value] = {}
-        self._producer = {
-            name: index for index, node in enumerate(self._nodes) for name in node.output if name
-        }
+        self._replaced: dict[str, Value] = {}  # constants of `replace`, which the table does not have
+        self._producer = {name: index for index, node in enumerate(self._nodes) for name in _outputs([node])}
         self._reads = [sorted(set(_inputs(node))) for node in self._nodes]
+        # How many nodes that have not run yet read a tensor: at 0 it is forgotten, or a deep network would
+        # not fit.
         self._waiting = Counter(name for names in self._reads for name in names)
         self._batches = len(feeds)
         self._live = {name: Batches(feed[name] for feed in feeds) for name in feeds[0]}
 
-    def value(self, name: str) -> Batches:
+    def value(self, tensor: str) -> Batches:
         """Value of a tensor for each batch."""
-        if name not in self._live:
-            self._run(self._ancestors(name), name)
-        return self._live[name]
+        if tensor not in self._live:
+            self._run(tensor)
+        return self._live[tensor]
 
-    def put(self, name: str, values: Iterable[Value]) -> None:
+    def put(self, tensor: str, values: Iterable[Value]) -> None:
         """Let the nodes that have not run yet see other values of a tensor, one for each batch."""
-        self._live[name] = Batches(stored(value, self._batches) for value in values)
+        self._live[tensor] = Batches(stored(value, self._batches) for value in values)
 
     def replace(self, output: str, position: int, array: Value) -> None:
         """Give the node that makes ``output``, before it has run, another constant as its input at
@@ -85,7 +83,7 @@ class PartialRun:
         index = self._producer[output]
         node = NodeProto()
         node.CopyFrom(self._nodes[index])
-        name = f"{node.input[position]}::{output}"
+        name = f"{node.input[position]}::{output}"  # a weight may be shared: this node alone sees the new one
         node.input[position] = name
         self._nodes[index] = node
         self._waiting.subtract(self._reads[index])
@@ -93,170 +91,201 @@ class PartialRun:
         self._waiting.update(self._reads[index])
         self._replaced[name] = array
 
-    def rest(self, output: str, names: Sequence[str], shift: Value) -> Rest:
-        """The part of the model from the node that makes ``output``, which has not run yet, to tensors behind
-        it.
+    def downstream(self, tensor: str, outputs: Sequence[str], *, open_weight: bool = False) -> Downstream:
+        """The part of the model from a tensor to those of some outputs that depend on it. This run stays as
+        it is.
 
-        The node's weight (its second input) and a shift of its output are left open. The stream stays as it
-        is.
-
-        Parameters
-        ----------
-        output : str
-        names : sequence of str
-            Those that do not depend on ``output`` are left out.
-        shift : array
-            An example of the shift.
+        The tensor is one whose value was just asked for. With ``open_weight`` it is the output of a node that
+        has not run yet, and what is left open is that node's weight, its second input, and a shift of its
+        output.
         """
-        opened = self._producer[output]
-        needed = {name: self._ancestors(name) for name in names}
-        names = [name for name in names if opened in needed[name]]
-        indices = list(dict.fromkeys(index for name in names for index in needed[name]))
-        layer = NodeProto()
-        layer.CopyFrom(self._nodes[opened])
-        weight, layer.input[1], layer.output[0] = layer.input[1], WEIGHT, UNSHIFTED
-        changed = [layer, helper.make_node("Sub", [UNSHIFTED, SHIFT], [output])]
-        nodes = [node for index in indices for node in (changed if index == opened else [self._nodes[index]])]
-        made = {name for node in nodes for name in node.output if name}
-        read = {name for node in nodes for name in _inputs(node)}
-        feeds = sorted(name for name in read - made - {WEIGHT, SHIFT} if self._constant(name) is None)
-        examples = {name: self._live[name][0] for name in feeds} | {
-            WEIGHT: np.asarray(self._constant(weight)),
-            SHIFT: shift,
-        }
-        session = self._session(nodes, examples, names, read)
-        batches = [{name: self._live[name][batch] for name in feeds} for batch in range(self._batches)]
-        return Rest(names, batches, lambda feed: list(session.run(names, feed)))
+        needed = {name: self._ancestors(name) for name in outputs}
+        if open_weight:
+            source = self._producer[tensor]
+            dependent = [name for name in outputs if source in needed[name]]
+        else:
+            dependent = [
+                name for name in outputs if any(tensor in self._reads[index] for index in needed[name])
+            ]
+        known = [name for name in outputs if name == tensor and name not in dependent]
+        if not dependent:
+            return Downstream(tensor, tuple(known), (), None, {}, self._batches)
+        indices = dict.fromkeys(index for name in dependent for index in needed[name])
+        nodes, opened = [self._nodes[index] for index in indices], {}
+        if open_weight:
+            layer = self._nodes[source]
+            nodes = [new for node in nodes for new in (_opened(node) if node is layer else [node])]
+            weight = np.asarray(self._constant(layer.input[1]))
+            # Values per channel, with an axis of size 1 for each axis of the kernel.
+            opened = {WEIGHT: weight, SHIFT: np.zeros([1] * (weight.ndim - 1), weight.dtype)}
+        else:
+            opened = {tensor: self._live[tensor][0]}
+        session, others = self._segment(nodes, dependent, opened)
+        names = tuple(name for name in outputs if name in dependent or name in known)
+        live = {name: self._live[name] for name in others}
+        return Downstream(tensor, names, tuple(dependent), session, live, self._batches)
 
-    def tail(self, tensor: str, names: Sequence[str]) -> Tail:
-        """The part of the model from a tensor whose value was just asked for to tensors behind it. The stream
-        stays as it is.
-
-        Parameters
-        ----------
-        tensor : str
-        names : sequence of str
-            Those that do not depend on ``tensor`` are left out.
-        """
-        needed = {name: self._ancestors(name) for name in names}
-        behind = [name for name in names if any(tensor in self._reads[index] for index in needed[name])]
-        heard = [name for name in names if name in behind or name == tensor]
-        if not behind:
-            return Tail(tensor, heard, [{}] * self._batches, lambda _: [])
-        indices = list(dict.fromkeys(index for name in behind for index in needed[name]))
-        nodes = [self._nodes[index] for index in indices]
-        made = {name for node in nodes for name in node.output if name}
-        read = {name for index in indices for name in self._reads[index]}
-        feeds = sorted(name for name in read - made if self._constant(name) is None)
-        session = self._session(nodes, {name: self._live[name][0] for name in feeds}, behind, read)
-        batches = [{name: self._live[name][batch] for name in feeds} for batch in range(self._batches)]
-        return Tail(tensor, heard, batches, lambda feed: list(session.run(behind, feed)))
-
-    def _constant(self, name: str) -> Value | None:
-        if name in self._replaced:
-            return self._replaced[name]
-        return self._table.get(name)
-
-    def _ancestors(self, name: str) -> list[int]:
+    def _ancestors(self, tensor: str) -> list[int]:
         """Nodes that have to run for a tensor, in an order in which they can."""
         order: list[int] = []
         seen: set[int] = set()
-        stack = [(name, False)]
+        # Depth first with a stack of its own: Python's would not do for a network of a thousand nodes.
+        stack = [(tensor, False)]
         while stack:
-            tensor, expanded = stack.pop()
-            index = self._producer.get(tensor)
-            if index is None or tensor in self._live:
+            name, expanded = stack.pop()
+            index = self._producer.get(name)
+            if index is None or name in self._live:
                 continue
             if expanded:
                 if index not in seen:
                     seen.add(index)
                     order.append(index)
             elif index not in seen:
-                stack.append((tensor, True))
+                stack.append((name, True))
                 stack.extend((read, False) for read in self._reads[index])
         return order
 
-    def _run(self, indices: list[int], wanted: str) -> None:
+    def _run(self, tensor: str) -> None:
+        """Run the segment up to a tensor, keep what others still need of it, and forget what nobody does."""
+        indices = self._ancestors(tensor)
         nodes = [self._nodes[index] for index in indices]
-        made = {name for node in nodes for name in node.output if name}
-        read = {name for index in indices for name in self._reads[index]}
         for index in indices:
             self._waiting.subtract(self._reads[index])
-        keep = sorted(name for name in made if self._waiting[name] > 0 or name == wanted)
-        feeds = sorted(name for name in read - made if self._constant(name) is None)
-        session = self._session(nodes, {name: self._live[name][0] for name in feeds}, keep, read)
+        keep = sorted(name for name in _outputs(nodes) if self._waiting[name] > 0 or name == tensor)
+        session, inputs = self._segment(nodes, keep, {})
 
         def run(batch: int) -> list[Value | Stored]:
-            found = session.run(keep, {name: self._live[name][batch] for name in feeds})
-            return [stored(value, self._batches) for value in found]
+            # Large values are read, and written again, inside of the thread: one batch of them is in memory.
+            results = session.run({name: self._live[name][batch] for name in inputs}, keep)
+            return [stored(value, self._batches) for value in results]
 
-        try:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                results = list(pool.map(run, range(self._batches)))
-        except DfmpcError:
-            raise
-        except Exception as error:  # ONNX Runtime has no common base for its errors
-            raise ModelError(f"cannot run the float model up to {wanted!r}: {_first_line(error)}") from error
+        results = _side_by_side(run, self._batches)
         for position, name in enumerate(keep):
             self._live[name] = Batches(result[position] for result in results)
-        for name in read:
-            if self._waiting[name] <= 0 and name != wanted:
+        for name in {name for index in indices for name in self._reads[index]}:
+            if self._waiting[name] <= 0:
                 self._live.pop(name, None)
                 self._replaced.pop(name, None)
 
-    def _session(
-        self, nodes: list[NodeProto], examples: Mapping[str, Value], keep: list[str], read: set[str]
-    ) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = SILENT
-        options.enable_cpu_mem_arena = False  # few runs: not worth keeping memory for the next
-        if self._disable_qdq:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        try:
-            return ort.InferenceSession(
-                self._serialized(nodes, examples, keep, read), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # as above
-            raise ModelError(
-                f"ONNX Runtime cannot load the float model around {keep[0]!r}: {_first_line(error)}"
-            ) from error
+    def _segment(
+        self, nodes: Sequence[NodeProto], outputs: Sequence[str], opened: Mapping[str, Value]
+    ) -> tuple[Session, list[str]]:
+        """Session of some nodes, and the tensors that it reads besides the opened ones, given by example."""
+        read = {name for node in nodes for name in _inputs(node)}
+        constants = sorted(name for name in read if name in self._replaced or name in self._table)
+        inputs = sorted(read - _outputs(nodes) - set(constants) - set(opened))
+        examples = {name: self._live[name][0] for name in inputs} | dict(opened)
+        session = Session(
+            self._serialized(nodes, examples, outputs, constants),
+            f"part of the {self._what} up to {outputs[0]!r}",
+            disable_qdq=self._disable_qdq,
+            # A sum that is split among threads depends on their number. On one thread per batch the result
+            # does not, and as batches run side by side no core is idle.
+            threads=1,
+            # Each segment runs once or a few times: memory kept for the next run would be kept in vain.
+            arena=False,
+        )
+        return session, inputs
 
     def _serialized(
-        self, nodes: list[NodeProto], examples: Mapping[str, Value], keep: list[str], read: set[str]
+        self,
+        nodes: Sequence[NodeProto],
+        examples: Mapping[str, Value],
+        outputs: Sequence[str],
+        constants: Sequence[str],
     ) -> bytes:
-        """Model of some nodes; no second copy of its weights is left when it is loaded."""
+        """Model of some nodes. A function of its own, so that no second copy of its weights stays at load."""
         graph = helper.make_graph(
             nodes,
             "segment",
             [_value_info(name, example) for name, example in examples.items()],
-            [helper.make_empty_tensor_value_info(name) for name in keep],
+            # Without types: ONNX Runtime infers those of outputs.
+            [helper.make_empty_tensor_value_info(name) for name in outputs],
         )
         model = helper.make_model(
             graph,
             opset_imports=self._proto.opset_import,
             functions=self._proto.functions,
-            ir_version=max(self._proto.ir_version, 8),
+            ir_version=max(self._proto.ir_version, LOCAL_FUNCTIONS),
         )
-        for name in sorted(read):
-            if (array := self._constant(name)) is not None:
-                model.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.asarray(array), name))
+        for name in constants:
+            array = np.asarray(self._constant(name))
+            model.graph.initializer.add().CopyFrom(numpy_helper.from_array(array, name))
         return bytes(model.SerializeToString())
+
+    def _constant(self, name: str) -> Value:
+        return self._replaced[name] if name in self._replaced else self._table[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Downstream:
+    """The part of a model after one tensor; made by `PartialRun.downstream`, and run as often as wanted.
+
+    ``outputs`` are the tensors that it knows: those that depend on the opened tensor, and that one itself.
+    """
+
+    tensor: str
+    outputs: tuple[str, ...]
+    _computed: tuple[str, ...]
+    _session: Session | None
+    _others: Mapping[str, Batches]
+    _batches: int
+
+    def __call__(self, values: Sequence[Value]) -> dict[str, list[Value]]:
+        """Outputs, batch by batch, for values of the tensor, one for each batch."""
+        known = {self.tensor: list(values)} if self.tensor in self.outputs else {}
+        return known | self._run([{self.tensor: value} for value in values])
+
+    def with_weight(self, weight: Value, shift: Value) -> dict[str, list[Value]]:
+        """Outputs, batch by batch, for a weight of the opened node and a shift to subtract from its output.
+
+        ``weight`` has the shape and dtype of the node's own; ``shift`` one axis less, the channels in front.
+        """
+        return self._run([{WEIGHT: weight, SHIFT: shift}] * self._batches)
+
+    def _run(self, opened: Sequence[Mapping[str, Value]]) -> dict[str, list[Value]]:
+        session = self._session
+        if session is None:
+            return {}
+
+        def run(batch: int) -> list[Value]:
+            others = {name: values[batch] for name, values in self._others.items()}
+            return session.run({**others, **opened[batch]}, self._computed)
+
+        results = _side_by_side(run, len(opened))
+        return {
+            name: [result[position] for result in results] for position, name in enumerate(self._computed)
+        }
+
+
+def _side_by_side(run: Callable[[int], T], batches: int) -> list[T]:
+    """Results of all batches, in their order. ONNX Runtime lets go of the interpreter lock: threads are
+    enough.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(run, range(batches)))
+
+
+def _opened(layer: NodeProto) -> list[NodeProto]:
+    """A node with an open weight, and the subtraction of an open shift from its output."""
+    node = NodeProto()
+    node.CopyFrom(layer)
+    node.input[1], node.output[0] = WEIGHT, UNSHIFTED
+    return [node, helper.make_node("Sub", [UNSHIFTED, SHIFT], [layer.output[0]])]
 
 
 def _inputs(node: NodeProto) -> Iterator[str]:
-    """Names that a node reads, those that its bodies capture included."""
+    """Names that a node reads, those that its bodies (of If, Loop) capture included."""
     yield from (name for name in node.input if name)
     for body in subgraphs(node):
         yield from outer_names(body)
 
 
+def _outputs(nodes: Iterable[NodeProto]) -> set[str]:
+    return {name for node in nodes for name in node.output if name}
+
+
 def _value_info(name: str, array: Value) -> ValueInfoProto:
-    return helper.make_tensor_value_info(
-        name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """Type of an input by example, of any size: batches may differ, the last one is often smaller."""
+    dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return helper.make_tensor_value_info(name, dtype, [None] * array.ndim)

@@ -10,29 +10,21 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
+from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.inputs.specs import InputSpec
-from onnx_dfmpc.recipe import nearest
+from onnx_dfmpc.runtime.batches import Value
 
 Model = str | os.PathLike[str] | onnx.ModelProto
-Output = NDArray[Any]
 
-CPU = "CPUExecutionProvider"
 DISABLE_QDQ = "session.disable_quant_qdq"
 SILENT = 4
+"""Log level. The log goes to stderr past Python, several lines for each error; the first line of the
+exception is in our own message.
+"""
 
-DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(bool)": np.bool_,
-    **{
-        f"tensor({name})": getattr(np, name)
-        for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-    },
-}
+NUMPY = {"float": "float32", "double": "float64"}
+"""Names of NumPy for those of ONNX Runtime, where they differ."""
 
 
 def session_options() -> ort.SessionOptions:
@@ -52,6 +44,8 @@ def session_options() -> ort.SessionOptions:
     '1'
     """
     options = ort.SessionOptions()
+    # Kept as pairs, DequantizeLinear nodes wait for integer kernels; disabled, they are constants to be
+    # folded.
     options.add_session_config_entry(DISABLE_QDQ, "1")
     return options
 
@@ -61,113 +55,68 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
-def check_providers(providers: Sequence[str]) -> list[str]:
-    """Execution providers to run on; without any, the CPU's.
-
-    Raises
-    ------
-    RecipeError
-        One that this ONNX Runtime does not have.
-    """
-    available = ort.get_available_providers()
-    for name in providers:
-        if name not in available:
-            guess = nearest(name, available)
-            raise RecipeError(
-                f"this ONNX Runtime has no execution provider {name!r}",
-                hint=(guess + " " if guess else "") + "available: " + ", ".join(available),
-            )
-    return list(providers) or [CPU]
-
-
 class Session:
-    """A model that can be run.
+    """A model that can be run on the CPU.
 
-    Parameters
-    ----------
-    model : path or onnx.ModelProto
-    what : str
-        What to call a model that has no path.
-    disable_qdq : bool
-        Whether to fold dequantized weights when it is loaded.
-    providers : sequence of str
-    threads : int
-        0 leaves it to ONNX Runtime.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be loaded.
+    ``model`` may also be serialized; ``what`` is its name in messages where it has no path. ``disable_qdq``
+    folds dequantized weights at load. ``threads=0`` leaves the number of threads to ONNX Runtime;
+    ``arena=False`` gives memory back after every run.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | bytes,
         what: str,
         *,
         disable_qdq: bool = False,
-        providers: Sequence[str] = (CPU,),
         threads: int = 0,
+        arena: bool = True,
     ) -> None:
-        self.title = title(model, what)
+        self.title = what if isinstance(model, onnx.ModelProto | bytes) else str(Path(model))
         options = session_options() if disable_qdq else ort.SessionOptions()
         options.log_severity_level = SILENT
-        options.intra_op_num_threads = threads
-        if not isinstance(model, onnx.ModelProto) and not Path(model).is_file():
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+        options.enable_cpu_mem_arena = arena
+        if isinstance(model, str | os.PathLike) and not Path(model).is_file():
             raise ModelError(f"{model}: not a file" if Path(model).exists() else f"{model}: no such file")
         try:
-            source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else os.fspath(model)
-            self.session = ort.InferenceSession(source, options, providers=list(providers))
-        except Exception as error:  # ONNX Runtime's own exceptions derive from Exception only
-            raise ModelError(f"{self.title}: ONNX Runtime cannot load it: {first_line(error)}") from error
-        self.outputs = [output.name for output in self.session.get_outputs()]
+            source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+            source = source if isinstance(source, bytes) else os.fspath(source)
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no base of their own
+            raise ModelError(f"{self.title}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        self.outputs = [output.name for output in self._session.get_outputs()]
 
     def specs(self) -> list[InputSpec]:
-        """Inputs of the model.
-
-        Raises
-        ------
-        UnsupportedError
-            If one of them is not a tensor of numbers.
-        """
+        """Inputs of the model; UnsupportedError if one of them is not a tensor of numbers."""
         specs = []
-        for node in self.session.get_inputs():
-            if node.type not in DTYPES:
-                raise UnsupportedError(
-                    f"{self.title}: input {node.name!r} is a {node.type}, which validation cannot feed"
-                )
+        for node in self._session.get_inputs():
+            kind = node.type.removeprefix("tensor(").removesuffix(")")
+            try:
+                dtype = np.dtype(NUMPY.get(kind, kind))
+            except TypeError:
+                what = f"input {node.name!r} is a {node.type}, which validation cannot feed"
+                raise UnsupportedError(f"{self.title}: {what}") from None
             shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
-            specs.append(InputSpec(node.name, np.dtype(DTYPES[node.type]), shape))
+            specs.append(InputSpec(node.name, dtype, shape))
         return specs
 
-    def run(self, feeds: Mapping[str, Output], outputs: Sequence[str] | None = None) -> list[Any]:
-        """Outputs for some inputs.
-
-        Raises
-        ------
-        ModelError
-            If ONNX Runtime refuses.
-        """
+    def run(self, feeds: Mapping[str, Value], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Outputs, by default all, for some inputs."""
         options = ort.RunOptions()
         options.log_severity_level = SILENT
+        names = self.outputs if outputs is None else list(outputs)
         try:
-            return list(
-                self.session.run(list(outputs) if outputs is not None else self.outputs, dict(feeds), options)
-            )
-        except Exception as error:
+            return list(self._session.run(names, dict(feeds), options))
+        except Exception as error:  # as above
             shapes = ", ".join(f"{name} {value.dtype}{value.shape}" for name, value in feeds.items())
             raise ModelError(
-                f"{self.title}: ONNX Runtime cannot run it on {shapes}: {first_line(error)}",
+                f"{self.title}: ONNX Runtime cannot run it on {shapes}: {_first_line(error)}",
                 hint="give it inputs that it takes with --data (--image-size for images), or another --shape",
             ) from error
 
 
-def title(model: Model, what: str) -> str:
-    """What to call a model in a message."""
-    return what if isinstance(model, onnx.ModelProto) else str(Path(model))
-
-
-def first_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Cause in one line, without ONNX Runtime's status code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
@@ -195,27 +144,28 @@ def is_weight_only(model: Model) -> bool:
 
 
 def check_same_interface(reference: Session, other: Session) -> None:
-    """Raise ModelError unless two models have outputs of the same names, and inputs that take the same
-    arrays.
+    """Raise ModelError unless two models have inputs and outputs of the same names, and inputs that take the
+    same arrays.
     """
     hint = "compare a model with the one it was made from"
-    inputs, taken = ({spec.name: spec for spec in session.specs()} for session in (reference, other))
+    inputs, other_inputs = ({spec.name: spec for spec in session.specs()} for session in (reference, other))
     for what, mine, theirs in (
-        ("inputs", list(inputs), list(taken)),
+        ("inputs", list(inputs), list(other_inputs)),
         ("outputs", reference.outputs, other.outputs),
     ):
         if set(mine) != set(theirs):
             names = f"its {what} are {', '.join(theirs)}, those of {reference.title} are {', '.join(mine)}"
             raise ModelError(f"{other.title}: {names}", hint=hint)
     for name, spec in inputs.items():
-        if not _alike(spec, taken[name]):
+        if not _compatible(spec, other_inputs[name]):
             raise ModelError(
-                f"{other.title}: its input is {taken[name]}, that of {reference.title} is {spec}", hint=hint
+                f"{other.title}: its input is {other_inputs[name]}, that of {reference.title} is {spec}",
+                hint=hint,
             )
 
 
-def _alike(first: InputSpec, second: InputSpec) -> bool:
-    """Whether there are arrays that both inputs take."""
+def _compatible(first: InputSpec, second: InputSpec) -> bool:
+    """Whether there are arrays that both inputs take: open dimensions take anything."""
     sizes = zip(first.shape, second.shape, strict=False)
     fixed = all(a == b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
     return first.dtype == second.dtype and len(first.shape) == len(second.shape) and fixed

@@ -1,4 +1,4 @@
-"""Inputs to listen with: few, and of another kind than those that the statistics come from.
+"""Inputs to measure noise with: few, and of another kind than those that the statistics come from.
 
 A layer that was rounded for some inputs makes less noise on these than on any others, the less of them there
 are the more so. Half of the synthetic inputs are therefore drawn anew, and half are noise with the spectrum
@@ -22,14 +22,15 @@ from onnx_dfmpc.inputs.synthetic import synthetic, synthetic_feeds
 
 FEWEST, MOST = 8, 32
 POSITIONS = 1 << 15
-"""Samples are as many as have about so many positions, within the bounds above."""
+"""Samples are as many as have about this many positions, within the bounds above: a bound on time."""
 
 BATCHES = 4
+"""Batches run side by side."""
 
 Feed = Mapping[str, NDArray[Any]]
 
 
-def probe_feeds(
+def mixed_synthetic_feeds(
     proto: ModelProto,
     *,
     seed: int = 0,
@@ -38,38 +39,33 @@ def probe_feeds(
 ) -> list[Feed]:
     """Synthetic inputs, half of each kind."""
     specs = model_inputs(proto, shapes)
-    one = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=1)[0]
-    half = _few(one) // 2
-    leaves = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=half)
+    # Another seed than that of the statistics: the layers were rounded for those pictures.
+    first = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=1)[0]
+    half = _enough(first) // 2
+    pictures = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=half)
     noise = synthetic(specs, samples=half, seed=seed + 1, input_range=input_range)
-    spectra = replace(noise, batch=noise.batch if fixed_batch(specs) else max(1, half // (BATCHES // 2)))
-    return [*leaves, *(feed for _, _, feed in spectra.batches())]
+    noise = replace(noise, batch=noise.batch if fixed_batch(specs) else max(1, half // (BATCHES // 2)))
+    return [*pictures, *(feed for _, _, feed in noise.batches())]
 
 
-def data_feeds(proto: ModelProto, feeding: Feeding) -> list[Feed]:
+def user_feeds(proto: ModelProto, data: Feeding) -> list[Feed]:
     """Some of the user's inputs, however many are for validation."""
-    return [feed for _, _, feed in some_samples(proto, replace(feeding, samples=None), MOST).batches()]
+    return [feed for _, _, feed in few_samples(proto, replace(data, samples=None), MOST).batches()]
 
 
-def some_samples(proto: ModelProto, feeding: Feeding, most: int) -> Samples:
-    """Some of the user's inputs, or of synthetic ones where the user has none, in a few batches."""
-    specs = with_shapes(model_inputs(proto), feeding.shapes)
+def few_samples(proto: ModelProto, data: Feeding, most: int | None = None) -> Samples:
+    """Some of the user's inputs, or of synthetic ones where the user has none, in a few batches; by default
+    as many as are enough to measure noise with, fewer of large ones.
+    """
+    specs = with_shapes(model_inputs(proto), data.shapes)
     fixed = fixed_batch(specs)
-    wanted = max(min(most, feeding.samples or most), fixed or 1)
-    found = samples_of(specs, replace(feeding, samples=wanted))
-    several = found.batch > 1 and fixed is None
-    return replace(found, batch=max(1, -(-found.count // BATCHES))) if several else found
+    if most is None:
+        most = _enough(next(samples_of(specs, replace(data, samples=fixed or 1)).batches())[2])
+    samples = samples_of(specs, replace(data, samples=max(min(most, data.samples or most), fixed or 1)))
+    several = samples.batch > 1 and fixed is None
+    return replace(samples, batch=max(1, -(-samples.count // BATCHES))) if several else samples
 
 
-def few(proto: ModelProto, feeding: Feeding) -> int:
-    """How many samples are enough to listen with: fewer of large ones."""
-    specs = with_shapes(model_inputs(proto), feeding.shapes)
-    one = next(
-        samples_of(specs, replace(feeding, samples=fixed_batch(specs) or 1, batch_size=None)).batches()
-    )[2]
-    return _few(one)
-
-
-def _few(one: Feed) -> int:
-    positions = max((int(np.prod(array.shape[2:])) for array in one.values()), default=1)
+def _enough(feed: Feed) -> int:
+    positions = max((int(np.prod(array.shape[2:])) for array in feed.values()), default=1)
     return int(np.clip(POSITIONS // positions, FEWEST, MOST))

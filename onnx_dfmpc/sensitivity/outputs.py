@@ -39,19 +39,7 @@ SQUASHING = (
 
 
 class OutputNoise:
-    """The float network on a few inputs; the layers are asked for in topological order.
-
-    Parameters
-    ----------
-    proto : ModelProto
-        The float model.
-    table : ConstantTable
-        Of the same model.
-    layers : sequence of Layer
-        All its layers.
-    feeds : sequence of mapping
-        Input arrays by name, one mapping per batch.
-    """
+    """The float network on a few batches of inputs; its layers are asked for in topological order."""
 
     def __init__(
         self,
@@ -61,29 +49,29 @@ class OutputNoise:
         feeds: Sequence[Mapping[str, Value]],
     ) -> None:
         self._table = table
-        self._stream = PartialRun(proto, table, feeds)
+        self._run = PartialRun(proto, table, feeds)
         self._names = scores(proto, layers)
-        self._float: dict[str, list[Value]] = {}
+        self._float: dict[
+            str, list[Value]
+        ] = {}  # by name: a network may have outputs that the first layer misses
 
     def noise(self, layer: Layer, candidates: Mapping[int, Candidate]) -> dict[int, float]:
         """Noise at the network's outputs when this layer alone is quantized, relative to the signal there, by
         width.
         """
         weight = self._table[layer.weight]
-        self._stream.value(layer.input)
-        rest = self._stream.rest(layer.output, self._names, _spread(np.zeros(layer.channels), layer, weight))
-        for name in rest.names:
-            if name not in self._float:
-                self._float |= rest(weight, _spread(np.zeros(layer.channels), layer, weight))
-        found = {}
+        self._run.value(layer.input)
+        rest = self._run.downstream(layer.output, self._names, open_weight=True)
+        if not self._float.keys() >= set(rest.outputs):
+            self._float |= rest.with_weight(weight, _shift(np.zeros(layer.channels), layer, weight))
+        noise = {}
         for width, candidate in candidates.items():
-            moved = rest(candidate.weight.astype(weight.dtype), _spread(candidate.shift, layer, weight))
-            found[width] = float(
-                np.mean(
-                    [relative(self._float[name], moved.get(name, self._float[name])) for name in self._float]
-                )
+            shift = _shift(candidate.shift, layer, weight)
+            quantized = self._float | rest.with_weight(candidate.weight.astype(weight.dtype), shift)
+            noise[width] = float(
+                np.mean([relative(self._float[name], quantized[name]) for name in self._float])
             )
-        return found
+        return noise
 
 
 def scores(proto: ModelProto, layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -98,29 +86,15 @@ def scores(proto: ModelProto, layers: Sequence[Layer]) -> tuple[str, ...]:
             name = producer[name].input[0]
         if name != output.name or output.type.tensor_type.elem_type in FLOATS:
             names.append(name)
-    ends = (
-        layer.output if layer.batch_norm is None else layer.batch_norm.output
-        for layer in layers
-        if layer.edge == "last"
-    )
-    return tuple(dict.fromkeys(names or ends))
+    return tuple(dict.fromkeys(names or (layer.end for layer in layers if layer.edge == "last")))
 
 
 def relative(reference: Sequence[Value], other: Sequence[Value]) -> float:
-    """Noise power of some outputs, less its mean over the samples, relative to their power.
+    """Noise power of some outputs, minus its mean over the samples, relative to their power.
 
-    An offset that is the same for all samples is left out: on inputs of another kind than those that the
-    statistics come from, it says more about the inputs than about the layer.
-
-    Parameters
-    ----------
-    reference, other : sequences of arrays, shape (N, ...)
-        One array for each batch.
-
-    Raises
-    ------
-    UnsupportedError
-        If they cannot be compared.
+    Arrays have shape (N, ...), one for each batch; UnsupportedError if they cannot be compared. An offset
+    that is the same for all samples is left out: on inputs of another kind than those that the statistics
+    come from, it says more about the inputs than about the layer.
     """
     if any(x.shape != y.shape for x, y in zip(reference, other, strict=True)):
         raise UnsupportedError("the shape of an output depends on what is in it")
@@ -133,13 +107,14 @@ def relative(reference: Sequence[Value], other: Sequence[Value]) -> float:
     difference = b - a
     samples = len(difference)
     if samples > 1:
+        # Bessel's correction: the mean that is taken out was measured on the same few samples.
         difference = (difference - difference.mean(axis=0)) * np.sqrt(samples / (samples - 1))
     signal = float(np.square(a).sum())
     return float(np.square(difference).sum()) / signal if signal > 0 else 0.0
 
 
-def _spread(values: NDArray[np.floating], layer: Layer, weight: Value) -> Value:
-    """Values per channel, in the weight's dtype, so that they broadcast along the channels of the layer's
+def _shift(values: NDArray[np.floating], layer: Layer, weight: Value) -> Value:
+    """Values per channel in the weight's dtype and the shape in which they broadcast along the layer's
     output.
     """
     return values.astype(weight.dtype).reshape(-1, *[1] * spatial_rank(layer))

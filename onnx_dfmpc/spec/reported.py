@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnx_dfmpc.spec.planned import Role
+
+Progress = Callable[[str, int, int], None]
+"""Called with ``(stage, steps finished, steps)``."""
 
 
 @dataclass(frozen=True)
