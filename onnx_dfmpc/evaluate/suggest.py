@@ -8,15 +8,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import get_args, get_type_hints
+from typing import get_args
 
 from onnx import ModelProto
 
-from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.effects import noise_of
-from onnx_dfmpc.forms import check_format
 from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.spec import LayerEffect, MatchReport, StorageFormat, Suggestion
+from onnx_dfmpc.spec.planned import Unpack
+from onnx_dfmpc.storage.layouts import STORAGES
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 MOST = 5
@@ -100,20 +100,5 @@ def _sizes(
 
 
 def _forms() -> list[StorageFormat]:
-    """All forms that make sense."""
-    words = {key: get_args(kind) for key, kind in get_type_hints(StorageFormat).items()}
-    forms = [
-        StorageFormat(storage, unpack, weight_format)
-        for storage in words["storage"]
-        for unpack in words["unpack"]
-        for weight_format in words["weight_format"]
-    ]
-    return [form for form in forms if _makes_sense(form)]
-
-
-def _makes_sense(form: StorageFormat) -> bool:
-    try:
-        check_format(form)
-    except RecipeError:
-        return False
-    return True
+    """Every storage format with everything that its codes can be unpacked to."""
+    return [StorageFormat(storage, unpack) for storage in STORAGES for unpack in get_args(Unpack)]
