@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, parser
+from onnx import ModelProto, NodeProto, TensorProto, checker, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from onnx_dfmpc import Recipe, quantize
