@@ -50,7 +50,6 @@ FORMS: Mapping[str, StorageFormat] = {
     "compact, folded": StorageFormat("compact", fold_batch_norm="yes"),
     "portable": StorageFormat("portable"),
     "portable, float": StorageFormat("portable", "float"),
-    "qdq": StorageFormat(weight_format="qdq"),
 }
 
 

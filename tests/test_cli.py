@@ -303,10 +303,6 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["quantize", "MODEL", "-o", "OUT", "--target-bits", "9"], "2 to 8"),
         (["quantize", "MODEL", "-o", "OUT", "--preset", "lossles"], "did you mean lossless?"),
         (["quantize", "MODEL", "-o", "OUT", "--storage", "compct"], "did you mean compact?"),
-        (
-            ["quantize", "MODEL", "-o", "OUT", "--unpack", "int8", "--weight-format", "qdq"],
-            "weight_format = 'qdq'",
-        ),
         (["quantize", "MODEL", "-o", "OUT", "--cost", "measured"], "needs data"),
         (["quantize", "MODEL", "-o", "OUT", "--json", "OUT"], "another file"),
         (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "MODEL"], "MODEL: exists already"),
@@ -470,7 +466,7 @@ def test_version_and_help(run: Run) -> None:
 
 def test_every_flag_becomes_a_recipe() -> None:
     argv = (
-        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --cost bn --storage compact --unpack int8 --weight-format dq "
+        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --cost bn --storage compact --unpack int8 "
         "--fold-batch-norm no --low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
         "--nodes-to-exclude x y --nodes-to-exclude z --method paper --lambda1 1 --lambda2 0.1 --absorb consumer --rounding nearest "
         "--no-compensate --no-bias-correction --statistics calibration --calibration-data c.npz --data d.npz --labels l.npy "
@@ -480,7 +476,7 @@ def test_every_flag_becomes_a_recipe() -> None:
     )
     recipe = recipe_of(parse(argv.split()))
     assert recipe.to_dict() == {
-        "min_bits": 2, "max_bits": 6, "rules": [], "cost": "bn", "storage": "compact", "unpack": "int8", "weight_format": "dq",
+        "min_bits": 2, "max_bits": 6, "rules": [], "cost": "bn", "storage": "compact", "unpack": "int8",
         "fold_batch_norm": "no", "low_bits": 2, "high_bits": 5, "low_position": "second", "first_last_bits": 7,
         "set": [["a", 3], ["b=c", 4]], "nodes_to_exclude": ["x", "y", "z"], "nodes_to_quantize": [],
         "method": "paper", "lambda1": 1.0, "lambda2": 0.1,

@@ -180,7 +180,7 @@ def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: 
     path, folded, kept = tmp_path / "plan.json", tmp_path / "folded.onnx", tmp_path / "kept.onnx"
     assert run("plan", digits_bn, "-o", path, "--target-bits", 4, "--cost", "bn", *FAST, "-q")[0] == 0
     form = json.loads(path.read_text(encoding="utf-8"))["form"]
-    assert form == {"storage": "compact", "unpack": "none", "weight_format": "dq", "fold_batch_norm": "yes"}
+    assert form == {"storage": "compact", "unpack": "none", "fold_batch_norm": "yes"}
     _, out, _ = run("quantize", digits_bn, "-o", folded, "--plan", path, "--json", "-")
     assert json.loads(out)["predicted"]["bytes"] == folded.stat().st_size
     assert "batch norm of 15 layers folded into scales and biases" in json.loads(out)["notes"]

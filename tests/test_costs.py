@@ -38,7 +38,6 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"storage": "compact"},
     {"storage": "compact", "unpack": "int8"},
     {"unpack": "float"},
-    {"weight_format": "qdq"},
 )
 BITS: tuple[dict[str, Any], ...] = (
     {"bits": 2},

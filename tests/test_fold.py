@@ -32,10 +32,9 @@ from tests.arrays import layer as make_layer
 EPSILON = float(np.finfo(np.float32).eps)
 YES = StorageFormat(fold_batch_norm="yes")
 FORMS = [
-    StorageFormat(*words, "dq", "yes")
+    StorageFormat(*words, "yes")
     for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))
 ]
-FORMS += [StorageFormat(storage, "none", "qdq", "yes") for storage in ("native", "portable")]
 
 seeds = st.integers(0, 2**32 - 1)
 gammas = st.sampled_from(["positive", "negative", "zero", "mixed"])
@@ -113,7 +112,7 @@ NODES = {
     "MatMul": ("c = MatMul(v, w)", (4, 6), 6),
     "MatMul with a bias": ("m = MatMul(v, w)  c = Add(bias, m)", (4, 6), 6),
 }
-BEHIND = {
+AFTER = {
     "": "b = BatchNormalization(c, gamma, beta, mean, var)  y = Relu(b)",
     "Identity": "i = Identity(c)  j = Identity(i)  b = BatchNormalization(j, gamma, beta, mean, var)  y = Relu(b)",
     "batch norm is the output": "y = BatchNormalization(c, gamma, beta, mean, var)",
@@ -190,18 +189,18 @@ def operators(model: ModelProto) -> list[str]:
 @settings(max_examples=80)
 @given(
     st.sampled_from(sorted(NODES)),
-    st.sampled_from(sorted(BEHIND)),
+    st.sampled_from(sorted(AFTER)),
     st.integers(2, 8),
     gammas,
     st.sampled_from(FORMS),
     st.data(),
 )
-def test_the_function_stays_the_same(node, behind, bits, kind, form, data):
+def test_the_function_stays_the_same(node, after, bits, kind, form, data):
     rng = np.random.default_rng(data.draw(seeds))
     text, shape, channels = NODES[node]
     matrix = "v" in text.split("(")[1]
     arrays = parameters(channels, rng, kind) | {"w": rng.standard_normal(shape).astype(np.float32)}
-    text = (text + "  " + BEHIND[behind]).replace("(v,", "(x,")
+    text = (text + "  " + AFTER[after]).replace("(v,", "(x,")
     arrays = {
         name: values
         for name, values in arrays.items()
@@ -353,10 +352,7 @@ def test_every_form_has_the_same_weights(digits_bn: Path):
 
 
 @pytest.mark.parametrize("method", ["dfmpc", "paper"])
-@pytest.mark.parametrize(
-    "form",
-    [YES, StorageFormat("compact", "int8", "dq", "yes"), StorageFormat("native", "none", "qdq", "yes")],
-)
+@pytest.mark.parametrize("form", [YES, StorageFormat("compact", "int8", "yes")])
 def test_bytes_are_predicted_exactly(digits_bn: Path, form: StorageFormat, method: str):
     """For the paper's method too, whose one grid per tensor becomes one per channel."""
     knobs = {"method": method, "rounding": "nearest", "statistics": "analytic", **dataclasses.asdict(form)}
@@ -378,7 +374,7 @@ def test_both_methods_fold_what_they_would_have_kept(digits_bn: Path, digits_dat
     for one, other in zip(folded.layers, kept.layers, strict=True):
         assert one.measured_sqnr_db == pytest.approx(
             other.measured_sqnr_db, abs=0.01
-        )  # behind batch norm: the same tensor in both
+        )  # after batch norm: the same tensor in both
         assert (one.bias_shift_rms, one.bias_shift_max) == (other.bias_shift_rms, other.bias_shift_max)
     assert folded.histograms == kept.histograms
 

@@ -43,7 +43,7 @@ quant_plans = st.builds(
             StorageFormat(),
             StorageFormat("compact", "int8"),
             StorageFormat("portable", "float"),
-            StorageFormat(weight_format="qdq", fold_batch_norm="yes"),
+            StorageFormat(fold_batch_norm="yes"),
         ]
     ),
     recipe=st.sampled_from(

@@ -366,7 +366,6 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert plain["form"] == {
         "storage": "native",
         "unpack": "none",
-        "weight_format": "dq",
         "fold_batch_norm": "no",
     }
     assert plain["layers"][0]["predicted_bytes"] == 1200

@@ -23,7 +23,6 @@ FORMS = [
     StorageFormat(*words)
     for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))
 ]
-FORMS += [StorageFormat("native", weight_format="qdq"), StorageFormat("portable", weight_format="qdq")]
 GRIDS: tuple[Grid, ...] = ("asymmetric", "symmetric", "ternary")
 METADATA = {"version": "1", "recipe_sha256": "0" * 64, "bits": "{}"}
 
@@ -210,7 +209,7 @@ def test_opset_conversion_is_counted():
 def test_what_cannot_be_sized(networks):
     model = networks[0]
     report = match(model)
-    with pytest.raises(RecipeError, match="qdq"):
-        stored_sizes(model, report, WIDTHS, StorageFormat("compact", weight_format="qdq"))
+    with pytest.raises(RecipeError, match="'dense': expected one of native, portable, compact"):
+        stored_sizes(model, report, WIDTHS, StorageFormat("dense"))
     with pytest.raises(DfmpcError, match="'nobody' is not in the match report"):
         predicted_size(model, report, {"nobody": 4})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import ml_dtypes
@@ -11,19 +12,25 @@ import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, parser
+from onnx import ModelProto, NodeProto, TensorProto, checker, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError, RecipeError, UnsupportedError
-from onnx_dfmpc.forms import check_format
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.opset import opset_of
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
+from onnx_dfmpc.rewrite.sizes import predicted_size, stored_sizes
 from onnx_dfmpc.spec import QuantizedLayer, QuantizedWeight, StorageFormat
-from onnx_dfmpc.storage.layouts import WeightSpec, lay_out
-from onnx_dfmpc.storage.parts import WeightLayout
-from onnx_dfmpc.storage.types import pack, storage_type
+from onnx_dfmpc.storage.layouts import STORAGES, StoredCodes, lay_out, unpack_codes
+from onnx_dfmpc.storage.types import (
+    LayoutBuilder,
+    WeightLayout,
+    WeightNames,
+    WeightSpec,
+    storage_type,
+    to_type,
+)
 
 BITS = range(2, 9)
 
@@ -31,7 +38,6 @@ FORMS = [
     StorageFormat(*words)
     for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))
 ]
-FORMS += [StorageFormat("native", weight_format="qdq"), StorageFormat("portable", weight_format="qdq")]
 
 # name -> (node, weight shape, output-channel axis, input shape)
 LAYERS = {
@@ -292,7 +298,7 @@ def test_a_new_bias_beside_planes(bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("form", [form for form in FORMS if form.weight_format == "dq"], ids=label)
+@pytest.mark.parametrize("form", FORMS, ids=label)
 def test_onnx_runtime_unpacks_when_it_loads(form, bits, tmp_path):
     model, weight = large(bits)
     path = tmp_path / "optimized.onnx"
@@ -327,7 +333,6 @@ def test_int8_needs_no_zero_point(storage, bits):
         (StorageFormat("portable"), (13,) * 7),
         (StorageFormat("portable", "float"), (11,) * 7),
         (StorageFormat("compact"), (25, 25, 21, 21, 25, 25, 13)),
-        (StorageFormat("native", weight_format="qdq"), (21, 21, 21, 13, 13, 13, 13)),
     ],
     ids=label,
 )
@@ -340,64 +345,49 @@ def test_opset_is_the_lowest_that_will_do(form, opsets):
     assert tuple(found) == opsets
 
 
-@pytest.mark.parametrize("kind", ["float", "float16"])
-@pytest.mark.parametrize("storage", ["native", "portable"])
-def test_quantize_linear_finds_every_code(storage, kind):
-    dtype = helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(kind.upper()))
-    weights = random_weights((16, 8, 3, 3), 0)
-    floats = {name: weight.dequantize().astype(dtype) for name, weight in weights.items()}
-    model = float_model("{y} = Conv(x, {w})", floats, (1, 8, 5, 5), kind)
-    proto = rewritten_as(StorageFormat(storage, weight_format="qdq"), model, weights).proto
-    readers = {node.input[1]: node for node in proto.graph.node if node.name}
-    makers = {node.output[0]: node for node in proto.graph.node}
-    codes = {name: makers[makers[reader.input[1]].input[0]] for name, reader in readers.items()}
-    assert {node.op_type for node in codes.values()} == {"QuantizeLinear"}
-    only = weights_only(proto)
-    set_outputs(only, [f"codes_{name}" for name in codes], TensorProto.INT32)
-    for name, node in codes.items():
-        only.graph.node.append(
-            helper.make_node("Cast", [node.output[0]], [f"codes_{name}"], to=TensorProto.INT32)
-        )
-    expected = {f"codes_{name}": weight.codes.astype(np.int32) for name, weight in weights.items()}
-    x = np.zeros((1, 8, 5, 5), dtype)
-    assert_same_bits(run(only, x, disable_quant_qdq=False), expected)
-    assert_same_bits(reference(only, x), expected)
-
-
 @pytest.mark.parametrize(
-    ("scale", "data_type"),
-    [(0.0, TensorProto.FLOAT), (0.07, TensorProto.BFLOAT16), (400.0, TensorProto.FLOAT16)],
-)
-def test_codes_that_quantize_linear_does_not_find(scale, data_type):
-    """No scale, too few digits, an overflow: 8-bit codes and zero points at opposite ends."""
-    quantized = weight(np.arange(256), scale, bits=8, signed=False)
-    with pytest.raises(UnsupportedError, match="would change") as caught:
-        design(quantized, data_type, StorageFormat(weight_format="qdq")).fill(quantized)
-    assert "dq" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("form", "words"),
+    ("words", "expected"),
     [
-        (StorageFormat("native", "int8", "qdq"), ["qdq", "unpack = 'int8'"]),
-        (StorageFormat("portable", "float", "qdq"), ["qdq", "unpack = 'float'"]),
-        (StorageFormat("compact", "none", "qdq"), ["qdq", "storage = 'compact'"]),
-        (StorageFormat("dense"), ["storage = 'dense'", "native, portable, compact"]),
-        (StorageFormat(unpack="int4"), ["unpack = 'int4'", "none, int8, float"]),
+        ({"unpack": "int4"}, ["unpack = 'int4'", "none, int8, float"]),
+        ({"fold_batch_norm": "auto"}, ["fold_batch_norm = 'auto'", "no, yes"]),
+        ({"storage": None}, ["storage = None", "name of a storage format"]),
     ],
-    ids=label,
 )
-def test_forms_that_make_no_sense(form, words):
-    model, quantized = large(4)
-    for refuse in (lambda: check_format(form), lambda: rewritten_as(form, model, {"w": quantized})):
-        with pytest.raises(RecipeError) as caught:
-            refuse()
-        assert all(word in str(caught.value) for word in words)
+def test_forms_that_make_no_sense(words, expected):
+    with pytest.raises(RecipeError) as caught:
+        StorageFormat(**words)
+    assert all(word in str(caught.value) for word in expected)
 
 
-def test_forms_that_make_sense():
-    for form in FORMS:
-        check_format(form)
+def flat_int8(spec, unpack):
+    """A storage format from outside: always INT8, in one dimension, and brought into shape last of all."""
+    builder, kind = LayoutBuilder(spec), storage_type(8, signed=True)
+
+    def codes(weight):
+        zeros = weight.zero_point.reshape(-1, *[1] * (weight.codes.ndim - 1)) if spec.zero_point else 0
+        return to_type(weight.codes - zeros, kind, spec.layer)
+
+    packed = builder.integers("", kind, (math.prod(spec.shape),), codes)
+    shaped = builder.node("Reshape", packed, builder.constant("r", TensorProto.INT64, spec.shape))
+    unpack_codes(builder, StoredCodes(shaped, kind, 0, zero_point=False), unpack)
+    yield builder.finish("INT8, flat")
+
+
+@pytest.mark.parametrize("unpack", ["none", "int8", "float"])
+def test_a_format_from_outside(unpack, monkeypatch):
+    form = StorageFormat("flat", unpack)
+    model, quantized = large(5)
+    with pytest.raises(RecipeError, match="'flat': expected one of native, portable, compact"):
+        rewritten_as(form, model, {"w": quantized})
+    monkeypatch.setitem(STORAGES, "flat", flat_int8)
+    rewritten = rewritten_as(form, model, {"w": quantized})
+    assert rewritten.layers["nw"].storage == "INT8, flat"
+    report = match(model)
+    assert stored_sizes(model, report, [5], form) == rewritten.layers["nw"].bytes
+    assert predicted_size(model, report, {"nw": 5}, form, corrected=()) == rewritten.proto.ByteSize()
+    x = np.random.default_rng(1).standard_normal((1, 32, 8, 8)).astype(np.float32)
+    floats = {"w": quantized.dequantize()}
+    assert_same_bits(run(weights_only(rewritten.proto), x, disable_quant_qdq=False), floats)
 
 
 @pytest.mark.parametrize("op", ["MatMul", "Gemm"])
@@ -411,7 +401,8 @@ def test_known_onnxruntime_bug(op, signed, features):
         f"""<ir_version: 13, opset_import: ["" : 25]>
         g (float[2, 16] x) => (float[2, {features}] y) {{ w = DequantizeLinear(c, s)  y = {op}(x, w) }}"""
     )
-    model.graph.initializer.append(pack(weight.codes, storage_type(2, signed), "c"))
+    codes = to_type(weight.codes, storage_type(2, signed), "c")
+    model.graph.initializer.append(numpy_helper.from_array(codes, "c"))
     model.graph.initializer.append(numpy_helper.from_array(weight.scale, "s"))
     x = rng.standard_normal((2, 16)).astype(np.float32)
     expected = x @ weight.dequantize()
@@ -423,44 +414,24 @@ def test_known_onnxruntime_bug(op, signed, features):
     assert (error[False] > 0.2) == (features % 4 != 0)
 
 
-@pytest.mark.parametrize("count", [508, 512])
-def test_known_onnxruntime_bug_of_quantize_linear(count):
-    """With a float weight in the file, 2-bit codes are 4-bit ones because of this; the day it fails, the
-    detour can go.
-    """
-    model = parser.parse_model(
-        f"""<ir_version: 13, opset_import: ["" : 25]> g (float[1, {count}] x) => (float[1, 1] y)
-        {{ q = QuantizeLinear(w, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(x, d) }}"""
-    )
-    model.graph.initializer.append(numpy_helper.from_array(np.ones((count, 1), np.float32), "w"))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "s"))
-    model.graph.initializer.append(pack(np.array(1), storage_type(2, signed=False), "z"))
-    if count < 512:
-        session(model, disable_quant_qdq=False)
-    else:
-        with pytest.raises(Exception, match="Element type mismatch"):
-            session(model, disable_quant_qdq=False)
-
-
 @pytest.mark.parametrize("form", FORMS, ids=label)
 def test_detour_around_2_bit_matmul(form):
-    """Only where DequantizeLinear is right behind 2-bit codes; said in the report."""
+    """Only where DequantizeLinear reads 2-bit codes; the report says so."""
     text, shape, axis, x_shape = LAYERS["MatMul, 10 outputs"]
     quantized = random_weight(np.random.default_rng(0), shape, axis, bits=2, signed=False, zero_point=True)
     stored = rewritten_as(
         form, float_model(text, {"w": quantized.dequantize()}, x_shape), {"w": quantized}
     ).layers["nw"]
-    detour = form.storage != "portable" and form.unpack == "none" and form.weight_format == "dq"
+    detour = form.storage != "portable" and form.unpack == "none"
     assert bool(stored.notes) == detour
-    if form.weight_format == "dq":
-        assert stored.storage == ("INT4" if detour else "INT8" if form.storage == "portable" else "UINT2")
+    assert stored.storage == ("INT4" if detour else "INT8" if form.storage == "portable" else "UINT2")
 
 
 @given(st.integers(2, 8), st.booleans(), st.lists(st.integers(0, 255), min_size=1, max_size=40))
-def test_pack_round_trip_and_size(bits, signed, values):
+def test_packed_round_trip_and_size(bits, signed, values):
     kind = storage_type(bits, signed)
     codes = np.array(values, np.int64) % (kind.high - kind.low + 1) + kind.low
-    tensor = pack(codes, kind, "w")
+    tensor = numpy_helper.from_array(to_type(codes, kind, "layer"), "w")
     np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(np.int64), codes)
     assert len(tensor.raw_data) == -(-len(values) * kind.width // 8)
     assert TensorProto.DataType.Name(tensor.data_type) == kind.name
@@ -468,18 +439,18 @@ def test_pack_round_trip_and_size(bits, signed, values):
 
 
 @given(st.integers(2, 8), st.booleans(), st.integers(-1000, 1000))
-def test_pack_never_wraps(bits, signed, code):
+def test_codes_never_wrap(bits, signed, code):
     kind = storage_type(bits, signed)
     if kind.low <= code <= kind.high:
-        assert numpy_helper.to_array(pack(np.array([code]), kind, "w")).astype(int) == code
+        assert to_type(np.array([code]), kind, "layer").astype(int) == code
     else:
         with pytest.raises(DfmpcError, match="do not fit"):
-            pack(np.array([code]), kind, "w")
+            to_type(np.array([code]), kind, "layer")
 
 
-def test_pack_wants_integers():
+def test_codes_are_integers():
     with pytest.raises(DfmpcError, match="must be integers"):
-        pack(np.array([np.nan, 1.0]), storage_type(4, True), "w")
+        to_type(np.array([np.nan, 1.0]), storage_type(4, True), "layer")
 
 
 @pytest.mark.parametrize("bits", [0, 1, 9, 16])
@@ -498,15 +469,17 @@ def design(
 ) -> WeightLayout:
     zero_point = quantized.zero_point is not None and bool(np.any(quantized.zero_point))
     spec = WeightSpec(
-        "layer",
-        quantized.codes.shape,
-        quantized.axis,
-        quantized.bits,
-        quantized.signed,
-        zero_point,
-        data_type,
+        layer="layer",
+        shape=quantized.codes.shape,
+        data_type=data_type,
+        names=WeightNames("q0", "w", "q"),
+        two_bits_fail="",
+        bits=quantized.bits,
+        signed=quantized.signed,
+        axis=quantized.axis,
+        zero_point=zero_point,
     )
-    return lay_out(spec, form, "q0", "w", "q")
+    return lay_out(spec, form)
 
 
 def store(quantized: QuantizedWeight, data_type: int = TensorProto.FLOAT, form: StorageFormat = FORMS[0]):

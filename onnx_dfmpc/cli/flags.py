@@ -346,12 +346,6 @@ def _add_form(parser: _Parser) -> argparse._ArgumentGroup:
     )
     _knob(
         group,
-        "--weight-format",
-        "DequantizeLinear alone, or QuantizeLinear in front of it (dq)",
-        choices=("dq", "qdq"),
-    )
-    _knob(
-        group,
         "--fold-batch-norm",
         "put batch norm into scales and biases (auto: yes for a target, else no)",
         choices=("auto", "no", "yes"),

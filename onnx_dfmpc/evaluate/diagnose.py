@@ -10,23 +10,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
-from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.forms import check_format
 from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import framed_size
@@ -45,6 +42,8 @@ from onnx_dfmpc.spec import (
     Suggestion,
     sqnr_db,
 )
+from onnx_dfmpc.spec.planned import Unpack
+from onnx_dfmpc.storage.layouts import STORAGES
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 Batches = Sequence[NDArray[Any]]
@@ -396,16 +395,5 @@ def _sizes(
 
 
 def _forms() -> list[StorageFormat]:
-    """All forms that make sense."""
-    words = {key: get_args(kind) for key, kind in get_type_hints(StorageFormat).items()}
-    del words["fold_batch_norm"]  # which takes no bytes of the weights
-    combinations = (dict(zip(words, choice, strict=True)) for choice in itertools.product(*words.values()))
-    return [form for form in (StorageFormat(**choice) for choice in combinations) if _makes_sense(form)]
-
-
-def _makes_sense(form: StorageFormat) -> bool:
-    try:
-        check_format(form)
-    except RecipeError:
-        return False
-    return True
+    """All ways to store codes."""
+    return [StorageFormat(storage, unpack) for storage in STORAGES for unpack in get_args(Unpack)]

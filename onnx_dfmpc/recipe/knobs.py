@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.forms import check_format
 from onnx_dfmpc.recipe import checks
 from onnx_dfmpc.recipe.checks import bits_knob, choice_knob, knob
 from onnx_dfmpc.recipe.files import read_recipe, write_recipe
@@ -118,8 +117,8 @@ class Recipe:
         Element types of the codes, see `StorageFormat`. "auto" is compact where a target or a preset decides,
         since there 3, 5, 6 and 7 bits are worth having only if they take fewer bytes than 4 and 8; else
         native.
-    unpack, weight_format : str
-        What ONNX Runtime unpacks when it loads the weights, and in front of which nodes; see `StorageFormat`.
+    unpack : str
+        What ONNX Runtime unpacks when it loads the weights; see `StorageFormat`.
     fold_batch_norm : {"auto", "no", "yes"}
         Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes.
         "auto" is yes where a target or a preset decides, since bytes count there; else no, and the graph
@@ -194,7 +193,6 @@ class Recipe:
         "auto", "auto", "native", "portable", "compact"
     )
     unpack: Literal["none", "int8", "float"] = choice_knob("none", "none", "int8", "float")
-    weight_format: Literal["dq", "qdq"] = choice_knob("dq", "dq", "qdq")
     fold_batch_norm: Literal["auto", "no", "yes"] = choice_knob("auto", "auto", "no", "yes")
     data: str | None = _path_knob()
     labels: str | None = _path_knob()
@@ -224,7 +222,6 @@ class Recipe:
         self._settle_bits()
         self._settle_statistics()
         self._settle_cost()
-        check_format(self.form)
 
     def _given(self, kind: Kind) -> str:
         """The knobs of a kind of bits that are set, in words."""
@@ -322,10 +319,10 @@ class Recipe:
         fixed = self.kind in ("pairs", "bits")
         storage, fold = self.storage, self.fold_batch_norm
         if storage == "auto":
-            storage = "native" if fixed or self.weight_format == "qdq" else "compact"
+            storage = "native" if fixed else "compact"
         if fold == "auto":
             fold = "no" if fixed else "yes"
-        return StorageFormat(storage, self.unpack, self.weight_format, fold)
+        return StorageFormat(storage, self.unpack, fold)
 
     @property
     def gates(self) -> Gates:

@@ -1,11 +1,11 @@
-"""Edits on a model of our own: weights that come from codes, new biases and batch norms, and nothing left
-over from what they replace.
+"""Edits on a copy of the model: weights that come from codes, new biases and batch norms, and nothing left of
+what they replace. Names that a user can see stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,16 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx_dfmpc.errors import DfmpcError, UnsupportedError
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import value_names
-from onnx_dfmpc.rewrite.names import Names
 from onnx_dfmpc.spec import BatchNorm, Layer
 from onnx_dfmpc.spec.ops import OPS, spatial_rank
-from onnx_dfmpc.storage.parts import StoredWeight, WeightLayout
 from onnx_dfmpc.storage.planes import shared_parts
+from onnx_dfmpc.storage.types import StoredWeight, WeightLayout
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What happens to one layer: its weight, drawn and built, its new bias and batch norm, if any, and
-    whether its batch norm goes.
+    """What happens to one layer: its stored weight, its new bias and batch norm, if any, and whether its
+    batch norm goes because it is folded.
     """
 
     layer: Layer
@@ -38,263 +37,253 @@ class Edit:
 
 
 class Editor:
-    """One pass of edits; nodes go in and out of the list at ``finish``, so that indices hold until then."""
+    """One pass of edits over a graph, in place: `apply` for every layer, then `finish`.
 
-    def __init__(self, proto: ModelProto, names: Names) -> None:
-        self.graph, self.names = proto.graph, names
-        self.nodes: list[NodeProto] = list(proto.graph.node)
-        self.table = ConstantTable(proto)
-        self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.producer = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
-        self.taken = value_names(self.graph) | {node.name for node in self.nodes}
-        self.before: dict[int, list[NodeProto]] = {}
-        self.after: dict[int, list[NodeProto]] = {}
-        self.released: list[str] = []
-        self.dropped: set[str] = set()
-        self.bypassed: set[int] = set()
-        self.hidden: set[str] = set()
-        self.replaced: set[str] = set()
+    Nodes move only at the end, so that their indices hold until then. A constant may have other readers,
+    through Identity nodes and in bodies of If and Loop too: so nothing is removed until all edits are in, and
+    then only what nobody reads.
+    """
 
-    def fresh(self, wanted: str) -> str:
-        """Make a name unique among all tensors and nodes of the model."""
-        name, count = wanted, 0
-        while name in self.taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self.taken.add(name)
-        return name
+    def __init__(self, proto: ModelProto) -> None:
+        self._graph = proto.graph
+        self._table = ConstantTable(proto)
+        self._nodes: list[NodeProto] = list(proto.graph.node)
+        self._producer = {
+            name: index for index, node in enumerate(self._nodes) for name in node.output if name
+        }
+        self._initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self._taken = value_names(proto.graph) | {node.name for node in self._nodes}
+
+        # what will stand where each node stands now
+        self._places: list[list[NodeProto]] = [[node] for node in self._nodes]
+        # constants that have lost a reader
+        self._released: list[str] = []
+        # float constants whose name the dequantized weight takes over
+        self._superseded: set[str] = set()
+        # tensors that no longer exist
+        self._gone: set[str] = set()
+        # initializers that the caller of the model may not override: their new numbers belong together
+        self._fixed: set[str] = set()
 
     def apply(self, edit: Edit) -> None:
         """Put one layer in."""
-        layer, weight = edit.layer, edit.weight
-        index = self._node_of(layer)
-        node = self.nodes[index]
-        name = node.input[1]
-        self.graph.initializer.extend(weight.initializers)
-        self.before.setdefault(index, []).extend(weight.nodes)
-        node.input[1] = weight.output
-        if weight.output == name:
-            self._drop(name)
-        else:
-            self.released.append(name)
-        self._freeze_shape(layer, name)
+        layer = edit.layer
+        index = self._index_of(layer)
+        self._set_weight(index, edit)
         if edit.folded:
             self._bypass_batch_norm(layer)
         if edit.bias is not None:
-            self._set_bias(layer, index, edit.bias)
+            self._set_bias(layer, index, edit.bias, edit.layout.spec.names.label)
         if edit.batch_norm is not None:
             self._set_batch_norm(layer, edit.batch_norm)
 
-    def finish(self, shared: frozenset[str]) -> None:
-        """Put the nodes in order, behind what the layers share, and remove what only the replaced constants
-        needed.
-        """
-        _keep(self.graph.initializer, lambda tensor: tensor.name not in self.dropped)
-        initializers, nodes = shared_parts(shared, self.names.prefix)
-        self.graph.initializer.extend(initializers)
-        for index, node in enumerate(self.nodes):
-            kept = () if index in self.bypassed or self.dropped.intersection(node.output) else (node,)
-            nodes += [*self.before.get(index, ()), *kept, *self.after.get(index, ())]
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
-        self._remove_unused()
+    def finish(self, shared: Collection[str]) -> None:
+        """Put the nodes in order, after the constants that layers share, and remove what nobody reads."""
+        graph, gone, superseded = self._graph, self._gone, self._superseded
+        _delete(graph.initializer, lambda tensor: tensor.name in superseded)
+        initializers, nodes = shared_parts(shared)
+        graph.initializer.extend(initializers)
+        del graph.node[:]
+        graph.node.extend([*nodes, *(node for place in self._places for node in place)])
+        gone |= self._unread_constants()
+        lost = gone | superseded
+        _delete(graph.node, lambda node: not gone.isdisjoint(node.output))
+        _delete(graph.initializer, lambda tensor: tensor.name in gone)
+        _delete(graph.value_info, lambda value: value.name in gone)
+        _delete(graph.quantization_annotation, lambda annotation: annotation.tensor_name in lost)
+        _delete(graph.input, lambda value: value.name in lost or value.name in self._fixed)
 
-    def _drop(self, name: str) -> None:
-        """Take away what makes a constant, whose name its quantized twin takes over."""
-        self.dropped.add(name)
-        if name in self.producer:
-            self.released.extend(self.nodes[self.producer[name]].input)
+    def _index_of(self, layer: Layer) -> int:
+        index = self._producer.get(layer.output)
+        if index is not None:
+            node = self._nodes[index]
+            if node.op_type == layer.op_type and node.input[1] in self._table:
+                return index
+        wanted = f"no {layer.op_type} with a constant weight makes {layer.output!r}"
+        raise DfmpcError(f"layer {layer.name!r}: {wanted}")
+
+    def _set_weight(self, index: int, edit: Edit) -> None:
+        node, weight = self._nodes[index], edit.weight
+        name = node.input[1]
+        self._graph.initializer.extend(weight.initializers)
+        self._places[index] = [*weight.nodes, node]
+        node.input[1] = weight.output
+        if weight.output != name:
+            self._released.append(name)
         else:
-            self.replaced.add(name)
+            self._superseded.add(name)
+            if name in self._producer:  # a Constant or Identity node wrote it
+                self._places[self._producer[name]] = []
+                self._released.extend(self._nodes[self._producer[name]].input)
+        self._freeze_shape(edit.layer, name)
 
     def _freeze_shape(self, layer: Layer, weight: str) -> None:
-        """Turn nodes that only ask for the shape of a weight into constants, so that they do not keep its
-        float values in the file.
-        """
+        """Make constants of nodes that read only the shape of a weight, or they would keep it in the file."""
         shape = layer.shape
-        for index, node in enumerate(self.nodes):
-            if node.op_type in ("Shape", "Size") and self._same_constant(node.input[0], weight):
-                cut = {attribute.name: attribute.i for attribute in node.attribute}
-                asked = (
-                    math.prod(shape)
-                    if node.op_type == "Size"
-                    else shape[cut.get("start", 0) : cut.get("end", len(shape))]
-                )
-                value = numpy_helper.from_array(np.array(asked, np.int64))
-                self.nodes[index] = helper.make_node("Constant", [], node.output, node.name, value=value)
-
-    def _node_of(self, layer: Layer) -> int:
-        index = self.producer.get(layer.output)
-        if (
-            index is None
-            or self.nodes[index].op_type != layer.op_type
-            or self.nodes[index].input[1] not in self.table
-        ):
-            raise DfmpcError(
-                f"layer {layer.name!r}: no {layer.op_type} with a constant weight makes {layer.output!r}"
-            )
-        return index
+        for index, node in enumerate(self._nodes):
+            if node.op_type not in ("Shape", "Size") or not self._same_constant(node.input[0], weight):
+                continue
+            bounds = {attribute.name: attribute.i for attribute in node.attribute}
+            dims = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
+            values = np.array(math.prod(shape) if node.op_type == "Size" else dims, np.int64)
+            tensor = numpy_helper.from_array(values)
+            self._nodes[index] = helper.make_node("Constant", [], node.output, node.name, value=tensor)
+            self._places[index] = [self._nodes[index]]
 
     def _bypass_batch_norm(self, layer: Layer) -> None:
-        """Let the layer, or the Add behind it, make what its batch norm makes; Identity nodes in between go
-        with the batch norm.
+        """Let the layer, or the Add after it, write the tensor that its batch norm wrote. Identity nodes in
+        between go with the batch norm.
         """
-        norm = self._batch_norm_of(layer)
-        output, inner = self.nodes[norm].output[0], self.nodes[norm].input[0]
-        self.released.extend(self.nodes[norm].input[1:])
-        self.bypassed.add(norm)
-        hidden = {inner}
-        while self.nodes[self.producer[inner]].op_type == "Identity":
-            self.bypassed.add(self.producer[inner])
-            inner = self.nodes[self.producer[inner]].input[0]
-            hidden.add(inner)
-        end = self.nodes[self.producer[inner]]
-        for node in self.nodes:  # those that only ask for the shape, which is the same
+        norm = self._batch_norm_index(layer)
+        output, inner = self._nodes[norm].output[0], self._nodes[norm].input[0]
+        self._released.extend(self._nodes[norm].input[1:])
+        self._places[norm] = []
+        between = {inner}
+        while self._nodes[self._producer[inner]].op_type == "Identity":
+            index = self._producer[inner]
+            self._places[index] = []
+            inner = self._nodes[index].input[0]
+            between.add(inner)
+        # Whoever else reads a tensor in between only wants its shape (else matching would not have found the
+        # batch norm), and that of the output is the same.
+        for node in self._nodes:
             for position, name in enumerate(node.input):
-                if name in hidden:
+                if name in between:
                     node.input[position] = output
-        end.output[0] = output
-        self.hidden |= hidden
+        self._nodes[self._producer[inner]].output[0] = output
+        self._gone |= between
 
-    def _batch_norm_of(self, layer: Layer) -> int:
-        index = self.producer.get(layer.batch_norm.output) if layer.batch_norm else None
+    def _batch_norm_index(self, layer: Layer) -> int:
+        index = self._producer.get(layer.batch_norm.output) if layer.batch_norm else None
         if index is None:
             raise DfmpcError(f"layer {layer.name!r} has no batch norm to replace")
         return index
 
-    def _set_bias(self, layer: Layer, index: int, bias: NDArray[np.float32]) -> None:
-        if bias.shape != (layer.channels,):
-            raise DfmpcError(
-                f"layer {layer.name!r}: bias of shape {bias.shape} for {layer.channels} channels"
-            )
-        node = self.nodes[index]
-        if layer.bias is not None:
-            owner, position = self._bias_input(layer, index)
-            self._replace(owner, position, bias)
-        elif OPS[layer.op_type].bias_input is None or (len(node.input) > 2 and node.input[2]):
-            self._add_behind(layer, index, bias)
-        else:
-            name = self._add(
-                f"{self.names.layers[layer.name].label}b",
-                self._cast(bias, self._dtype(layer.weight), layer.name),
-            )
-            del node.input[2:]
-            node.input.append(name)
-            for attribute in node.attribute:
-                if attribute.name == "beta":  # meant nothing without a third input
-                    attribute.f = 1.0
-
-    def _bias_input(self, layer: Layer, index: int) -> tuple[NodeProto, int]:
-        """Node and input position of the constant that ``layer.bias`` names: the layer's third input, or one
-        side of the Add behind it.
-        """
-        own = self.nodes[index]
-        if len(own.input) > 2 and self._same_constant(own.input[2], layer.bias):
-            return own, 2
-        for node in self.nodes:
-            if node.op_type == "Add" and layer.output in node.input:
-                position = 1 - list(node.input).index(layer.output)
-                if self._same_constant(node.input[position], layer.bias):
-                    return node, position
-        raise DfmpcError(f"layer {layer.name!r}: nothing adds the bias {layer.bias!r}")
-
-    def _same_constant(self, name: str, other: str | None) -> bool:
-        return (
-            name in self.table
-            and other in self.table
-            and self.table.source(name) == self.table.source(str(other))
-        )
-
-    def _add_behind(self, layer: Layer, index: int, bias: NDArray[np.float32]) -> None:
-        """Add the bias in a node of its own, which takes over the name of the layer's output."""
-        node = self.nodes[index]
-        values = self._cast(bias, self._dtype(layer.weight), layer.name).reshape(
-            -1, *[1] * spatial_rank(layer)
-        )
-        label = self.names.layers[layer.name].label
-        name, output = self._add(f"{label}b", values), node.output[0]
-        node.output[0] = self.fresh(f"{label}_without_bias")
-        add = helper.make_node("Add", [node.output[0], name], [output], name=self.fresh(f"{label}_add"))
-        self.after.setdefault(index, []).append(add)
-
-    def _dtype(self, name: str) -> np.dtype[np.generic]:
-        return helper.tensor_dtype_to_np_dtype(self.table.data_type(name))
-
     def _set_batch_norm(self, layer: Layer, new: BatchNorm) -> None:
-        """Replace the parameters, none of which the caller of the model may override any more: the others
-        would not fit.
-        """
-        node = self.nodes[self._batch_norm_of(layer)]
+        node = self._nodes[self._batch_norm_index(layer)]
         for position, values in enumerate((new.gamma, new.beta, new.mean, new.var), start=1):
             self._replace(node, position, values)
-            self.replaced.add(node.input[position])
+            self._fixed.add(node.input[position])
+
+    def _set_bias(self, layer: Layer, index: int, bias: NDArray[np.float32], label: str) -> None:
+        """Replace the bias, or add one: as the third input where the node can have it, else in an Add."""
+        if bias.shape != (layer.channels,):
+            shapes = f"bias of shape {bias.shape} for {layer.channels} channels"
+            raise DfmpcError(f"layer {layer.name!r}: {shapes}")
+        node = self._nodes[index]
+        if layer.bias is not None:
+            self._replace(*self._bias_input(layer, node), bias)
+            return
+        values = _cast(bias, self._dtype(layer.weight), layer.name)
+        if OPS[layer.op_type].bias_input is None or (len(node.input) > 2 and node.input[2]):
+            # The layer's output keeps its name, which the Add takes over.
+            name = self._add(f"{label}b", values.reshape(-1, *[1] * spatial_rank(layer)))
+            output, node.output[0] = node.output[0], self._fresh(f"{label}_without_bias")
+            add = helper.make_node("Add", [node.output[0], name], [output], name=self._fresh(f"{label}_add"))
+            self._places[index].append(add)
+            return
+        name = self._add(f"{label}b", values)
+        del node.input[2:]
+        node.input.append(name)
+        for attribute in node.attribute:
+            if attribute.name == "beta":  # Gemm multiplies the bias by it, and ignored it without one
+                attribute.f = 1.0
+
+    def _bias_input(self, layer: Layer, node: NodeProto) -> tuple[NodeProto, int]:
+        """Node and input position of the constant that is ``layer.bias``: the layer's third input, or one
+        side of the Add after it.
+        """
+        if len(node.input) > 2 and self._same_constant(node.input[2], layer.bias):
+            return node, 2
+        for other in self._nodes:
+            if other.op_type == "Add" and layer.output in other.input:
+                position = 1 - list(other.input).index(layer.output)
+                if self._same_constant(other.input[position], layer.bias):
+                    return other, position
+        raise DfmpcError(f"layer {layer.name!r}: nothing adds the bias {layer.bias!r}")
 
     def _replace(self, node: NodeProto, position: int, values: NDArray[np.floating]) -> None:
-        """Give a node another constant: in place where it alone reads an initializer, else under a new name."""
+        """Give a node another constant: in place where it alone reads an initializer, else under a new name,
+        since exporters share equal parameters between nodes.
+        """
         name = node.input[position]
-        old = self.table[name]
-        new = self._cast(values, old.dtype, node.name or node.output[0])
+        old = self._table[name]
+        new = _cast(values, old.dtype, node.name or node.output[0])
         if new.size == old.size:
             new = new.reshape(old.shape)
         if np.array_equal(new, old):
             return
-        if self.table.is_initializer(name) and self.table.uses(name) == 1 and new.shape == old.shape:
-            kept = self.initializers[name]
+        if self._table.is_initializer(name) and self._table.uses(name).total == 1 and new.shape == old.shape:
+            tensor = self._initializers[name]
             fields = numpy_helper.from_array(new, name)
-            fields.doc_string = kept.doc_string
-            fields.metadata_props.extend(kept.metadata_props)
-            kept.CopyFrom(fields)
-            self.replaced.add(name)
+            fields.doc_string = tensor.doc_string
+            fields.metadata_props.extend(tensor.metadata_props)
+            tensor.CopyFrom(fields)
+            self._fixed.add(name)
         else:
-            node.input[position] = self._add(f"{self.table.source(name)}_adjusted", new)
-            self.released.append(name)
+            node.input[position] = self._add(f"{self._table.source(name)}_adjusted", new)
+            self._released.append(name)
 
-    def _add(self, wanted: str, values: NDArray[np.generic]) -> str:
-        name = self.fresh(wanted)
-        self.graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
-
-    @staticmethod
-    def _cast(values: NDArray[np.floating], dtype: np.dtype[np.generic], where: str) -> NDArray[np.generic]:
-        with np.errstate(over="ignore"):
-            cast = np.asarray(values).astype(dtype)
-        if not np.all(np.isfinite(cast.astype(np.float64))):
-            raise UnsupportedError(
-                f"{where}: new parameters do not fit {dtype}",
-                hint="exclude the layer, or export the model in float32",
-            )
-        return cast
-
-    def _remove_unused(self) -> None:
-        """Remove released constants that nobody reads any more, and the Identity and Constant nodes that only
+    def _unread_constants(self) -> set[str]:
+        """Released constants that nobody reads, and the outputs of the Identity and Constant nodes that only
         they needed.
         """
-        used = used_names(self.graph)
-        producers = {name: node for node in self.graph.node for name in node.output}
-        gone = []
-        queue = list(dict.fromkeys(self.released))
+        readers = used_names(self._graph)
+        producers = {name: node for node in self._graph.node for name in node.output}
+        unread: set[str] = set()
+        queue = list(dict.fromkeys(self._released))
         while queue:
             name = queue.pop()
-            if used[name]:
+            if readers[name]:
                 continue
-            if name in self.initializers:
-                self.replaced.add(name)
-                gone.append(name)
+            if name in self._initializers:
+                unread.add(name)
             elif name in producers:
+                unread.add(name)
                 node = producers.pop(name)
-                gone.append(name)
-                used.subtract(node.input)
+                readers.subtract(node.input)
                 queue.extend(node.input)
-        names = set(gone) | self.hidden
-        annotated = names | self.dropped
-        _keep(self.graph.node, lambda node: not names.intersection(node.output))
-        _keep(self.graph.initializer, lambda tensor: tensor.name not in names)
-        _keep(self.graph.value_info, lambda value: value.name not in names)
-        _keep(self.graph.quantization_annotation, lambda annotation: annotation.tensor_name not in annotated)
-        _keep(self.graph.input, lambda value: value.name not in self.replaced)
+        return unread
+
+    def _same_constant(self, name: str, other: str | None) -> bool:
+        table = self._table
+        return name in table and other in table and table.source(name) == table.source(str(other))
+
+    def _dtype(self, name: str) -> np.dtype[np.generic]:
+        return helper.tensor_dtype_to_np_dtype(self._table.data_type(name))
+
+    def _add(self, wanted: str, values: NDArray[np.generic]) -> str:
+        name = self._fresh(wanted)
+        self._graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+    def _fresh(self, wanted: str) -> str:
+        """A name that no tensor and no node of the model has."""
+        name, count = wanted, 0
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return name
 
 
-def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
-    """Delete from a repeated field, in place, what is not wanted."""
-    for index in reversed([i for i, item in enumerate(items) if not wanted(item)]):
+def shared_names(layouts: Iterable[WeightLayout]) -> frozenset[str]:
+    """Names of the constants that layouts share."""
+    return frozenset[str]().union(*(layout.shared for layout in layouts))
+
+
+def _cast(values: NDArray[np.floating], dtype: np.dtype[np.generic], layer: str) -> NDArray[np.generic]:
+    with np.errstate(over="ignore"):
+        cast = np.asarray(values).astype(dtype)
+    if not np.all(np.isfinite(cast.astype(np.float64))):
+        raise UnsupportedError(
+            f"{layer}: new parameters do not fit {dtype}",
+            hint="exclude the layer, or export the model in float32",
+        )
+    return cast
+
+
+def _delete(items: Any, lost: Callable[[Any], bool]) -> None:
+    """Delete from a repeated field, in place: to build it anew would copy every weight that stays."""
+    for index in reversed([index for index, item in enumerate(items) if lost(item)]):
         del items[index]

@@ -1,8 +1,12 @@
-"""Bytes that a quantized model is going to have, before anything is quantized."""
+"""Bytes that a quantized model is going to have, before anything is quantized.
+
+They are not estimated: the model is rewritten without the numbers of its large weights, and measured. So
+every name, node, length prefix and opset conversion counts as it will.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,67 +14,47 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_dfmpc.errors import DfmpcError
-from onnx_dfmpc.forms import NATIVE, check_format
-from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import copy_fields, framed, framed_size, is_large, without_initializers
-from onnx_dfmpc.rewrite.apply import apply_edits, design
-from onnx_dfmpc.rewrite.editor import Edit
-from onnx_dfmpc.rewrite.foldable import why_kept
-from onnx_dfmpc.rewrite.names import choose_names
+from onnx_dfmpc.rewrite.apply import apply_edits, fold_obstacles, layers_by_name, weight_specs
+from onnx_dfmpc.rewrite.editor import Edit, shared_names
 from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
-from onnx_dfmpc.storage.parts import WeightLayout
+from onnx_dfmpc.spec.planned import NATIVE
+from onnx_dfmpc.storage.layouts import lay_out
+from onnx_dfmpc.storage.types import WeightLayout
 
 PLACEHOLDER = 1.2345
-"""Some number for new biases and batch norms."""
+"""What new biases and batch norms are filled with. Any number takes the same bytes, but one that is there
+already would count as no change: so none that networks are initialized with, such as 0 and 1.
+"""
 
 
 def stored_sizes(
     proto: ModelProto,
-    report: MatchReport,
+    matched: MatchReport,
     widths: Sequence[int],
     form: StorageFormat = NATIVE,
     *,
     grid: Grid = "asymmetric",
 ) -> NDArray[np.int64]:
-    """Bytes that the weight of every layer takes in the file at every width: codes, scales, zero points,
-    nodes.
+    """Bytes of codes, scales, zero points and nodes of every layer at every width, shape (layers, widths).
 
-    Parameters
-    ----------
-    proto : ModelProto
-        The float model.
-    report : MatchReport
-    widths : sequence of int
-        Bits.
-    form : StorageFormat
-    grid : {"asymmetric", "symmetric", "ternary"}
-        Only asymmetric ones have zero points. Per channel, wherever the file can say so.
+    They are what `StoredLayer.bytes` will say; more than that only where all zero points of a layer turn out
+    to be zero, or all scales the same. Only an asymmetric ``grid`` has zero points. Grids are per channel
+    wherever the file can say so.
 
-    Returns
-    -------
-    int64 array, shape (layers, widths)
-        What `StoredLayer.bytes` will say; more than that only where all zero points of a layer turn out to be
-        zero, or all scales the same.
-
-    Raises
-    ------
-    RecipeError
-        If the form makes no sense.
-    UnsupportedError
-        If a weight is of a type that cannot be stored.
+    RecipeError if the storage format is not registered, UnsupportedError if a weight is of a type that cannot
+    be stored.
     """
-    designs = _designs(proto, report, {layer.name: tuple(widths) for layer in report.layers}, form, grid)
-    return np.array(
-        [[layout.size for layout in designs[layer.name]] for layer in report.layers], np.int64
-    ).reshape(-1, len(widths))
+    layouts = _layouts(proto, matched, {layer.name: tuple(widths) for layer in matched.layers}, form, grid)
+    sizes = [[layout.size for layout in layouts[layer.name]] for layer in matched.layers]
+    return np.array(sizes, np.int64).reshape(-1, len(widths))
 
 
 def predicted_size(
     proto: ModelProto,
-    report: MatchReport,
+    matched: MatchReport,
     bits: Mapping[str, int],
     form: StorageFormat = NATIVE,
     *,
@@ -78,52 +62,26 @@ def predicted_size(
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Bytes of the whole file for given bits per layer.
+    """Bytes of the whole file for given bits by layer name; layers without stay float.
 
     Never less than what `rewrite` makes of the same bits and metadata, and hardly more: every layer is taken
-    to get a zero point where its grid has one.
+    to get a zero point where its grid has one. ``corrected`` are the parameters of every batch norm that will
+    be new; if there are any, a layer without batch norm gets a new bias. Of metadata that is not known yet,
+    the length is enough.
 
-    Parameters
-    ----------
-    proto : ModelProto
-        The float model.
-    report : MatchReport
-    bits : mapping
-        Bits by layer name; layers that are not in it stay float.
-    form : StorageFormat
-    grid : {"asymmetric", "symmetric", "ternary"}
-    corrected : collection of str
-        Parameters of every batch norm that are new; if there are any, a layer without batch norm gets a new
-        bias.
-    metadata : mapping, optional
-        As for `rewrite`; of values that are not known yet, the length is enough.
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    RecipeError
-        If the form makes no sense.
-    UnsupportedError
-        If the model cannot be converted to the opset that the codes need, or a weight is of a type that
-        cannot be stored.
-    DfmpcError
-        If a name is not in the report.
+    Raises as `stored_sizes`; UnsupportedError if the model cannot be converted to the opset that the codes
+    need; DfmpcError if a name is not in the match report.
     """
-    designs = _designs(proto, report, {name: (width,) for name, width in bits.items()}, form, grid)
-    layouts = {name: layout for name, (layout,) in designs.items()}
-    opset = max((layout.opset for layout in layouts.values()), default=0)
-    folded = _folded(proto, report, form)
-    return _size(
-        proto, report, layouts, opset, _shared(layouts.values()), metadata or {}, folded, corrected=corrected
-    )
+    layouts = _layouts(proto, matched, {name: (width,) for name, width in bits.items()}, form, grid)
+    edits = _edits(proto, matched, {name: layout for name, (layout,) in layouts.items()}, form, corrected)
+    shared = shared_names(edit.layout for edit in edits)
+    opset = max((edit.layout.opset for edit in edits), default=0)
+    return _size(proto, matched, edits, opset, shared, metadata or {})
 
 
 def base_size(
     proto: ModelProto,
-    report: MatchReport,
+    matched: MatchReport,
     layers: Collection[str],
     widths: Sequence[int],
     form: StorageFormat = NATIVE,
@@ -132,108 +90,83 @@ def base_size(
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Bytes of everything in the file but the weights of the given layers, whatever their bits.
+    """Bytes of everything in the file but the weights of the given layers, whatever bits of ``widths`` they
+    will get.
 
-    ``base_size(...) + stored_sizes(...)[i, w_i].sum()`` is never less than the file, and hardly more.
-
-    Parameters
-    ----------
-    layers : collection of str
-        Names of the layers that will be quantized.
-    widths : sequence of int
-        Bits that they may get.
-    proto, report, form, grid, corrected, metadata
-        As for `predicted_size`.
-
-    Returns
-    -------
-    int
+    ``base_size(...) + stored_sizes(...)[i, w_i].sum()`` is never less than the file, and hardly more. The
+    other parameters are as in `predicted_size`.
     """
-    designs = _designs(proto, report, {name: tuple(widths) for name in layers}, form, grid)
-    drawn = [layout for row in designs.values() for layout in row]
-    largest = {name: max(row, key=lambda layout: layout.size) for name, row in designs.items()}
-    weights = sum(layout.size for layout in largest.values())
-    opsets = {layout.opset for layout in drawn} or {0}
-    shared, folded = _shared(drawn), _folded(proto, report, form)
-    return (
-        max(
-            _size(proto, report, largest, opset, shared, metadata or {}, folded, corrected=corrected)
-            for opset in opsets
-        )
-        - weights
-    )
+    layouts = _layouts(proto, matched, {name: tuple(widths) for name in layers}, form, grid)
+    largest = {name: max(row, key=lambda layout: layout.size) for name, row in layouts.items()}
+    every = [layout for row in layouts.values() for layout in row]
+    # A node may be larger or smaller in a later opset: all that the widths may need are tried.
+    opsets = {layout.opset for layout in every} or {0}
+    edits = _edits(proto, matched, largest, form, corrected)
+    shared = shared_names(every)
+    whole = max(_size(proto, matched, edits, opset, shared, metadata or {}) for opset in opsets)
+    return whole - sum(layout.size for layout in largest.values())
 
 
-def _designs(
+def _layouts(
     proto: ModelProto,
-    report: MatchReport,
+    matched: MatchReport,
     widths: Mapping[str, tuple[int, ...]],
     form: StorageFormat,
     grid: Grid,
 ) -> dict[str, list[WeightLayout]]:
-    """Blueprints by layer name, one for each of its widths."""
-    check_format(form)
-    known = {layer.name: layer for layer in report.layers}
-    if strangers := [name for name in widths if name not in known]:
-        raise DfmpcError(f"layer {strangers[0]!r} is not in the match report")
-    table, names = ConstantTable(proto), choose_names(proto, report)
+    """Layouts by layer name, one for each of the layer's widths."""
+    layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched)
     asymmetric = grid == "asymmetric"
 
-    def draw(layer: Layer, bits: int) -> WeightLayout:
+    def at(layer: Layer, bits: int) -> WeightLayout:
         axis = None if shares_grid(layer) else layer.axis
-        return design(
-            layer, table, names, form, bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric
-        )
+        spec = specs[layer.name](bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric)
+        return lay_out(spec, form)
 
-    return {name: [draw(known[name], bits) for bits in asked] for name, asked in widths.items()}
-
-
-def _folded(proto: ModelProto, report: MatchReport, form: StorageFormat) -> frozenset[str]:
-    """Layers whose batch norm will go."""
-    kept = why_kept(proto, report) if form.fold_batch_norm == "yes" else {}
-    return frozenset(name for name, why in kept.items() if not why)
+    return {name: [at(layers[name], bits) for bits in row] for name, row in widths.items()}
 
 
-def _shared(layouts: Iterable[WeightLayout]) -> frozenset[str]:
-    return frozenset[str]().union(*(layout.shared for layout in layouts))
+def _edits(
+    proto: ModelProto,
+    matched: MatchReport,
+    layouts: Mapping[str, WeightLayout],
+    form: StorageFormat,
+    corrected: Collection[str],
+) -> list[Edit]:
+    """Edits of the layers that have a layout, without the numbers of their weights."""
+    obstacles = fold_obstacles(proto, matched, form)
+    edits = []
+    for layer in matched.layers:
+        if layer.name not in layouts:
+            continue
+        layout, folded = layouts[layer.name], obstacles.get(layer.name) == ""
+        new = np.full(layer.channels, PLACEHOLDER, np.float32)
+        bias, norm = None, None
+        if folded or (corrected and layer.batch_norm is None):
+            bias = new
+        elif corrected and layer.batch_norm is not None:
+            parameters: dict[str, Any] = dict.fromkeys(corrected, new)
+            norm = replace(layer.batch_norm, **parameters)
+        edits.append(Edit(layer, layout, layout.empty(), bias, norm, folded))
+    return edits
 
 
 def _size(
     proto: ModelProto,
-    report: MatchReport,
-    layouts: Mapping[str, WeightLayout],
+    matched: MatchReport,
+    edits: Sequence[Edit],
     opset: int,
-    shared: frozenset[str],
+    shared: Collection[str],
     metadata: Mapping[str, str],
-    folded: frozenset[str],
-    *,
-    corrected: Collection[str],
 ) -> int:
-    """Size of a model that is rewritten without any large weight in it, and of the weights."""
-    hollow, missing = _hollow(proto, {layer.weight for layer in report.layers})
+    """Size of a model that is rewritten without the numbers of any large weight, plus these numbers."""
+    hollow, missing = _hollow(proto, {layer.weight for layer in matched.layers})
     edited = raise_opset(hollow, opset)
-    layers = [layer for layer in report.layers if layer.name in layouts]
-    edits = [
-        _edit(layer, layouts[layer.name], corrected=corrected, folded=layer.name in folded)
-        for layer in layers
-    ]
-    apply_edits(edited, edits, choose_names(proto, report), shared, metadata)
+    apply_edits(edited, edits, shared, metadata)
     absent = sum(edit.layout.size - edit.weight.size for edit in edits)
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
+    # The length of the graph stands before it, and takes more bytes the longer it is.
     return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))
-
-
-def _edit(layer: Layer, layout: WeightLayout, *, corrected: Collection[str], folded: bool) -> Edit:
-    bias, norm = None, None
-    some = np.full(layer.channels, PLACEHOLDER, np.float32)
-    if folded:
-        bias = some
-    elif corrected and layer.batch_norm is not None:
-        new: dict[str, Any] = dict.fromkeys(corrected, some)
-        norm = replace(layer.batch_norm, **new)
-    elif corrected:
-        bias = some
-    return Edit(layer, layout, layout.empty(), bias, norm, folded)
 
 
 def _hollow(proto: ModelProto, weights: Collection[str]) -> tuple[ModelProto, dict[str, int]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec.arrays import Array
 from onnx_dfmpc.spec.matched import Skipped
 
@@ -17,17 +18,39 @@ Grid = Literal["ternary", "symmetric", "asymmetric"]
 Rounding = str
 """A name in `rounding.ROUNDINGS`."""
 
+Unpack = Literal["none", "int8", "float"]
+YesNo = Literal["no", "yes"]
+
 
 @dataclass(frozen=True)
 class StorageFormat:
-    """How codes are put into the file: which element types, what ONNX Runtime unpacks when it loads them, in
-    front of which nodes, and whether batch norm goes into scales and biases, wherever it can.
+    """How codes are put into the file. RecipeError where a choice is unknown.
+
+    Attributes
+    ----------
+    storage : str
+        Name of a storage format: "native", "portable", "compact", or another that
+        `onnx_dfmpc.storage.layouts.STORAGES` has.
+    unpack : {"none", "int8", "float"}
+        What ONNX Runtime makes of the codes when it loads the model.
+    fold_batch_norm : {"no", "yes"}
+        Whether batch norm goes into scales and biases, wherever it can.
     """
 
-    storage: Literal["native", "portable", "compact"] = "native"
-    unpack: Literal["none", "int8", "float"] = "none"
-    weight_format: Literal["dq", "qdq"] = "dq"
-    fold_batch_norm: Literal["no", "yes"] = "no"
+    storage: str = "native"
+    unpack: Unpack = "none"
+    fold_batch_norm: YesNo = "no"
+
+    def __post_init__(self) -> None:
+        for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo)):
+            value, allowed = getattr(self, key), get_args(kind)
+            if not isinstance(value, str) or (allowed and value not in allowed):
+                expected = f"one of {', '.join(allowed)}" if allowed else "the name of a storage format"
+                raise RecipeError(f"{key} = {value!r}: expected {expected}")
+
+
+NATIVE = StorageFormat()
+"""DequantizeLinear straight on the narrowest element type."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +110,7 @@ class QuantPlan:
     layers: tuple[LayerPlan, ...]
     skipped: tuple[Skipped, ...] = ()
     model_name: str = ""
-    form: StorageFormat = StorageFormat()
+    form: StorageFormat = NATIVE
     recipe: Mapping[str, Any] = field(default_factory=dict)
     predicted_bytes: int | None = None
     predicted_sqnr_db: float | None = None

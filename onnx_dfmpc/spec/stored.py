@@ -36,13 +36,13 @@ class QuantizedWeight:
 
     def dequantize(self) -> NDArray[np.float32]:
         """Float weight that the codes stand for, shape of ``codes``, as ONNX DequantizeLinear computes it."""
-        expand = tuple(-1 if d == self.axis else 1 for d in range(self.codes.ndim))
+        along = (
+            () if self.axis is None else tuple(-1 if d == self.axis else 1 for d in range(self.codes.ndim))
+        )
         codes = self.codes.astype(np.float32)
         if self.zero_point is not None:
-            codes = codes - np.reshape(self.zero_point, expand if self.axis is not None else ()).astype(
-                np.float32
-            )
-        return codes * np.reshape(self.scale, expand if self.axis is not None else ()).astype(np.float32)
+            codes = codes - np.reshape(self.zero_point, along).astype(np.float32)
+        return codes * np.reshape(self.scale, along).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

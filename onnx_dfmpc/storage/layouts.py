@@ -1,17 +1,16 @@
-"""How integer codes look in the file: element types, and the nodes that turn codes back into a float weight.
+"""The storage formats, and the nodes that turn codes back into a float weight.
 
     unpack none     DequantizeLinear(codes, scale, zero_point)
     unpack int8     Cast -> (Sub zero_point) -> Cast -> DequantizeLinear(INT8 codes, scale)
     unpack float    Cast -> (Sub zero_point) -> Mul(scale)
-    qdq             float weight -> QuantizeLinear -> DequantizeLinear
 
-ONNX Runtime computes everything in front of DequantizeLinear once, when it loads the model. Where an element
-type has room for it, the zero point is subtracted from the codes before they are stored, and needs no bytes.
+ONNX Runtime computes everything before DequantizeLinear once, when it loads the model, and Mul too. The float
+weights are the same in every format, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,13 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec import QuantizedWeight, StorageFormat
+from onnx_dfmpc.spec.planned import Unpack
 from onnx_dfmpc.storage import planes
-from onnx_dfmpc.storage.parts import LayoutBuilder, WeightLayout
 from onnx_dfmpc.storage.types import (
     SCALE_OPSETS,
+    LayoutBuilder,
     StorageType,
+    WeightLayout,
+    WeightSpec,
     float_type,
     storage_type,
     stored_scale,
@@ -34,52 +36,67 @@ from onnx_dfmpc.storage.types import (
 )
 
 
-@dataclass(frozen=True)
-class WeightSpec:
-    """Everything about a quantized weight but its numbers.
+def lay_out(spec: WeightSpec, form: StorageFormat) -> WeightLayout:
+    """The smallest layout of a weight in a format.
 
-    Attributes
-    ----------
-    where : str
-        The layer, for messages.
-    shape : tuple of int
-    axis : int or None
-        Of the channels that have a grid each; None for one grid.
-    bits : int
-    signed : bool
-        Whether codes are.
-    zero_point : bool
-        Whether there is one that is not zero.
-    data_type : int
-        ``TensorProto`` element type of the float weight: FLOAT, FLOAT16 or BFLOAT16.
-    wide : bool
-        Store 2 bits in 4 where DequantizeLinear reads them straight from the file.
+    RecipeError if the format is not registered, UnsupportedError if DequantizeLinear cannot produce the type
+    of the weight, DfmpcError if ``spec.bits`` is not between 2 and 8.
     """
+    if form.storage not in STORAGES:
+        raise RecipeError(f"storage = {form.storage!r}: expected one of {', '.join(STORAGES)}")
+    float_type(spec.data_type, spec.layer)
+    return min(STORAGES[form.storage](spec, form.unpack), key=lambda layout: layout.size)
 
-    where: str
-    shape: tuple[int, ...]
-    axis: int | None
-    bits: int
-    signed: bool
-    zero_point: bool
-    data_type: int
-    wide: bool = False
 
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Shape of scale and zero point."""
-        return () if self.axis is None else (self.shape[self.axis],)
+# ------------------------------------------------------------------------------------------------------------
+# the formats: a weight and what its codes are unpacked to, to one or more layouts
 
-    @property
-    def broadcast(self) -> tuple[int, ...]:
-        """Shape of scale and zero point that broadcasts against the weight."""
-        return () if self.axis is None else (self.shape[self.axis], *[1] * (len(self.shape) - self.axis - 1))
+
+def native(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
+    """Codes in the narrowest ONNX type that holds them."""
+    if spec.bits == 2 and spec.two_bits_fail and unpack == "none":
+        # Only a DequantizeLinear straight on 2 bits fails: after a Cast the codes are read as they should be.
+        yield _whole(spec, unpack, bits=4, why=spec.two_bits_fail)
+    else:
+        yield _whole(spec, unpack, spec.bits)
+
+
+def portable(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
+    """Codes in 8 bits, whatever the nominal ones: for runtimes that do not know INT4 and INT2."""
+    yield _whole(spec, unpack, bits=8)
+
+
+def compact(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
+    """As native, or as planes that take no more bits on disk than the codes have."""
+    yield from native(spec, unpack)
+    for split in planes.splits(spec.bits, prod(spec.shape)):
+        builder = LayoutBuilder(spec)
+        unpack_codes(builder, _codes_in_planes(builder, split), unpack)
+        yield builder.finish(planes.label(split))
+
+
+Storage = Callable[[WeightSpec, Unpack], Iterator[WeightLayout]]
+
+STORAGES: dict[str, Storage] = {"native": native, "portable": portable, "compact": compact}
+"""Storage formats by name: the smallest layout that one yields is taken."""
+
+
+def _whole(spec: WeightSpec, unpack: Unpack, bits: int, why: str = "") -> WeightLayout:
+    """Codes in one tensor, in the narrowest type of at least ``bits`` bits; ``why`` is for the reader."""
+    builder = LayoutBuilder(spec)
+    codes = codes_in_one_tensor(builder, bits)
+    unpack_codes(builder, codes, unpack)
+    return builder.finish(codes.kind.name, f"stored as {codes.kind.name}: {why}" if why else "")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# codes, and what unpacks them
 
 
 @dataclass(frozen=True)
-class Coded:
-    """Codes in the graph: their tensor, its type, what was added to every code, and whether a zero point is
-    still to be subtracted.
+class StoredCodes:
+    """Codes in the graph: their tensor and its type, what was added to every code, and whether a zero point
+    is still to be subtracted.
     """
 
     name: str
@@ -88,196 +105,109 @@ class Coded:
     zero_point: bool
 
 
-def lay_out(spec: WeightSpec, form: StorageFormat, label: str, output: str, prefix: str) -> WeightLayout:
-    """The smallest way to store a weight in a form.
-
-    Parameters
-    ----------
-    spec : WeightSpec
-    form : StorageFormat
-        One that makes sense (see `onnx_dfmpc.forms.check_format`).
-    label : str
-        What the names of its tensors begin with.
-    output : str
-        Name of the float weight.
-    prefix : str
-        What the names of tensors begin with that layers share.
-
-    Raises
-    ------
-    UnsupportedError
-        If the float weight is of a type that DequantizeLinear cannot produce.
-    DfmpcError
-        If ``spec.bits`` is not between 2 and 8.
-    """
-    float_type(spec.data_type, spec.where)
-    return min(_candidates(spec, form, label, output, prefix), key=lambda layout: layout.size)
-
-
-def _candidates(
-    spec: WeightSpec, form: StorageFormat, label: str, output: str, prefix: str
-) -> Iterator[WeightLayout]:
-    bits = 8 if form.storage == "portable" else spec.bits
-    if bits == 2 and (form.weight_format == "qdq" or (spec.wide and form.unpack == "none")):
-        # ONNX Runtime (1.32) does not load a model in which QuantizeLinear makes 512 or more codes of 2 bits
-        bits = 4
-    kind = storage_type(bits, spec.signed)
-    builder = LayoutBuilder(label, spec.where)
-    if form.weight_format == "qdq":
-        _quantize_and_dequantize(builder, spec, kind, output)
-        yield builder.finish(output, f"{TensorProto.DataType.Name(spec.data_type)} -> {kind.name}")
-        return
-    coded = _in_one_tensor(builder, spec, kind)
-    _unpack(builder, spec, form, coded, output)
-    yield builder.finish(output, coded.kind.name)
-    if form.storage == "compact":
-        for split in planes.splits(spec.bits, prod(spec.shape)):
-            builder = LayoutBuilder(label, spec.where)
-            _unpack(builder, spec, form, _in_planes(builder, spec, split, prefix), output)
-            yield builder.finish(output, planes.label(split))
-
-
-def _in_one_tensor(builder: LayoutBuilder, spec: WeightSpec, kind: StorageType) -> Coded:
-    """Codes of one element type; where it has a bit more than they need, less their zero point."""
-    centred = kind.width > spec.bits
-    kind = storage_type(kind.width, spec.signed or centred)
+def codes_in_one_tensor(builder: LayoutBuilder, bits: int) -> StoredCodes:
+    """Add codes in the narrowest type of at least ``bits`` bits."""
+    spec = builder.spec
+    # The difference of two codes has one bit more than they. Where the type has room for it, the zero point
+    # is subtracted before the codes are stored: it takes no bytes then, and integer kernels want none.
+    centred = storage_type(bits, spec.signed).width > spec.bits
+    kind = storage_type(bits, spec.signed or centred)
 
     def numbers(weight: QuantizedWeight) -> NDArray[np.generic]:
         codes = weight.codes.astype(np.int16)
-        return to_type(codes - _along(weight, _zero_point(weight)) if centred else codes, kind, spec.where)
+        if centred:
+            codes = codes - _along_axis(weight, _zero_points(weight))
+        return to_type(codes, kind, spec.layer)
 
-    return Coded(builder.integers("", kind, spec.shape, numbers), kind, 0, spec.zero_point and not centred)
+    name = builder.integers("", kind, spec.shape, numbers)
+    return StoredCodes(name, kind, 0, zero_point=spec.zero_point and not centred)
 
 
-def _in_planes(builder: LayoutBuilder, spec: WeightSpec, split: tuple[int, ...], prefix: str) -> Coded:
-    """Codes of UINT8, put together from narrower planes."""
+def _codes_in_planes(builder: LayoutBuilder, split: tuple[int, ...]) -> StoredCodes:
+    """Add codes as planes, joined to UINT8; an offset makes signed ones 0 or more."""
+    spec = builder.spec
     offset = 1 << (spec.bits - 1) if spec.signed else 0
-    name = planes.join(
-        builder, split, spec.shape, lambda weight: weight.codes.astype(np.int16) + offset, prefix
-    )
-    return Coded(name, storage_type(8, signed=False), offset, spec.zero_point or spec.signed)
+    name = planes.join(builder, split, lambda weight: weight.codes.astype(np.int16) + offset)
+    return StoredCodes(name, storage_type(8, signed=False), offset, spec.zero_point or spec.signed)
 
 
-def _unpack(builder: LayoutBuilder, spec: WeightSpec, form: StorageFormat, coded: Coded, output: str) -> None:
-    """Nodes from the codes to the float weight."""
-    if form.unpack == "float":
-        _multiply(builder, spec, coded, output)
+def unpack_codes(builder: LayoutBuilder, codes: StoredCodes, unpack: Unpack) -> None:
+    """Add the nodes from codes to the float weight."""
+    spec = builder.spec
+    if unpack == "float":
+        _multiply(builder, codes)
         return
-    if form.unpack == "int8" and spec.bits < 8:
-        coded = _to_int8(builder, spec, coded)
-    inputs = [coded.name, _scale(builder, spec, spec.grid)]
-    if coded.zero_point:
-        inputs.append(_zeros(builder, spec, coded.kind, coded.offset, spec.grid))
-    _linear(builder, "DequantizeLinear", inputs, spec, output)
-
-
-def _to_int8(builder: LayoutBuilder, spec: WeightSpec, coded: Coded) -> Coded:
-    """INT8 codes that need no zero point: the difference of two numbers of 7 bits fits."""
-    kind = storage_type(8, signed=True)
-    if coded.zero_point:  # subtracted as INT32, since ONNX Runtime does not subtract INT8
-        name = builder.cast(_centred(builder, spec, coded, TensorProto.INT32), kind.data_type)
-    else:
-        name = coded.name if coded.kind == kind else builder.cast(coded.name, kind.data_type)
-    return Coded(name, kind, 0, zero_point=False)
-
-
-def _multiply(builder: LayoutBuilder, spec: WeightSpec, coded: Coded, output: str) -> None:
-    """Float arithmetic; float32 whatever the type of the model, since ONNX Runtime folds no other, and
-    rounded once all the same.
-    """
-    builder.needs(7, "broadcasting")
-    codes = _centred(builder, spec, coded, TensorProto.FLOAT)
-    scale = _scale(builder, spec, spec.broadcast)
-    if spec.data_type == TensorProto.FLOAT:
-        builder.node("Mul", codes, scale, output=output)
-    else:
-        product = builder.node("Mul", codes, builder.cast(scale, TensorProto.FLOAT))
-        builder.cast(product, spec.data_type, output)
-
-
-def _centred(builder: LayoutBuilder, spec: WeightSpec, coded: Coded, data_type: int) -> str:
-    """Codes less their zero point, in a type to calculate with."""
-    codes = builder.cast(coded.name, data_type)
-    if not coded.zero_point:
-        return codes
-    kind = storage_type(spec.bits, spec.signed and not coded.offset)
-    zeros = _zeros(builder, spec, kind, coded.offset, spec.broadcast)
-    return builder.node("Sub", codes, builder.cast(zeros, data_type))
-
-
-def _quantize_and_dequantize(
-    builder: LayoutBuilder, spec: WeightSpec, kind: StorageType, output: str
-) -> None:
-    def numbers(weight: QuantizedWeight) -> NDArray[np.generic]:
-        return _float_weight(weight, spec, kind)
-
-    floats = builder.slot("", spec.data_type, spec.shape, numbers)
-    grid = [_scale(builder, spec, spec.grid), _zeros(builder, spec, kind, 0, spec.grid)]
-    codes = _linear(builder, "QuantizeLinear", [floats, *grid], spec)
-    _linear(builder, "DequantizeLinear", [codes, *grid], spec, output)
-
-
-def _linear(
-    builder: LayoutBuilder, op_type: str, inputs: list[str], spec: WeightSpec, output: str = ""
-) -> str:
-    """QuantizeLinear or DequantizeLinear."""
+    if unpack == "int8" and spec.bits < 8:
+        codes = _to_int8(builder, codes)
+    inputs = [codes.name, _scale(builder, spec.grid)]
+    if codes.zero_point:
+        inputs.append(_zero_point(builder, codes.kind, codes.offset, spec.grid))
     opset = SCALE_OPSETS[spec.data_type]
-    builder.needs(opset, op_type if opset == 13 else f"{float_type(spec.data_type, spec.where)} scales")
-    per_channel = spec.axis not in (None, 1)  # 1 is the default
-    return builder.node(op_type, *inputs, output=output, **({"axis": spec.axis} if per_channel else {}))
+    scales = f"{float_type(spec.data_type, spec.layer)} scales"
+    builder.needs(opset, "DequantizeLinear" if opset == 13 else scales)
+    axis = {} if spec.axis in (None, 1) else {"axis": spec.axis}  # 1 is the default, and takes no bytes
+    builder.node("DequantizeLinear", *inputs, output=spec.names.output, **axis)
 
 
-def _scale(builder: LayoutBuilder, spec: WeightSpec, dims: tuple[int, ...]) -> str:
-    dtype = float_type(spec.data_type, spec.where)
-    return builder.slot("s", spec.data_type, dims, lambda weight: stored_scale(weight, dtype, spec.where))
+def _to_int8(builder: LayoutBuilder, codes: StoredCodes) -> StoredCodes:
+    """Codes as INT8 without a zero point, as fused integer kernels want them: up to 7 bits leave the room."""
+    kind = storage_type(8, signed=True)
+    if codes.zero_point:  # in INT32, since ONNX Runtime does not subtract INT8
+        name = builder.cast(_centred(builder, codes, TensorProto.INT32), kind.data_type)
+    else:
+        name = codes.name if codes.kind == kind else builder.cast(codes.name, kind.data_type)
+    return StoredCodes(name, kind, 0, zero_point=False)
 
 
-def _zeros(
-    builder: LayoutBuilder, spec: WeightSpec, kind: StorageType, offset: int, dims: tuple[int, ...]
-) -> str:
-    return builder.integers(
-        "z", kind, dims, lambda weight: to_type(_zero_point(weight) + offset, kind, spec.where)
-    )
+def _multiply(builder: LayoutBuilder, codes: StoredCodes) -> None:
+    """Float arithmetic: ONNX Runtime folds it under its default options, and DequantizeLinear it does not."""
+    spec = builder.spec
+    builder.needs(7, "broadcasting")
+    centred = _centred(builder, codes, TensorProto.FLOAT)
+    scale = _scale(builder, spec.broadcast)
+    if spec.data_type == TensorProto.FLOAT:
+        builder.node("Mul", centred, scale, output=spec.names.output)
+    else:
+        # ONNX Runtime folds float32 arithmetic alone. The product of a code and a scale of at most 11 bits is
+        # exact in float32, so that the cast rounds it once, as DequantizeLinear does.
+        product = builder.node("Mul", centred, builder.cast(scale, TensorProto.FLOAT))
+        builder.cast(product, spec.data_type, spec.names.output)
 
 
-def _zero_point(weight: QuantizedWeight) -> NDArray[np.int16]:
+def _centred(builder: LayoutBuilder, codes: StoredCodes, data_type: int) -> str:
+    """Codes minus their zero point, in a type to calculate with."""
+    spec = builder.spec
+    name = builder.cast(codes.name, data_type)
+    if not codes.zero_point:
+        return name
+    kind = storage_type(spec.bits, spec.signed and not codes.offset)
+    zero_point = _zero_point(builder, kind, codes.offset, spec.broadcast)
+    return builder.node("Sub", name, builder.cast(zero_point, data_type))
+
+
+def _scale(builder: LayoutBuilder, dims: tuple[int, ...]) -> str:
+    spec = builder.spec
+    dtype = float_type(spec.data_type, spec.layer)
+    return builder.tensor("s", spec.data_type, dims, lambda weight: stored_scale(weight, dtype, spec.layer))
+
+
+def _zero_point(builder: LayoutBuilder, kind: StorageType, offset: int, dims: tuple[int, ...]) -> str:
+    layer = builder.spec.layer
+
+    def numbers(weight: QuantizedWeight) -> NDArray[np.generic]:
+        return to_type(_zero_points(weight) + offset, kind, layer)
+
+    return builder.integers("z", kind, dims, numbers)
+
+
+def _zero_points(weight: QuantizedWeight) -> NDArray[np.int16]:
     """Zero points in the shape of the scales."""
-    given = 0 if weight.zero_point is None else weight.zero_point
-    return np.broadcast_to(
-        np.reshape(given, np.shape(weight.scale) if np.size(given) > 1 else ()), np.shape(weight.scale)
-    ).astype(np.int16)
+    given, shape = np.asarray(0 if weight.zero_point is None else weight.zero_point), np.shape(weight.scale)
+    return np.broadcast_to(given.reshape(shape if given.size > 1 else ()), shape).astype(np.int16)
 
 
-def _along(weight: QuantizedWeight, values: NDArray[np.generic]) -> NDArray[Any]:
-    """Numbers of the grid, broadcast against the codes."""
-    return (
-        values
-        if weight.axis is None
-        else values.reshape([-1 if d == weight.axis else 1 for d in range(weight.codes.ndim)])
-    )
-
-
-def _float_weight(weight: QuantizedWeight, spec: WeightSpec, kind: StorageType) -> NDArray[np.generic]:
-    """Float weight that QuantizeLinear turns into the same codes.
-
-    Raises
-    ------
-    UnsupportedError
-        If it does not, in the arithmetic of the model's type or in float32.
-    """
-    dtype = float_type(spec.data_type, spec.where)
-    scale, zeros = (
-        _along(weight, stored_scale(weight, dtype, spec.where)),
-        _along(weight, _zero_point(weight)),
-    )
-    with np.errstate(all="ignore"):
-        centred = (weight.codes.astype(np.int16) - zeros).astype(np.float32)
-        floats: NDArray[np.generic] = (centred * scale.astype(np.float32)).astype(dtype)
-        for arithmetic in {dtype, np.dtype(np.float32)}:
-            levels = np.rint(floats.astype(arithmetic) / scale.astype(arithmetic)).astype(np.float32) + zeros
-            if wrong := int((np.clip(levels, kind.low, kind.high) != weight.codes).sum()):
-                raise UnsupportedError(
-                    f"{spec.where}: QuantizeLinear would change {wrong} of {floats.size} codes in {arithmetic}",
-                    hint="choose weight_format = 'dq', or exclude the layer",
-                )
-    return floats
+def _along_axis(weight: QuantizedWeight, values: NDArray[np.generic]) -> NDArray[Any]:
+    """Numbers of the grid in a shape that broadcasts against the codes."""
+    if weight.axis is None:
+        return values
+    return values.reshape([-1 if d == weight.axis else 1 for d in range(weight.codes.ndim)])

@@ -1,28 +1,38 @@
-"""ONNX's integer types as weights are stored in them, and numbers that have to fit their type: nothing ever
-wraps.
+"""What a stored weight consists of: integer types, tensors and nodes, and the bytes that they take.
+
+A `WeightLayout` is a stored weight without its numbers. Its size is exact, so that budgets can be planned
+before anything is quantized, and `WeightLayout.fill` puts the numbers in. Numbers that do not fit their type
+are an error: nothing ever wraps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_dfmpc.errors import DfmpcError, UnsupportedError
+from onnx_dfmpc.model.protobuf import framed, framed_size
 from onnx_dfmpc.spec import QuantizedWeight
 
 SCALE_OPSETS: dict[int, int] = {TensorProto.FLOAT: 13, TensorProto.FLOAT16: 19, TensorProto.BFLOAT16: 19}
-"""Float types that DequantizeLinear can produce, and the first opset in which it does (with an axis)."""
+"""Float types that DequantizeLinear can produce, and the first opset in which it does (with an axis): ONNX's
+operator changelog.
+"""
+
+Numbers = Callable[[QuantizedWeight], NDArray[np.generic]]
+"""The numbers of one tensor of a weight, in its element type and in any shape."""
 
 
 @dataclass(frozen=True)
 class StorageType:
-    """An ONNX integer type as it is stored: ``width`` bits on disk, first available in Cast and
-    DequantizeLinear at ``opset``.
-    """
+    """An ONNX integer type: ``width`` bits on disk, in Cast and DequantizeLinear from ``opset`` on."""
 
     name: str
     width: int
@@ -53,6 +63,7 @@ _TYPES = {
         StorageType("UINT2", 2, False, np.dtype(ml_dtypes.uint2), 25),
         StorageType("INT4", 4, True, np.dtype(ml_dtypes.int4), 21),
         StorageType("UINT4", 4, False, np.dtype(ml_dtypes.uint4), 21),
+        # 13: since then DequantizeLinear has an axis, and so a scale per channel.
         StorageType("INT8", 8, True, np.dtype(np.int8), 13),
         StorageType("UINT8", 8, False, np.dtype(np.uint8), 13),
     )
@@ -67,15 +78,8 @@ ITEM_BITS: dict[int, int] = {kind.data_type: kind.width for kind in _TYPES.value
 
 
 def storage_type(bits: int, signed: bool) -> StorageType:
-    """Narrowest element type that holds codes of ``bits`` bits.
+    """Narrowest element type for codes of ``bits`` bits. DfmpcError if ``bits`` is not between 2 and 8.
 
-    Raises
-    ------
-    DfmpcError
-        If ``bits`` is not between 2 and 8.
-
-    Examples
-    --------
     >>> storage_type(3, signed=False).name, storage_type(6, signed=True).opset
     ('UINT4', 13)
     """
@@ -85,91 +89,241 @@ def storage_type(bits: int, signed: bool) -> StorageType:
     return _TYPES[width, signed]
 
 
-def to_type(codes: NDArray[np.integer], kind: StorageType, name: str) -> NDArray[np.generic]:
-    """Integer codes in the NumPy type of ``kind``.
-
-    Raises
-    ------
-    DfmpcError
-        If a code does not fit the type.
-    """
+def to_type(codes: NDArray[np.integer], kind: StorageType, layer: str) -> NDArray[np.generic]:
+    """Integer codes in the NumPy type of ``kind``. DfmpcError if a code does not fit."""
     codes = np.asarray(codes)
+    # ml_dtypes does not complain: as int4, 8 is -8 and NaN is 0.
     if codes.dtype.kind not in "iu":
-        raise DfmpcError(f"{name}: codes must be integers, not {codes.dtype}")
+        raise DfmpcError(f"{layer}: codes must be integers, not {codes.dtype}")
     if codes.size and (codes.min() < kind.low or codes.max() > kind.high):
         raise DfmpcError(
-            f"{name}: codes {codes.min()}..{codes.max()} do not fit {kind.name} ({kind.low}..{kind.high})"
+            f"{layer}: codes {codes.min()}..{codes.max()} do not fit {kind.name} ({kind.low}..{kind.high})"
         )
-    return codes.astype(np.int16).astype(kind.dtype)
+    return codes.astype(kind.dtype)
 
 
-def pack(codes: NDArray[np.integer], kind: StorageType, name: str) -> TensorProto:
-    """Integer codes as a tensor of type ``kind``, two or four to a byte where the type is narrower than one.
-
-    Parameters
-    ----------
-    codes : int array
-        Any shape.
-    kind : StorageType
-        Type to store them in.
-    name : str
-        Name of the tensor.
-
-    Raises
-    ------
-    DfmpcError
-        If a code does not fit the type.
-
-    Examples
-    --------
-    >>> len(pack(np.array([0, 1, 2, 3, 3]), storage_type(2, signed=False), "w").raw_data)
-    2
-    """
-    return numpy_helper.from_array(to_type(codes, kind, name), name)
-
-
-def float_type(data_type: int, where: str) -> np.dtype[np.generic]:
-    """NumPy type of a float weight.
-
-    Raises
-    ------
-    UnsupportedError
-        If DequantizeLinear cannot produce it.
-    """
+def float_type(data_type: int, layer: str) -> np.dtype[np.generic]:
+    """NumPy type of a float weight. UnsupportedError if DequantizeLinear cannot produce it."""
     if data_type not in SCALE_OPSETS:
+        name = TensorProto.DataType.Name(data_type)
         raise UnsupportedError(
-            f"{where}: weights of type {TensorProto.DataType.Name(data_type)} cannot come from DequantizeLinear",
+            f"{layer}: weights of type {name} cannot come from DequantizeLinear",
             hint="exclude the layer, or export the model in float32",
         )
     return helper.tensor_dtype_to_np_dtype(data_type)
 
 
-def stored_scale(weight: QuantizedWeight, dtype: np.dtype[np.generic], where: str) -> NDArray[np.generic]:
-    """Scales of a weight in the float type of the model.
-
-    Raises
-    ------
-    UnsupportedError
-        If a scale overflows the type, or becomes zero.
-    """
+def stored_scale(weight: QuantizedWeight, dtype: np.dtype[np.generic], layer: str) -> NDArray[np.generic]:
+    """Scales in the float type of the model. UnsupportedError if one overflows it, or becomes zero."""
     scale = np.asarray(weight.scale)
     with np.errstate(over="ignore", under="ignore"):
         stored = scale.astype(dtype)
     if not np.all(np.isfinite(stored.astype(np.float64))) or np.any((stored == 0) & (scale != 0)):
         raise UnsupportedError(
-            f"{where}: a scale between {scale.min():.3g} and {scale.max():.3g} does not fit {dtype}",
+            f"{layer}: a scale between {scale.min():.3g} and {scale.max():.3g} does not fit {dtype}",
             hint="exclude the layer, or export the model in float32",
         )
     return stored
 
 
-def require_nominal_range(weight: QuantizedWeight, where: str) -> None:
-    """Raise DfmpcError if codes or zero points are outside of their nominal bits."""
+def _require_nominal_range(weight: QuantizedWeight, layer: str) -> None:
+    """DfmpcError if codes or zero points are outside of their nominal bits; the element type may be wider."""
     low = -(2 ** (weight.bits - 1)) if weight.signed else 0
     high = low + 2**weight.bits - 1
     for what, values in (("code", weight.codes), ("zero point", weight.zero_point)):
         if values is not None and np.size(values) and (np.min(values) < low or np.max(values) > high):
-            sign = "signed" if weight.signed else "unsigned"
             raise DfmpcError(
-                f"{where}: {what} {np.min(values)}..{np.max(values)} outside of {weight.bits} {sign} bits ({low}..{high})"
+                f"{layer}: {what} {np.min(values)}..{np.max(values)} outside of {weight.bits} "
+                f"{'signed' if weight.signed else 'unsigned'} bits ({low}..{high})"
             )
+
+
+@dataclass(frozen=True)
+class WeightNames:
+    """What the new tensors of a layer are called.
+
+    ``label``, such as "q3", is what their names begin with, and ``prefix``, such as "q", what those of
+    constants begin with that layers share; ``output`` is the float weight that the layer's node reads.
+    """
+
+    label: str
+    output: str
+    prefix: str
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A quantized weight without its numbers: all that decides how it is stored.
+
+    ``data_type`` is the ``TensorProto`` type of the float weight. ``two_bits_fail`` says why ONNX Runtime
+    gets this layer wrong from 2-bit codes; "" where it does not. ``bits``, ``signed`` and ``axis`` are as in
+    `QuantizedWeight`, and ``zero_point`` says whether one differs from zero.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    data_type: int
+    names: WeightNames
+    two_bits_fail: str
+    bits: int
+    signed: bool
+    axis: int | None
+    zero_point: bool
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of scale and zero point."""
+        return () if self.axis is None else (self.shape[self.axis],)
+
+    @property
+    def broadcast(self) -> tuple[int, ...]:
+        """Shape of scale and zero point that broadcasts against the weight."""
+        return () if self.axis is None else (self.shape[self.axis], *[1] * (len(self.shape) - self.axis - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSpec:
+    """A tensor of a weight without its numbers, which ``numbers`` makes of a `QuantizedWeight`."""
+
+    name: str
+    data_type: int
+    dims: tuple[int, ...]
+    numbers: Numbers
+
+    def empty(self) -> TensorProto:
+        """The tensor without its numbers."""
+        return TensorProto(name=self.name, data_type=self.data_type, dims=self.dims)
+
+    def fill(self, weight: QuantizedWeight) -> TensorProto:
+        """The tensor."""
+        # As raw bytes: helper.make_tensor(values) writes 5.5 times as many for INT8.
+        return numpy_helper.from_array(self.numbers(weight).reshape(self.dims), self.name)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in the file."""
+        content = -(-prod(self.dims) * ITEM_BITS[self.data_type] // 8)  # whole bytes
+        return framed(self.empty().ByteSize() + framed(content))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredWeight:
+    """Initializers and nodes of a quantized weight in order of evaluation; ``output`` is the float weight."""
+
+    initializers: tuple[TensorProto, ...]
+    nodes: tuple[NodeProto, ...]
+    output: str
+
+    @property
+    def size(self) -> int:
+        """Bytes that they take in the file."""
+        return sum(framed_size(part) for part in (*self.initializers, *self.nodes))
+
+
+@dataclass(frozen=True, eq=False)
+class WeightLayout:
+    """A stored weight without its numbers.
+
+    Attributes
+    ----------
+    storage : str
+        What lies in the file, such as "UINT4".
+    tensors : tuple of TensorSpec
+        Initializers whose numbers are still to come.
+    constants : tuple of TensorProto
+        Small initializers that are the same whatever the weight.
+    nodes : tuple of NodeProto
+        In the order of evaluation.
+    shared : frozenset of str
+        Constants that all layers of a model have in common (see `planes.shared_parts`).
+    opset, reason : int, str
+        First opset that has all of it, and what needs that opset.
+    note : str
+        What a reader of the report should know.
+    """
+
+    spec: WeightSpec
+    storage: str
+    tensors: tuple[TensorSpec, ...]
+    constants: tuple[TensorProto, ...]
+    nodes: tuple[NodeProto, ...]
+    shared: frozenset[str]
+    opset: int
+    reason: str
+    note: str
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in the file, not counting what layers share."""
+        parts = (*self.constants, *self.nodes)
+        return sum(tensor.size for tensor in self.tensors) + sum(framed_size(part) for part in parts)
+
+    def fill(self, weight: QuantizedWeight) -> StoredWeight:
+        """Put the numbers in.
+
+        DfmpcError if codes or zero points are outside of their nominal bits, UnsupportedError if a scale does
+        not fit the float type of the model.
+        """
+        _require_nominal_range(weight, self.spec.layer)
+        return self._stored(tensor.fill(weight) for tensor in self.tensors)
+
+    def empty(self) -> StoredWeight:
+        """Leave the numbers out: a stored weight that is too small, and no valid part of a model."""
+        return self._stored(tensor.empty() for tensor in self.tensors)
+
+    def _stored(self, tensors: Iterable[TensorProto]) -> StoredWeight:
+        return StoredWeight((*tensors, *self.constants), self.nodes, self.spec.names.output)
+
+
+@dataclass(eq=False)
+class LayoutBuilder:
+    """Collects the tensors and nodes of one layout. Names begin with the label of ``spec``, and every name is
+    short, since each of its bytes is in the file several times: intermediate results are A, B, C.
+    """
+
+    spec: WeightSpec
+    tensors: list[TensorSpec] = field(default_factory=list)
+    constants: list[TensorProto] = field(default_factory=list)
+    nodes: list[NodeProto] = field(default_factory=list)
+    shared: set[str] = field(default_factory=set)
+    opsets: dict[int, str] = field(default_factory=dict)
+
+    def tensor(self, suffix: str, data_type: int, dims: Sequence[int], numbers: Numbers) -> str:
+        """Add a tensor; returns its name."""
+        self.tensors.append(TensorSpec(self.spec.names.label + suffix, data_type, tuple(dims), numbers))
+        return self.tensors[-1].name
+
+    def integers(self, suffix: str, kind: StorageType, dims: Sequence[int], numbers: Numbers) -> str:
+        """Add a tensor of integers, and require the opset of its type; returns its name."""
+        if kind.width < 8:
+            self.needs(kind.opset, f"{kind.name} weights")
+        return self.tensor(suffix, kind.data_type, dims, numbers)
+
+    def constant(self, suffix: str, data_type: int, values: Sequence[int]) -> str:
+        """Add a small tensor of small integers; returns its name."""
+        # One byte per number below 128: raw bytes would be eight for INT64.
+        name = self.spec.names.label + suffix
+        self.constants.append(helper.make_tensor(name, data_type, [len(values)], values))
+        return name
+
+    def node(self, op_type: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Add a node without a name of its own; returns the name of its output."""
+        output = output or f"{self.spec.names.label}{chr(ord('A') + len(self.nodes))}"
+        self.nodes.append(helper.make_node(op_type, inputs, [output], **attributes))
+        return output
+
+    def cast(self, name: str, data_type: int, output: str = "") -> str:
+        """Add a Cast; returns the name of its output."""
+        return self.node("Cast", name, output=output, to=data_type)
+
+    def needs(self, opset: int, reason: str) -> None:
+        """Require an opset."""
+        self.opsets.setdefault(opset, reason)
+
+    def finish(self, storage: str, note: str = "") -> WeightLayout:
+        """All that was added, as a layout. The last node must have written the float weight."""
+        opset = max(self.opsets)
+        parts = tuple(self.tensors), tuple(self.constants), tuple(self.nodes)
+        return WeightLayout(
+            self.spec, storage, *parts, frozenset(self.shared), opset, self.opsets[opset], note
+        )
