@@ -15,11 +15,10 @@ from onnx_dfmpc.evaluate.compare import compare
 from onnx_dfmpc.evaluate.diagnose import diagnose
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.inputs.data import Feeding, feeding_of
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.result import ComparisonResult
 from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, StorageFormat
 from onnx_dfmpc.statistics.input_range import infer_range
@@ -30,7 +29,13 @@ Findings = tuple[ValidationReport, tuple[LayerEffect, ...], Latency | None]
 
 
 def compare_files(
-    float_path: str, quantized_path: str, recipe: Recipe, progress: Progress | None = None
+    float_path: str,
+    quantized_path: str,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    per_layer: bool = False,
+    latency: bool = False,
 ) -> ComparisonResult:
     """Compare two files as a recipe says.
 
@@ -48,7 +53,7 @@ def compare_files(
         As `onnx_dfmpc.validate`.
     """
     source, quantized = load(float_path), load(quantized_path)
-    report, feeding = match(source.proto), feeding_of(recipe)
+    report, feeding = match(source.proto), recipe
     notes: tuple[str, ...] = ()
     if feeding.data is None and feeding.input_range is None:
         specs = model_inputs(source.proto, feeding.shapes)
@@ -64,22 +69,26 @@ def compare_files(
         recipe,
         files=(float_path, quantized_path),
         progress=progress,
+        per_layer=per_layer,
+        latency=latency,
     )
-    validation, per_layer, latency = found
+    validation, effects, timings = found
     validation = replace(validation, notes=(*validation.notes, *notes))
-    return ComparisonResult(source, quantized, validation, per_layer, latency)
+    return ComparisonResult(source, quantized, validation, effects, timings)
 
 
 def examine(
     float_model: ModelProto,
     quantized_model: ModelProto,
     report: MatchReport,
-    feeding: Feeding,
+    feeding: Data,
     recipe: Recipe,
     *,
     files: tuple[Model, Model] | None = None,
     form: StorageFormat | None = None,
     progress: Progress | None = None,
+    per_layer: bool = False,
+    latency: bool = False,
 ) -> Findings:
     """Validation, and, where the recipe asks for them, the effects of the layers and inference times.
 
@@ -88,7 +97,7 @@ def examine(
     float_model, quantized_model : ModelProto
     report : MatchReport
         Of the float model.
-    feeding : Feeding
+    feeding : Data
     recipe : Recipe
         Its gates and switches.
     files : (path, path), optional
@@ -98,22 +107,18 @@ def examine(
     progress : callable, optional
     """
     run = files or (float_model, quantized_model)
-    validation = compare(*run, feeding, gates=recipe.gates, providers=recipe.providers, progress=progress)
+    validation = compare(*run, feeding, gates=recipe, progress=progress)
     effects: tuple[LayerEffect, ...] = ()
     notes: tuple[str, ...] = ()
-    if recipe.per_layer:
+    if per_layer:
         try:
             effects, notes = diagnose(
                 float_model, quantized_model, report, feeding, form=form, progress=progress
             )
         except (ModelError, UnsupportedError) as error:  # what validation found is worth showing all the same
             notes = (f"per layer: {error}",)
-    latency = (
-        measure_latency(*run, feeding, providers=recipe.providers, progress=progress)
-        if recipe.latency
-        else None
-    )
-    return replace(validation, notes=(*validation.notes, *notes)), effects, latency
+    timings = measure_latency(*run, feeding, progress=progress) if latency else None
+    return replace(validation, notes=(*validation.notes, *notes)), effects, timings
 
 
 def range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate import candidate_widths, cheapest, require_affordable
-from onnx_dfmpc.inputs.data import calibration_feeding, feeding_of
 from onnx_dfmpc.layerwise import Progress, Range, provider
 from onnx_dfmpc.model.files import LoadedModel
-from onnx_dfmpc.recipe import Recipe, limits
+from onnx_dfmpc.recipe import Recipe, bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
 from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
 from onnx_dfmpc.sensitivity.propagation import NoisePropagation, noise_at_outputs
@@ -64,7 +63,7 @@ def cost_table(
     UnsupportedError
         If the recipe's target cannot be met, before anything is predicted.
     """
-    proto, found = source.proto, limits(report, recipe)
+    proto, found = source.proto, bit_bounds(report, recipe)
     planned = (
         {name for name in found if not found[name].excluded}
         if plan is None
@@ -188,14 +187,8 @@ def _feeds(
     source: LoadedModel, recipe: Recipe, input_range: Callable[[], Range]
 ) -> tuple[str, Sequence[Feed] | None]:
     """What to call the prediction, and the inputs to measure it on."""
-    kind = recipe.cost
-    if kind == "auto":
-        kind = "probe" if recipe.calibration_data is None else "measured"
-    if kind == "bn":
-        return kind, None
-    if kind == "probe":
-        shapes = dict(recipe.shapes)
-        return kind, probe_feeds(source.proto, seed=recipe.seed, input_range=input_range(), shapes=shapes)
-    return kind, data_feeds(
-        source.proto, calibration_feeding(recipe) if recipe.calibration_data else feeding_of(recipe)
-    )
+    if recipe.calibration_data is not None:
+        data = replace(recipe, data=recipe.calibration_data, labels=None)
+        return "measured", data_feeds(source.proto, data)
+    shapes = dict(recipe.shapes)
+    return "probe", probe_feeds(source.proto, seed=recipe.seed, input_range=input_range(), shapes=shapes)

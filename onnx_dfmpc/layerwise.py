@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.inputs.data import calibration_feeding
 from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 from onnx_dfmpc.linalg.matrices import rescaled
@@ -109,22 +108,18 @@ def provider(
         Range of synthetic inputs; asked only where some are needed.
     """
     if recipe.calibration_data is not None:
-        real = real_feeds(source.proto, calibration_feeding(recipe))
+        real = real_feeds(source.proto, replace(recipe, data=recipe.calibration_data, labels=None))
         return Probe(source.proto, real, provider="calibration", seed=recipe.seed)
     specs, span = model_inputs(source.proto, dict(recipe.shapes)), input_range()
     synthetic = synthetic_feeds(specs, seed=recipe.seed, input_range=span)
-    if recipe.statistics == "analytic":
+    if recipe.statistics == "closed_form":
         return Analytic(source.proto, report.layers, synthetic, input_range=span, seed=recipe.seed)
     return Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
 
 
 def _asks(plan: QuantPlan, recipe: Recipe) -> bool:
     """Whether anything needs statistics."""
-    return (
-        recipe.compensate
-        or recipe.bias_correction
-        or any(layer.rounding == "covariance" for layer in plan.layers)
-    )
+    return recipe.repair != "none" or any(layer.rounding == "gptq" for layer in plan.layers)
 
 
 def _carriers(report: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:

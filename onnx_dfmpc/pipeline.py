@@ -9,7 +9,7 @@ from dataclasses import replace
 from onnx_dfmpc.comparison import compare_files
 from onnx_dfmpc.matching.match import match as find_layers
 from onnx_dfmpc.model.files import load, require_writable
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import Recipe, Rule
 from onnx_dfmpc.result import ComparisonResult, PlanResult, QuantizeResult
 from onnx_dfmpc.spec import MatchReport, QuantPlan
 from onnx_dfmpc.work import Model, Progress, Work
@@ -113,6 +113,8 @@ def apply(
     *,
     progress: Progress | None = None,
     validated: bool = True,
+    per_layer: bool = False,
+    latency: bool = False,
 ) -> QuantizeResult:
     """Quantize a model by a plan.
 
@@ -128,6 +130,8 @@ def apply(
         Called with ``(stage, done, total)``.
     validated : bool
         Whether to compare with the float model.
+    per_layer, latency : bool
+        Whether to measure what every layer alone does to the outputs, and how long an inference takes.
 
     Returns
     -------
@@ -140,14 +144,14 @@ def apply(
 
     Examples
     --------
-    >>> recipe = Recipe(bits=4, rounding="nearest", compensate=False, bias_correction=False)
+    >>> recipe = Recipe(bits=4, rounding="nearest", repair="none")
     >>> made = plan("models/digits_resnet_bn.onnx", recipe)
     >>> apply("models/digits_resnet_bn.onnx", made, validated=False).plan["/fc/Gemm"].bits
     8
     """
     work = Work(model, recipe or Recipe.from_dict(plan.recipe), progress)
     work.require_fit(plan)
-    return work.run(plan, validated=validated)
+    return work.run(plan, validated=validated, per_layer=per_layer, latency=latency)
 
 
 def quantize(
@@ -161,6 +165,8 @@ def quantize(
     overwrite: bool = False,
     progress: Progress | None = None,
     validated: bool = True,
+    per_layer: bool = False,
+    latency: bool = False,
 ) -> QuantizeResult:
     """Quantize the weights of a float model, validate it against the float model, and save it.
 
@@ -182,6 +188,8 @@ def quantize(
         Called with ``(stage, done, total)``.
     validated : bool
         Whether to compare with the float model.
+    per_layer, latency : bool
+        Whether to measure what every layer alone does to the outputs, and how long an inference takes.
 
     Returns
     -------
@@ -196,15 +204,15 @@ def quantize(
         met. Nothing is written then.
     """
     recipe = recipe or Recipe()
-    recipe = replace(
-        recipe,
-        nodes_to_quantize=(*recipe.nodes_to_quantize, *(nodes_to_quantize or ())),
-        nodes_to_exclude=(*recipe.nodes_to_exclude, *(nodes_to_exclude or ())),
-    )
+    if nodes_to_quantize:  # before the other rules, so that what they exclude stays float
+        only = [Rule(node=name, exclude=False) for name in nodes_to_quantize]
+        recipe = replace(recipe, rules=(Rule(regex="", exclude=True), *only, *recipe.rules))
+    recipe = replace(recipe, nodes_to_exclude=nodes_to_exclude or ())
     if model_output is not None:
         require_writable(model_output, external_data=use_external_data_format, overwrite=overwrite)
     work = Work(model_input, recipe, progress)
-    result = replace(work.run(work.allocate(), validated=validated), sweep=work.frontier())
+    result = work.run(work.allocate(), validated=validated, per_layer=per_layer, latency=latency)
+    result = replace(result, sweep=work.frontier())
     if model_output is None or not result.passed:
         return result
     return result.save(model_output, external_data=use_external_data_format, overwrite=overwrite)

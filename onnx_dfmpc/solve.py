@@ -117,7 +117,7 @@ def round_layer(
         rounding=plan.rounding,
         per_channel=plan.per_channel and not shares_grid(layer),
         taps=taps(layer),
-        covariance=for_rounding(layer, statistics) if plan.rounding == "covariance" else None,
+        covariance=for_rounding(layer, statistics) if plan.rounding == "gptq" else None,
     )
     response = respond(rows, dequantize(codes), statistics.mean, statistics.covariance)
     return Rounded(layer, plan, rows, codes, response, statistics)
@@ -144,11 +144,11 @@ def correct(rounded: Rounded, recipe: Recipe, outputs: Outputs | None) -> Correc
         which the statistics of its float input do not.
     """
     gain: Array = np.ones(rounded.layer.channels)
-    if recipe.compensate and not shares_grid(rounded.layer):
+    if recipe.repairs_gain and not shares_grid(rounded.layer):
         gain = signal_gain(rounded.response)
         if outputs is not None:
             gain = balanced_gain(gain, outputs.variance, outputs.quantized_variance)
-    if not recipe.bias_correction:
+    if not recipe.repairs_mean:
         return Correction(gain, np.zeros_like(gain))
     if outputs is not None:
         return Correction(gain, gain * outputs.quantized_mean - outputs.mean)
@@ -160,9 +160,9 @@ def finish(rounded: Rounded, correction: Correction, recipe: Recipe, bias: Bias)
     """Numbers to store: the gain in the scale, the shift in the batch norm's mean or in the bias."""
     layer = rounded.layer
     norm, new_bias = None, None
-    if recipe.bias_correction and layer.batch_norm is not None:
+    if recipe.repairs_mean and layer.batch_norm is not None:
         norm = replace(layer.batch_norm, mean=layer.batch_norm.mean + correction.shift)
-    elif recipe.bias_correction:
+    elif recipe.repairs_mean:
         new_bias = (_floats(bias, layer) - correction.shift).astype(np.float32)
     weight = _weight(layer, rounded.plan, _with_gain(rounded.codes, correction.gain))
     sqnr = _sqnr_db(rounded.response.scaled(correction.gain), layer)
@@ -200,24 +200,24 @@ def finish_paper(
     )
     if layer.batch_norm is None and shares_grid(layer):
         recipe = replace(
-            recipe, compensate=False
+            recipe, repair="mean" if recipe.repairs_mean else "none"
         )  # one scale for all groups has no room for a factor per channel
     wq = dequantize(quantized)
     norm = layer.batch_norm or _identity_norm(rows, _floats(bias, layer), rounded.statistics, response)
     estimated = reestimate(norm, response)
     norm_q = replace(
         norm,
-        mean=estimated.mean if recipe.bias_correction else norm.mean,
-        var=estimated.var if recipe.compensate else norm.var,
+        mean=estimated.mean if recipe.repairs_mean else norm.mean,
+        var=estimated.var if recipe.repairs_gain else norm.var,
     )
     c: Array = np.ones(layer.channels)
-    if recipe.compensate and plan.role == "low":
+    if recipe.repairs_gain and plan.role == "low":
         c = coefficients(rows, wq, norm, norm_q, recipe.lambda1, recipe.lambda2)
     gain = c * norm.sigma / norm_q.sigma
     here = np.ones_like(c) if to_consumers else c
     sqnr = _sqnr_db(response.scaled(gain), layer)
     stored, new_norm, new_bias = quantized, None, None
-    if not (recipe.compensate or recipe.bias_correction):
+    if recipe.repair == "none":
         pass
     elif layer.batch_norm is not None:
         new_norm = replace(norm_q, gamma=here * norm.gamma, beta=here * norm.beta)

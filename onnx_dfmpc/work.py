@@ -25,7 +25,7 @@ from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate import evidence
 from onnx_dfmpc.evaluate.compare import check_data
 from onnx_dfmpc.evaluate.layers import layer_sqnr
-from onnx_dfmpc.inputs.data import Feeding, feeding_of, samples_of
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples
 from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
@@ -34,7 +34,7 @@ from onnx_dfmpc.matching.match import match as find_layers
 from onnx_dfmpc.model.checks import verify
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import LoadedModel, load
-from onnx_dfmpc.recipe import Recipe, nearest_layer
+from onnx_dfmpc.recipe import Data, Recipe, nearest_layer
 from onnx_dfmpc.result import QuantizeResult
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.sensitivity.propagation import NoisePropagation
@@ -70,9 +70,8 @@ class Work:
         with self.clock("match"):
             self.report = find_layers(self.source.proto)
         _require_layers(self.source, self.report.layers, self.report.skipped)
-        self.feeding = feeding_of(recipe)
-        if recipe.data or recipe.labels or recipe.gates or recipe.shapes or recipe.providers:
-            check_data(self.source.proto, self.feeding, gates=recipe.gates, providers=recipe.providers)
+        if recipe.data is not None or recipe.labels is not None or recipe.limits or recipe.shapes:
+            check_data(self.source.proto, recipe, gates=recipe)
 
     @cached_property
     def inferred_range(self) -> tuple[float, float] | None:
@@ -197,7 +196,9 @@ class Work:
                 hint = "list it under layers with its bits, or under skipped to keep it float"
                 raise RecipeError(f"plan: layer {name!r} is missing", hint=hint)
 
-    def run(self, plan: QuantPlan, *, validated: bool = True) -> QuantizeResult:
+    def run(
+        self, plan: QuantPlan, *, validated: bool = True, per_layer: bool = False, latency: bool = False
+    ) -> QuantizeResult:
         """Everything behind allocation."""
         source, report, recipe, flow = (
             self.source,
@@ -226,9 +227,11 @@ class Work:
             verify(rewritten.proto, "the quantized model")
         with self.clock("validate"):
             measured, found = (
-                self._validate(rewritten.proto, solved, plan.form) if validated else ({}, (None, (), None))
+                self._validate(rewritten.proto, solved, plan.form, per_layer=per_layer, latency=latency)
+                if validated
+                else ({}, (None, (), None))
             )
-        validation, per_layer, latency = found
+        validation, effects, timings = found
         table = ConstantTable(source.proto)
         rows = tuple(_rows(report, plan, solved, rewritten, measured, table))
         return QuantizeResult(
@@ -243,8 +246,8 @@ class Work:
             notes=(*rewritten.notes, *self.notes),
             seconds=self.clock.seconds,
             validation=validation,
-            per_layer=per_layer,
-            latency=latency,
+            per_layer=effects,
+            latency=timings,
             histograms=tuple(_histograms(report, solved, rows, table)),
         )
 
@@ -259,14 +262,28 @@ class Work:
         )
 
     def _validate(
-        self, quantized: ModelProto, solved: Sequence[QuantizedLayer], form: StorageFormat
+        self,
+        quantized: ModelProto,
+        solved: Sequence[QuantizedLayer],
+        form: StorageFormat,
+        *,
+        per_layer: bool,
+        latency: bool,
     ) -> tuple[Mapping[str, float | None], Findings]:
         """Every layer on a few inputs, and the outputs on all."""
-        source, report = self.source.proto, self.report
-        feeding = self.feeding if self.recipe.data else replace(self.feeding, input_range=self.input_range())
+        source, report, data = self.source.proto, self.report, self.recipe
+        feeding = data if data.data is not None else replace(data, input_range=self.input_range())
         measured = layer_sqnr(source, quantized, _tensors(report, solved), _few_samples(source, feeding))
         return measured, examine(
-            source, quantized, report, feeding, self.recipe, form=form, progress=self.progress
+            source,
+            quantized,
+            report,
+            feeding,
+            self.recipe,
+            form=form,
+            progress=self.progress,
+            per_layer=per_layer,
+            latency=latency,
         )
 
 
@@ -285,7 +302,7 @@ def _require_layers(source: LoadedModel, layers: Sequence[object], skipped: Sequ
     )
 
 
-def _few_samples(source: ModelProto, feeding: Feeding) -> Samples:
+def _few_samples(source: ModelProto, feeding: Data) -> Samples:
     """Inputs for comparing every layer, one at a time, since all the activations of a run are in memory at
     once.
     """

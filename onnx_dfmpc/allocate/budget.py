@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_dfmpc.allocate.fixed import layer_plan, left_out
 from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.recipe import BitBounds, Recipe, limits
+from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan
 
 SAME_SHARE, SAME_BYTES = 1.05, 32
@@ -46,7 +46,7 @@ def allocate_budget(report: MatchReport, recipe: Recipe, model_sha256: str, tabl
         If the target cannot be met; the message says what can.
     """
     require_affordable(report, recipe, table)
-    found = limits(report, recipe)
+    found = bit_bounds(report, recipe)
     allowed = candidate_widths(
         table.layers, table.widths, table.sizes, found, nominal=recipe.target_bits is not None
     )
@@ -55,8 +55,8 @@ def allocate_budget(report: MatchReport, recipe: Recipe, model_sha256: str, tabl
     elif recipe.target_bits is not None:
         chosen = _within_mean_bits(report, recipe.target_bits, table, allowed)
     else:
-        assert recipe.wanted_sqnr_db is not None
-        chosen = frontier(table, allowed).below(_noise_of(recipe.wanted_sqnr_db))
+        assert recipe.target_sqnr_db is not None
+        chosen = frontier(table, allowed).below(_noise_of(recipe.target_sqnr_db))
     if chosen is None:
         raise _too_noisy(recipe, table, allowed)
     return _plan(report, recipe, model_sha256, table, found, allowed, chosen)
@@ -82,7 +82,7 @@ def require_affordable(report: MatchReport, recipe: Recipe, table: CostTable) ->
         table.layers,
         table.widths,
         table.sizes,
-        limits(report, recipe),
+        bit_bounds(report, recipe),
         nominal=recipe.target_bits is not None,
     )
     least = _least(table, allowed)
@@ -116,7 +116,7 @@ def sweep(
     budgets : sequence of int
         Bytes of the whole file.
     """
-    found = limits(report, recipe)
+    found = bit_bounds(report, recipe)
     allowed = candidate_widths(table.layers, table.widths, table.sizes, found)
     choices = _within(table, allowed, budgets)
     return [
@@ -138,7 +138,7 @@ def budgets(report: MatchReport, recipe: Recipe, table: CostTable, count: int) -
     count : int
         At most so many; fewer where the files hardly differ.
     """
-    allowed = candidate_widths(table.layers, table.widths, table.sizes, limits(report, recipe))
+    allowed = candidate_widths(table.layers, table.widths, table.sizes, bit_bounds(report, recipe))
     least = _least(table, allowed)
     most = table.base + int(np.where(allowed, table.sizes, 0).max(axis=1).sum())
     return sorted({math.ceil(budget) for budget in np.geomspace(least, most, count)})
@@ -256,13 +256,8 @@ def _sqnr_db(noise: float) -> float | None:
 def _too_noisy(recipe: Recipe, table: CostTable, allowed: Mask) -> UnsupportedError:
     """What to say when even the most bits are too few."""
     best = _sqnr_db(float(np.where(allowed, table.noise, np.inf).min(axis=1).sum()))
-    asked = (
-        f"preset = {recipe.preset!r} ({recipe.wanted_sqnr_db:g} dB)"
-        if recipe.preset
-        else f"target_sqnr_db = {recipe.wanted_sqnr_db:g}"
-    )
     return UnsupportedError(
-        f"{asked} cannot be met: with the most bits that are allowed the predicted output SQNR is {best or math.inf:.1f} dB",
+        f"target_sqnr_db = {recipe.target_sqnr_db:g} cannot be met: with the most bits that are allowed the predicted output SQNR is {best or math.inf:.1f} dB",
         hint="ask for less, allow more bits, or leave layers float with nodes_to_exclude",
     )
 
@@ -271,7 +266,7 @@ def _what_holds(recipe: Recipe) -> str:
     """What the recipe does to keep the bits up."""
     bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > 2 else []
     bounds += [f"first_last_bits = {recipe.first_last_bits}"] if recipe.first_last_bits else []
-    bounds += ["the rules"] if recipe.ordered_rules else []
+    bounds += ["the rules"] if recipe.rules else []
     return f", or relax {' and '.join(bounds)}" if bounds else ""
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from onnx_dfmpc.recipe import BitBounds, Recipe, limits
+from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import Grid, Layer, LayerPlan, MatchReport, QuantPlan, Role, Rounding, Skipped
 
 Noise = Callable[[Layer, int], float]
@@ -39,7 +39,7 @@ def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Nois
     RecipeError
         If the recipe names a layer that is not there.
     """
-    found = limits(report, recipe)
+    found = bit_bounds(report, recipe)
     layers = [layer for layer in report.layers if not found[layer.name].excluded]
     roles = _roles(layers, report, recipe, noise)
     plans = tuple(_within(layer, *roles[layer.name], recipe, found[layer.name]) for layer in layers)
@@ -48,7 +48,7 @@ def allocate(report: MatchReport, recipe: Recipe, model_sha256: str, noise: Nois
 
 def selected_layers(report: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
     """Layers that the recipe wants quantized, and everything that stays float."""
-    found = limits(report, recipe)
+    found = bit_bounds(report, recipe)
     return tuple(
         layer for layer in report.layers if not found[layer.name].excluded
     ), report.skipped + left_out(report, found)
@@ -118,11 +118,7 @@ def _roles(
 def _low_comes_first(
     producer: Layer, consumers: Sequence[Layer], report: MatchReport, recipe: Recipe, noise: Noise
 ) -> bool:
-    """Whether the producer of a pair takes the low bits: as the recipe says, as published, or where that
-    makes less noise.
-    """
-    if recipe.low_position != "auto":
-        return recipe.low_position == "first"
+    """Whether the producer of a pair takes the low bits: as published, or where that makes less noise."""
     if recipe.method == "paper":
         return True
     low, high = recipe.low_bits, recipe.high_bits
@@ -144,7 +140,7 @@ def layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe)
     grid: Grid = "asymmetric"
     if paper:
         grid = "ternary" if bits == 2 else "symmetric"
-    rounding: Rounding = recipe.rounding or ("nearest" if paper else "covariance")
+    rounding: Rounding = recipe.rounding or ("nearest" if paper else "gptq")
     return LayerPlan(layer.name, bits, role, grid, rounding, not paper, reason)
 
 

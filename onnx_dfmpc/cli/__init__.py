@@ -174,13 +174,17 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
         raise RecipeError("no output file", hint=f"{PROGRAM} quantize {args.model} -o OUT.onnx, or --dry-run")
     if args.plan is None:
         recipe = recipe_of(args)
-        result = pipeline.quantize(args.model, recipe=recipe, progress=callback)
+        result = pipeline.quantize(
+            args.model, recipe=recipe, progress=callback, per_layer=args.per_layer, latency=args.latency
+        )
     else:
         plan = plans.load_plan(args.plan)
         recipe = planned_recipe_of(args, plan)
         if recipe.form != plan.form:
             plan = replace(plan, form=recipe.form, predicted_bytes=None)
-        result = pipeline.apply(args.model, plan, recipe, progress=callback)
+        result = pipeline.apply(
+            args.model, plan, recipe, progress=callback, per_layer=args.per_layer, latency=args.latency
+        )
     failure = (
         None
         if result.validation is None
@@ -191,9 +195,7 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     if failure is None and not args.dry_run:
         result = result.save(args.output, external_data=args.save_as_external_data, overwrite=args.overwrite)
     view = report.quantize_view(result, verbose=args.verbose or Console().width >= WIDE)
-    return _Outcome(
-        view, document.quantize_document(result), _files((args.save_recipe, recipe.to_toml())), failure
-    )
+    return _Outcome(view, document.quantize_document(result), failure=failure)
 
 
 def _files(*wanted: tuple[str | None, str]) -> tuple[tuple[Path, str], ...]:
@@ -201,7 +203,14 @@ def _files(*wanted: tuple[str | None, str]) -> tuple[tuple[Path, str], ...]:
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
-    result = pipeline.compare_files(args.float_model, args.quantized_model, recipe_of(args), callback)
+    result = pipeline.compare_files(
+        args.float_model,
+        args.quantized_model,
+        recipe_of(args),
+        callback,
+        per_layer=args.per_layer,
+        latency=args.latency,
+    )
     failure = _failure(result.validation, "more bits may help (--per-layer says where), or other gates")
     return _Outcome(
         report.comparison_view(result, verbose=args.verbose),

@@ -15,12 +15,11 @@ from onnx_dfmpc.evaluate.gates import check_gates
 from onnx_dfmpc.evaluate.metrics import Comparison, is_finite
 from onnx_dfmpc.evaluate.tally import Tally
 from onnx_dfmpc.evaluate.validation import DefaultRun, ValidationReport
-from onnx_dfmpc.inputs.data import Feeding, feeding_of, samples_of
-from onnx_dfmpc.inputs.labels import LabelSource
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.samples import Samples
-from onnx_dfmpc.inputs.sources import DataSource
 from onnx_dfmpc.inputs.specs import fixed_batch
-from onnx_dfmpc.recipe import Gates, Preprocessing, Recipe
+from onnx_dfmpc.recipe import Data, DataSource, Gates, LabelSource, Preprocessing
+from onnx_dfmpc.recipe.values import from_mapping
 from onnx_dfmpc.runtime.session import (
     Model,
     Output,
@@ -39,14 +38,12 @@ def validate(
     data: DataSource | None = None,
     labels: LabelSource | None = None,
     *,
-    gates: Gates | None = None,
+    gates: Gates | Mapping[str, float] | None = None,
     samples: int | None = None,
     seed: int = 0,
     input_range: tuple[float, float] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_size: int | None = None,
     images: Preprocessing | Mapping[str, Any] | None = None,
-    providers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ValidationReport:
     """Compare a quantized model with the float model it comes from, under ONNX Runtime.
@@ -56,14 +53,13 @@ def validate(
     float_model, quantized_model : path or onnx.ModelProto
         Inputs and outputs have the same names.
     data : path, mapping of arrays, array, or callable, optional
-        Real inputs, and labels; see `onnx_dfmpc.inputs.Feeding`. None takes seeded synthetic inputs: a sanity
+        Real inputs, and labels; see `Recipe`. None takes seeded synthetic inputs: a sanity
         check, not accuracy.
     labels : path or int array of shape (n,), optional
         Class indices, counted from 0.
-    gates : mapping, optional
-        BitBounds by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
-        (fractions). A number binds the worst output, a mapping single ones: ``{"min_cosine": {"scores": 0.99,
-        None: 0.9}}``, None being the worst.
+    gates : Gates or mapping, optional
+        Limits by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
+        (fractions), for the worst output.
     samples : int, optional
         At most so many samples of `data`, or so many synthetic ones.
     seed : int
@@ -72,13 +68,9 @@ def validate(
         Range of synthetic inputs.
     shapes : mapping, optional
         Shapes of inputs with open dimensions, by name.
-    batch_size : int, optional
-        Samples per run, where the model leaves that open.
     images : Preprocessing or mapping, optional
         How pictures become inputs, where `data` is a folder of them, such as ``{"size": 256, "crop": 224,
         "mean": 127, "scale": 1}``.
-    providers : sequence of str
-        Execution providers of ONNX Runtime; empty is the CPU's.
     progress : callable, optional
         Called with ``("validate", samples done, samples)``.
 
@@ -93,26 +85,29 @@ def validate(
     ModelError
         A model that cannot be loaded or run, or models whose inputs or outputs do not correspond.
     """
-    said = Recipe.from_dict({
-        "samples": samples, "seed": seed, "input_range": input_range, "shapes": shapes or {}, "batch_size": batch_size,
-        "images": images or {}, "providers": providers,
-    })  # fmt: skip
-    feeding = replace(feeding_of(said), data=data, labels=labels)
+    given = {
+        "samples": samples,
+        "seed": seed,
+        "input_range": input_range,
+        "shapes": shapes or {},
+        "images": images or {},
+    }
+    asked = Data(data=data, labels=labels, **given)  # type: ignore[arg-type]
     return compare(
-        float_model, quantized_model, feeding, gates=gates, providers=said.providers, progress=progress
+        float_model, quantized_model, asked, gates=from_mapping(Gates, gates or {}), progress=progress
     )
 
 
 def compare(
     float_model: Model,
     quantized_model: Model,
-    feeding: Feeding,
+    feeding: Data,
     *,
     gates: Gates | None = None,
     providers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ValidationReport:
-    """`validate`, with all that there is to say about inputs in one `Feeding`.
+    """`validate`, with all that there is to say about inputs in one `Data`.
 
     Weight-only models run with ``session.disable_quant_qdq=1``, which folds the dequantized weights at load:
     float speed, and exact arithmetic. One batch runs with default session options too, because that is what a
@@ -123,7 +118,8 @@ def compare(
     quantized_session = Session(quantized_model, "quantized model", disable_qdq=weight_only, providers=on)
     check_same_interface(float_session, quantized_session)
     feeds = samples_of(float_session.specs(), feeding)
-    limits = check_gates(gates, labelled=feeds.labels is not None, outputs=float_session.outputs)
+    gates = gates or Gates()
+    check_gates(gates, labelled=feeds.labels is not None)
     feeds = _runnable(float_session, feeds)
 
     tally = Tally(float_session.outputs, feeds.labels)
@@ -139,14 +135,14 @@ def compare(
         tally.failures["default options"] = default_run
         default_run = None
     return tally.report(
-        limits,
+        gates,
         samples=feeds.count,
         data=feeds.description,
         synthetic=feeds.synthetic,
         weight_only=weight_only,
         default_run=default_run,
         notes=feeds.notes,
-        command=repeat_command(float_model, quantized_model, feeding, limits, providers),
+        command=repeat_command(float_model, quantized_model, feeding, gates),
     )
 
 
@@ -177,7 +173,7 @@ def _run_default(
 
 
 def check_data(
-    float_model: Model, feeding: Feeding, *, gates: Gates | None = None, providers: Sequence[str] = ()
+    float_model: Model, feeding: Data, *, gates: Gates | None = None, providers: Sequence[str] = ()
 ) -> None:
     """Raise now, before a model is quantized, what `compare` would say to data and gates afterwards.
 
@@ -191,7 +187,7 @@ def check_data(
     """
     session = Session(float_model, "float model", providers=check_providers(providers))
     feeds = samples_of(session.specs(), feeding)
-    check_gates(gates, labelled=feeds.labels is not None, outputs=session.outputs)
+    check_gates(gates or Gates(), labelled=feeds.labels is not None)
     if not feeds.synthetic:
         _runnable(session, feeds if fixed_batch(session.specs()) else replace(feeds, batch=1))
 

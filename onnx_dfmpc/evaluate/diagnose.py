@@ -16,7 +16,7 @@ from onnx import ModelProto
 from onnx_dfmpc.evaluate.effects import Progress, effects_of, ranked
 from onnx_dfmpc.evaluate.segments import find_segments
 from onnx_dfmpc.evaluate.suggest import with_suggestions
-from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.rewrite.apply import PREFIX
 from onnx_dfmpc.runtime.session import is_weight_only
 from onnx_dfmpc.sensitivity.feeds import few, some_samples
@@ -33,7 +33,7 @@ def diagnose(
     float_model: ModelProto,
     quantized_model: ModelProto,
     report: MatchReport,
-    feeding: Feeding,
+    feeding: Data,
     *,
     form: StorageFormat | None = None,
     progress: Progress | None = None,
@@ -45,7 +45,7 @@ def diagnose(
     float_model, quantized_model : ModelProto
     report : MatchReport
         Of the float model.
-    feeding : Feeding
+    feeding : Data
         Few of its samples are taken: 32, and down to 8 of large inputs.
     form : StorageFormat, optional
         How codes are put into the file, for the price of a suggestion; by default it is found out.

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from onnx_dfmpc.inputs.data import Feeding, samples_of
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.runtime.session import Model, Session, check_providers, is_weight_only
 from onnx_dfmpc.spec import Latency, Timing
 
@@ -23,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 def measure_latency(
     float_model: Model,
     quantized_model: Model,
-    feeding: Feeding,
+    feeding: Data,
     *,
     providers: Sequence[str] = (),
     threads: int = 1,
@@ -35,7 +36,7 @@ def measure_latency(
     Parameters
     ----------
     float_model, quantized_model : path or onnx.ModelProto
-    feeding : Feeding
+    feeding : Data
         The first sample is taken, or as many as the model insists on.
     providers : sequence of str
     threads : int
@@ -57,10 +58,8 @@ def measure_latency(
             quantized_model, "quantized model", disable_qdq=True, providers=on, threads=threads
         )
     specs = with_shapes(sessions["float"].specs(), feeding.shapes)
-    alone = feeding if fixed_batch(specs) else replace(feeding, batch_size=1)
-    _, batch, feeds = next(
-        samples_of(specs, replace(alone, samples=feeding.samples or fixed_batch(specs) or 1)).batches()
-    )
+    found = samples_of(specs, replace(feeding, samples=feeding.samples or fixed_batch(specs) or 1))
+    _, batch, feeds = next((found if fixed_batch(specs) else replace(found, batch=1)).batches())
     outputs = sessions["float"].outputs
 
     def run(session: Session) -> float:

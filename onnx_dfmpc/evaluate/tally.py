@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.evaluate.classes import FEW, LabelTally, among_best, class_scores, divergence
-from onnx_dfmpc.evaluate.gates import Limit, gate_of
+from onnx_dfmpc.evaluate.gates import gate_results
 from onnx_dfmpc.evaluate.metrics import Comparison, is_finite
 from onnx_dfmpc.evaluate.validation import OutputMetrics, ValidationReport
+from onnx_dfmpc.recipe import Gates
 
 
 @dataclass
@@ -105,13 +106,12 @@ class Tally:
                 finite = False
         return finite
 
-    def report(self, limits: Sequence[Limit], **context: Any) -> ValidationReport:
+    def report(self, gates: Gates, **context: Any) -> ValidationReport:
         """Metrics and gates.
 
         Parameters
         ----------
-        limits : sequence of Limit
-            From `check_gates`.
+        gates : Gates
         context
             The other attributes of the `ValidationReport`.
 
@@ -126,4 +126,4 @@ class Tally:
             outputs=outputs, failures=failures, **context, **({} if score is None else vars(score))
         )
         notes = (*report.notes, *self._right.remarks())
-        return replace(report, notes=notes, gates=tuple(gate_of(limit, report) for limit in limits))
+        return replace(report, notes=notes, gates=tuple(gate_results(gates, report)))

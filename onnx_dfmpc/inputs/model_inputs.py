@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.inputs.data import Feeding, samples_of
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import InputSpec, with_shapes
+from onnx_dfmpc.recipe import Data
 
 MAX_CALIBRATION = 512
 
@@ -52,13 +53,13 @@ def model_inputs(proto: ModelProto, shapes: Mapping[str, Sequence[int]] | None =
     return with_shapes(specs, shapes or {})
 
 
-def real_feeds(proto: ModelProto, feeding: Feeding) -> list[dict[str, NDArray[Any]]]:
+def real_feeds(proto: ModelProto, feeding: Data) -> list[dict[str, NDArray[Any]]]:
     """Batches of the user's inputs, at most 512 samples, whatever `feeding` says about their number.
 
     Parameters
     ----------
     proto : ModelProto
-    feeding : Feeding
+    feeding : Data
 
     Raises
     ------

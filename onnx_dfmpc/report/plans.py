@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import Recipe, checks
+from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import values as checks
+from onnx_dfmpc.recipe.recipe import Storage
 from onnx_dfmpc.report.document import (
     SCHEMA,
     Json,
@@ -68,7 +70,7 @@ SHAPE: Mapping[str, Check] = {
 LAYER_DEFAULTS: Json = {
     "role": "inner",
     "grid": "asymmetric",
-    "rounding": "covariance",
+    "rounding": "gptq",
     "per_channel": True,
     "reason": "plan",
 }
@@ -232,9 +234,9 @@ def _skipped(position: int, row: Any) -> Skipped:
 
 
 def _form(values: Mapping[str, Any]) -> StorageFormat:
-    known = [key.name for key in fields(StorageFormat)]
-    given = {key: value for key, value in values.items() if key in known}
-    return _recipe_of("form", asdict(StorageFormat()) | given).form
+    known = checks.settings(Storage)
+    form = {key: value for key, value in (asdict(StorageFormat()) | dict(values)).items() if key in known}
+    return _recipe_of("form", form).form
 
 
 def _recipe_of(where: str, values: Mapping[str, Any]) -> Recipe:

@@ -50,13 +50,13 @@ def quantize_rows(
         2 to 8.
     grid : {"ternary", "symmetric", "asymmetric"}
         Ternary places its own thresholds and ignores ``rounding``.
-    rounding : {"nearest", "squant", "covariance"}
+    rounding : {"nearest", "squant", "gptq"}
     per_channel : bool
         One grid per row, or one for all.
     taps : int
         Kernel taps per input channel, for ``squant``.
     covariance : Covariance, optional
-        Of the inputs, for ``covariance``.
+        Of the inputs, for ``gptq``.
 
     Returns
     -------
@@ -65,14 +65,14 @@ def quantize_rows(
     Raises
     ------
     ValueError
-        If ``rounding`` is "covariance" and there is none.
+        If ``rounding`` is "gptq" and there is none.
     """
     if grid == "ternary":
         return ternary(rows, per_channel=per_channel)
     low, high = limits(bits, grid)
-    if rounding == "covariance" and bits < EXACT_BITS:
+    if rounding == "gptq" and bits < EXACT_BITS:
         if covariance is None:
-            raise ValueError("rounding by covariance needs the covariance of the inputs")
+            raise ValueError("rounding by gptq needs the covariance of the inputs")
         return _search(rows, covariance, bits, grid, per_channel=per_channel)
     scale, zero_point = min_max(rows, bits, grid, per_channel=per_channel)
     if rounding == "squant":

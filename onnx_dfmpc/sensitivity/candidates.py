@@ -71,7 +71,7 @@ def candidates(
     dict of Candidate by width
     """
     plans = [layer_plan(layer, "inner", width, "", recipe) for width in widths]
-    if all(plan.rounding == "covariance" and plan.grid == "asymmetric" for plan in plans):
+    if all(plan.rounding == "gptq" and plan.grid == "asymmetric" for plan in plans):
         rounded = _sketched(layer, plans, weight, statistics)
     else:
         rounded = [round_layer(layer, plan, weight, statistics) for plan in plans]

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_dfmpc.inputs.data import Feeding, samples_of
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples
 from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.recipe import Data
 
 FEWEST, MOST = 8, 32
 POSITIONS = 1 << 15
@@ -48,12 +49,12 @@ def probe_feeds(
     return [*leaves, *(feed for _, _, feed in spectra.batches())]
 
 
-def data_feeds(proto: ModelProto, feeding: Feeding) -> list[Feed]:
+def data_feeds(proto: ModelProto, feeding: Data) -> list[Feed]:
     """Some of the user's inputs, however many are for validation."""
     return [feed for _, _, feed in some_samples(proto, replace(feeding, samples=None), MOST).batches()]
 
 
-def some_samples(proto: ModelProto, feeding: Feeding, most: int) -> Samples:
+def some_samples(proto: ModelProto, feeding: Data, most: int) -> Samples:
     """Some of the user's inputs, or of synthetic ones where the user has none, in a few batches."""
     specs = with_shapes(model_inputs(proto), feeding.shapes)
     fixed = fixed_batch(specs)
@@ -63,12 +64,10 @@ def some_samples(proto: ModelProto, feeding: Feeding, most: int) -> Samples:
     return replace(found, batch=max(1, -(-found.count // BATCHES))) if several else found
 
 
-def few(proto: ModelProto, feeding: Feeding) -> int:
+def few(proto: ModelProto, feeding: Data) -> int:
     """How many samples are enough to listen with: fewer of large ones."""
     specs = with_shapes(model_inputs(proto), feeding.shapes)
-    one = next(
-        samples_of(specs, replace(feeding, samples=fixed_batch(specs) or 1, batch_size=None)).batches()
-    )[2]
+    one = next(samples_of(specs, replace(feeding, samples=fixed_batch(specs) or 1)).batches())[2]
     return _few(one)
 
 

@@ -14,7 +14,7 @@ from onnx_dfmpc.spec.matched import Skipped
 
 Role = Literal["low", "high", "edge", "inner"]
 Grid = Literal["ternary", "symmetric", "asymmetric"]
-Rounding = Literal["nearest", "squant", "covariance"]
+Rounding = Literal["nearest", "squant", "gptq"]
 
 
 @dataclass(frozen=True)
