@@ -12,7 +12,7 @@ wrong is a `DfmpcError`.
 Examples
 --------
 >>> import onnx_dfmpc
->>> recipe = onnx_dfmpc.Recipe(low_bits=2, high_bits=6, rounding="nearest", compensate=False, bias_correction=False)
+>>> recipe = onnx_dfmpc.Recipe(low_bits=2, high_bits=6, rounding="nearest", repair="none")
 >>> result = onnx_dfmpc.quantize("models/digits_resnet_bn.onnx", recipe=recipe)
 >>> result.passed, len(result.layers), sorted({layer.bits for layer in result.layers})
 (True, 16, [2, 6, 8])

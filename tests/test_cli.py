@@ -16,10 +16,13 @@ import pytest
 from onnx import parser
 
 from onnx_dfmpc import cli, work
+from onnx_dfmpc.cli import flags
 from onnx_dfmpc.cli.flags import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.evaluate import latency
+from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe.recipe import GROUPS
+from onnx_dfmpc.recipe.values import settings
 from tests.conftest import ROOT, Run
 
 
@@ -33,7 +36,7 @@ def _directory(target: Path) -> None:
     target.parent.mkdir()
 
 
-FAST = ("--samples", 8, "--rounding", "nearest", "--cost", "bn")
+FAST = ("-c", ROOT / "tests" / "fast.toml")
 
 
 def assert_one_line(err: str) -> None:
@@ -118,7 +121,7 @@ def test_what_broke_and_how_fast_it_is(
 ) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.0)
     name = "/blocks/blocks.1/conv2/Conv"
-    flags = ("--bits", 6, "--rounding", "nearest", "--set", f"^{name}$=2", "--samples", 8)
+    flags = (*FAST, "--set", f"^{name}$=2")
     assert run("quantize", digits_bn, "-o", target, *flags)[0] == 0
     code, out, err = run(
         "validate",
@@ -188,7 +191,8 @@ def test_external_data_and_overwrite(run: Run, digits_bn: Path, target: Path) ->
 
 def test_flags_reach_the_layers(run: Run, digits_bn: Path, target: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('low_bits = 2\nhigh_bits = 6\nmethod = "paper"\n[set]\n".*" = 5\n', encoding="utf-8")
+    text = '[target]\nlow_bits = 2\n[defaults]\nmethod = "paper"\nrounding = "nearest"\n[set]\n".*" = 5\n'
+    recipe.write_text(text, encoding="utf-8")
     layers = json.loads(run("inspect", digits_bn, "--json", "-")[1])["layers"]
     first, second, last = layers[1]["name"], layers[2]["name"], layers[-1]["name"]
     argv = [
@@ -203,7 +207,7 @@ def test_flags_reach_the_layers(run: Run, digits_bn: Path, target: Path, tmp_pat
         "-c",
         recipe,
     ]
-    code, out, _ = run("quantize", digits_bn, "-o", target, *FAST, "--json", "-", *argv)
+    code, out, _ = run("quantize", digits_bn, "-o", target, "--samples", 8, "--json", "-", *argv)
     plain = json.loads(out)
     bits = {layer["name"]: layer["bits"] for layer in plain["layers"]}
     assert code == 0
@@ -288,7 +292,8 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["quantize", "MODEL", "-o", "OUT", "--set", "a=b"], "'a=b'"),
         (["quantize", "MODEL", "-o", "OUT", "--set", "nothing_like_it=4"], "nothing_like_it"),
         (["quantize", "MODEL", "-o", "OUT", "--nodes-to-exclude", "/fc/Gem"], "/fc/Gemm"),
-        (["quantize", "MODEL", "-o", "OUT", "--input-range", "5"], "A,B"),
+        (["quantize", "MODEL", "-o", "OUT", "--input-range", "5"], "two numbers"),
+        (["quantize", "MODEL", "-o", "OUT", "--input-range", "low"], "'low' is not A,B: two numbers"),
         (["quantize", "MODEL", "-o", "OUT", "--input-range", "5,-5"], "smaller one first"),
         (["quantize", "MODEL", "-o", "OUT", "--method", "papr"], "did you mean paper?"),
         (["quantize", "MODEL", "-o", "OUT", "-c", "no.toml"], "no.toml"),
@@ -303,20 +308,28 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["quantize", "MODEL", "-o", "OUT", "--target-bits", "9"], "2 to 8"),
         (["quantize", "MODEL", "-o", "OUT", "--preset", "lossles"], "did you mean lossless?"),
         (["quantize", "MODEL", "-o", "OUT", "--storage", "compct"], "did you mean compact?"),
-        (["quantize", "MODEL", "-o", "OUT", "--cost", "measured"], "needs data"),
+        (["quantize", "MODEL", "-o", "OUT", "--images", "sizes=3"], "did you mean size?"),
+        (["quantize", "MODEL", "-o", "OUT", "--images", "256"], "'256' is not KEY=VALUE"),
+        (["quantize", "MODEL", "-o", "OUT", "--shape", "1,3"], "'1,3' is not NAME=SHAPE"),
+        (["quantize", "MODEL", "-o", "OUT", "--rounding", "gptq"], "unknown flag --rounding"),
+        (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "r.toml"], "unknown flag --save-recipe"),
         (["quantize", "MODEL", "-o", "OUT", "--json", "OUT"], "another file"),
-        (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "MODEL"], "MODEL: exists already"),
-        (["quantize", "MODEL", "-o", "OUT", "--save-recipe", "no/such/recipe.toml"], "no directory"),
+        (["plan", "MODEL", "--save-recipe", "MODEL"], "MODEL: exists already"),
+        (["plan", "MODEL", "--save-recipe", "no/such/recipe.toml"], "no directory"),
         (["quantize", "MODEL", "-o", "OUT", "--plan", "no.json"], "no.json: no such plan"),
         (["quantize", "MODEL", "-o", "OUT", "--plan", "MODEL"], "MODEL: not a JSON file"),
         (["plan", "MODEL", "-o", "MODEL"], "MODEL: exists already"),
         (["plan", "MODEL", "-o", "MODEL", "--overwrite"], "another file"),
         (["plan", "MODEL", "-o", "OUT", "--bits", "4", "--preset", "balanced"], "exclude each other"),
-        (["plan", "MODEL", "--sweep", "many"], "'many' is neither a number of budgets nor sizes"),
+        (["plan", "MODEL", "--sweep", "many"], "'many' is neither two budgets or more nor their sizes"),
         (["plan", "MODEL", "--sweep", "100KiB,fast"], "200KiB,300KiB"),
-        (["plan", "MODEL", "--sweep", "1"], "two budgets or more"),
+        (["plan", "MODEL", "--sweep", "1"], "'1' is neither two budgets or more"),
         (["plan", "MODEL", "--min-cosine", "0.9"], "onnx-dfmpc plan --help"),
         (["validate", "MODEL", "MODEL", "--labels", "no.txt"], "--data"),
+        (
+            ["validate", "MODEL", "MODEL", "--min-cosine", "scores=0.9"],
+            "'scores=0.9' is not X: a number from -1",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_a_hint(
@@ -466,27 +479,39 @@ def test_version_and_help(run: Run) -> None:
 
 def test_every_flag_becomes_a_recipe() -> None:
     argv = (
-        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --cost bn --storage compact --unpack int8 "
-        "--fold-batch-norm no --low-bits 2 --high-bits 5 --low-position second --first-last-bits 7 --set a=3 --set b=c=4 "
-        "--nodes-to-exclude x y --nodes-to-exclude z --method paper --lambda1 1 --lambda2 0.1 --absorb consumer --rounding nearest "
-        "--no-compensate --no-bias-correction --statistics calibration --calibration-data c.npz --data d.npz --labels l.npy "
-        "--input-range -1,2.5 --samples 9 --seed 4 --min-cosine 0.9 --min-cosine a=b=0.8 "
-        "--min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5 --shape x=1,3,8,8 --batch-size 2 --providers A B --per-layer "
-        "--latency --image-size 256 --image-crop 224,200 --image-mean -1,2,3.5 --image-scale 1 --image-channels bgr"
+        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --storage compact --unpack int8 --fold-batch-norm no "
+        "--low-bits 2 --high-bits 5 --set a=3 --set b=c=4 --nodes-to-exclude x y --nodes-to-exclude z --method paper "
+        "--statistics closed_form --data d.npz --labels l.npy --input-range -1,2.5 --samples 9 --seed 4 "
+        "--min-cosine 0.9 --min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5 --shape x=1,3,8,8 --shape a=b=2 "
+        "--images size=256 crop=224,200 mean=-1,2,3.5 --images scale=1 channels=bgr"
     )
-    recipe = recipe_of(parse(argv.split()))
-    assert recipe.to_dict() == {
-        "min_bits": 2, "max_bits": 6, "rules": [], "cost": "bn", "storage": "compact", "unpack": "int8",
-        "fold_batch_norm": "no", "low_bits": 2, "high_bits": 5, "low_position": "second", "first_last_bits": 7,
-        "set": [["a", 3], ["b=c", 4]], "nodes_to_exclude": ["x", "y", "z"], "nodes_to_quantize": [],
-        "method": "paper", "lambda1": 1.0, "lambda2": 0.1,
-        "absorb": "consumer", "rounding": "nearest", "compensate": False, "bias_correction": False, "statistics": "calibration",
-        "calibration_data": "c.npz", "data": "d.npz", "labels": "l.npy", "input_range": [-1.0, 2.5], "samples": 9, "seed": 4,
-        "min_cosine": 0.9, "min_sqnr_db": -3.0, "max_top1_drop": 0.02, "min_top1_agreement": 0.5,
-        "output_gates": [["a=b", "min_cosine", 0.8]], "shapes": [["x", [1, 3, 8, 8]]], "batch_size": 2, "providers": ["A", "B"],
-        "per_layer": True, "latency": True,
+    given = recipe_of(parse(argv.split())).to_dict(changed_only=True)
+    assert given == {
+        "low_bits": 2, "high_bits": 5, "max_bits": 6,
+        "rules": [
+            {"regex": "a", "bits": 3}, {"regex": "b=c", "bits": 4},
+            *({"node": name, "exclude": True} for name in "xyz"),
+        ],
+        "method": "paper", "statistics": "closed_form",
+        "storage": "compact", "unpack": "int8", "fold_batch_norm": "no",
+        "data": "d.npz", "labels": "l.npy", "input_range": [-1.0, 2.5], "samples": 9, "seed": 4,
         "images": {"size": [256], "crop": [224, 200], "mean": [-1.0, 2.0, 3.5], "scale": 1.0, "channels": "bgr"},
+        "shapes": {"x": [1, 3, 8, 8], "a=b": [2]},
+        "min_cosine": 0.9, "min_sqnr_db": -3.0, "max_top1_drop": 0.02, "min_top1_agreement": 0.5,
     }  # fmt: skip
+
+
+def test_every_setting_with_a_flag_is_on_the_command_line(run: Run) -> None:
+    parser, commands = flags._parser()
+    for command, groups in {"plan": GROUPS[:4], "quantize": GROUPS, "validate": GROUPS[3:]}.items():
+        known = {name: action for action in commands[command]._actions for name in action.option_strings}
+        wanted = [
+            key.metadata for group in groups for key in settings(group).values() if key.metadata["flag"]
+        ]
+        assert all(known[metadata["flag"]].help == metadata["help"] for metadata in wanted)
+        assert f"usage: {parser.prog} {command}" in run(command, "--help")[1]
+    actions = [action for action in commands["quantize"]._actions if action.option_strings]
+    assert len(actions) == 42, "a flag is a promise: a rare setting belongs into the recipe file"
 
 
 def test_validate_takes_data_and_gates_from_a_recipe(
@@ -504,10 +529,17 @@ def test_validate_takes_data_and_gates_from_a_recipe(
 
 
 def test_a_share_of_a_picture() -> None:
-    assert recipe_of(parse(["validate", "a", "b", "--image-crop", "0.875"])).images.crop == 0.875
+    assert recipe_of(parse(["validate", "a", "b", "--images", "crop=0.875"])).images.crop == 0.875
     for wrong in ("1.5", "0", "224,0.5", "half"):
-        with pytest.raises(RecipeError, match="crop"):
-            recipe_of(parse(["validate", "a", "b", "--image-crop", wrong]))
+        with pytest.raises(RecipeError, match="images: crop"):
+            recipe_of(parse(["validate", "a", "b", "--images", f"crop={wrong}"]))
+
+
+def test_images_of_the_file_and_of_the_flags_add_up(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("[images]\nsize = 256\ncrop = 224\n", encoding="utf-8")
+    images = recipe_of(parse(["validate", "a", "b", "-c", str(file), "--images", "crop=200"])).images
+    assert (images.size, images.crop) == ((256,), (200,))
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import DEFAULT_BITS, KINDS, Recipe, Rule, nearest, parse_size
+from onnx_dfmpc.recipe import Bits, Data, Gates, Recipe, Rule, nearest, parse_size
+from onnx_dfmpc.recipe.recipe import DEFAULT_BITS, GROUPS, KEYWORDS, KINDS
+from onnx_dfmpc.recipe.values import settings as settings_of
+from onnx_dfmpc.spec import StorageFormat
 
 BITS = st.integers(2, 8)
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1)
@@ -50,13 +54,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
     values["lambda1"] = draw(st.floats(0, 1e6))
     values["method"] = draw(st.sampled_from(["dfmpc", "paper"]))
     values["rounding"] = draw(st.sampled_from([None, "nearest", "squant"]))
+    values["repair"] = draw(st.sampled_from(["both", "none"]))
     values["storage"] = draw(st.sampled_from(["native", "portable", "compact"]))
     values["fold_batch_norm"] = draw(st.sampled_from(["auto", "no", "yes"]))
     values["input_range"] = draw(st.sampled_from([None, (0, 255), [-1.0, 1.0]]))
     values["min_cosine"] = draw(st.none() | st.floats(-1, 1))
-    values["output_gates"] = draw(st.sampled_from([(), {'a "b"=c': {"min_cosine": 0.5, "min_sqnr_db": -3}}]))
-    values["shapes"] = draw(st.sampled_from([(), {"x": [1, 3, 8, 8], "y.z": []}]))
-    values["providers"] = draw(st.lists(NAMES, max_size=2))
+    values["shapes"] = draw(st.sampled_from([(), {"x": [1, 3, 8, 8], 'a "b"=c': []}]))
     values["images"] = draw(
         st.sampled_from(
             [
@@ -102,22 +105,22 @@ def test_two_kinds_of_bits_exclude_each_other(kinds: tuple[str, str]) -> None:
 @pytest.mark.parametrize("kind", BITS_OF_EACH_KIND)
 def test_each_kind_of_bits_alone(kind: str) -> None:
     recipe = Recipe(**{kind: BITS_OF_EACH_KIND[kind]})
-    assert kind in KINDS[recipe.kind]
+    assert recipe.kind == "target_sqnr_db" if kind == "preset" else kind in KINDS[recipe.kind]
     others = [key for name, keys in KINDS.items() if name != recipe.kind for key in keys]
     assert [getattr(recipe, key) for key in others] == [None] * len(others)
 
 
 def test_without_bits_there_is_one_kind_and_it_is_shown() -> None:
     assert Recipe().to_dict().items() >= dict(DEFAULT_BITS).items()
-    assert (Recipe(min_bits=5).target_bits, Recipe(max_bits=3).target_bits) == (5, 3)
+    assert (Recipe(min_bits=5).target_bits, Bits(max_bits=3).target_bits) == (5, 3)
+    assert (Recipe(method="paper").low_bits, Recipe(method="paper").high_bits) == (3, 6)
     assert all(key in Recipe().to_text() for key in DEFAULT_BITS)
 
 
 def test_presets_are_predicted_qualities_in_order() -> None:
-    wanted = [Recipe(preset=name).wanted_sqnr_db for name in ("smallest", "balanced", "lossless")]  # type: ignore[arg-type]
-    assert wanted == sorted(set(wanted))
-    assert Recipe(target_sqnr_db=17).wanted_sqnr_db == 17
-    assert Recipe(bits=4).wanted_sqnr_db is None
+    wanted = [Recipe(preset=name).target_sqnr_db for name in ("smallest", "balanced", "lossless")]  # type: ignore[arg-type]
+    assert None not in wanted
+    assert wanted == sorted(set(wanted))  # type: ignore[type-var]
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["", "B", "b"]), st.sampled_from(["", " "]))
@@ -188,24 +191,24 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"storage": "dense"}, ["storage = 'dense'", "native, portable, compact"]),
         ({"fold_batch_norm": True}, ["fold_batch_norm = True", "auto, no, yes"]),
         ({"unpack": "int4"}, ["unpack = 'int4'", "none, int8, float"]),
-        ({"cost": "hessian"}, ["cost = 'hessian'", "auto, bn, probe, measured"]),
         ({"low_bits": 1}, ["low_bits = 1", "2 to 8"]),
         ({"bits": 9}, ["bits = 9", "2 to 8"]),
         ({"bits": 4.0}, ["bits = 4.0", "integer"]),
         ({"bits": True}, ["bits = True", "integer"]),
         ({"first_last_bits": 1}, ["first_last_bits = 1", "2 to 8"]),
-        ({"low_position": "last"}, ["low_position = 'last'", "auto, first, second"]),
         ({"method": "gptq"}, ["method = 'gptq'", "dfmpc, paper"]),
         ({"rounding": "up"}, ["rounding = 'up'", "nearest, squant, gptq"]),
         ({"lambda1": -0.5}, ["lambda1 = -0.5", "0 or more"]),
         ({"lambda2": float("nan")}, ["lambda2 = nan"]),
-        ({"compensate": "no"}, ["compensate = 'no'", "true or false"]),
+        ({"repair": "no"}, ["repair = 'no'", "both, gain, mean, none"]),
+        ({"rules": [{"node": "a", "exclude": "no"}]}, ["rule 1: exclude = 'no'", "true or false"]),
+        ({"rules": [{"op_type": "", "bits": 4}]}, ["rule 1: op_type = ''", "name of an operator"]),
         ({"set": [("(", 4)]}, ["set", "'('", "regular expression"]),
         ({"set": [("a", 9)]}, ["set", "2 to 8"]),
         ({"set": "a=4"}, ["set = 'a=4'"]),
         ({"rules": [{"bits": 4}]}, ["rule 1", "exactly one of node, regex, op_type"]),
         ({"rules": [{"node": "a", "regex": "b", "bits": 4}]}, ["rule 1", "exactly one"]),
-        ({"rules": [{"node": "a", "bits": 4}, {"node": "a"}]}, ["rule 2", "node 'a'", "says nothing"]),
+        ({"rules": [{"node": "a", "bits": 4}, {"node": "a"}]}, ["rule 2", "node 'a'", "has no effect"]),
         ({"rules": [{"node": "a", "bits": 9}]}, ["rule 1", "bits = 9", "2 to 8"]),
         ({"rules": [{"node": "a", "bits": 4, "min_bits": 3}]}, ["bits and min_bits exclude each other"]),
         ({"rules": [{"node": "a", "exclude": True, "bits": 3}]}, ["exclude and bits exclude each other"]),
@@ -222,7 +225,10 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"max_top1_drop": 1.0}, ["max_top1_drop = 1.0", "fraction"]),
         ({"min_top1_agreement": 98}, ["min_top1_agreement = 98", "fraction"]),
         ({"data": ""}, ["data = ''", "path"]),
-        ({"statistics": "calibration"}, ["calibration_data"]),
+        ({"data": 3}, ["data = 3", "arrays by input name"]),
+        ({"labels": {"x": 3}}, ["labels = {'x': 3}", "class indices"]),
+        ({"calibration_data": 3}, ["calibration_data = 3", "path of a file"]),
+        ({"statistics": "analytic"}, ["statistics = 'analytic'", "auto, probe, closed_form"]),
         ({"statistics": "probe", "calibration_data": "x.npz"}, ["calibration_data", "probe"]),
     ],
 )
@@ -246,33 +252,90 @@ def test_unknown_key_suggests_the_nearest() -> None:
 
 
 def test_values_become_immutable_and_equal() -> None:
-    recipe = Recipe(set={"a": 2}, nodes_to_exclude=["x"], data=Path("d.npz"), lambda1=1)  # type: ignore[arg-type]
-    assert recipe.set == (("a", 2),)
-    assert recipe.nodes_to_exclude == ("x",)
+    recipe = Recipe(set={"a": 2}, nodes_to_exclude=["x"], data=Path("d.npz"), lambda1=1)
+    assert recipe.rules == (Rule(regex="a", bits=2), Rule(node="x", exclude=True))
     assert recipe.data == "d.npz"
-    assert hash(recipe) == hash(Recipe.from_dict(recipe.to_dict()))
+    assert recipe == Recipe.from_dict(recipe.to_dict())
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.seed = 1  # type: ignore[misc]
 
 
+@given(recipes())
+@settings(max_examples=30)
+def test_replace_appends_nothing_again(recipe: Recipe) -> None:
+    changed = dataclasses.replace(recipe, seed=3)
+    assert changed.rules == recipe.rules
+    assert dataclasses.replace(changed, seed=recipe.seed) == recipe
+    more = dataclasses.replace(recipe, nodes_to_exclude=["y"])
+    assert more.rules == (*recipe.rules, Rule(node="y", exclude=True))
+
+
+def test_a_recipe_is_its_groups() -> None:
+    """Each setting is a field of exactly one group, and a group can be had alone."""
+    own = [key.name for group in GROUPS for key in dataclasses.fields(group)]
+    assert sorted(own) == sorted(key.name for key in dataclasses.fields(Recipe))
+    assert len(own) == len(set(own)) == 32
+    assert sorted({*KEYWORDS} - {*own}) == ["nodes_to_exclude", "preset", "set"]
+    for group in GROUPS:
+        assert (
+            dataclasses.replace(
+                Recipe(), **{key.name: getattr(group(), key.name) for key in dataclasses.fields(group)}
+            )
+            == Recipe()
+        )
+    assert all(
+        key.metadata["help"] for name in KEYWORDS if (key := settings_of(Recipe)[name]).metadata["flag"]
+    )
+
+
+def test_arrays_and_functions_are_data_too() -> None:
+    arrays, labels = {"x": np.zeros((2, 3))}, np.zeros(2, int)
+    for source in (arrays, arrays["x"], lambda: iter([arrays]), [1.0]):
+        recipe = Recipe(data=source, labels=labels)  # type: ignore[arg-type]
+        assert recipe.data is source
+        assert recipe.to_dict().keys().isdisjoint({"data", "labels"})
+        assert dataclasses.replace(recipe, samples=1).labels is labels
+    assert Data(data=Path("a.npz"), labels=[1, 2]).data == "a.npz"  # type: ignore[arg-type]
+
+
 def test_gates_are_those_that_are_set() -> None:
-    assert Recipe().gates == {}
-    assert Recipe(min_cosine=0.9, max_top1_drop=0).gates == {
-        "min_cosine": {None: 0.9},
-        "max_top1_drop": {None: 0.0},
-    }
-    several = Recipe(min_cosine=0.9, output_gates={"a": {"min_cosine": 0.8, "min_sqnr_db": 20}})  # type: ignore[arg-type]
-    assert several.gates == {"min_cosine": {None: 0.9, "a": 0.8}, "min_sqnr_db": {"a": 20.0}}
+    assert Recipe().limits == {}
+    assert Gates(min_cosine=0.9, max_top1_drop=0).limits == {"min_cosine": 0.9, "max_top1_drop": 0.0}
 
 
-def test_pictures_and_outputs_have_sections(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("repair", "method", "corrects"),
+    [
+        ("both", "dfmpc", ("mean",)),
+        ("gain", "dfmpc", ()),
+        ("mean", "paper", ("mean",)),
+        ("gain", "paper", ("gamma", "beta", "mean", "var")),
+        ("none", "paper", ()),
+    ],
+)
+def test_what_a_repair_changes(repair: Any, method: Any, corrects: tuple[str, ...]) -> None:
+    recipe = Recipe(repair=repair, method=method)
+    assert recipe.corrects == corrects
+    assert (recipe.repairs_gain, recipe.repairs_mean) == (
+        repair in ("both", "gain"),
+        repair in ("both", "mean"),
+    )
+
+
+def test_storage_and_folding_follow_the_kind_of_bits() -> None:
+    assert Recipe().form == StorageFormat("compact", fold_batch_norm="yes")
+    assert Recipe(bits=4).form == StorageFormat("native", fold_batch_norm="no")
+    asked: dict[str, Any] = {"storage": "portable", "unpack": "int8", "fold_batch_norm": "yes"}
+    assert Recipe(bits=4, **asked).form == Recipe(**asked).form == StorageFormat(**asked)
+
+
+def test_images_and_shapes_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
-    text = "[images]\nsize = 256\nmean = 127.5\n[shapes]\nx = [1, 3, 8, 8]\n[output_gates.boxes]\nmin_cosine = 0.9\n"
+    text = "[images]\nsize = 256\nmean = 127.5\n[validate]\nshapes = {x = [1, 3, 8, 8]}\n"
     file.write_text(text, encoding="utf-8")
-    recipe = Recipe.from_toml(file, {"images": {"crop": (224,)}})
+    recipe = Recipe.from_toml(file, {"images": [("crop", 224)]})
     assert (recipe.images.size, recipe.images.mean, recipe.images.crop) == ((256,), (127.5,), (224,))
-    assert recipe.shapes == (("x", (1, 3, 8, 8)),)
-    assert recipe.output_gates == (("boxes", "min_cosine", 0.9),)
+    assert recipe.shapes == {"x": (1, 3, 8, 8)}
 
 
 @pytest.mark.parametrize(
@@ -283,35 +346,29 @@ def test_pictures_and_outputs_have_sections(tmp_path: Path) -> None:
         ({"images": {"std": 0}}, "std = 0"),
         ({"images": 3}, "images = 3"),
         ({"shapes": {"x": (0, 3)}}, "shapes = "),
-        (
-            {"output_gates": {"a": {"max_top1_drop": 0.1}}},
-            "output_gates: 'max_top1_drop' is not a gate of a single output",
-        ),
-        ({"output_gates": {"a": 0.1}}, "output_gates = "),
     ],
 )
-def test_pictures_and_outputs_that_make_no_sense(values: dict[str, Any], words: str) -> None:
+def test_images_and_shapes_that_make_no_sense(values: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         Recipe(**values)
 
 
 def test_toml_with_overrides(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
-    file.write_text(
-        'low_bits = 2\nhigh_bits = 5\ndata = "test.npz"\n[set]\n"layer1.*" = 4\n', encoding="utf-8"
-    )
+    text = '[target]\nlow_bits = 2\nhigh_bits = 5\n[validate]\ndata = "test.npz"\n[set]\n"layer1.*" = 4\n'
+    file.write_text(text, encoding="utf-8")
     recipe = Recipe.from_toml(file)
-    assert (recipe.low_bits, recipe.high_bits, recipe.set) == (2, 5, (("layer1.*", 4),))
+    assert (recipe.low_bits, recipe.high_bits, recipe.rules) == (2, 5, (Rule(regex="layer1.*", bits=4),))
     assert recipe.data == str(tmp_path / "test.npz")
     assert Recipe.from_toml(file, {"low_bits": 3}).high_bits == 5
     assert Recipe.from_toml(file, {"bits": 4}).low_bits is None
-    assert Recipe.from_toml(file, {"set": [("fc", 8)]}).set == (("layer1.*", 4), ("fc", 8))
-    file.write_text("bits = 4\n", encoding="utf-8")
+    assert Recipe.from_toml(file, {"set": [("fc", 8)]}).rules == (*recipe.rules, Rule(regex="fc", bits=8))
+    file.write_text("[target]\nuniform_bits = 4\n", encoding="utf-8")
     assert Recipe.from_toml(file, {"low_bits": 2}).bits is None
+    assert Recipe.from_toml(file, {"preset": "smallest"}).target_sqnr_db == 15
 
 
 SECTIONS = """
-seed = 3
 [target]
 size = "300KiB"
 [defaults]
@@ -327,6 +384,7 @@ exclude = true
 [validate]
 data = "test.npz"
 samples = 100
+seed = 3
 min_cosine = 0.9
 [set]
 "layer1.*" = 4
@@ -350,14 +408,13 @@ def test_sections(tmp_path: Path) -> None:
     )
     over = Recipe.from_toml(file, {"target_bits": 3.5, "set": [("fc", 8)], "min_bits": 2})
     assert (over.target_size, over.target_bits, over.min_bits) == (None, 3.5, 2)
-    assert over.ordered_rules[-2:] == (Rule(regex="layer1.*", bits=4), Rule(regex="fc", bits=8))
+    assert over.rules[-2:] == (Rule(regex="layer1.*", bits=4), Rule(regex="fc", bits=8))
 
 
 @pytest.mark.parametrize(
     ("target", "knobs"),
     [
         ("bits = 3.5", {"target_bits": 3.5}),
-        ("target_bits = 3.5", {"target_bits": 3.5}),
         ("uniform_bits = 4", {"bits": 4}),
         ("sqnr_db = 20", {"target_sqnr_db": 20}),
         ('preset = "smallest"', {"preset": "smallest"}),
@@ -376,20 +433,18 @@ def test_each_target(tmp_path: Path, target: str, knobs: dict[str, Any]) -> None
         ("[targets]\nsize = 3", "unknown section [targets]", "did you mean target?"),
         ("[qqqq]\nsize = 3", "unknown section [qqqq]", "target, defaults"),
         ("[target]\nsiez = 3", "unknown key 'siez' in [target]", "did you mean size?"),
-        ("[target]\nmethod = 'paper'", "unknown key 'method' in [target]", "belongs into [defaults]"),
-        ("[defaults]\ndata = 'a.npz'", "unknown key 'data' in [defaults]", "belongs into [validate]"),
-        ("[defaults]\nlow_bits = 2", "unknown key 'low_bits' in [defaults]", "belongs into [target]"),
-        (
-            "method = 'paper'\n[defaults]\nmethod = 'dfmpc'",
-            "defaults.method is given twice",
-            "in its section",
-        ),
-        ("nodes_to_exlude = ['a']", "unknown key 'nodes_to_exlude'", "did you mean nodes_to_exclude?"),
+        ("[target]\nmethod = 'paper'", "unknown key 'method' in [target]", "write method in [defaults]"),
+        ("[defaults]\ndata = 'a.npz'", "unknown key 'data' in [defaults]", "write data in [validate]"),
+        ("[defaults]\ntarget_bits = 2", "unknown key 'target_bits' in [defaults]", "write bits in [target]"),
+        ("[defaults]\nqqqq = 2", "unknown key 'qqqq' in [defaults]", "known keys: min_bits"),
+        ("bits = 4", "unknown key 'bits' outside a section", "write uniform_bits in [target]"),
+        ("nodes_to_exlude = ['a']", "unknown key 'nodes_to_exlude' outside a section", "sections: target"),
         ("target = 4", "target = 4: expected a section", "[target]"),
         ("[rule]\nnode = 'a'\nbits = 4", "rules = {", ""),
         ("[[rule]]\nnode = 'a'\nbit = 4", "rule 1: unknown key 'bit'", "did you mean bits?"),
         ("[target]\nsize = '3 apples'", "'3 apples' is not a size", "300KiB"),
-        ("bits = 4\n[target]\nsize = 400", "exclude each other", ""),
+        ("[target]\nuniform_bits = 4\nsize = 400", "exclude each other", ""),
+        ("[validate]\ndata = [1, 2]", "data = [1, 2]: expected a path", ""),
     ],
 )
 def test_a_mistake_in_a_section(tmp_path: Path, content: str, words: str, hint: str) -> None:
@@ -417,8 +472,8 @@ def test_a_saved_recipe_keeps_its_files_wherever_it_lies(
     [
         (b"bits = x\n", ["not a TOML file", "line 1"]),
         (b"\xff\xfe", ["not a TOML file"]),
-        (b"bit = 4", ["unknown key 'bit'"]),
-        (b"bits = 99", ["bits = 99"]),
+        (b"[target]\nuniform_bits = 99", ["bits = 99"]),
+        (b"[validate]\ndata = ''", ["data = ''"]),
         (None, ["no such recipe"]),
     ],
 )
@@ -429,6 +484,11 @@ def test_bad_toml_names_the_file(tmp_path: Path, content: bytes | None, words: l
     with pytest.raises(RecipeError) as caught:
         Recipe.from_toml(file)
     assert all(word in str(caught.value) for word in [str(file), *words]), str(caught.value)
+
+
+def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        Recipe.from_toml(tmp_path)
 
 
 def test_nearest_stays_silent_where_nothing_is_near() -> None:

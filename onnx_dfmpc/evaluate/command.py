@@ -4,89 +4,46 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import onnx
-
-from onnx_dfmpc.evaluate.gates import Limit
-from onnx_dfmpc.evaluate.validation import typed
-from onnx_dfmpc.inputs.data import Feeding
-from onnx_dfmpc.recipe import Preprocessing
+from onnx_dfmpc.recipe import Data, Gates
+from onnx_dfmpc.recipe.values import plain, settings
 
 PROGRAM = "onnx-dfmpc"
 
 
-def repeat_command(
-    float_model: Any,
-    quantized_model: Any,
-    feeding: Feeding,
-    limits: Sequence[Limit],
-    providers: Sequence[str] = (),
-) -> str:
+def repeat_command(float_model: Any, quantized_model: Any, data: Data, gates: Gates) -> str:
     """Command line for a shell; "" where a model, the data or the labels are not files.
 
-    Parameters
-    ----------
-    float_model, quantized_model : path or onnx.ModelProto
-    feeding : Feeding
-    limits : sequence of Limit
-    providers : sequence of str
-
-    Examples
-    --------
-    >>> repeat_command("a.onnx", "b.onnx", Feeding("my data.npz", samples=9), [Limit("min_cosine", "scores", 0.99)])
-    "onnx-dfmpc validate a.onnx b.onnx --data 'my data.npz' --samples 9 --min-cosine scores=0.99"
+    >>> data, gates = Data(data="my data.npz", samples=9), Gates(min_cosine=0.99)
+    >>> repeat_command("a.onnx", "b.onnx", data, gates)
+    "onnx-dfmpc validate a.onnx b.onnx --data 'my data.npz' --samples 9 --min-cosine 0.99"
     """
-    files = [
-        float_model,
-        quantized_model,
-        *(source for source in (feeding.data, feeding.labels) if source is not None),
-    ]
-    if not all(
-        isinstance(file, str | os.PathLike) and not isinstance(file, onnx.ModelProto) for file in files
-    ):
+    sources = [float_model, quantized_model, data.data, data.labels]
+    if not all(source is None or isinstance(source, str | os.PathLike) for source in sources):
         return ""
-    words = [
-        PROGRAM,
-        "validate",
-        os.fspath(float_model),
-        os.fspath(quantized_model),
-        *_inputs(feeding),
-        *_pictures(feeding.images),
-    ]
-    for limit in limits:
-        words += [
-            f"--{limit.gate.replace('_', '-')}",
-            ("" if limit.output is None else f"{limit.output}=") + typed(limit.limit),
-        ]
-    return shlex.join([*words, *(["--providers", *providers] if providers else [])])
+    models = [os.fspath(float_model), os.fspath(quantized_model)]
+    return shlex.join([PROGRAM, "validate", *models, *_flags(data, Data), *_flags(gates, Gates)])
 
 
-def _inputs(feeding: Feeding) -> Iterator[str]:
-    plain: Mapping[str, Any] = {
-        "--data": feeding.data,
-        "--labels": feeding.labels,
-        "--samples": feeding.samples,
-        "--seed": feeding.seed or None,
-        "--batch-size": feeding.batch_size,
-    }
-    for flag, value in plain.items():
-        if value is not None:
-            yield from (flag, str(value))
-    if feeding.input_range is not None:
-        yield from ("--input-range", _numbers(feeding.input_range))
-    for name, shape in feeding.shapes.items():
-        yield from ("--shape", f"{name}={_numbers(shape)}")
+def _flags(instance: Data | Gates, group: type) -> Iterator[str]:
+    """Flags and words for the settings of a group that differ from their defaults."""
+    keys = settings(group)
+    for name, value in plain(instance, group, changed_only=True).items():
+        flag, action = keys[name].metadata["flag"], keys[name].metadata["value"].action
+        if not isinstance(value, dict):
+            yield from (flag, _word(value))
+            continue
+        pairs = [f"{key}={_word(item)}" for key, item in value.items()]
+        if action == "extend":
+            yield from (flag, *pairs)
+        else:
+            yield from (word for pair in pairs for word in (flag, pair))
 
 
-def _pictures(images: Preprocessing) -> Iterator[str]:
-    for key, value in images.to_dict().items():
-        yield from (
-            f"--image-{key}",
-            value if isinstance(value, str) else _numbers(value if isinstance(value, list) else [value]),
-        )
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ",".join(map(typed, values))
+def _word(value: Any) -> str:
+    """A value as it is typed: 12 digits tell any limit from its neighbour."""
+    if isinstance(value, list):
+        return ",".join(map(_word, value))
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

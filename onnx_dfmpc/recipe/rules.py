@@ -1,15 +1,18 @@
-"""Rules: bits, bounds or exclusion for the layers that a selector finds."""
+"""Rules for single layers, and what they and the rest of a recipe leave open for every layer of a network."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.recipe import checks
-from onnx_dfmpc.recipe.checks import bits_knob, knob
+from onnx_dfmpc.recipe import values
+from onnx_dfmpc.recipe.values import BITS, Value, nearest, plain, setting
+from onnx_dfmpc.spec import Layer, MatchReport
+
+if TYPE_CHECKING:
+    from onnx_dfmpc.recipe.recipe import Bits
 
 SELECTORS = ("node", "regex", "op_type")
 EFFECTS = ("bits", "min_bits", "max_bits", "exclude")
@@ -17,62 +20,44 @@ EFFECTS = ("bits", "min_bits", "max_bits", "exclude")
 
 @dataclass(frozen=True)
 class Rule:
-    """Bits, bounds or exclusion for the layers that exactly one selector finds.
+    """Bits, bounds or exclusion for the layers that exactly one selector matches.
 
-    Attributes
-    ----------
-    node : str or None
-        The name of one layer.
-    regex : str or None
-        Found anywhere in a layer's name.
-    op_type : str or None
-        Such as "Gemm".
-    bits : int or None
-        Exactly these bits; excludes `min_bits` and `max_bits`.
-    min_bits, max_bits : int or None
-        Bounds on what a target gives; bits that were fixed before (by an earlier rule, or for the first and
-        last layer) move to the bound.
-    exclude : bool or None
-        Whether the layers stay float.
+    `node` is the name of one layer, `regex` matches anywhere in a name, `op_type` is such as "Gemm". `bits`
+    fixes the layers' bits. `min_bits` and `max_bits` bound what a target gives; bits that were fixed before
+    (by an earlier rule, or for the first and last layer) move to the bound. `exclude` says whether the layers
+    stay float.
 
-    Raises
-    ------
-    RecipeError
-        No selector or several, nothing to do, or a value that is not allowed.
-
-    Examples
-    --------
     >>> Rule(op_type="Gemm", min_bits=4).selects("fc", "Gemm")
     True
     """
 
-    node: str | None = knob(None, "the name of a layer", checks.name)
-    regex: str | None = knob(None, "a regular expression", checks.regex)
-    op_type: str | None = knob(None, "the name of an operator", checks.name)
-    bits: int | None = bits_knob(None)
-    min_bits: int | None = bits_knob(None)
-    max_bits: int | None = bits_knob(None)
-    exclude: bool | None = knob(None, "true or false", checks.flag)
+    node: str | None = setting(Value(values.name, "the name of a layer"), None)
+    regex: str | None = setting(Value(values.regex, "a regular expression"), None)
+    op_type: str | None = setting(Value(values.name, "the name of an operator"), None)
+    bits: int | None = setting(BITS, None)
+    min_bits: int | None = setting(BITS, None)
+    max_bits: int | None = setting(BITS, None)
+    exclude: bool | None = setting(Value(values.flag, "true or false"), None)
 
     def __post_init__(self) -> None:
-        checks.check_knobs(self)
+        values.check_settings(self, Rule)
         if len(self._given(SELECTORS)) != 1:
             raise RecipeError(
                 "a rule needs exactly one of node, regex, op_type", hint="write one rule for each"
             )
-        given = self._given(EFFECTS)
-        if not given:
+        effects = self._given(EFFECTS)
+        if not effects:
             raise RecipeError(
-                f"the rule for {self.selector} says nothing", hint="give bits, min_bits, max_bits or exclude"
+                f"the rule for {self.selector} has no effect", hint="give bits, min_bits, max_bits or exclude"
             )
-        if (self.bits is not None or self.exclude) and len(given) > 1:
-            one = "exclude" if self.exclude else "bits"
-            raise RecipeError(
-                f"the rule for {self.selector}: {one} and {' and '.join(key for key in given if key != one)} exclude each other"
-            )
+        if (self.bits is not None or self.exclude) and len(effects) > 1:
+            alone = "exclude" if self.exclude else "bits"
+            others = " and ".join(key for key in effects if key != alone)
+            raise RecipeError(f"the rule for {self.selector}: {alone} and {others} exclude each other")
         if self.min_bits is not None and self.max_bits is not None and self.min_bits > self.max_bits:
             raise RecipeError(
-                f"the rule for {self.selector}: min_bits = {self.min_bits} is more than max_bits = {self.max_bits}"
+                f"the rule for {self.selector}: min_bits = {self.min_bits} is more than "
+                f"max_bits = {self.max_bits}"
             )
 
     def _given(self, keys: tuple[str, ...]) -> list[str]:
@@ -92,38 +77,100 @@ class Rule:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; keys without a value are left out."""
-        return {key: getattr(self, key) for key in self._given(SELECTORS + EFFECTS)}
-
-
-def rule_from(value: Rule | Mapping[str, Any]) -> Rule:
-    """Rule from plain data.
-
-    Raises
-    ------
-    RecipeError
-        An unknown key, or a bad value.
-    """
-    if isinstance(value, Rule):
-        return value
-    checks.require(isinstance(value, Mapping))
-    checks.require_known(value, SELECTORS + EFFECTS, " in a rule")
-    return Rule(**value)
+        return plain(self, Rule)
 
 
 def rule_list(value: Any) -> tuple[Rule, ...]:
-    """Check of a list of rules; an error says which one it is."""
-    checks.require(not isinstance(value, str | Mapping))
-    found = []
+    """Check of a list of rules, or of mappings that stand for them; an error says which one it is."""
+    values.require(isinstance(value, list | tuple))
+    rules = []
     for position, item in enumerate(value, 1):
         try:
-            found.append(rule_from(item))
+            rules.append(values.from_mapping(Rule, item, " in a rule"))
         except RecipeError as error:
             raise RecipeError(f"rule {position}: {error}", hint=error.hint) from None
-    return tuple(found)
+    return tuple(rules)
 
 
-def shorthand(value: Any) -> tuple[tuple[str, int], ...]:
-    """Check of pairs of a regular expression and the bits it gives."""
-    checks.require(not isinstance(value, str))
-    pairs = value.items() if isinstance(value, Mapping) else value
-    return tuple((checks.regex(pattern), checks.integer(2, 8)(bits)) for pattern, bits in pairs)
+@dataclass(frozen=True)
+class BitBounds:
+    """What a recipe leaves open for one layer: bounds on what a target may give it, equal to `bits` where
+    those are fixed; whether it stays float; and why, in words, "" where everything is open.
+    """
+
+    low: int
+    high: int
+    bits: int | None = None
+    excluded: bool = False
+    reason: str = ""
+
+
+def bit_bounds(matched: MatchReport, recipe: Bits) -> dict[str, BitBounds]:
+    """What the recipe leaves open for every matched layer, by its name: the last rule that matches wins. A
+    rule for no layer, and rules that leave nothing open, are a RecipeError.
+    """
+    bounds = {layer.name: _start(layer, recipe) for layer in matched.layers}
+    for rule in recipe.rules:
+        selected = [layer.name for layer in matched.layers if rule.selects(layer.name, layer.op_type)]
+        if not selected:
+            _refuse_unless_excluded_anyway(rule, matched)
+        bounds |= {name: _after_rule(name, bounds[name], rule) for name in selected}
+    return bounds
+
+
+def _start(layer: Layer, recipe: Bits) -> BitBounds:
+    """Bounds of a layer before any rule."""
+    bits = recipe.edge_bits
+    if layer.edge and bits is not None:
+        return BitBounds(bits, bits, bits, reason=f"the {layer.edge} layer")
+    return BitBounds(recipe.min_bits, recipe.max_bits)
+
+
+def _after_rule(name: str, before: BitBounds, rule: Rule) -> BitBounds:
+    """Bounds of a layer after one more rule."""
+    reason = f"set by {rule.selector}"
+    if rule.exclude is not None:
+        return replace(
+            before, excluded=rule.exclude, reason=f"left out by {rule.selector}" if rule.exclude else reason
+        )
+    if rule.bits is not None:
+        return replace(before, low=rule.bits, high=rule.bits, bits=rule.bits, reason=reason)
+    if before.bits is not None:
+        bits = min(max(before.bits, rule.min_bits or before.bits), rule.max_bits or before.bits)
+        if bits == before.bits:
+            return before
+        return replace(before, low=bits, high=bits, bits=bits, reason=reason)
+    low, high = rule.min_bits or before.low, rule.max_bits or before.high
+    if low > high:
+        raise RecipeError(
+            f"layer {name!r}: {rule.selector} leaves nothing between min_bits = {low} and max_bits = {high}",
+            hint="give both min_bits and max_bits in the last rule for it",
+        )
+    return replace(before, low=low, high=high, reason=reason)
+
+
+def _refuse_unless_excluded_anyway(rule: Rule, matched: MatchReport) -> None:
+    """Raise for a rule that is for no layer, unless it excludes a node that stays float anyway."""
+    skipped = [node for node in matched.skipped if rule.selects(node.name, node.op_type)]
+    if skipped and rule.exclude:
+        return
+    if skipped:
+        raise RecipeError(
+            f"rule for {rule.selector}: {skipped[0].name!r} stays float: {skipped[0].reason}",
+            hint="leave the rule out, or exclude the node",
+        )
+    if rule.op_type is not None:
+        present = ", ".join(sorted({layer.op_type for layer in matched.layers}))
+        raise RecipeError(
+            f"rule for {rule.selector}: no layer has this operator",
+            hint=f"there are {present}" if present else "",
+        )
+    raise RecipeError(
+        f"rule for {rule.selector} matches no layer",
+        hint=nearest_layer(rule.regex or rule.node or "", matched),
+    )
+
+
+def nearest_layer(name: str, matched: MatchReport) -> str:
+    """Hint with the layer whose name comes closest."""
+    return nearest(name, [layer.name for layer in matched.layers], cutoff=0.3) or "inspect lists the layers"
