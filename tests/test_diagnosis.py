@@ -218,7 +218,11 @@ def two_layers() -> tuple[onnx.ModelProto, onnx.ModelProto]:
 def test_a_bias_behind_a_product_belongs_to_its_layer() -> None:
     model, quantized = two_layers()
     x = np.random.default_rng(1).standard_normal((16, 4)).astype(np.float32)
-    effects, _ = diagnose(model, quantized, match(model), Feeding(data=x))
+    steps: list[tuple[str, int, int]] = []
+    effects, _ = diagnose(
+        model, quantized, match(model), Feeding(data=x), progress=lambda *step: steps.append(step)
+    )
+    assert steps == [("per layer", 1, 2), ("per layer", 2, 2)]
     by_name = {effect.name: effect for effect in effects}
     assert [effect.name for effect in effects] == ["first", "second"]
     assert (by_name["first"].bits, by_name["second"].bits) == (8, 8)
@@ -250,6 +254,17 @@ def test_layers_that_are_not_there_by_name_are_said() -> None:
     effects, notes = diagnose(model, quantized, match(model), Feeding())
     assert [effect.name for effect in effects] == ["first"]
     assert notes[0] == "per layer: not in the quantized model by the names of their tensors: second"
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"), [('{"first": 3, "second": "4"}', (3, 8)), ("[3]", (8, 8)), ("{", (8, 8))]
+)
+def test_nominal_bits_come_from_the_file_where_they_can_be_read(text: str, bits: tuple[int, int]) -> None:
+    model, quantized = two_layers()
+    quantized.metadata_props.add(key="onnx_dfmpc.bits", value=text)
+    effects, _ = diagnose(model, quantized, match(model), Feeding())
+    by_name = {effect.name: effect.bits for effect in effects}
+    assert (by_name["first"], by_name["second"]) == bits
 
 
 def test_a_float_model_has_no_quantized_layers() -> None:

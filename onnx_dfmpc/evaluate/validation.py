@@ -160,10 +160,10 @@ class ValidationReport:
     def _worst(self, metric: str, pick: Callable[[Iterable[float]], float] = min) -> float | None:
         """Of all outputs; None where one of them could not be compared."""
         values = [getattr(output, metric) for output in self.outputs]
-        known = [value for value in values if value is not None]
-        if len(known) < len(values) and metric != "top1_agreement":  # which not every output has
+        numbers = [value for value in values if value is not None]
+        if len(numbers) < len(values) and metric != "top1_agreement":  # which not every output has
             return None
-        return pick(known) if known else None
+        return pick(numbers) if numbers else None
 
     @property
     def cosine(self) -> float | None:

@@ -1,10 +1,10 @@
 """A model run piece by piece: any tensor, in the order of the graph, with changes on the way.
 
-Whoever quantizes layer by layer wants the input of each layer once, in a network that changes behind it as it
-goes. So the graph is cut into segments, each a small model with a session of its own: from the tensors that
-are there to the one that is asked for. A network of 60 layers takes 60 segments, and every node runs once;
-one session of the whole model with all tensors as outputs would hold all of them at once and could not be
-changed half-way.
+Quantizing layer by layer takes the input of each layer once, in a network whose earlier layers have changed
+by then. So the graph is cut into segments, each a small model with a session of its own: from the tensors
+that are there to the one that is asked for. A network of 60 layers takes 60 segments, and every node runs
+once; one session of the whole model with all tensors as outputs would hold all of them at once and could not
+be changed half-way.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class PartialRun:
             dependent = [
                 name for name in outputs if any(tensor in self._reads[index] for index in needed[name])
             ]
-        known = [name for name in outputs if name == tensor and name not in dependent]
+        given = [name for name in outputs if name == tensor and name not in dependent]
         if not dependent:
-            return Downstream(tensor, tuple(known), (), None, {}, self._batches)
+            return Downstream(tensor, tuple(given), (), None, {}, self._batches)
         indices = dict.fromkeys(index for name in dependent for index in needed[name])
         nodes, opened = [self._nodes[index] for index in indices], {}
         if open_weight:
@@ -121,7 +121,7 @@ class PartialRun:
         else:
             opened = {tensor: self._live[tensor][0]}
         session, others = self._segment(nodes, dependent, opened)
-        names = tuple(name for name in outputs if name in dependent or name in known)
+        names = tuple(name for name in outputs if name in dependent or name in given)
         live = {name: self._live[name] for name in others}
         return Downstream(tensor, names, tuple(dependent), session, live, self._batches)
 
@@ -221,7 +221,8 @@ class PartialRun:
 class Downstream:
     """The part of a model after one tensor; made by `PartialRun.downstream`, and run as often as wanted.
 
-    ``outputs`` are the tensors that it knows: those that depend on the opened tensor, and that one itself.
+    ``outputs`` are the tensors that depend on the opened one, and that one itself if it was asked for;
+    ``_others`` is what else the session reads.
     """
 
     tensor: str
@@ -233,8 +234,8 @@ class Downstream:
 
     def __call__(self, values: Sequence[Value]) -> dict[str, list[Value]]:
         """Outputs, batch by batch, for values of the tensor, one for each batch."""
-        known = {self.tensor: list(values)} if self.tensor in self.outputs else {}
-        return known | self._run([{self.tensor: value} for value in values])
+        given = {self.tensor: list(values)} if self.tensor in self.outputs else {}
+        return given | self._run([{self.tensor: value} for value in values])
 
     def with_weight(self, weight: Value, shift: Value) -> dict[str, list[Value]]:
         """Outputs, batch by batch, for a weight of the opened node and a shift to subtract from its output.
