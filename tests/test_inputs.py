@@ -208,7 +208,7 @@ def test_pictures_that_do_not_fit(photos: tuple[Path, list[np.ndarray]]) -> None
         from_data([SIGNAL], folder)
     with pytest.raises(RecipeError, match="expects") as caught:
         from_data([IMAGE], folder, images=Preprocessing(size=(8, 8)))
-    assert "--image-size" in caught.value.hint
+    assert "size, crop and layout" in caught.value.hint
     with pytest.raises(RecipeError, match="crop 9,9"):
         from_data([IMAGE], folder, images=Preprocessing(size=(8, 8), crop=9))
     (folder / "bird" / "0.png").write_bytes(b"not a picture")

@@ -39,7 +39,7 @@ def image_dataset(
     labels, notes = _classes([file.relative_to(folder).as_posix() for file in files])
     rows, source = _ImageRows(files, spec, recipe), str(folder if len(files) > 1 else files[0])
     if not fits(rows.shape, spec, batched=True):
-        hint = "--image-size, --image-crop and --image-layout say what pictures become"
+        hint = "what images become is set by their size, crop and layout"
         raise shape_error(rows.shape, rows.dtype, spec, source, hint, batched=True)
     return Dataset({spec.name: rows}, {}, source, labels, notes)
 
@@ -63,7 +63,7 @@ class _ImageRows:
         if len({array.shape for array in images}) > 1:
             raise RecipeError(
                 f"{self._files[0].parent}: pictures differ in size",
-                hint="give them one, such as --image-size 224,224",
+                hint="set one size for all images, such as 224,224",
             )
         return np.stack(images)
 
