@@ -678,10 +678,6 @@ NOT_HOMOGENEOUS = {
         "p = MaxPool <kernel_shape = [2, 2], strides = [4, 4]> (y) f = Flatten <axis = 2> (p) z = Gemm <transB = 1> (f, fc)",
         "Flatten 'f' does not keep its channels apart",
     ),
-    "MatMul with its channels last": (
-        "m = MatMul(y, eight2) r = MaxPool <kernel_shape = [2, 2]> (m) z = Conv(r, v)",
-        "Conv 'z'",
-    ),
     "MatMul over the width": (
         "p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (y) z = MatMul(p, square)",
         "not the input channels of 'z'",
@@ -715,6 +711,21 @@ def test_chain_through_which_no_factor_moves(body: str, reason: str) -> None:
     assert chain.producer == "y"
     assert not chain.homogeneous
     assert reason in chain.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("r = MaxPool <kernel_shape = [1, 1]> (y)", "MaxPool 'r' pools over its channels"),
+        ("r = ReduceMean <axes = [2]> (y)", "ReduceMean 'r' may reduce over its channels"),
+        (f"{ints('a', 0)} r = Squeeze(y, a)", "Squeeze 'r' may remove the dimension of its channels"),
+        (f"{ints('s', 0, -1)} r = Reshape(y, s)", "Reshape 'r' may move its channels"),
+        ("r = Flatten(y)", "Flatten 'r' does not keep its channels apart"),
+    ],
+)
+def test_channels_that_come_last_are_followed_no_further(body: str, reason: str) -> None:
+    model = net(f"y = MatMul(x, w) {body} z = MatMul(r, v)", {"w": (8, 4), "v": (4, 3)})
+    assert match(model).chains[0].reason == reason
 
 
 def test_graph_output_on_the_way() -> None:

@@ -23,9 +23,7 @@ class ChannelAxis:
 
     rank: int | None
     pooled: bool = False  # every axis but those of batch and channels has length one
-    flattened: bool = (
-        False  # channels and what came after them are one axis: the channels alone if it is as long
-    )
+    flattened: bool = False  # with all that came after: the channels alone if the axis is no longer than they
 
     def places(self, axes: Iterable[int] | None) -> set[int] | None:
         """These axes (None: unknown ones), counted from the front, if all come after axis 1; else None."""
