@@ -317,9 +317,6 @@ def _rows(
     for done in solved:
         layer, planned, stored = layers[done.name], plan[done.name], rewritten.layers[done.name]
         gain = np.ones(1) if done.gain is None else done.gain
-        shift_rms, shift_max = evidence.bias_shift(
-            layer, done, table[layer.bias].ravel().astype(np.float64) if layer.bias else None
-        )
         yield LayerReport(
             name=layer.name,
             op=layer.op_type,
@@ -335,9 +332,6 @@ def _rows(
             measured_sqnr_db=measured.get(done.name),
             reason=planned.reason,
             notes=(*layer.notes, *done.notes, *stored.notes),
-            gain_quartiles=evidence.gain_quartiles(done.gain),
-            bias_shift_rms=shift_rms,
-            bias_shift_max=shift_max,
         )
 
 
