@@ -10,7 +10,7 @@ import os
 import platform
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -127,6 +127,19 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class Validation(ValidationReport):
+    """A validation with what follows from its outputs: that cannot be computed again from JSON, where an
+    infinite SQNR is null.
+    """
+
+    passed: bool = False
+    cosine: float | None = None
+    sqnr_db: float | None = None
+    max_abs: float | None = None
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True)
 class Document:
     """What a report reads; what a command does not have is None or empty."""
 
@@ -144,7 +157,7 @@ class Document:
     skipped: tuple[SkippedRow, ...] = ()
     totals: Totals = field(default_factory=Totals)
     notes: tuple[str, ...] = ()
-    validation: ValidationReport | None = None
+    validation: Validation | None = None
     per_layer: tuple[LayerEffect, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()
     histograms: tuple[WeightHistogram, ...] = ()
@@ -292,13 +305,11 @@ def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
     return row | more
 
 
-def _validation(report: ValidationReport | None) -> Json | None:
-    """Its fields, and what follows from them."""
+def _validation(report: ValidationReport | None) -> Validation | None:
     if report is None:
         return None
-    derived = ("cosine", "sqnr_db", "max_abs", "top1_agreement")
-    row = {"passed": bool(report), **{key: getattr(report, key) for key in derived}}
-    return row | dict(to_json(report))
+    kept = {key.name: getattr(report, key.name) for key in fields(Validation) if key.name != "passed"}
+    return Validation(passed=bool(report), **kept)
 
 
 # ----------------------------------------------------------------------------
