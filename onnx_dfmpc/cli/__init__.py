@@ -111,14 +111,17 @@ def _run(args: argparse.Namespace) -> None:
     elif not args.quiet:
         sys.stdout.write(render([shown], "terminal", wide=args.verbose or is_wide()))
     sys.stdout.flush()
-    written = [args.output] if args.command == "plan" else []
-    for name in (*written, None if args.json == "-" else args.json):
-        if name is not None:
-            document.write_text(Path(name), text)
-    if outcome.recipe is not None and args.save_recipe is not None:
-        document.write_text(Path(args.save_recipe), outcome.recipe.to_toml())
-    for name in args.report:
-        document.write_text(Path(name), render([shown], format_of(name)))
+    # The output of `plan` is its document; that of `quantize`, a model, is saved already.
+    texts = {args.output: text} if args.command == "plan" else {}
+    texts |= {None if args.json == "-" else args.json: text}
+    if outcome.recipe is not None:
+        texts |= {args.save_recipe: outcome.recipe.to_toml()}
+    texts |= {name: render([shown], format_of(name)) for name in args.report}
+    written = {name: content for name, content in texts.items() if name is not None}
+    for name, content in written.items():
+        document.write_text(Path(name), content)
+    if written and args.json != "-" and not args.quiet:
+        sys.stdout.write(f"Written: {', '.join(written)}\n")
     if outcome.failure is not None:
         raise outcome.failure
 

@@ -167,7 +167,7 @@ def load_plan(path: str | os.PathLike[str]) -> QuantPlan:
         A file that cannot be read, is not a plan of this version, or has a value that is not allowed: the
         message says where.
     """
-    content = read_json(path, hint=MAKE)
+    content = read_json(path, MAKE, "plan")
     if not isinstance(content, dict) or content.get("command") != "plan":
         raise RecipeError(f"{path}: not a plan", hint=MAKE)
     if content.get("schema") != SCHEMA:

@@ -172,7 +172,7 @@ def _refuse(where: str, key: str, value: Any, expected: str) -> NoReturn:
     raise RecipeError(" ".join(f"{where}: {key} = {shown}: expected {expected}".split()))
 
 
-def read_json(path: str | os.PathLike[str], hint: str) -> Any:
+def read_json(path: str | os.PathLike[str], hint: str, what: str = "file") -> Any:
     """Content of a JSON file; `hint` says how to make one.
 
     Raises
@@ -183,7 +183,7 @@ def read_json(path: str | os.PathLike[str], hint: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file", hint=hint) from None
+        raise RecipeError(f"{path}: no such {what}", hint=hint) from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
