@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_dfmpc.evaluate.evidence import gain_quartiles, histogram, most_changed
+from onnx_dfmpc.evaluate.evidence import histogram, most_changed
 
 numbers = st.floats(-1e3, 1e3)
-
-
-@given(st.lists(numbers, min_size=1, max_size=40))
-def test_quartiles_are_those_of_numpy(gain: list[float]) -> None:
-    assert gain_quartiles(np.array(gain)) == pytest.approx(tuple(np.quantile(gain, (0.25, 0.5, 0.75))))
-
-
-def test_no_gain_is_a_gain_of_one() -> None:
-    assert gain_quartiles(None) == (1, 1, 1)
 
 
 @given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=1, max_size=8))

@@ -91,7 +91,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, plan: QuantPlan) -
     save_plan(plan, path)
     assert load_plan(path) == plan
     save_plan(load_plan(path), path, overwrite=True)
-    assert path.read_text(encoding="utf-8") == dumps(plan_document(plan)) + "\n"
+    assert path.read_text(encoding="utf-8") == dumps(plan_document(plan))
 
 
 def test_an_existing_file_is_refused_unless_asked(file: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_plan_written_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     rows = '[{"name": "a", "bits": 4}, {"name": "b", "bits": 2}]'
     path.write_text(
-        f'{{"schema": 1, "command": "plan", "model": {{"sha256": "0"}}, "layers": {rows}}}', encoding="utf-8"
+        f'{{"schema": 2, "command": "plan", "model": {{"sha256": "0"}}, "layers": {rows}}}', encoding="utf-8"
     )
     plan = load_plan(path)
     assert [(layer.name, layer.bits, layer.reason) for layer in plan.layers] == [
@@ -164,7 +164,7 @@ def row(key: str, value: Any) -> Edit:
         (row("bit", 4), "unknown key 'bit'", "did you mean bits?"),
         (row("qqqq", 4), "unknown key 'qqqq'", "per_channel"),
         (row("name", ""), "name = ''", ""),
-        (row("name", 7), "layers, row 2: name = 7", ""),
+        (row("name", 7), "layers, row 2: name = 7: expected a name", ""),
         (row("role", "middle"), "role = 'middle': expected one of low, high, edge, inner", ""),
         (row("role", []), "role = []", ""),
         (row("grid", "log"), "grid = 'log'", ""),
@@ -179,15 +179,20 @@ def row(key: str, value: Any) -> Edit:
         (lambda content: content.update(layers={}), "layers = {}: expected a list", ""),
         (lambda content: content.update(predicted=3), "predicted = 3: expected an object", ""),
         (
+            lambda content: content["predicted"].update(bytes=-1),
+            "predicted: bytes = -1: expected an integer, 0",
+            "",
+        ),
+        (
             lambda content: content.update(recipe={"bit": 3}),
             "recipe: unknown key 'bit'",
             "did you mean bits?",
         ),
         (lambda content: content.update(form={"storage": "dense"}), "form: storage = 'dense'", ""),
-        (lambda content: content.update(schema=2), "schema = 2: expected 1", "onnx-dfmpc plan"),
+        (lambda content: content.update(schema=1), "schema = 1: expected 2", "onnx-dfmpc plan"),
         (lambda content: content.pop("schema"), "schema = None", "onnx-dfmpc plan"),
         (lambda content: content.update(command="quantize"), "not a plan", "onnx-dfmpc plan"),
-        (lambda content: content["model"].pop("sha256"), "no sha256", "onnx-dfmpc plan"),
+        (lambda content: content["model"].pop("sha256"), "model: there is no sha256", ""),
     ],
 )
 def test_a_mistake_is_found_and_said_where(file: Path, edit: Edit, words: str, hint: str) -> None:

@@ -1,7 +1,8 @@
-"""Tables in 80 columns without colour, and the JSON document against its description."""
+"""What a reader sees live, in 80 columns without colour, and the JSON document against its description."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -19,17 +20,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from rich.console import Console, RenderableType
 
-from onnx_dfmpc import report
 from onnx_dfmpc.evaluate.validation import DefaultRun, Gate, OutputMetrics, ValidationReport
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.outline import Chart
-from onnx_dfmpc.report.run import run_outline
-from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult
+from onnx_dfmpc.report.renderers import outline, render
+from onnx_dfmpc.report.schema import from_json, to_json
+from onnx_dfmpc.result import ComparisonResult, PlanResult
 from onnx_dfmpc.spec import (
     Latency,
     LayerEffect,
@@ -95,7 +95,8 @@ def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
 
 def plan(names: Sequence[str]) -> QuantPlan:
     planned = (
-        LayerPlan(name, 2, "low", "asymmetric", "gptq", True, "cheap here", 10**-2.5, 1200) for name in names
+        LayerPlan(name, 2, "low", "asymmetric", "covariance", True, "cheap here", 10**-2.5, 1200)
+        for name in names
     )
     return QuantPlan(
         "0" * 64,
@@ -139,11 +140,35 @@ def result() -> Any:
     )
 
 
-def text(view: RenderableType, width: int = 80) -> str:
-    console = Console(width=width, markup=False, highlight=False, color_system=None)
-    with console.capture() as capture:
-        console.print(view)
-    return capture.get()
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def text(plain: document.Json, *, wide: bool = False) -> str:
+    return render([plain], "terminal", wide=wide)
+
+
+def quantized(result: Any, *, wide: bool = False) -> str:
+    return text(document.quantize_document(result), wide=wide)
+
+
+def validated(report: ValidationReport) -> str:
+    file: Any = SimpleNamespace(path=None, sha256="", size=0, opset=17)
+    return text(document.validate_document(ComparisonResult(file, file, report)))
+
+
+def lines_of(shown: str) -> str:
+    """Text without line breaks."""
+    return " ".join(shown.split())
+
+
+def require_narrow(shown: str) -> None:
+    """In 80 columns, but for what is to be copied."""
+    assert (
+        max(len(line) for line in shown.splitlines() if not line.startswith(("--set ", "onnx-dfmpc "))) <= 80
+    )
+    assert "\x1b" not in shown
 
 
 def documented() -> set[str]:
@@ -163,76 +188,113 @@ def keys(value: Any, *, skip: tuple[str, ...] = ("recipe", "seconds")) -> set[st
 # tables
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_quantize_view_fits_and_loses_nothing(result: Any, verbose: bool) -> None:
-    shown = text(report.quantize_view(result, verbose=verbose))
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "\x1b" not in shown
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_run_fits_and_loses_nothing(result: Any, wide: bool) -> None:
+    shown = quantized(result, wide=wide)
+    require_narrow(shown)
     packed = re.sub(r"\s", "", shown)
     for words in (
-        "in.onnx -> not written",
+        "quantize in.onnx → not written",
+        "opset 17 → 25",
         "1,234",
         "13.0",
         "0.90-1.05",
         "head[bold]",
         "its weight is used inside",
         "opset raised",
+        "1,000 → 250 bytes (25.0 %), 248 predicted",
+        "worst output, 20.8 dB predicted (probe)",
+        "600 weights in 4 layers, 1 stays float",
     ):
         assert words.replace(" ", "") in packed, words
-    assert "1,000 -> 250 bytes (25.0%), predicted 248, opset 17 -> 25" in shown
-    assert "output SQNR: predicted 20.8 dB (probe), measured 20.5 dB" in shown
-    assert "5.00 nominal bits" in shown
-    assert "1 skipped" in shown
-    assert ("last layer" in shown) == ("load 0.25" in shown) == ("recipe: low_bits = 2" in shown) == verbose
+    assert re.search(r"^Bits per weight +5\.00 ", shown, re.MULTILINE)
+    assert re.search(r"^Output SQNR +20\.5 dB ", shown, re.MULTILINE)
+    assert ("last layer" in lines_of(shown)) == ("load 250 ms" in shown) == wide
+    assert bool(re.search(r"low_bits +2\n", shown)) == wide
+
+
+def test_numbers_never_break(result: Any) -> None:
+    """However long the names are that stand beside them."""
+    shown = quantized(result, wide=True)
+    numbers = ("1,234", "0.90-1.05", "0.990000", "20.50", "500", "480")
+    assert all(number in shown for number in numbers)
+
+
+def test_a_terminal_that_knows_only_ascii(result: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    shown = quantized(result)
+    assert shown.isascii()
+    assert "in.onnx -> not written" in shown
+    assert "####" in shown
 
 
 def test_a_remark_on_many_layers_is_one_line(result: Any) -> None:
-    notes = {"a": ("old", "odd"), "b": ("old",), "c": ("old",)}
-    result.layers = [replace(result.layers[0], name=name, notes=remarks) for name, remarks in notes.items()]
-    lines = [line.rstrip() for line in text(report.quantize_view(result)).splitlines()]
+    notes = {"a": ("old", "odd"), "b": ("old",), "c": ("old",), "d": ("old",)}
+    rows = [replace(result.layers[0], name=name, notes=remarks) for name, remarks in notes.items()]
+    plain = document.quantize_document(result) | {"layers": [to_json(row) for row in rows]}
+    lines = [line.rstrip() for line in text(plain).splitlines()]
     assert [line for line in lines if line.endswith((": old", ": odd"))] == [
-        "note: a and 2 others: old",
-        "note: a: odd",
+        "a, b, c and 1 more layer: old",
+        "a: odd",
     ]
 
 
 def test_gates_are_words_not_colours(result: Any) -> None:
-    shown = text(report.quantize_view(result))
+    shown = quantized(result)
     assert "PASSED min_cosine: 0.99, limit 0.98" in shown
     assert "FAILED max_top1_drop: 0.1, limit 0.05" in shown
-    assert "float 90.00 %, quantized 80.00 % (-10.00 points)" in shown
+    assert shown.endswith("\n\nFAILED: max_top1_drop = 0.05 missed.\n")
+    assert re.search(r"top-1 +90\.00 % +80\.00 % +−10\.00\n", shown)
     assert "session.disable_quant_qdq=1" in shown
-    assert "at most 0.001" in shown
+    assert "at most 0.001 (60.0 dB, 12 samples)" in lines_of(shown)
     assert "sanity check" not in shown
     assert "WARNING" not in shown
-    assert "WARNING" in text(report.validate_view(replace(VALIDATION, default_run=DefaultRun(12, 5.0, -2.0))))
+    assert "WARNING" in validated(replace(VALIDATION, default_run=DefaultRun(12, 5.0, -2.0)))
+    assert "give the same outputs" in lines_of(
+        validated(replace(VALIDATION, default_run=DefaultRun(12, 0.0, None)))
+    )
 
 
 def test_layers_that_do_harm_come_with_what_helps(result: Any) -> None:
-    shown = text(report.quantize_view(result))
+    shown = quantized(result)
     assert re.search(r"head\[bold\] +2 +1,234 +9\.5 +12\.2 +80\.0 % +75\.0 %", shown)
     assert r"--set '^head\[bold\]$=6'" in shown.splitlines()
-    assert "+4,321 bytes; alone 38.5 dB then, all layers together 6.8 dB better" in shown
+    assert "+4,321 bytes, alone then 38.5 dB, all layers together 6.8 dB better:" in shown
     many = tuple(replace(EFFECT, name=f"layer {number}", suggestion=None) for number in range(12))
     result.per_layer = many
-    short, full = (text(report.quantize_view(result, verbose=verbose)) for verbose in (False, True))
+    short, full = (quantized(result, wide=wide) for wide in (False, True))
     assert "layer 9 " in short
     assert "layer 10" not in short
-    assert "and 2 layers more" in short
+    assert "and 2 more: -v" in short
     assert "layer 11" in full
 
 
+def test_effects_that_are_no_number(result: Any) -> None:
+    result.per_layer = (
+        replace(EFFECT, own_sqnr_db=None),
+        replace(EFFECT, own_sqnr_db=math.inf, own_share=0.0),
+    )
+    shown = quantized(result)
+    assert re.search(r"9\.5 +not finite +80\.0 %", shown)
+    assert re.search(r"9\.5 +same +0\.0 %", shown)
+
+
 def test_latency_is_told_in_words(result: Any) -> None:
-    shown = " ".join(text(report.quantize_view(result)).split())
-    assert "quantized, default 3.00 2.90-3.10 1.50x" in shown
+    shown = lines_of(quantized(result))
+    assert "quantized, default 3 ms 2.9 ms to 3.1 ms 1.50×" in shown
     assert "30 runs of each in turn, 1 thread, batch 1" in shown
     assert "Activations are quantized too" in shown
     timings = (*LATENCY.timings, Timing("quantized, recommended", 2.1e-3, 2e-3, 2.2e-3, 1.9e-3))
     result.latency = replace(LATENCY, timings=timings)
-    shown = " ".join(text(report.quantize_view(result)).split())
+    shown = lines_of(quantized(result))
     assert "buys size, not speed" in shown
-    assert "(1.50x of the float model's time here)" in shown
-    assert "when it loads the model (1.05x)" in shown
+    assert "(1.50× of the float model's time here)" in shown
+    assert "when it loads the model (1.05×)" in shown
+
+
+def test_the_command_to_repeat_it_stays_on_one_line() -> None:
+    command = "onnx-dfmpc validate " + "/a/long/path" * 9 + ".onnx small.onnx"
+    assert command in validated(replace(VALIDATION, command=command)).splitlines()
 
 
 def test_what_could_not_be_measured_is_said() -> None:
@@ -245,32 +307,34 @@ def test_what_could_not_be_measured_is_said() -> None:
         weight_only=False,
         default_run=None,
     )
-    shown = text(report.validate_view(broken))
+    shown = lines_of(validated(broken))
     assert "a sanity check, not accuracy" in shown
     assert "FAILED quantized model: NaN in output 'y' (sample 0)" in shown
     assert "FAILED min_cosine: not measured" in shown
     assert "default session options, because activations are quantized" in shown
 
 
-def test_inspect_view_of_the_shipped_network(digits_bn: Path) -> None:
+def test_inspect_of_the_shipped_network(digits_bn: Path) -> None:
     source = load(digits_bn)
     matched = match(source.proto)
-    shown = text(report.inspect_view(source, matched))
-    assert max(map(len, shown.splitlines())) <= 80
-    assert all(name.name in shown for name in matched.layers if len(name.name) < 30)
-    assert (
-        f"{matched.weighted_nodes} weighted nodes: {len(matched.layers)} layers to quantize, {len(matched.skipped)} skipped"
-        in shown
-    )
-    assert f"{source.size:,} bytes, opset {source.opset}" in shown
+    shown = text(document.inspect_document(source, matched))
+    require_narrow(shown)
+    assert all(layer.name in shown for layer in matched.layers if len(layer.name) < 27)
+    assert re.search(r"/conv/Conv +Conv +12×1×3×3 +kept +Relu +producer\n", shown)
+    assert "/blocks/blocks.0/conv1/Conv → /blocks/blocks.0/conv2/Conv: BatchNormalization" in lines_of(shown)
+    assert "Relu; coefficients: either side" in lines_of(shown)
+    count = f"{matched.weighted_nodes} weighted nodes: {len(matched.layers)} layers to quantize"
+    assert f"{count}, {len(matched.skipped)} skipped" in shown
+    assert f"{source.size:,} bytes" in shown
+    assert f"opset {source.opset}" in shown
 
 
-def test_inspect_view_without_layers() -> None:
+def test_inspect_without_layers() -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
     )
     source = load(proto)
-    assert "0 weighted nodes: 0 layers" in text(report.inspect_view(source, match(source.proto)))
+    assert "0 weighted nodes: 0 layers" in text(document.inspect_document(source, match(source.proto)))
 
 
 @pytest.fixture
@@ -289,59 +353,47 @@ def planned(digits_bn: Path) -> PlanResult:
     )
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_plan_view(planned: PlanResult, verbose: bool) -> None:
-    shown = text(report.plan_view(planned, "plan.json", verbose=verbose))
-    assert max(map(len, shown.splitlines())) <= 80
-    for words in (
-        "-> plan.json",
-        "25.0",
-        "1,200",
-        "cheap here",
-        "note: a note",
-        "2.00 nominal bits",
-        "1 skipped",
-        "248 bytes predicted",
-        "20.8 dB",
-    ):
+def plan_text(result: PlanResult, *, wide: bool = False) -> str:
+    return text(plans.plan_document(replace(result.plan, recipe=result.recipe.to_dict()), result), wide=wide)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_plan_fits_and_loses_nothing(planned: PlanResult, wide: bool) -> None:
+    shown = plan_text(planned, wide=wide)
+    require_narrow(shown)
+    for words in ("25.0", "1,200", "cheap here", "a note", "2.00", "1 stays float", "248 bytes", "20.8 dB"):
         assert words in shown, words
-    assert ("recipe: target_size = 250" in shown) == ("load 1.00" in shown) == verbose
+    assert bool(re.search(r"target_size +250\n", shown)) == ("Time: load 1 s." in shown) == wide
 
 
 def test_what_is_not_predicted_is_not_shown(planned: PlanResult) -> None:
     bare = replace(
-        planned.plan, layers=tuple(replace(layer, noise=None, bytes=None) for layer in planned.plan.layers)
+        planned.plan,
+        layers=tuple(replace(layer, noise=None, bytes=None) for layer in planned.plan.layers),
+        predicted_bytes=None,
+        predicted_sqnr_db=None,
     )
-    shown = text(
-        report.plan_view(
-            replace(planned, plan=replace(bare, predicted_bytes=None, predicted_sqnr_db=None), sweep=())
-        )
-    )
-    assert "not written" in shown
-    assert "predicted" not in shown
+    shown = plan_text(replace(planned, plan=bare, sweep=()))
+    assert "Predicted" not in shown
     assert "budget" not in shown
 
 
 def bars(points: Sequence[SweepPoint], planned: PlanResult) -> list[int]:
-    shown = text(report.plan_view(replace(planned, sweep=tuple(points))))
-    return [
-        line.count("\u2588") for line in shown[shown.index("Size against quality") :].splitlines()[3:] if line
-    ]
+    shown = plan_text(replace(planned, sweep=tuple(points)))
+    table = shown[shown.index("Size against quality") : shown.index("Layers")]
+    return [line.count("\u2588") for line in table.splitlines() if re.match(r" *\d,\d{3} ", line)]
 
 
 def test_sweep(planned: PlanResult) -> None:
-    shown = text(report.plan_view(planned))
-    assert max(map(len, shown.splitlines())) <= 80
-    assert re.search(r"2,000 +1,980 +4\.00 +10\.0 +\u2588+ *\n", shown)
+    shown = plan_text(planned)
+    require_narrow(shown)
+    assert re.search(r"2,000 +1,980 +4\.00 +10\.0 +\u2588+\n", shown)
     assert "measured" not in shown
     none, half, full = bars(planned.sweep, planned)
     assert (none, 2 * half) == (0, full)
-    measured = text(
-        report.plan_view(
-            replace(planned, sweep=(replace(planned.sweep[1], measured_sqnr_db=9.5, top1=0.875),))
-        )
-    )
-    assert re.search(r"10\.0 +9\.5 +87\.50 %", measured)
+    point = replace(planned.sweep[1], measured_sqnr_db=9.5, top1=0.875)
+    assert re.search(r"10\.0 +9\.5 +87\.50 %", plan_text(replace(planned, sweep=(point,))))
+    assert "too small" in plan_text(replace(planned, sweep=(point, SweepPoint(10))))
 
 
 @given(st.lists(st.none() | st.floats(-50, 50) | st.just(math.inf), min_size=1, max_size=5))
@@ -349,7 +401,8 @@ def test_sweep(planned: PlanResult) -> None:
 def test_longer_bars_are_better(planned: PlanResult, heights: list[float | None]) -> None:
     drawn = bars([SweepPoint(1000, 1000, 4.0, height) for height in heights], planned)
     assert len(drawn) == len(heights)
-    known = sorted((height, bar) for height, bar in zip(heights, drawn, strict=True) if height is not None)
+    pairs = zip(heights, drawn, strict=True)
+    known = sorted((height, bar) for height, bar in pairs if height is not None and math.isfinite(height))
     assert [bar for _, bar in known] == sorted(bar for _, bar in known)
 
 
@@ -359,17 +412,20 @@ def test_longer_bars_are_better(planned: PlanResult, heights: list[float | None]
 
 def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     plain = json.loads(document.dumps(document.quantize_document(result)))
-    assert plain["schema"] == 1
+    assert plain["schema"] == 2
     assert set(plain["model"]) == {"path", "sha256", "bytes", "opset"}
     assert set(plain["output"]) == {"path", "bytes", "opset"}
-    assert plain["predicted"] == {"bytes": 248, "sqnr_db": 20.75, "provider": "probe"}
+    assert plain["predicted"] == {"bytes": 248, "sqnr_db": 20.75, "source": "probe"}
     assert plain["form"] == {
         "storage": "native",
         "unpack": "none",
+        "weight_format": "dq",
         "fold_batch_norm": "no",
     }
     assert plain["layers"][0]["predicted_bytes"] == 1200
-    promised = "name op shape bits storage bytes provider gain_min gain_max predicted_sqnr_db measured_sqnr_db reason"
+    promised = (
+        "name op shape bits storage bytes source gain_min gain_max predicted_sqnr_db measured_sqnr_db reason"
+    )
     assert set(promised.split()) <= set(plain["layers"][0])
     assert set(plain["skipped"][0]) == {"name", "op", "reason"}
     assert {"weights", "nominal_bits", "bytes_ratio"} <= set(plain["totals"])
@@ -390,7 +446,7 @@ def test_every_key_is_documented(result: Any, planned: PlanResult, digits_bn: Pa
     source = load(digits_bn)
     documents = (
         document.quantize_document(result),
-        plans.plan_result_document(planned),
+        plans.plan_document(planned.plan, planned),
         document.inspect_document(source, match(source.proto)),
         document.validate_document(ComparisonResult(source, source, VALIDATION, (EFFECT,), LATENCY)),
     )
@@ -399,7 +455,7 @@ def test_every_key_is_documented(result: Any, planned: PlanResult, digits_bn: Pa
 
 
 def test_plan_document(planned: PlanResult) -> None:
-    plain = json.loads(document.dumps(plans.plan_result_document(planned)))
+    plain = json.loads(document.dumps(plans.plan_document(planned.plan, planned)))
     assert plain["command"] == "plan"
     assert set(plain["model"]) == {"name", "path", "sha256", "bytes", "opset"}
     assert plain["totals"] == {"layers": 16, "skipped": 1, "weights": 97_932, "nominal_bits": 2.0}
@@ -416,11 +472,11 @@ def test_the_environment_is_that_of_the_installed_packages(planned: PlanResult) 
 
 
 def test_the_report_of_a_plan_shows_what_float_weights_take(planned: PlanResult) -> None:
-    plain = plans.plan_result_document(planned)
+    plain = plans.plan_document(planned.plan, planned)
     shapes = {layer.name: layer.shape for layer in planned.report.layers}
     (chart,) = [
         block
-        for part in run_outline(plain).sections
+        for part in outline([plain]).sections
         for block in part.blocks
         if isinstance(block, Chart) and block.title == "Size of every layer"
     ]
@@ -441,5 +497,31 @@ def test_the_worst_output_counts() -> None:
 
 
 def test_no_nan_in_json() -> None:
-    plain = json.loads(document.dumps({"a": [math.nan, {"b": -math.inf}], "c": 1.5}))
+    plain = json.loads(document.dumps(to_json({"a": [math.nan, {"b": -math.inf}], "c": 1.5})))
     assert plain == {"a": [None, {"b": None}], "c": 1.5}
+
+
+def test_one_schema_for_both_directions(result: Any, planned: PlanResult, digits_bn: Path) -> None:
+    """What is written is read back, and what a report reads of it is what was written."""
+    source = load(digits_bn)
+    for plain in (
+        document.quantize_document(result),
+        plans.plan_document(planned.plan, planned),
+        document.inspect_document(source, match(source.proto)),
+        document.validate_document(ComparisonResult(source, source, VALIDATION, (EFFECT,), LATENCY)),
+    ):
+        again = to_json(from_json(document.Document, plain, "run.json"))
+        for key in set(plain) & set(again):
+            assert_part_of(again[key], plain[key], key)
+
+
+def assert_part_of(read: Any, written: Any, place: str) -> None:
+    if isinstance(read, dict):
+        for key in set(read) & set(written):
+            assert_part_of(read[key], written[key], f"{place}.{key}")
+    elif isinstance(read, list):
+        assert len(read) == len(written), place
+        for one, other in zip(read, written, strict=True):
+            assert_part_of(one, other, place)
+    else:
+        assert read == written, place

@@ -17,7 +17,7 @@ import vl_convert
 from onnx_dfmpc import cli, report
 from onnx_dfmpc.report.html import html_page
 from onnx_dfmpc.report.outline import Chart
-from onnx_dfmpc.report.run import run_outline
+from onnx_dfmpc.report.renderers import outline, render
 from tests.documents import LONG, NASTY, Json, quantized, validation
 
 MOST_BYTES = 5_000_000
@@ -121,7 +121,7 @@ def document() -> Json:
 @pytest.fixture(scope="module")
 def path(document: Json, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("page") / "report.html"
-    target.write_text(report.render([document], "html"), encoding="utf-8")
+    target.write_text(render([document], "html"), encoding="utf-8")
     return target
 
 
@@ -137,7 +137,7 @@ def require_sound(opened: Opened, path: Path) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_page_is_sound(browser: Any, path: Path, document: Json, size: str) -> None:
     charts = [
-        block for part in run_outline(document).sections for block in part.blocks if isinstance(block, Chart)
+        block for part in outline([document]).sections for block in part.blocks if isinstance(block, Chart)
     ]
     drawn = {}
     with Opened(browser, path, size) as opened:
@@ -149,7 +149,7 @@ def test_page_is_sound(browser: Any, path: Path, document: Json, size: str) -> N
             bar = opened.page.locator(".mark-rect path").first
             drawn[scheme] = bar.evaluate("(element) => getComputedStyle(element).fill")
         assert drawn["light"] != drawn["dark"]
-        assert opened.page.locator("[data-chart] svg").count() == len(charts) > 8
+        assert opened.page.locator("[data-chart] svg").count() == len(charts) == 8
         opened.page.set_viewport_size({"width": 740, "height": 1000})
         opened.page.emulate_media(media="print")
         assert not opened.page.locator("nav").is_visible()
@@ -220,7 +220,7 @@ def test_everything_to_act_on_is_reached_by_key(browser: Any, path: Path) -> Non
 def test_two_runs_as_a_page(browser: Any, tmp_path: Path) -> None:
     target = tmp_path / "diff.html"
     target.write_text(
-        report.render([quantized(), quantized((8, 3, 3, 4, 6, 3, 8))], "html", ("a.json", "b.json")),
+        render([quantized(), quantized((8, 3, 3, 4, 6, 3, 8))], "html", ("a.json", "b.json")),
         encoding="utf-8",
     )
     with Opened(browser, target, "phone") as opened:
@@ -228,7 +228,7 @@ def test_two_runs_as_a_page(browser: Any, tmp_path: Path) -> None:
         assert opened.page.locator("[data-chart] svg").count() == 2
 
 
-@pytest.mark.parametrize("network", ["cifar10_resnet56_bn", "ultraface_rfb_320_bn"])
+@pytest.mark.parametrize("network", ["cifar10_resnet56_bn"])
 def test_real_networks(browser: Any, shared_dir: Path, tmp_path: Path, network: str) -> None:
     model, target = shared_dir / "models" / f"{network}.onnx", tmp_path / "report.html"
     flags = [
@@ -254,7 +254,7 @@ def test_real_networks(browser: Any, shared_dir: Path, tmp_path: Path, network: 
 
 
 def test_page_holds_all_it_needs(document: Json) -> None:
-    page = report.render([document], "html")
+    page = render([document], "html")
     assert len(page.encode()) < MOST_BYTES
     assert NASTY not in page
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
@@ -272,10 +272,9 @@ def marks(chart: Chart) -> str:
 
 def test_every_chart_is_one(document: Json) -> None:
     """Another program than the browser draws each of them, with a mark for every layer."""
-    outline = run_outline(document)
     charts = {
         block.title: marks(block)
-        for part in outline.sections
+        for part in outline([document]).sections
         for block in part.blocks
         if isinstance(block, Chart)
     }
@@ -285,7 +284,6 @@ def test_every_chart_is_one(document: Json) -> None:
     assert charts["Size of every layer"].count('aria-roledescription="rect mark"') == 2 * count
     assert charts["SQNR of every layer's output"].count('aria-roledescription="point"') == 2 * count
     assert charts["Predicted against measured"].count('aria-roledescription="point"') == count
-    assert charts["Bias shifts"].count('aria-roledescription="point"') == 2 * count
     assert charts[LONG].count('aria-roledescription="rect mark"') == 10
     assert all(labels.values()), labels
 
@@ -323,7 +321,6 @@ def test_text_stands_out_from_what_it_stands_on(scheme: int) -> None:
 
 
 def test_a_page_without_charts() -> None:
-    page = html_page(
-        run_outline({"schema": 1, "command": "validate", "model": {"path": "net.onnx", "sha256": "0" * 64}})
-    )
+    bare = {"schema": 2, "command": "validate", "model": {"path": "net.onnx", "sha256": "0" * 64}}
+    page = html_page(outline([bare]))
     assert len(page) < 30_000

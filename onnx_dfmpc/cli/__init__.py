@@ -1,4 +1,4 @@
-"""The command line: flags to pipeline to report to exit code.
+"""The command line: a command runs the pipeline, its document becomes a report, and the exit code follows.
 
 Results go to stdout; progress and errors to stderr. Exit codes: 0 done and every gate held, 1 a gate failed
 (the output is not left behind), 2 wrong usage or recipe, 3 this model cannot be quantized or nothing matched,
@@ -8,7 +8,6 @@ Results go to stdout; progress and errors to stderr. Exit codes: 0 done and ever
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import traceback
@@ -16,42 +15,36 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from onnx_dfmpc import report
+from onnx_dfmpc import pipeline
 from onnx_dfmpc.cli.flags import PROGRAM, parse, planned_recipe_of, recipe_of
-from onnx_dfmpc.comparison import compare_files
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
 from onnx_dfmpc.evaluate.validation import ValidationReport, typed
 from onnx_dfmpc.model.files import load, require_writable
-from onnx_dfmpc.pipeline import run
+from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
+from onnx_dfmpc.report.renderers import format_of, render, require_format
+from onnx_dfmpc.report.terminal import is_wide
 
 __all__ = ["main"]
 
 INTERNAL, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
 
-NARROW = 80
-"""Columns that every table fits into."""
-
-WIDE = 120
-"""Columns from which the reasons have room beside the numbers."""
+INPUTS = ("model", "float_model", "quantized_model", "config", "plan", "data", "labels", "calibration_data")
+"""Arguments that name files to read."""
 
 Callback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a command has to show (text goes out as it is) and to write beside it, and the error to end with
-    once that is done.
-    """
+    """What a command leaves: its document, a recipe to save, the error to end with once all is written."""
 
-    view: RenderableType
-    document: dict[str, Any]
-    files: tuple[tuple[Path, str], ...] = ()
+    document: document.Json
+    recipe: Recipe | None = None
     failure: ValidationFailed | None = None
 
 
@@ -70,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        _run(parse(argv))
+        args = parse(argv)
+        _require_targets(args)
+        if args.command == "report":
+            _report(args)
+        else:
+            _run(args)
         return 0
     except SystemExit as finished:  # argparse, after --help and --version
         return int(finished.code or 0)
@@ -89,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _complain(
             f"internal error, {type(error).__name__}: {error}",
-            "this is a bug: run it again with -v and report the traceback with the command line and, if you may, the model",
+            "this is a bug: run it again with -v and report the traceback with the command line and, if you "
+            "may, the model",
         )
         return INTERNAL
 
@@ -101,74 +100,57 @@ def _complain(message: str, hint: str) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    commands = {
-        "inspect": _inspect,
-        "plan": _plan,
-        "quantize": _quantize,
-        "validate": _validate,
-        "report": _report,
-    }
-    _require_targets(args)
+    """A command that has a document: show it, and write it and what else was asked for."""
+    commands = {"inspect": _inspect, "plan": _plan, "quantize": _quantize, "validate": _validate}
     with _progress(args) as callback:
         outcome = commands[args.command](args, callback)
-    text = document.dumps(_typed(args, outcome.document)) + "\n"
+    shown = outcome.document | {"command_line": args.command_line}
+    text = document.dumps(shown)
     if args.json == "-":
         sys.stdout.write(text)
     elif not args.quiet:
-        sys.stdout.write(_render(outcome.view))
+        sys.stdout.write(render([shown], "terminal", wide=args.verbose or is_wide()))
     sys.stdout.flush()
-    for target, content in (
-        *outcome.files,
-        *(() if args.json == "-" else _files((args.json, text))),
-        *_reports(args, text),
-    ):
-        document.write_text(target, content)
+    # The output of `plan` is its document; that of `quantize`, a model, is saved already.
+    texts = {args.output: text} if args.command == "plan" else {}
+    texts |= {None if args.json == "-" else args.json: text}
+    if outcome.recipe is not None:
+        texts |= {args.save_recipe: outcome.recipe.to_toml()}
+    texts |= {name: render([shown], format_of(name)) for name in args.report}
+    written = {name: content for name, content in texts.items() if name is not None}
+    for name, content in written.items():
+        document.write_text(Path(name), content)
+    if written and args.json != "-" and not args.quiet:
+        sys.stdout.write(f"Written: {', '.join(written)}\n")
     if outcome.failure is not None:
         raise outcome.failure
 
 
-def _typed(args: argparse.Namespace, plain: document.Json) -> document.Json:
-    """Document with what was typed, behind what every document begins with."""
-    first = {key: plain[key] for key in ("schema", "tool", "command") if key in plain}
-    return first | {"command_line": args.command_line} | plain
-
-
-def _reports(args: argparse.Namespace, text: str) -> Iterator[tuple[Path, str]]:
-    """What ``report`` would make of the document."""
-    for name in args.report:
-        yield Path(name), report.render([json.loads(text)], report.format_of(name))
-
-
-def _report(args: argparse.Namespace, _: Callback | None) -> _Outcome:
+def _report(args: argparse.Namespace) -> None:
     if len(args.runs) > 2:
         raise RecipeError(
             f"{len(args.runs)} runs: a report shows one, or compares two", hint=f"{PROGRAM} report --help"
         )
-    documents = [report.read_document(run) for run in args.runs]
-    form = args.format or (None if args.output is None else report.format_of(args.output))
-    if form is None:
-        return _Outcome(
-            report.report_view(documents, args.runs, wide=args.verbose or Console().width >= WIDE), {}
-        )
-    report.require_format(form)
-    rendered = report.render(documents, form, args.runs)
-    if args.output is None:
-        return _Outcome(rendered, {})
-    return _Outcome(f"{', '.join(args.runs)} -> {args.output}\n", {}, _files((args.output, rendered)))
+    documents = [document.read_document(run) for run in args.runs]
+    form = args.format or ("terminal" if args.output is None else format_of(args.output))
+    require_format(form)
+    text = render(documents, form, args.runs, wide=args.verbose or is_wide())
+    if args.output is not None:
+        document.write_text(Path(args.output), text)
+        text = f"{', '.join(args.runs)} -> {args.output}\n"
+    if not args.quiet:
+        sys.stdout.write(text)
 
 
 def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
     source = load(args.model)
-    matched = run.inspect(source.proto)
-    return _Outcome(report.inspect_view(source, matched), document.inspect_document(source, matched))
+    return _Outcome(document.inspect_document(source, pipeline.match(source.proto)))
 
 
 def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     recipe = recipe_of(args)
-    result = run.plan_result(args.model, recipe, sweep=args.sweep, progress=callback)
-    plain = _typed(args, plans.plan_result_document(result))
-    files = _files((args.output, document.dumps(plain) + "\n"), (args.save_recipe, recipe.to_toml()))
-    return _Outcome(report.plan_view(result, args.output, verbose=args.verbose), plain, files)
+    result = pipeline.plan_result(args.model, recipe, sweep=args.sweep, progress=callback)
+    return _Outcome(plans.plan_document(result.plan, result), recipe)
 
 
 def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
@@ -176,40 +158,27 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
         raise RecipeError("no output file", hint=f"{PROGRAM} quantize {args.model} -o OUT.onnx, or --dry-run")
     if args.plan is None:
         recipe = recipe_of(args)
-        result = run.quantize(args.model, recipe=recipe, progress=callback)
+        result = pipeline.quantize(args.model, recipe=recipe, progress=callback)
     else:
         plan = plans.load_plan(args.plan)
         recipe = planned_recipe_of(args, plan)
         if recipe.form != plan.form:
             plan = replace(plan, form=recipe.form, predicted_bytes=None)
-        result = run.apply(args.model, plan, recipe, progress=callback)
-    failure = (
-        None
-        if result.validation is None
-        else _failure(result.validation, "nothing was written; more bits may help, or other gates")
-    )
-    if result.validation is not None:  # until there is a file to validate
+        result = pipeline.apply(args.model, plan, recipe, progress=callback)
+    failure = None
+    if result.validation is not None:
+        failure = _failure(result.validation, "nothing was written; more bits may help, or other gates")
+        # Until there is a file to validate, the command that was typed repeats it.
         result = replace(result, validation=replace(result.validation, command=args.command_line))
     if failure is None and not args.dry_run:
         result = result.save(args.output, external_data=args.save_as_external_data, overwrite=args.overwrite)
-    view = report.quantize_view(result, verbose=args.verbose or Console().width >= WIDE)
-    return _Outcome(
-        view, document.quantize_document(result), _files((args.save_recipe, recipe.to_toml())), failure
-    )
-
-
-def _files(*wanted: tuple[str | None, str]) -> tuple[tuple[Path, str], ...]:
-    return tuple((Path(name), text) for name, text in wanted if name is not None)
+    return _Outcome(document.quantize_document(result), recipe, failure)
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
-    result = compare_files(args.float_model, args.quantized_model, recipe_of(args), callback)
+    result = pipeline.compare_files(args.float_model, args.quantized_model, recipe_of(args), callback)
     failure = _failure(result.validation, "more bits may help (--per-layer says where), or other gates")
-    return _Outcome(
-        report.comparison_view(result, verbose=args.verbose),
-        document.validate_document(result),
-        failure=failure,
-    )
+    return _Outcome(document.validate_document(result), failure=failure)
 
 
 def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
@@ -221,50 +190,25 @@ def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None
 
 def _require_targets(args: argparse.Namespace) -> None:
     """Refuse what cannot be written before the work is done, not after it."""
-    sources = (
-        "model",
-        "float_model",
-        "quantized_model",
-        "config",
-        "plan",
-        "data",
-        "labels",
-        "calibration_data",
-    )
-    taken = [Path(value).resolve() for name in sources if (value := getattr(args, name, None)) is not None]
-    taken += [Path(run).resolve() for run in getattr(args, "runs", ())]
-    external, overwrite = getattr(args, "save_as_external_data", False), getattr(args, "overwrite", False)
-    for name in ("output", "json", "save_recipe"):
-        value = getattr(args, name, None)
-        if value is None or (name == "json" and value == "-"):
+    read = [getattr(args, name, None) for name in INPUTS]
+    taken = {Path(name).resolve() for name in (*read, *getattr(args, "runs", ())) if name is not None}
+    for kind in ("output", "json", "save_recipe"):
+        name = getattr(args, kind, None)
+        if name is None or (kind == "json" and name == "-"):
             continue
-        require_writable(
-            value, external_data=external and name == "output", overwrite=overwrite or name == "json"
-        )
-        if Path(value).resolve() in taken:
-            raise RecipeError(f"{value}: is also another file of this run", hint="choose another output path")
-        taken.append(Path(value).resolve())
-    _require_reports(args.report, taken)
+        external = kind == "output" and getattr(args, "save_as_external_data", False)
+        _require_target(name, taken, external, kind == "json" or getattr(args, "overwrite", False))
+    for name in args.report:
+        require_format(format_of(name))
+        _require_target(name, taken, external=False, overwrite=True)
 
 
-def _require_reports(targets: Sequence[str], taken: Sequence[Path]) -> None:
-    for position, value in enumerate(targets):
-        report.require_format(report.format_of(value))
-        require_writable(value, overwrite=True)
-        if Path(value).resolve() in (*taken, *(Path(other).resolve() for other in targets[:position])):
-            raise RecipeError(f"{value}: is also another file of this run", hint="choose another output path")
-
-
-def _render(view: RenderableType) -> str:
-    if isinstance(view, str):
-        return view
-    width = max(
-        NARROW, Console().width
-    )  # what does not fit is folded by the terminal: better than numbers that lose digits
-    console = Console(width=width, markup=False, highlight=False, emoji=False)
-    with console.capture() as capture:
-        console.print(view, crop=False)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+def _require_target(name: str, taken: set[Path], external: bool, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, or is another file of the run; then it is `taken`."""
+    require_writable(name, external_data=external, overwrite=overwrite)
+    if Path(name).resolve() in taken:
+        raise RecipeError(f"{name}: is also another file of this run", hint="choose another output path")
+    taken.add(Path(name).resolve())
 
 
 @contextmanager

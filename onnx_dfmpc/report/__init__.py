@@ -1,21 +1,7 @@
-"""Results for people: tables in a terminal, and the JSON document as a page, as Markdown, or compared with
-another one.
+"""Results for people and programs.
+
+One way to every reader: a result becomes a `document` (plain data, also what ``--json`` writes), the document
+an `outline` by its `sections`, the outline a text by one of the `renderers` (`terminal`, `markdown`, `html`;
+`charts` are drawn on the page alone). `schema` turns dataclasses into JSON and back, for documents and for
+`plans`. To add a format: one function from an outline to text, and one row in `renderers.RENDERERS`.
 """
-
-from onnx_dfmpc.report.formats import FORMATS, format_of, render, report_view, require_format
-from onnx_dfmpc.report.reading import read_document
-from onnx_dfmpc.report.terminal import comparison_view, inspect_view, plan_view, quantize_view, validate_view
-
-__all__ = [
-    "FORMATS",
-    "comparison_view",
-    "format_of",
-    "inspect_view",
-    "plan_view",
-    "quantize_view",
-    "read_document",
-    "render",
-    "report_view",
-    "require_format",
-    "validate_view",
-]

@@ -1,5 +1,5 @@
-"""Results as the versioned JSON document (described in docs/json.md): plain data, no NaN, None where there is
-no number.
+"""The document of a run: plain data, versioned, described in docs/json.md. It is written from results, and
+read back as a `Document`, which is all that a report looks at.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -22,23 +22,151 @@ from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.model.opset import opset_of
-from onnx_dfmpc.pipeline.results import ComparisonResult, QuantizeResult
+from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
+from onnx_dfmpc.result import ComparisonResult, QuantizeResult
 from onnx_dfmpc.runtime.session import runtime_version
 from onnx_dfmpc.spec import (
     Chain,
     Latency,
     Layer,
+    LayerEffect,
     LayerPlan,
     LayerReport,
     MatchReport,
     QuantPlan,
     Skipped,
+    SweepPoint,
     WeightHistogram,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 
 Json = dict[str, Any]
+Command = Literal["inspect", "plan", "quantize", "validate"]
+Name = Annotated[str, Expected("a name", bool)]
+Count = Annotated[int, Expected("an integer, 0 or more", lambda count: count >= 0)]
+
+
+@dataclass(frozen=True)
+class File:
+    """A model; `path` is None in memory, `name` is what a plan keeps of it."""
+
+    path: str | None = None
+    name: str = ""
+    sha256: str | None = None
+    bytes: Count | None = None
+    opset: int | None = None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What is predicted of the file and of the network's output; `source` says where the noise comes from."""
+
+    bytes: Count | None = None
+    sqnr_db: float | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A weighted node that stays float."""
+
+    name: Name
+    op: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """What the commands say of a layer; each says a part of it."""
+
+    name: Name
+    op: str = ""
+    shape: tuple[int, ...] = ()
+    group: int = 1
+    batch_norm: str | None = None
+    bias: bool = False
+    activation: str = ""
+    role: str = ""
+    bits: int | None = None
+    storage: str = ""
+    bytes: Count | None = None
+    noise: float | None = None
+    predicted_noise: float | None = None
+    source: str | None = None
+    gain_min: float | None = None
+    gain_max: float | None = None
+    predicted_sqnr_db: float | None = None
+    measured_sqnr_db: float | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """SQNR of the layer's output: measured, else predicted."""
+        return self.predicted_sqnr_db if self.measured_sqnr_db is None else self.measured_sqnr_db
+
+    @property
+    def alone_db(self) -> float | None:
+        """Predicted SQNR of the network's output when this layer alone is quantized."""
+        noise = self.predicted_noise if self.noise is None else self.noise
+        return -10 * math.log10(noise) if noise is not None and noise > 0 else None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts; `weights` are those of the layers."""
+
+    weighted_nodes: int | None = None
+    layers: int | None = None
+    skipped: int | None = None
+    chains: int | None = None
+    weights: int | None = None
+    nominal_bits: float | None = None
+    bytes_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Validation(ValidationReport):
+    """A validation with what follows from its outputs: that cannot be computed again from JSON, where an
+    infinite SQNR is null.
+    """
+
+    passed: bool = False
+    cosine: float | None = None
+    sqnr_db: float | None = None
+    max_abs: float | None = None
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a report reads; what a command does not have is None or empty."""
+
+    command: Command
+    tool: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    command_line: str | None = None
+    model: File = field(default_factory=File)
+    output: File | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Predicted = field(default_factory=Predicted)
+    layers: tuple[LayerRow, ...] = ()
+    chains: tuple[Chain, ...] = ()
+    skipped: tuple[SkippedRow, ...] = ()
+    totals: Totals = field(default_factory=Totals)
+    notes: tuple[str, ...] = ()
+    validation: Validation | None = None
+    per_layer: tuple[LayerEffect, ...] = ()
+    sweep: tuple[SweepPoint, ...] = ()
+    histograms: tuple[WeightHistogram, ...] = ()
+    latency: Latency | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+# ----------------------------------------------------------------------------
+# from results
 
 
 def tool_version() -> str:
@@ -50,236 +178,181 @@ def tool_version() -> str:
 
 
 def mean_bits(layers: Iterable[tuple[int, int]]) -> float | None:
-    """Mean bits per weight of layers of so many weights and bits, None where there is none."""
+    """Mean bits per weight of (number of weights, bits) of layers, None where there is no weight."""
     counted = list(layers)
     weights = sum(count for count, _ in counted)
     return sum(count * bits for count, bits in counted) / weights if weights else None
 
 
 def nominal_bits(layers: Iterable[LayerReport]) -> float | None:
-    """Bits per quantized weight on average, None where nothing is quantized."""
+    """Mean bits per quantized weight, None where nothing is quantized."""
     return mean_bits((math.prod(layer.shape), layer.bits) for layer in layers)
 
 
-def environment() -> Json:
-    """What the numbers were computed with: versions of Python and the libraries, and the machine."""
+def head(command: Command, model: Json) -> Json:
+    """What every document begins with; the command line is put in by the command line."""
     return {
-        "python": platform.python_version(),
-        "onnx": onnx.__version__,
-        "onnxruntime": runtime_version(),
-        "numpy": np.__version__,
-        "platform": platform.platform(),
+        "schema": SCHEMA,
+        "tool": {"name": "onnx-dfmpc", "version": tool_version()},
+        "environment": {
+            "python": platform.python_version(),
+            "onnx": onnx.__version__,
+            "onnxruntime": runtime_version(),
+            "numpy": np.__version__,
+            "platform": platform.platform(),
+        },
+        "command": command,
+        "command_line": None,
+        "model": model,
     }
-
-
-def head(command: str) -> Json:
-    """What every document begins with."""
-    tool = {"name": "onnx-dfmpc", "version": tool_version()}
-    return {"schema": SCHEMA, "tool": tool, "environment": environment(), "command": command}
 
 
 def model_row(source: LoadedModel) -> Json:
-    """What a document says about a file."""
-    path = None if source.path is None else str(source.path)
-    return {"path": path, "sha256": source.sha256, "bytes": source.size, "opset": source.opset}
+    """What a document says of a file."""
+    return {"path": source.path, "sha256": source.sha256, "bytes": source.size, "opset": source.opset}
 
 
-def _output(result: QuantizeResult) -> Json:
-    path = None if result.output is None else str(result.output)
-    return {"path": path, "bytes": result.size, "opset": opset_of(result.model)}
-
-
-def predicted_row(plan: QuantPlan) -> Json:
-    """What a plan predicts."""
-    return {
-        "bytes": plan.predicted_bytes,
-        "sqnr_db": plan.predicted_sqnr_db,
-        "source": plan.source or None,
-    }
-
-
-def skipped_rows(skipped: Sequence[Skipped]) -> list[Json]:
+def skipped_rows(skipped: Iterable[Skipped]) -> list[SkippedRow]:
     """Nodes that stay float."""
-    return [{"name": node.name, "op": node.op_type, "reason": node.reason} for node in skipped]
+    return [SkippedRow(node.name, node.op_type, node.reason) for node in skipped]
+
+
+def inspect_document(source: LoadedModel, matched: MatchReport) -> Json:
+    """Document of ``inspect``: what there is to quantize."""
+    return to_json(
+        head("inspect", model_row(source))
+        | {
+            "layers": [_matched_layer(layer) for layer in matched.layers],
+            "chains": matched.chains,
+            "skipped": skipped_rows(matched.skipped),
+            "totals": {
+                "weighted_nodes": matched.weighted_nodes,
+                "layers": len(matched.layers),
+                "skipped": len(matched.skipped),
+                "chains": len(matched.chains),
+                "weights": sum(layer.size for layer in matched.layers),
+            },
+        }
+    )
 
 
 def _matched_layer(layer: Layer) -> Json:
     return {
         "name": layer.name,
         "op": layer.op_type,
-        "shape": list(layer.shape),
+        "shape": layer.shape,
         "weights": layer.size,
         "group": layer.group,
         "batch_norm": None if layer.batch_norm is None else layer.batch_norm.node,
         "bias": layer.bias is not None,
-        "activation": layer.activation or None,
-        "notes": list(layer.notes),
-    }
-
-
-def _chain(chain: Chain) -> Json:
-    return {
-        "producer": chain.producer,
-        "consumers": list(chain.consumers),
-        "activation": chain.activation or None,
-        "path": list(chain.path),
-        "homogeneous": chain.homogeneous,
-        "reason": chain.reason,
-    }
-
-
-def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
-    return {
-        "name": layer.name,
-        "op": layer.op,
-        "shape": list(layer.shape),
-        "role": layer.role,
-        "bits": layer.bits,
-        "storage": layer.storage,
-        "bytes": layer.bytes,
-        "predicted_bytes": planned.bytes,
-        "predicted_noise": planned.noise,
-        "source": layer.source or None,
-        "gain_min": layer.gain_min,
-        "gain_max": layer.gain_max,
-        "predicted_sqnr_db": layer.predicted_sqnr_db,
-        "measured_sqnr_db": layer.measured_sqnr_db,
-        "reason": layer.reason,
-        "notes": list(layer.notes),
-        "gain_quartiles": layer.gain_quartiles,
-        "bias_shift_rms": layer.bias_shift_rms,
-        "bias_shift_max": layer.bias_shift_max,
-    }
-
-
-def _validation(report: ValidationReport) -> Json:
-    run = report.default_run
-    return {
-        "passed": bool(report),
-        "samples": report.samples,
-        "data": report.data,
-        "synthetic": report.synthetic,
-        "cosine": report.cosine,
-        "sqnr_db": report.sqnr_db,
-        "max_abs": report.max_abs,
-        "top1_agreement": report.top1_agreement,
-        "top1_float": report.top1_float,
-        "top1_quantized": report.top1_quantized,
-        "top1_interval": report.top1_interval,
-        "top5_float": report.top5_float,
-        "top5_quantized": report.top5_quantized,
-        "labelled": report.labelled,
-        "gates": [asdict(gate) for gate in report.gates],
-        "failures": list(report.failures),
-        "outputs": [asdict(output) for output in report.outputs],
-        "weight_only": report.weight_only,
-        "default_run": None
-        if run is None
-        else {"samples": run.samples, "max_abs": run.max_abs, "sqnr_db": run.sqnr_db},
-        "notes": list(report.notes),
-        "command": report.command or None,
-    }
-
-
-def inspect_document(source: LoadedModel, report: MatchReport) -> Json:
-    """Document of ``inspect``: what there is to quantize."""
-    return head("inspect") | {
-        "model": model_row(source),
-        "layers": [_matched_layer(layer) for layer in report.layers],
-        "chains": [_chain(chain) for chain in report.chains],
-        "skipped": skipped_rows(report.skipped),
-        "totals": {
-            "weighted_nodes": report.weighted_nodes,
-            "layers": len(report.layers),
-            "skipped": len(report.skipped),
-            "chains": len(report.chains),
-            "weights": sum(layer.size for layer in report.layers),
-        },
+        "activation": layer.activation,
+        "notes": layer.notes,
     }
 
 
 def quantize_document(result: QuantizeResult) -> Json:
     """Document of ``quantize``: what was done to every layer, what it cost, how far the outputs moved."""
-    return head("quantize") | {
-        "model": model_row(result.source),
-        "output": _output(result),
-        "recipe": result.recipe.to_dict(),
-        "form": asdict(result.plan.form),
-        "predicted": predicted_row(result.plan),
-        "layers": [_quantized_layer(layer, result.plan[layer.name]) for layer in result.layers],
-        "chains": [_chain(chain) for chain in result.chains],
-        "skipped": skipped_rows(result.skipped),
-        "totals": {
-            "layers": len(result.layers),
-            "skipped": len(result.skipped),
-            "weights": sum(math.prod(layer.shape) for layer in result.layers),
-            "nominal_bits": nominal_bits(result.layers),
-            "bytes_ratio": result.size / result.source.size if result.source.size else None,
-        },
-        "notes": list(result.notes),
-        "validation": None if result.validation is None else _validation(result.validation),
-        "sweep": [asdict(point) for point in result.sweep],
-        "histograms": [_histogram(shown) for shown in result.histograms],
-        "per_layer": [asdict(effect) for effect in result.per_layer],
-        "latency": latency_row(result.latency),
-        "seconds": dict(result.seconds),
-    }
-
-
-def _histogram(shown: WeightHistogram) -> Json:
-    return {
-        "name": shown.name,
-        "low": shown.low,
-        "high": shown.high,
-        "float_counts": list(shown.float_counts),
-        "quantized_counts": list(shown.quantized_counts),
-    }
-
-
-def latency_row(latency: Latency | None) -> Json | None:
-    """Inference in seconds, None where it was not measured."""
-    if latency is None:
-        return None
-    return {
-        "runs": latency.runs,
-        "threads": latency.threads,
-        "batch": latency.batch,
-        "timings": [asdict(timing) for timing in latency.timings],
-    }
+    return to_json(
+        head("quantize", model_row(result.source))
+        | {
+            "output": {"path": result.output, "bytes": result.size, "opset": opset_of(result.model)},
+            "recipe": result.recipe.to_dict(),
+            "form": result.plan.form,
+            "predicted": predicted_row(result.plan),
+            "layers": [_quantized_layer(layer, result.plan[layer.name]) for layer in result.layers],
+            "chains": result.chains,
+            "skipped": skipped_rows(result.skipped),
+            "totals": {
+                "layers": len(result.layers),
+                "skipped": len(result.skipped),
+                "weights": sum(math.prod(layer.shape) for layer in result.layers),
+                "nominal_bits": nominal_bits(result.layers),
+                "bytes_ratio": result.size / result.source.size if result.source.size else None,
+            },
+            "notes": result.notes,
+            "validation": _validation(result.validation),
+            "sweep": result.sweep,
+            "histograms": result.histograms,
+            "per_layer": result.per_layer,
+            "latency": result.latency,
+            "seconds": result.seconds,
+        }
+    )
 
 
 def validate_document(result: ComparisonResult) -> Json:
     """Document of ``validate``: ``model`` is the float model, ``output`` the quantized one."""
-    return head("validate") | {
-        "model": model_row(result.source),
-        "output": model_row(result.quantized),
-        "validation": _validation(result.validation),
-        "per_layer": [asdict(effect) for effect in result.per_layer],
-        "latency": latency_row(result.latency),
-    }
+    return to_json(
+        head("validate", model_row(result.source))
+        | {
+            "output": model_row(result.quantized),
+            "validation": _validation(result.validation),
+            "per_layer": result.per_layer,
+            "latency": result.latency,
+        }
+    )
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
+def predicted_row(plan: QuantPlan) -> Predicted:
+    """What a plan predicts."""
+    return Predicted(plan.predicted_bytes, plan.predicted_sqnr_db, plan.provider or None)
+
+
+def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
+    left_out = ("provider", "gain_quartiles", "bias_shift_rms", "bias_shift_max")
+    row = {key: value for key, value in to_json(layer).items() if key not in left_out}
+    more = {"source": layer.provider, "predicted_bytes": planned.bytes, "predicted_noise": planned.noise}
+    return row | more
+
+
+def _validation(report: ValidationReport | None) -> Validation | None:
+    if report is None:
         return None
-    return value
+    kept = {key.name: getattr(report, key.name) for key in fields(Validation) if key.name != "passed"}
+    return Validation(passed=bool(report), **kept)
+
+
+# ----------------------------------------------------------------------------
+# text and files
 
 
 def dumps(document: Json) -> str:
-    """Document as JSON text; infinity and NaN, which JSON does not have, become null.
+    """Document as JSON text."""
+    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
-    Examples
-    --------
-    >>> print(dumps({"sqnr_db": float("inf")}))
-    {
-      "sqnr_db": null
-    }
+
+def parse(document: Any, where: str = "document") -> Document:
+    """A document as reports read it.
+
+    Raises
+    ------
+    RecipeError
+        What is no document, one of another schema version, or a wrong value in it.
     """
-    return json.dumps(_without_nan(document), indent=2, allow_nan=False, ensure_ascii=False)
+    if not isinstance(document, Mapping) or "schema" not in document or "command" not in document:
+        raise RecipeError(
+            f"{where}: not a document of this tool",
+            hint=f"--json FILE of {', '.join(get_args(Command))} writes one",
+        )
+    if document["schema"] != SCHEMA:
+        raise RecipeError(
+            f"{where}: schema = {document['schema']!r}: expected {SCHEMA}",
+            hint="run the command again with this version",
+        )
+    return from_json(Document, document, where)
+
+
+def read_document(path: str | os.PathLike[str]) -> Json:
+    """Read a document and check it.
+
+    Raises
+    ------
+    RecipeError
+        A file that cannot be read, is not JSON, or not a document: see `parse`.
+    """
+    content = read_json(path, hint=f"--json FILE of {', '.join(get_args(Command))} writes one")
+    parse(content, str(path))
+    return dict(content)
 
 
 def write_text(target: Path, text: str) -> None:

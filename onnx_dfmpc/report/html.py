@@ -17,8 +17,6 @@ from typing import Any
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.report.outline import Block, Chart, Outline, Table
 
-__all__ = ["html_page", "require_extra"]
-
 EXTRA = {"jinja2": "Jinja2", "vl_convert": "vl-convert-python"}
 DRAW = "window.vegaEmbed = vegaEmbed;"
 """All that the page uses of the bundle."""
@@ -65,17 +63,8 @@ def require_extra() -> None:
         )
 
 
-def html_page(outline: Outline) -> str:
-    """Render an outline.
-
-    Parameters
-    ----------
-    outline : Outline
-
-    Returns
-    -------
-    str
-        A complete document, about 1 MB, nearly all of which is the library that draws the charts.
+def html_page(outline: Outline, wide: bool = True) -> str:
+    """An outline as a complete page of about 1 MB, nearly all of which is the library that draws the charts.
 
     Raises
     ------
@@ -126,7 +115,7 @@ def _kind(block: Block) -> str:
 
 
 def _breakable(text: str) -> Any:
-    """Name that may break behind its separators, and nowhere else unless it must."""
+    """Name that may break after its separators, and nowhere else unless it must."""
     import markupsafe
 
     return markupsafe.Markup("<wbr>").join(re.split(r"(?<=[/.:=])(?=\w)", text))

@@ -9,29 +9,21 @@ from collections.abc import Iterator, Sequence
 from onnx_dfmpc.report.outline import Block, Cell, Chart, Code, Column, Line, Outline, Table
 
 FIRST, MOST = 10, 200
-"""Rows of a long table that are seen at once, and rows after which the rest is left to the JSON document: a
-step summary holds 1 MiB.
+"""Rows of a long table that are seen at once (a convention), and rows after which the rest is left to the
+JSON document: a step summary holds 1 MiB.
 """
 
 SIGNS = {"good": "✅ ", "bad": "❌ ", "warn": "⚠️ "}
 
 
-def markdown(outline: Outline) -> str:
-    """Render an outline; charts are left out.
-
-    Parameters
-    ----------
-    outline : Outline
-
-    Returns
-    -------
-    str
+def markdown(outline: Outline, wide: bool = False) -> str:
+    """An outline as Markdown; charts are left out.
 
     Examples
     --------
     >>> from onnx_dfmpc.report.outline import Figure, Verdict
-    >>> plain = Outline("net", "quantize", Verdict("Passed", "The gate holds.", "good"), (Figure("File size", "1 kB"),), (), "tool 1")
-    >>> print(markdown(plain))
+    >>> verdict, size = Verdict("Passed", "The gate holds.", "good"), Figure("File size", "1 kB")
+    >>> print(markdown(Outline("net", "quantize", verdict, (size,), (), "tool 1")))
     ## net
     <BLANKLINE>
     **✅ Passed.** The gate holds.

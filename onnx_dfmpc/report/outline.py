@@ -1,18 +1,22 @@
-"""What a report says, without saying how it looks: the same outline becomes a terminal's tables, Markdown or
-a page.
+"""What a report says, without saying how it looks: sections of tables, lines, code and charts, and numbers as
+a reader wants them. Where a number does not exist, its text is empty.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
+T = TypeVar("T")
 Tone = Literal["", "good", "bad", "warn", "muted"]
+Number = int | float | None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Content of a table: the text, the number to sort by, and how to take it."""
+    """Content of a table: its text, the number to sort by, and how to take it."""
 
     text: str
     value: float | None = None
@@ -21,12 +25,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Head of a column; `kind` says what stands below it: a few words, numbers to compare, bits, prose that
-    wraps, something to copy.
+    """Head of a column. `kind` is what stands below it: a few words, numbers to compare, bits, prose that
+    wraps, something to copy. A terminal shows ``"wide"`` columns where it is wide, ``"page"`` columns never.
     """
 
     title: str
     kind: Literal["text", "number", "bits", "prose", "code"] = "text"
+    shown: Literal["always", "wide", "page"] = "always"
 
     @property
     def numeric(self) -> bool:
@@ -36,12 +41,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns; a `long` one is worth sorting and filtering."""
+    """Rows of cells under columns. A `long` one is worth sorting and filtering; of a `ranked` one the first
+    rows say most.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     title: str = ""
     long: bool = False
+    ranked: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter; a `folded` one is for those who look for it."""
+    """A chapter. Markdown shows a `folded` one on demand; an `appendix` is folded too, and a terminal leaves
+    it out unless it is wide.
+    """
 
     title: str
     blocks: tuple[Block, ...]
     folded: bool = False
+    appendix: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,10 @@ class Outline:
     footer: str
 
 
-def section(title: str, *blocks: Block | None, folded: bool = False) -> tuple[Section, ...]:
-    """A section of the blocks that there are; none where there are none.
+def section(
+    title: str, *blocks: Block | None, folded: bool = False, appendix: bool = False
+) -> tuple[Section, ...]:
+    """A section of the blocks that are not None; no section where all are.
 
     Examples
     --------
@@ -122,27 +135,145 @@ def section(title: str, *blocks: Block | None, folded: bool = False) -> tuple[Se
     ()
     """
     kept = tuple(block for block in blocks if block is not None)
-    return (Section(title, kept, folded),) if kept else ()
+    return (Section(title, kept, folded or appendix, appendix),) if kept else ()
 
 
-def table(
-    columns: tuple[Column, ...], rows: tuple[tuple[Cell, ...], ...], title: str = "", *, long: bool = False
-) -> Table | None:
-    """A table without the columns that no row has anything in; None without rows.
+@dataclass(frozen=True)
+class Rows(Generic[T]):
+    """Things that become the rows of a table."""
+
+    things: Sequence[T]
+
+    def table(
+        self,
+        *columns: tuple[Column, Callable[[T], Cell]],
+        title: str = "",
+        long: bool = False,
+        ranked: bool = False,
+    ) -> Table | None:
+        """A table of columns, each with what makes a cell of a thing; empty columns are left out. None
+        without rows.
+
+        Examples
+        --------
+        >>> table = Rows(["a", "b"]).table((Column("name"), Cell), (Column("KL"), lambda _: Cell("")))
+        >>> [column.title for column in table.columns]
+        ['name']
+        """
+        if not self.things:
+            return None
+        cells = [(column, [make(thing) for thing in self.things]) for column, make in columns]
+        kept = [(column, below) for column, below in cells if any(cell.text for cell in below)]
+        rows = zip(*(below for _, below in kept), strict=True)
+        return Table(tuple(column for column, _ in kept), tuple(rows), title, long, ranked)
+
+
+# ----------------------------------------------------------------------------
+# numbers as text
+
+
+def cell(show: Callable[[Number], str], value: Number, tone: Tone = "") -> Cell:
+    """A number as a cell that sorts by it."""
+    return Cell(show(value), None if value is None else float(value), tone)
+
+
+def size(count: Number) -> str:
+    """Bytes with three significant digits.
 
     Examples
     --------
-    >>> found = table((Column("name"), Column("KL")), ((Cell("y"), Cell("")),))
-    >>> [column.title for column in found.columns]
-    ['name']
+    >>> size(409_600), size(3_492_068), size(12)
+    ('410 kB', '3.49 MB', '12 bytes')
     """
-    if not rows:
-        return None
-    filled = zip(columns, zip(*rows, strict=True), strict=True)
-    kept = [position for position, (_, cells) in enumerate(filled) if any(cell.text for cell in cells)]
-    return Table(
-        tuple(columns[position] for position in kept),
-        tuple(tuple(row[position] for position in kept) for row in rows),
-        title,
-        long,
-    )
+    if count is None:
+        return ""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= 0.9995 * factor:
+            value = count / factor
+            return f"{value:.{max(0, 3 - len(str(int(abs(value)))))}f} {unit}"
+    return plural(int(count), "byte")
+
+
+def whole(count: Number) -> str:
+    """Number with its thousands apart."""
+    return "" if count is None else f"{count:,.0f}"
+
+
+def plural(count: int, what: str) -> str:
+    """Count of things.
+
+    Examples
+    --------
+    >>> plural(1, "layer"), plural(1017, "layer")
+    ('1 layer', '1,017 layers')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def fixed(digits: int) -> Callable[[Number], str]:
+    """Format with `digits` after the point."""
+    return lambda value: "" if value is None else f"{value:.{digits}f}"
+
+
+def signed(digits: int, unit: str = "") -> Callable[[Number], str]:
+    """Format with `digits` after the point, a sign, thousands apart, a proper minus, and no negative zero.
+
+    Examples
+    --------
+    >>> signed(1)(-1.25), signed(1)(0.5), signed(1)(-0.01), signed(0, " bytes")(1234)
+    ('−1.2', '+0.5', '0.0', '+1,234 bytes')
+    """
+
+    def show(value: Number) -> str:
+        if value is None:
+            return ""
+        text = f"{value:+,.{digits}f}"
+        zero = not text.strip("+-0.")
+        return (text[1:] if zero else text.replace("-", "−")) + unit
+
+    return show
+
+
+def short(value: Number) -> str:
+    """Three significant digits."""
+    return "" if value is None else f"{value:.3g}"
+
+
+def percent(digits: int = 1) -> Callable[[Number], str]:
+    """Format of a fraction.
+
+    Examples
+    --------
+    >>> percent()(0.9163)
+    '91.6 %'
+    """
+    return lambda share: "" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def decibels(value: Number) -> str:
+    """Decibels with their unit."""
+    return "" if value is None else f"{value:.1f} dB"
+
+
+def seconds(value: Number) -> str:
+    """A time in the unit that fits it.
+
+    Examples
+    --------
+    >>> seconds(0.00213), seconds(12.34), seconds(0.0001)
+    ('2.13 ms', '12.3 s', '100 µs')
+    """
+    if value is None:
+        return ""
+    factor, unit = next(((f, u) for f, u in ((1, "s"), (1e3, "ms")) if value * f >= 1), (1e6, "µs"))
+    return f"{value * factor:.3g} {unit}"
+
+
+def plain(value: Any) -> str:
+    """Value of a recipe, as text or as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def shape(numbers: Sequence[int]) -> str:
+    """Shape of a tensor."""
+    return "×".join(map(str, numbers))

@@ -1,374 +1,113 @@
-"""Results as tables for a terminal: readable in 80 columns, and without colour."""
+"""An outline as text for a terminal: readable in 80 columns, and without colour. The figures and the verdict
+come last, where the reader is when the command ends.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
-from rich.padding import Padding
-from rich.table import Table
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as Grid
 from rich.text import Text
 
-from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.model.files import LoadedModel
-from onnx_dfmpc.model.opset import opset_of
-from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult, QuantizeResult
-from onnx_dfmpc.report.document import mean_bits, nominal_bits
-from onnx_dfmpc.report.findings import effects_view, latency_view
-from onnx_dfmpc.report.style import NONE, line_to_paste, new_table, number, percent, section, small
-from onnx_dfmpc.report.words import plural
-from onnx_dfmpc.spec import Chain, Layer, LayerReport, MatchReport, QuantPlan, Skipped, SweepPoint
+from onnx_dfmpc.report.outline import Block, Chart, Code, Line, Outline, Table
 
-__all__ = ["comparison_view", "inspect_view", "plan_view", "quantize_view", "validate_view"]
+NARROW, WIDE = 80, 120
+"""Columns that every table fits into, and from which reasons have room beside the numbers: the usual width,
+and half as much again.
+"""
 
+FIRST = 10
+"""Rows of a ranked table that are seen without `wide`; a convention."""
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _name(source: LoadedModel) -> str:
-    return "model" if source.path is None else str(source.path)
+STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "muted": "dim", "": ""}
+ASCII = str.maketrans(
+    {"→": "->", "−": "-", "×": "x", "∞": "infinite", "·": "|", "█": "#", "µ": "u", "“": '"', "”": '"'}
+)
 
 
-def _skipped_table(skipped: Sequence[Skipped]) -> list[RenderableType]:
-    if not skipped:
-        return []
-    table = new_table("Skipped (stays float)", "node", "op", "reason")
-    for node in skipped:
-        table.add_row(node.name, node.op_type, node.reason)
-    return [section(table)]
+def is_wide() -> bool:
+    """Whether the terminal has room for `wide` reports."""
+    return Console().width >= WIDE
 
 
-def _notes(notes: Iterable[str]) -> list[RenderableType]:
-    lines = [Text(f"note: {note}") for note in dict.fromkeys(notes)]
-    return [section(*lines)] if lines else []
+def terminal(outline: Outline, wide: bool = False) -> str:
+    """An outline as text, in colour where standard output shows it; charts are left out."""
+    # Below NARROW the terminal itself folds lines: better than numbers that lose digits.
+    console = Console(width=max(NARROW, Console().width), markup=False, highlight=False, emoji=False)
+    with console.capture() as capture:
+        for part in _parts(outline, wide):
+            console.print(part, crop=False)
+    text = "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(ASCII).encode(encoding, "replace").decode(encoding)
+    return text
 
 
-def _layer_notes(layers: Sequence[Layer] | Sequence[LayerReport]) -> list[str]:
-    """Remarks on layers, each once."""
-    found: dict[str, list[str]] = {}
-    for layer in layers:
-        for note in layer.notes:
-            found.setdefault(note, []).append(layer.name)
-    return [f"{names[0]}{_others(len(names) - 1)}: {note}" for note, names in found.items()]
+def _parts(outline: Outline, wide: bool) -> Iterator[RenderableType]:
+    yield Text(outline.title, "bold")
+    yield Text(outline.subtitle, "dim")
+    for section in outline.sections:
+        blocks = [block for block in section.blocks if not isinstance(block, Chart)]
+        if not blocks or (section.appendix and not wide):
+            continue
+        yield Text(f"\n{section.title}", "bold")
+        for place, block in enumerate(blocks):
+            if place and isinstance(block, Table) and isinstance(blocks[place - 1], Table):
+                yield ""
+            yield from _block(block, wide)
+    figures = Grid(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for figure in outline.figures:
+        figures.add_row(Text(figure.label), Text(figure.value, "bold"), Text(figure.note))
+    if outline.figures:
+        yield ""
+        yield figures
+    verdict = outline.verdict
+    yield Text(f"\n{verdict.word.upper()}: {verdict.text}", STYLES[verdict.tone])
 
 
-def _others(number: int) -> str:
-    return f" and {plural(number, 'other')}" if number else ""
+def _block(block: Block, wide: bool) -> Iterator[RenderableType]:
+    if isinstance(block, Line):
+        yield Text(block.text, STYLES[block.tone])
+    elif isinstance(block, Code):
+        if block.title:
+            yield Text(f"{block.title}:")
+        # On one line, however narrow the terminal, so that it can be copied; rich wraps a bare Text.
+        yield Group(Text(block.text, no_wrap=True, overflow="ignore"))
+    elif isinstance(block, Table):
+        hidden = max(0, len(block.rows) - FIRST) if block.ranked and not wide else 0
+        yield _grid(block, len(block.rows) - hidden, wide)
+        if hidden:
+            yield Text(f"and {hidden} more: -v", "dim")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# inspect
-
-
-def inspect_view(source: LoadedModel, report: MatchReport) -> Group:
-    """Layers, chains and skipped nodes of a model."""
-    columns = ("layer", "op", "weight", "batch\nnorm", "activation", "chain")
-    layers = new_table("Layers", *columns)
-    for layer in report.layers:
-        layers.add_row(
-            layer.name,
-            layer.op_type if layer.group == 1 else f"{layer.op_type} /{layer.group}",
-            _shape(layer.shape),
-            _batch_norm(layer),
-            layer.activation or NONE,
-            _position(layer.name, report.chains),
-        )
-    weights = sum(layer.size for layer in report.layers)
-    kept = sum(layer.batch_norm is not None for layer in report.layers)
-    totals = (
-        f"{plural(report.weighted_nodes, 'weighted node')}: {plural(len(report.layers), 'layer')} to quantize, "
-        f"{len(report.skipped)} skipped. {plural(len(report.chains), 'chain')}, "
-        f"{plural(weights, 'weight')}, batch norm kept behind {plural(kept, 'layer')}."
+def _grid(table: Table, count: int, wide: bool) -> Grid:
+    """The first `count` rows; names and prose give way where the terminal is narrow: numbers never break."""
+    grid = Grid(
+        title=Text(table.title, "italic") if table.title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
-    parts: list[RenderableType] = [
-        Text(f"{_name(source)}: {source.size:,} bytes, opset {source.opset}, sha256 {source.sha256[:12]}")
+    columns = [
+        (place, column)
+        for place, column in enumerate(table.columns)
+        if column.shown == "always" or (wide and column.shown == "wide")
     ]
-    if report.layers:
-        parts.append(section(layers))
-    if report.chains:
-        parts.append(section(Text("Chains", style="bold italic"), *map(_chain, report.chains)))
-    parts += _skipped_table(report.skipped)
-    parts += _notes(_layer_notes(report.layers))
-    return Group(*parts, section(Text(totals)))
-
-
-def _batch_norm(layer: Layer) -> str:
-    """Whether there is one; a bias of a convolution without may come from a folded one."""
-    if layer.batch_norm is not None:
-        return "kept"
-    return "folded?" if layer.bias is not None and layer.op_type.startswith("Conv") else "none"
-
-
-def _position(name: str, chains: Sequence[Chain]) -> str:
-    produces = any(chain.producer == name for chain in chains)
-    consumes = any(name in chain.consumers for chain in chains)
-    return "both" if produces and consumes else "producer" if produces else "consumer" if consumes else NONE
-
-
-def _chain(chain: Chain) -> RenderableType:
-    side = (
-        "either side"
-        if chain.homogeneous
-        else "producer side" + (f" ({chain.reason})" if chain.reason else "")
-    )
-    through = ", ".join(chain.path) or "directly"
-    first = Text(f"{chain.producer} -> {', '.join(chain.consumers)}")
-    return Group(first, Padding(Text(f"{through}; coefficients: {side}"), (0, 0, 0, 4)))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# quantize
-
-
-def quantize_view(result: QuantizeResult, *, verbose: bool = False) -> Group:
-    """What was done to every layer, what it cost, how far the outputs moved; with `verbose` also why, the
-    recipe, and the seconds.
-    """
-    columns = ["layer", "role", "bits", "stored", "bytes", "SQNR\ndB", "gain", *(["why"] if verbose else [])]
-    table = new_table("Layers", *columns, right=("bits", "bytes", "SQNR\ndB", "gain"))
-    for layer in result.layers:
-        sqnr = layer.measured_sqnr_db if layer.measured_sqnr_db is not None else layer.predicted_sqnr_db
-        row = [
-            layer.name,
-            layer.role,
-            str(layer.bits),
-            layer.storage,
-            f"{layer.bytes:,}",
-            number(sqnr, 1),
-            _gain(layer),
-        ]
-        table.add_row(*row, *([layer.reason] if verbose else []))
-    target = "not written" if result.output is None else str(result.output)
-    parts: list[RenderableType] = [Text(f"{_name(result.source)} -> {target}")]
-    if verbose:
-        parts.append(Text(f"recipe: {result.recipe.to_text()}"))
-    if result.layers:
-        parts.append(section(table))
-    parts += _skipped_table(result.skipped)
-    parts += _notes([*result.notes, *_layer_notes(result.layers)])
-    parts.append(section(*_totals(result, verbose=verbose)))
-    if result.validation is not None:
-        parts.append(section(validate_view(result.validation)))
-    return Group(
-        *parts,
-        *effects_view(result.per_layer, verbose=verbose),
-        *latency_view(result.latency),
-        *_repeat(result.validation),
-    )
-
-
-def _gain(layer: LayerReport) -> str:
-    low, high = f"{layer.gain_min:.2f}", f"{layer.gain_max:.2f}"
-    return low if low == high else f"{low}-{high}"
-
-
-def _totals(result: QuantizeResult, *, verbose: bool) -> list[Text]:
-    before, after, plan = result.source.size, result.size, result.plan
-    opset = opset_of(result.model)
-    lines = [
-        _weights(
-            sum(math.prod(layer.shape) for layer in result.layers),
-            len(result.layers),
-            nominal_bits(result.layers),
-            result.skipped,
-        ),
-        f"{before:,} -> {after:,} bytes ({after / before:.1%}), "
-        + ("" if plan.predicted_bytes is None else f"predicted {plan.predicted_bytes:,}, ")
-        + (f"opset {opset}" if opset == result.source.opset else f"opset {result.source.opset} -> {opset}"),
-    ]
-    if plan.predicted_sqnr_db is not None:
-        measured = None if result.validation is None else result.validation.sqnr_db
-        lines.append(
-            f"output SQNR: predicted {number(plan.predicted_sqnr_db, 1)} dB{_by(plan)}, measured {number(measured, 1)} dB"
+    for _, column in columns:
+        grid.add_column(
+            column.title.replace(" ", "\n") if column.numeric else column.title,
+            justify="right" if column.numeric else "left",
+            overflow="fold",
+            no_wrap=column.kind not in ("code", "prose"),
         )
-    if verbose:
-        lines.append(_seconds(result.seconds))
-    return [Text(line) for line in lines]
-
-
-def _by(plan: QuantPlan) -> str:
-    return f" ({plan.source})" if plan.source else ""
-
-
-def _weights(weights: int, layers: int, bits: float | None, skipped: Sequence[Skipped]) -> str:
-    return f"{plural(weights, 'weight')} in {plural(layers, 'layer')}, {number(bits, 2)} nominal bits each; {len(skipped)} skipped"
-
-
-def _seconds(seconds: Mapping[str, float]) -> str:
-    return "seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
-
-
-# -------------------------------------------------------------------------------------------------------------------------
-# plan
-
-
-def plan_view(result: PlanResult, target: str | None = None, *, verbose: bool = False) -> Group:
-    """Bits of every layer and why, predicted size and quality; with `verbose` also the recipe, and the
-    seconds.
-    """
-    plan, source = result.plan, result.source
-    table = new_table(
-        "Layers", "layer", "role", "bits", "bytes", "dB\nalone", "why", right=("bits", "bytes", "dB\nalone")
-    )
-    for layer in plan.layers:
-        size = NONE if layer.bytes is None else f"{layer.bytes:,}"
-        table.add_row(
-            layer.name, layer.role, str(layer.bits), size, number(_decibels(layer.noise), 1), layer.reason
-        )
-    parts: list[RenderableType] = [Text(f"{_name(source)} -> {target or 'not written'}")]
-    if verbose:
-        parts.append(Text(f"recipe: {result.recipe.to_text()}"))
-    parts += [section(table), *_skipped_table(plan.skipped), *_notes(result.notes)]
-    weights = {layer.name: layer.size for layer in result.report.layers}
-    planned = [(weights[layer.name], layer.bits) for layer in plan.layers]
-    lines = [_weights(sum(count for count, _ in planned), len(planned), mean_bits(planned), plan.skipped)]
-    if plan.predicted_bytes is not None:
-        lines.append(
-            f"{source.size:,} -> {plan.predicted_bytes:,} bytes predicted ({plan.predicted_bytes / source.size:.1%})"
-        )
-    if plan.predicted_sqnr_db is not None:
-        lines.append(f"output SQNR: {number(plan.predicted_sqnr_db, 1)} dB predicted{_by(plan)}")
-    if verbose:
-        lines.append(_seconds(result.seconds))
-    parts.append(section(*map(Text, lines)))
-    if result.sweep:
-        parts.append(section(_sweep_table(result.sweep)))
-    return Group(*parts)
-
-
-def _decibels(noise: float | None) -> float | None:
-    """SQNR of a relative noise power."""
-    return None if noise is None else -10 * math.log10(noise) if noise > 0 else math.inf
-
-
-def _sweep_table(points: Sequence[SweepPoint]) -> Table:
-    """Size against quality; what was not measured has no column."""
-    numbers = ["budget", "bytes", "bits", "SQNR dB"]
-    numbers += ["measured"] if any(point.measured_sqnr_db is not None for point in points) else []
-    numbers += ["top-1"] if any(point.top1 is not None for point in points) else []
-    table = new_table("Size against quality", *numbers, "", right=numbers)
-    heights = [point.predicted_sqnr_db for point in points]
-    known = [height for height in heights if height is not None and math.isfinite(height)]
-    for point, height in zip(points, heights, strict=True):
-        size = "too small" if point.bytes is None else f"{point.bytes:,}"
-        row = [f"{point.budget:,}", size, number(point.nominal_bits, 2), number(height, 1)]
-        row += [number(point.measured_sqnr_db, 1)] if "measured" in numbers else []
-        row += [percent(point.top1)] if "top-1" in numbers else []
-        bar = _Bar(0 if height is None else height, min(0, *known, 0), max(known, default=1))
-        table.add_row(*row, bar)
-    return table
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """A bar from `low` to `value` on a scale that ends at `high`."""
-
-    value: float
-    low: float
-    high: float
-    width: int = 24
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        share = (self.value - self.low) / (self.high - self.low) if self.high > self.low else 1.0
-        yield Text(("#" if options.ascii_only else "\u2588") * round(self.width * min(max(share, 0.0), 1.0)))
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(self.width, self.width)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# validate
-
-
-def comparison_view(result: ComparisonResult, *, verbose: bool = False) -> Group:
-    """How far a quantized model is from the float one; with `verbose` every layer, where layers were asked
-    for.
-    """
-    parts = [
-        *effects_view(result.per_layer, verbose=verbose),
-        *latency_view(result.latency),
-        *_repeat(result.validation),
-    ]
-    return Group(validate_view(result.validation), *parts)
-
-
-def validate_view(report: ValidationReport) -> Group:
-    """Metrics, labelled accuracy, gates and failures of a validation."""
-    classes = any(output.kl is not None for output in report.outputs)
-    few = all(output.top5_agreement is None for output in report.outputs)
-    numbers = ["cosine", "SQNR\ndB", "max\nabs", "mean\nabs"]
-    numbers += (
-        (["same\ntop-1"] if classes else []) + ([] if few else ["same\ntop-5"]) + (["KL"] if classes else [])
-    )
-    table = new_table("Validation: float against quantized", "output", *numbers, right=numbers)
-    for output in report.outputs:
-        table.add_row(
-            output.name,
-            number(output.cosine, 6),
-            number(output.sqnr_db, 2),
-            small(output.max_abs),
-            small(output.mean_abs),
-            *([percent(output.top1_agreement)] if classes else []),
-            *([] if few else [percent(output.top5_agreement)]),
-            *([small(output.kl)] if classes else []),
-        )
-    lines = [Text(f"data: {report.data}" + (": a sanity check, not accuracy" if report.synthetic else ""))]
-    lines += [Text(f"note: {note}") for note in report.notes]
-    lines += _label_lines(report)
-    lines += _session_lines(report)
-    lines += [Text(f"FAILED {failure}", style="bold red") for failure in report.failures]
-    for gate in report.gates:
-        lines.append(Text(str(gate), style="green" if gate.passed else "bold red"))
-    return Group(table, section(*lines))
-
-
-def _label_lines(report: ValidationReport) -> list[Text]:
-    """What both models get right."""
-    found = []
-    for name, before, after in (
-        ("top-1", report.top1_float, report.top1_quantized),
-        ("top-5", report.top5_float, report.top5_quantized),
-    ):
-        if before is not None and after is not None:
-            points = f"{100 * (after - before):+.2f} points"
-            where = f"{name} on {plural(report.labelled, 'labelled sample')}"
-            found.append(Text(f"{where}: float {percent(before)}, quantized {percent(after)} ({points})"))
-    if report.top1_interval is not None:
-        low, high = (100 * limit for limit in report.top1_interval)
-        found.insert(
-            1, Text(f"the top-1 difference is {low:+.2f} to {high:+.2f} points with 95 % confidence (paired)")
-        )
-    return found
-
-
-def _repeat(report: ValidationReport | None) -> list[RenderableType]:
-    if report is None or not report.command:
-        return []
-    return [section(Text("to repeat it:")), line_to_paste(report.command)]
-
-
-def _session_lines(report: ValidationReport) -> list[Text]:
-    if not report.weight_only:
-        return [Text("run with default session options, because activations are quantized too")]
-    lines = [Text("run with session.disable_quant_qdq=1 (onnx_dfmpc.session_options())")]
-    run = report.default_run
-    if run is None:
-        return lines
-    moved = (
-        "the same outputs"
-        if run.max_abs == 0
-        else f"outputs differ by at most {small(run.max_abs)} ({number(run.sqnr_db, 1)} dB)"
-    )
-    lines.append(Text(f"with default session options: {moved} ({plural(run.samples, 'sample')})"))
-    if run.sqnr_db is not None and report.sqnr_db is not None and run.sqnr_db < report.sqnr_db:
-        lines.append(
-            Text(
-                "WARNING: default session options cost more than quantization did; use those above",
-                style="yellow",
-            )
-        )
-    return lines
+    for row in table.rows[:count]:
+        grid.add_row(*(Text(row[place].text, STYLES[row[place].tone]) for place, _ in columns))
+    return grid

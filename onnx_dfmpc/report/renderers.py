@@ -1,0 +1,108 @@
+"""Documents in, one text out. A format is a row of `RENDERERS`; other packages may add theirs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.report.document import Json, parse
+from onnx_dfmpc.report.html import html_page, require_extra
+from onnx_dfmpc.report.markdown import markdown
+from onnx_dfmpc.report.outline import Outline
+from onnx_dfmpc.report.sections import diff_outline, run_outline
+from onnx_dfmpc.report.terminal import terminal
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """How an outline becomes a text.
+
+    Attributes
+    ----------
+    render : callable
+        ``render(outline, wide)``; `wide` asks for everything that has room on a wide terminal.
+    suffixes : tuple of str
+        Of the files that are written so.
+    require : callable or None
+        Raises RecipeError where something that it needs is not installed.
+    """
+
+    render: Callable[[Outline, bool], str]
+    suffixes: tuple[str, ...] = ()
+    require: Callable[[], None] | None = None
+
+
+RENDERERS: dict[str, Renderer] = {
+    "terminal": Renderer(terminal),
+    "markdown": Renderer(markdown, (".md", ".markdown")),
+    "html": Renderer(html_page, (".html", ".htm"), require_extra),
+}
+
+
+def format_of(path: str | os.PathLike[str]) -> str:
+    """Format that the suffix of a file stands for.
+
+    Raises
+    ------
+    RecipeError
+        For a suffix that stands for none.
+
+    Examples
+    --------
+    >>> format_of("run.md")
+    'markdown'
+    """
+    suffix = Path(path).suffix.lower()
+    for name, renderer in RENDERERS.items():
+        if suffix in renderer.suffixes:
+            return name
+    known = ", ".join(renderer.suffixes[0] for renderer in RENDERERS.values() if renderer.suffixes)
+    raise RecipeError(
+        f"{path}: no report is written as {suffix or 'a file without a suffix'}", hint=f"suffixes: {known}"
+    )
+
+
+def require_format(name: str) -> None:
+    """Refuse a format that cannot be made here, before the work is done.
+
+    Raises
+    ------
+    RecipeError
+        Where an extra is not installed.
+    """
+    require = RENDERERS[name].require
+    if require is not None:
+        require()
+
+
+def outline(documents: Sequence[Json], names: Sequence[str] = ("A", "B")) -> Outline:
+    """Outline of a run, or of the difference between two."""
+    parsed = [parse(document) for document in documents]
+    return run_outline(parsed[0]) if len(parsed) == 1 else diff_outline(parsed[0], parsed[1], names)
+
+
+def render(
+    documents: Sequence[Json], form: str, names: Sequence[str] = ("A", "B"), wide: bool = False
+) -> str:
+    """Report of one run, or of the difference between two, as text.
+
+    Parameters
+    ----------
+    documents : sequence of dict
+        One or two documents, as `document.read_document` returns them.
+    form : str
+        A key of `RENDERERS`.
+    names : sequence of str
+        What to call two runs, such as the names of their files.
+    wide : bool
+        Show all that a wide terminal has room for.
+
+    Raises
+    ------
+    RecipeError
+        A document that is none; HTML where the extra ``report`` is not installed.
+    """
+    return RENDERERS[form].render(outline(documents, names), wide)
