@@ -18,6 +18,7 @@ from onnx_dfmpc.methods import METHODS, Repair, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
+    Feeds,
     InputStatistics,
     Layer,
     LayerStatistics,
@@ -28,7 +29,7 @@ from onnx_dfmpc.spec import (
     QuantPlan,
 )
 from onnx_dfmpc.spec.ops import along_inputs, input_channels, taps
-from onnx_dfmpc.statistics.probe import Feeds, QuantizedRun
+from onnx_dfmpc.statistics.probe import QuantizedRun
 
 NOTHING = LayerStatistics()
 
@@ -83,7 +84,7 @@ def solve(
 
 def switches_of(recipe: Recipe) -> Repair:
     """What the recipe wants repaired."""
-    return Repair(recipe.compensate, recipe.bias_correction, recipe.lambda1, recipe.lambda2)
+    return Repair(recipe.repairs_gain, recipe.repairs_mean, recipe.lambda1, recipe.lambda2)
 
 
 def wants_outputs(recipe: Recipe) -> bool:
@@ -93,13 +94,13 @@ def wants_outputs(recipe: Recipe) -> bool:
 
 
 def weight_noise(proto: ModelProto) -> Callable[[Layer, int], float]:
-    """Predicted noise of a layer at some bits relative to its output, to choose between the layers of a pair."""
+    """Predicted noise of a layer at some bits relative to its output, to choose within a pair."""
     table = ConstantTable(proto)
     return lambda layer, bits: relative_noise(layer, _floats(table[layer.weight]), bits)
 
 
 def white(layer: Layer) -> InputStatistics:
-    """Inputs of mean 0 and variance 1 without correlation, for plain rounding, which asks nothing about them."""
+    """Inputs of mean 0 and variance 1 without correlation, for rounding that does not ask."""
     g, n = layer.group, layer.size // layer.channels
     return InputStatistics(np.zeros((g, n)), Diagonal(np.ones((g, n))), 0, "none")
 
@@ -129,7 +130,7 @@ def _floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _divided(seen: InputStatistics, factor: NDArray[np.floating], layer: Layer) -> InputStatistics:
-    """Statistics of inputs without the factors that the weight took over; a factor of 0 silences its channel."""
+    """Statistics of inputs without the factors that the weight took over; after a 0 nothing is left."""
     inverse = np.where(factor > 0, 1 / np.where(factor > 0, factor, 1), 0)
     each = np.repeat(inverse.reshape(layer.group, -1), input_channels(layer) // factor.size, axis=1)  # (g, i)
     mean = seen.mean * np.repeat(each, taps(layer), axis=1)

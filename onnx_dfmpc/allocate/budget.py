@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_dfmpc.allocate.fixed import layer_plan, left_out
 from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.recipe import BitBounds, Recipe, limits
+from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan, sqnr_db
 
 SAME_SHARE, SAME_BYTES = 1.05, 32
@@ -31,7 +31,7 @@ def allocate_budget(matched: MatchReport, recipe: Recipe, model_sha256: str, tab
         If the target cannot be met; the message says what can.
     """
     require_affordable(matched, recipe, table)
-    bounds = limits(matched, recipe)
+    bounds = bit_bounds(matched, recipe)
     nominal = recipe.target_bits is not None
     allowed = candidate_widths(table.layers, table.widths, table.sizes, bounds, nominal=nominal)
     if recipe.target_size is not None:
@@ -39,13 +39,13 @@ def allocate_budget(matched: MatchReport, recipe: Recipe, model_sha256: str, tab
     elif recipe.target_bits is not None:
         choice = _within_mean_bits(matched, recipe.target_bits, table, allowed)
     else:
-        assert recipe.wanted_sqnr_db is not None
-        choice = frontier(table, allowed).below(10 ** (-recipe.wanted_sqnr_db / 10))
+        assert recipe.target_sqnr_db is not None
+        choice = frontier(table, allowed).below(10 ** (-recipe.target_sqnr_db / 10))
     if choice is None:
         best = sqnr_db(float(np.where(allowed, table.noise, np.inf).min(axis=1).sum()))
         raise UnsupportedError(
-            f"target_sqnr_db = {recipe.wanted_sqnr_db:g} cannot be met: with the most bits that are allowed the "
-            f"predicted output SQNR is {math.inf if best is None else best:.1f} dB",
+            f"target_sqnr_db = {recipe.target_sqnr_db:g} cannot be met: with the most bits that are allowed "
+            f"the predicted output SQNR is {best:.1f} dB",
             hint="ask for less, allow more bits, or leave layers float with nodes_to_exclude",
         )
     return _plan(matched, recipe, model_sha256, table, bounds, allowed, choice)
@@ -60,21 +60,21 @@ def require_affordable(matched: MatchReport, recipe: Recipe, table: CostTable) -
         The message says what the least is.
     """
     nominal = recipe.target_bits is not None
-    bounds = limits(matched, recipe)
+    bounds = bit_bounds(matched, recipe)
     allowed = candidate_widths(table.layers, table.widths, table.sizes, bounds, nominal=nominal)
     least = _least(table, allowed)
     if recipe.target_size is not None and least > recipe.target_size:
         raise UnsupportedError(
-            f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are allowed the "
-            f"file has {least:,} bytes",
+            f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are allowed "
+            f"the file has {least:,} bytes",
             hint=f"ask for {least} bytes or more" + _what_keeps_bits(recipe),
         )
     weights, fewest = _weights(matched, table), np.array(table.widths)[allowed.argmax(axis=1)]
     if recipe.target_bits is not None and int(weights @ fewest) > _all_bits(recipe.target_bits, weights):
         mean = math.ceil(1000 * float(weights @ fewest) / float(weights.sum())) / 1000
         raise UnsupportedError(
-            f"target_bits = {recipe.target_bits:g} cannot be met: the fewest bits that are allowed are {mean:g} "
-            "on average",
+            f"target_bits = {recipe.target_bits:g} cannot be met: the fewest bits that are allowed are "
+            f"{mean:g} on average",
             hint="ask for more bits" + _what_keeps_bits(recipe),
         )
 
@@ -87,7 +87,7 @@ def sweep(
     One frontier answers all of them. The recipe's target is not asked, only what it leaves open for the
     layers.
     """
-    bounds = limits(matched, recipe)
+    bounds = bit_bounds(matched, recipe)
     allowed = candidate_widths(table.layers, table.widths, table.sizes, bounds)
     choices = _within(table, allowed, budgets)
     return [
@@ -100,7 +100,7 @@ def budgets(matched: MatchReport, recipe: Recipe, table: CostTable, count: int) 
     """At most ``count`` budgets in bytes, from the smallest file that can be had to the largest, in equal
     ratios.
     """
-    allowed = candidate_widths(table.layers, table.widths, table.sizes, limits(matched, recipe))
+    allowed = candidate_widths(table.layers, table.widths, table.sizes, bit_bounds(matched, recipe))
     least = _least(table, allowed)
     most = table.base + int(np.where(allowed, table.sizes, 0).max(axis=1).sum())
     return sorted({math.ceil(budget) for budget in np.geomspace(least, most, count)})
@@ -197,7 +197,7 @@ def _what_keeps_bits(recipe: Recipe) -> str:
     """What the recipe does to keep the bits up, as the end of a hint."""
     bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > 2 else []
     bounds += [f"first_last_bits = {recipe.first_last_bits}"] if recipe.first_last_bits else []
-    bounds += ["the rules"] if recipe.ordered_rules else []
+    bounds += ["the rules"] if recipe.rules else []
     return f", or relax {' and '.join(bounds)}" if bounds else ""
 
 
@@ -224,7 +224,7 @@ def _plan(
         tuple(plans),
         matched.skipped + left_out(matched, bounds),
         predicted_bytes=_file_size(table, allowed, choice),
-        predicted_sqnr_db=sqnr_db(float(noise.sum())),
+        predicted_sqnr_db=sqnr_db(float(noise.sum())) if noise.any() else None,
         source=table.source,
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnx_dfmpc.methods import METHODS
-from onnx_dfmpc.recipe import BitBounds, Recipe, limits
+from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import Layer, LayerPlan, MatchReport, QuantPlan, Role, Skipped
 
 Noise = Callable[[Layer, int], float]
@@ -29,7 +29,7 @@ def allocate_fixed(matched: MatchReport, recipe: Recipe, model_sha256: str, nois
     RecipeError
         If the recipe names a layer that is not there.
     """
-    bounds = limits(matched, recipe)
+    bounds = bit_bounds(matched, recipe)
     layers = [layer for layer in matched.layers if not bounds[layer.name].excluded]
     roles = _roles(layers, matched, recipe, noise)
     plans = tuple(_bounded(layer, *roles[layer.name], recipe, bounds[layer.name]) for layer in layers)
@@ -38,7 +38,7 @@ def allocate_fixed(matched: MatchReport, recipe: Recipe, model_sha256: str, nois
 
 def selected_layers(matched: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
     """Layers that the recipe wants quantized, and everything that stays float."""
-    bounds = limits(matched, recipe)
+    bounds = bit_bounds(matched, recipe)
     layers = tuple(layer for layer in matched.layers if not bounds[layer.name].excluded)
     return layers, matched.skipped + left_out(matched, bounds)
 
@@ -104,8 +104,6 @@ def _low_comes_first(
     producer: Layer, consumers: Sequence[Layer], matched: MatchReport, recipe: Recipe, noise: Noise
 ) -> bool:
     """Whether the producer of a pair takes the low bits: as published, or where that makes less noise."""
-    if recipe.low_position != "auto":
-        return recipe.low_position == "first"
     if METHODS[recipe.method].low_first:
         return True
     low, high = recipe.low_bits, recipe.high_bits

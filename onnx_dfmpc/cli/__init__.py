@@ -19,11 +19,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from onnx_dfmpc import pipeline
 from onnx_dfmpc.cli.flags import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
+from onnx_dfmpc.evaluate.compare import compare_files
 from onnx_dfmpc.evaluate.validation import ValidationReport, typed
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load, require_writable
+from onnx_dfmpc.pipeline.run import apply, plan_result, quantize
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.renderers import format_of, render, require_format
@@ -144,27 +146,28 @@ def _report(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
     source = load(args.model)
-    return _Outcome(document.inspect_document(source, pipeline.match(source.proto)))
+    return _Outcome(document.inspect_document(source, match(source.proto)))
 
 
 def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     recipe = recipe_of(args)
-    result = pipeline.plan_result(args.model, recipe, sweep=args.sweep, progress=callback)
+    result = plan_result(args.model, recipe, sweep=args.sweep, progress=callback)
     return _Outcome(plans.plan_document(result.plan, result), recipe)
 
 
 def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     if args.output is None and not args.dry_run:
         raise RecipeError("no output file", hint=f"{PROGRAM} quantize {args.model} -o OUT.onnx, or --dry-run")
+    asked = {"per_layer": args.per_layer, "latency": args.latency}
     if args.plan is None:
         recipe = recipe_of(args)
-        result = pipeline.quantize(args.model, recipe=recipe, progress=callback)
+        result = quantize(args.model, None, recipe, progress=callback, **asked)
     else:
         plan = plans.load_plan(args.plan)
         recipe = planned_recipe_of(args, plan)
         if recipe.form != plan.form:
             plan = replace(plan, form=recipe.form, predicted_bytes=None)
-        result = pipeline.apply(args.model, plan, recipe, progress=callback)
+        result = apply(args.model, plan, recipe, progress=callback, **asked)
     failure = None
     if result.validation is not None:
         failure = _failure(result.validation, "nothing was written; more bits may help, or other gates")
@@ -176,7 +179,14 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
-    result = pipeline.compare_files(args.float_model, args.quantized_model, recipe_of(args), callback)
+    result = compare_files(
+        args.float_model,
+        args.quantized_model,
+        recipe_of(args),
+        callback,
+        per_layer=args.per_layer,
+        latency=args.latency,
+    )
     failure = _failure(result.validation, "more bits may help (--per-layer says where), or other gates")
     return _Outcome(document.validate_document(result), failure=failure)
 
@@ -184,7 +194,7 @@ def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
 def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
     if validation:
         return None
-    missed = [f"{gate.label} = {typed(gate.limit)} missed" for gate in validation.gates if not gate.passed]
+    missed = [f"{gate.name} = {typed(gate.limit)} missed" for gate in validation.gates if not gate.passed]
     return ValidationFailed("validation failed: " + "; ".join([*validation.failures, *missed]), hint=hint)
 
 

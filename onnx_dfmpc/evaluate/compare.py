@@ -15,18 +15,17 @@ from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.evaluate.classes import check_classes
 from onnx_dfmpc.evaluate.command import repeat_command
 from onnx_dfmpc.evaluate.diagnose import diagnose
-from onnx_dfmpc.evaluate.gates import check_gates, gate_of
+from onnx_dfmpc.evaluate.gates import check_gates, gate_results
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import DefaultRun, ValidationReport
-from onnx_dfmpc.inputs.data import Feeding, feeding_of, samples_of
-from onnx_dfmpc.inputs.model_inputs import model_inputs
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.samples import Samples
-from onnx_dfmpc.inputs.sources import DataSource
-from onnx_dfmpc.inputs.specs import fixed_batch
+from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import LoadedModel, load
-from onnx_dfmpc.recipe import Gates, Recipe
+from onnx_dfmpc.recipe import Data, DataSource, Gates, Recipe
+from onnx_dfmpc.recipe.values import from_mapping
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.runtime.session import Model, Session, check_same_interface, is_weight_only
 from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress, StorageFormat
@@ -56,9 +55,9 @@ class ComparisonResult:
 def validate(
     float_model: Model,
     quantized_model: Model,
-    data: Feeding | DataSource | None = None,
+    data: Data | DataSource | None = None,
     *,
-    gates: Gates | None = None,
+    gates: Gates | Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> ValidationReport:
     """Compare a quantized model with the float model it comes from, under ONNX Runtime.
@@ -67,13 +66,15 @@ def validate(
     ----------
     float_model, quantized_model : path or onnx.ModelProto
         Inputs and outputs have the same names.
-    data : path, mapping of arrays, array, callable, or Feeding, optional
-        Real inputs, with their labels under ``labels`` where there are any. A `Feeding` says more: how many
+    data : path, mapping of arrays, array, callable, or Recipe, optional
+        Real inputs, with their labels under ``labels`` where there are any. A `Recipe` says more: how many
         samples, how pictures become inputs, shapes of inputs with open dimensions, the range of synthetic
-        inputs. None takes seeded synthetic inputs: a sanity check, not accuracy. gates : mapping, optional
+        inputs. None takes seeded synthetic inputs: a sanity check, not accuracy.
+    gates : Recipe or mapping, optional
         Limits by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
-        (fractions). They hold for the worst output. progress : callable, optional Called with ``("validate",
-        samples finished, samples)``.
+        (fractions). They hold for the worst output.
+    progress : callable, optional
+        Called with ``("validate", samples finished, samples)``.
 
     Returns
     -------
@@ -99,14 +100,15 @@ def validate(
     # Weight-only models run with session.disable_quant_qdq=1, which folds the dequantized weights at load:
     # float speed, and exact arithmetic. One batch runs with default session options too, because that is what
     # a user who sets nothing gets.
-    data = data if isinstance(data, Feeding) else Feeding(data=data)
+    data = data if isinstance(data, Data) else Data(data=data)
+    gates = gates if isinstance(gates, Gates) else from_mapping(Gates, gates or {})
     weight_only = is_weight_only(quantized_model)
     float_session = Session(float_model, "float model")
     quantized_session = Session(quantized_model, "quantized model", disable_qdq=weight_only)
     check_same_interface(float_session, quantized_session)
     outputs = float_session.outputs
     samples = samples_of(float_session.specs(), data)
-    limits = check_gates(gates, labelled=samples.labels is not None, outputs=outputs)
+    check_gates(gates, labelled=samples.labels is not None)
     samples = _runnable(float_session, samples)
 
     tally = Tally(outputs, samples.labels)
@@ -128,9 +130,9 @@ def validate(
         weight_only=weight_only,
         default_run=default_run,
         notes=samples.notes,
-        command=repeat_command(float_model, quantized_model, data, limits),
+        command=repeat_command(float_model, quantized_model, data, gates),
     )
-    return replace(report, gates=tuple(gate_of(limit, report) for limit in limits))
+    return replace(report, gates=tuple(gate_results(gates, report)))
 
 
 def _runnable(session: Session, samples: Samples) -> Samples:
@@ -172,11 +174,11 @@ def _run_default(
     )
 
 
-def check_data(float_model: Model, data: Feeding, *, gates: Gates | None = None) -> None:
+def check_data(float_model: Model, recipe: Recipe) -> None:
     """Raise now, before a model is quantized, what `validate` would say to data and gates afterwards."""
     session = Session(float_model, "float model")
-    samples = samples_of(session.specs(), data)
-    check_gates(gates, labelled=samples.labels is not None, outputs=session.outputs)
+    samples = samples_of(session.specs(), recipe)
+    check_gates(recipe, labelled=samples.labels is not None)
     if not samples.synthetic:
         _runnable(session, samples if fixed_batch(session.specs()) else replace(samples, batch=1))
 
@@ -185,7 +187,7 @@ def examine(
     float_model: ModelProto,
     quantized_model: ModelProto,
     matched: MatchReport,
-    data: Feeding,
+    data: Data,
     *,
     gates: Gates | None = None,
     per_layer: bool = False,
@@ -225,18 +227,18 @@ def compare_files(
 ) -> ComparisonResult:
     """Compare two files with the data and gates of a recipe."""
     source, quantized = load(float_path), load(quantized_path)
-    matched, data = match(source.proto), feeding_of(recipe)
+    matched = match(source.proto)
     notes: tuple[str, ...] = ()
-    if data.data is None and data.input_range is None:
-        specs = model_inputs(source.proto, data.shapes)
-        data = replace(data, input_range=infer_range(source.proto, matched.layers, specs, seed=data.seed))
-        notes = range_note(data.input_range)
+    if recipe.data is None and recipe.input_range is None:
+        specs = model_inputs(source.proto, recipe.shapes)
+        inferred = infer_range(source.proto, matched.layers, specs, seed=recipe.seed)
+        recipe, notes = replace(recipe, input_range=inferred), range_note(inferred)
     evaluation = examine(
         source.proto,
         quantized.proto,
         matched,
-        data,
-        gates=recipe.gates,
+        recipe,
+        gates=recipe,
         per_layer=per_layer,
         latency=latency,
         files=(float_path, quantized_path),

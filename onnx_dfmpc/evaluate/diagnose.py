@@ -24,9 +24,9 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import framed_size
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.rewrite.apply import PREFIX
 from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.runtime.partial import PartialRun
@@ -34,6 +34,7 @@ from onnx_dfmpc.runtime.session import is_weight_only
 from onnx_dfmpc.sensitivity.feeds import few_samples
 from onnx_dfmpc.sensitivity.outputs import scores
 from onnx_dfmpc.spec import (
+    Feeds,
     Layer,
     LayerEffect,
     MatchReport,
@@ -45,7 +46,6 @@ from onnx_dfmpc.spec import (
 from onnx_dfmpc.spec.planned import Unpack
 from onnx_dfmpc.storage.layouts import STORAGES
 
-Feeds = Sequence[Mapping[str, NDArray[Any]]]
 Batches = Sequence[NDArray[Any]]
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -65,7 +65,7 @@ def diagnose(
     float_model: ModelProto,
     quantized_model: ModelProto,
     matched: MatchReport,
-    data: Feeding,
+    data: Data,
     *,
     form: StorageFormat | None = None,
     progress: Progress | None = None,

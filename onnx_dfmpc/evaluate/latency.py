@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnx_dfmpc.inputs.data import Feeding, samples_of
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, with_shapes
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.runtime.session import Model, Session, is_weight_only
 from onnx_dfmpc.spec import Latency, Progress, Timing
 
@@ -23,7 +24,7 @@ SECONDS = 5.0
 def measure_latency(
     float_model: Model,
     quantized_model: Model,
-    data: Feeding,
+    data: Data,
     *,
     threads: int = 1,
     progress: Progress | None = None,

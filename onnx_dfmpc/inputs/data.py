@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+from onnx import ModelProto
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.samples import Samples, from_data
-from onnx_dfmpc.inputs.specs import InputSpec, with_shapes
+from onnx_dfmpc.inputs.specs import InputSpec, model_inputs, with_shapes
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.recipe import Data
+from onnx_dfmpc.spec import Feeds
+
+MAX_CALIBRATION = 512
+"""Most samples of the user that statistics are taken on, to bound their cost; a choice."""
 
 
 def samples_of(specs: Sequence[InputSpec], data: Data) -> Samples:
@@ -23,3 +30,12 @@ def samples_of(specs: Sequence[InputSpec], data: Data) -> Samples:
     if data.labels is not None:
         raise RecipeError("labels without data", hint="name the inputs they belong to with --data")
     return synthetic(specs, samples=data.samples, seed=data.seed, input_range=data.input_range)
+
+
+def real_feeds(proto: ModelProto, data: Data) -> Feeds:
+    """Batches of the user's inputs for statistics, at most 512 samples, whatever `data` says."""
+    specs = model_inputs(proto)
+    samples = samples_of(specs, replace(data, samples=None))
+    if samples.count > MAX_CALIBRATION:
+        samples = samples_of(specs, replace(data, samples=MAX_CALIBRATION))
+    return [feeds for _, _, feeds in samples.batches()]

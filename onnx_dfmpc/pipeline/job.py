@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,35 +11,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
-from onnx import ModelProto
-
 from onnx_dfmpc.allocate.fixed import selected_layers
-from onnx_dfmpc.comparison import range_note
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
-from onnx_dfmpc.evaluate.compare import check_data
-from onnx_dfmpc.inputs.data import calibration_feeding, feeding_of, real_feeds
+from onnx_dfmpc.evaluate.compare import check_data, range_note
+from onnx_dfmpc.inputs.data import real_feeds
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
-from onnx_dfmpc.model.files import LoadedModel, load
+from onnx_dfmpc.model.files import LoadedModel, Model, load
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
-from onnx_dfmpc.sensitivity.table import (
-    Sizes,
-    size_table,
-)
-from onnx_dfmpc.spec import (
-    MatchReport,
-    Progress,
-    QuantPlan,
-    Skipped,
-    StorageFormat,
-)
+from onnx_dfmpc.sensitivity.table import Sizes, size_table
+from onnx_dfmpc.spec import Feeds, MatchReport, Progress, QuantPlan, Skipped, StorageFormat
 from onnx_dfmpc.statistics.input_range import infer_range
-from onnx_dfmpc.statistics.probe import Feeds
 
-Model = str | os.PathLike[str] | ModelProto
 Seconds = dict[str, float]
 """Wall time by stage."""
 
@@ -102,8 +87,8 @@ def prepare(
     else:
         _require_fit(plan, source, matched)
         _require_layers(source, plan.layers, plan.skipped)
-    if recipe.data or recipe.labels or recipe.gates or recipe.shapes or recipe.providers:
-        check_data(source.proto, feeding_of(recipe), gates=recipe.gates, providers=recipe.providers)
+    if recipe.data is not None or recipe.labels is not None or recipe.limits or recipe.shapes:
+        check_data(source.proto, recipe)
     sizes = None
     if plan is None and not is_fixed(recipe):
         with timed(seconds, "predict"):
@@ -123,7 +108,7 @@ def is_fixed(recipe: Recipe) -> bool:
 
 def needs_statistics(recipe: Recipe, plan: QuantPlan | None = None) -> bool:
     """Whether prediction, rounding or repair ask for what the layers see."""
-    if recipe.compensate or recipe.bias_correction:
+    if recipe.repairs_gain or recipe.repairs_mean:
         return True
     if plan is not None:
         return any(ROUNDINGS[layer.rounding].needs_statistics for layer in plan.layers)
@@ -131,12 +116,17 @@ def needs_statistics(recipe: Recipe, plan: QuantPlan | None = None) -> bool:
     return ROUNDINGS[rounding].needs_statistics or not is_fixed(recipe)
 
 
+def calibration_of(recipe: Recipe) -> Recipe:
+    """The user's inputs for statistics; their labels do not matter."""
+    return replace(recipe, data=recipe.calibration_data, labels=None)
+
+
 def _with_inputs(job: Job, *, validation: bool) -> Job:
     """Job with the inputs that its statistics are measured on, and the range of synthetic ones."""
     recipe, proto = job.recipe, job.source.proto
     wanted = job.needs_statistics
     if wanted and recipe.calibration_data is not None:
-        real = real_feeds(proto, calibration_feeding(recipe))
+        real = real_feeds(proto, calibration_of(recipe))
         job = replace(job, feeds=real)
         wanted = False
     if not (wanted or validation):
@@ -149,7 +139,7 @@ def _with_inputs(job: Job, *, validation: bool) -> Job:
     )
     span = recipe.input_range or inferred
     feeds = job.feeds
-    if wanted and recipe.statistics != "analytic":
+    if wanted and recipe.statistics != "closed_form":
         feeds = synthetic_feeds(specs, seed=recipe.seed, input_range=span)
     return replace(job, feeds=feeds, input_range=span, notes=range_note(inferred))
 

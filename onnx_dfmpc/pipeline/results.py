@@ -11,9 +11,7 @@ from onnx import ModelProto
 
 from onnx_dfmpc.evaluate.command import repeat_command
 from onnx_dfmpc.evaluate.compare import ComparisonResult as ComparisonResult
-from onnx_dfmpc.evaluate.gates import limits_of
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.inputs.data import feeding_of
 from onnx_dfmpc.model.files import LoadedModel, save
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
@@ -117,8 +115,7 @@ class QuantizeResult:
         """Validation with the command that repeats it on the file."""
         if self.validation is None or self.source.path is None:
             return self.validation
-        limits = limits_of(self.recipe.gates)
-        command = repeat_command(self.source.path, path, feeding_of(self.recipe), limits)
+        command = repeat_command(self.source.path, path, self.recipe, self.recipe)
         return replace(self.validation, command=command)
 
 

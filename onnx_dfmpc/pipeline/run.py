@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnx_dfmpc.allocate.budget import budgets, sweep
-from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.matching.match import match
-from onnx_dfmpc.model.files import load, require_writable, verify
-from onnx_dfmpc.pipeline.job import Job, Model, Seconds, metadata_of, needs_statistics, prepare, timed
+from onnx_dfmpc.model.files import Model, load, require_writable, verify
+from onnx_dfmpc.pipeline.job import Job, Seconds, metadata_of, needs_statistics, prepare, timed
 from onnx_dfmpc.pipeline.results import PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
     Measured,
@@ -31,15 +30,10 @@ from onnx_dfmpc.pipeline.steps import (
 )
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rewrite.apply import rewrite
-from onnx_dfmpc.sensitivity.table import (
-    with_costs,
-    with_noise,
-)
+from onnx_dfmpc.sensitivity.table import with_costs, with_noise
 from onnx_dfmpc.solve import solve
 from onnx_dfmpc.spec import (
     CostTable,
-    Latency,
-    LayerEffect,
     MatchReport,
     Progress,
     QuantPlan,
@@ -52,7 +46,7 @@ def inspect(model: Model) -> MatchReport:
 
     Parameters
     ----------
-    model : path or ModelProto
+    model : path, bytes, ModelProto or graphsurgeon.Graph
 
     Returns
     -------
@@ -77,7 +71,7 @@ def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
 
     Parameters
     ----------
-    model : path or ModelProto
+    model : path, bytes, ModelProto or graphsurgeon.Graph
     recipe : Recipe, optional
         Bits, rules, statistics; by default a mean of 4 bits.
 
@@ -94,8 +88,8 @@ def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
     Examples
     --------
     >>> made = plan("models/digits_resnet_bn.onnx", Recipe(bits=4, set={"conv2": 6}, rounding="nearest"))
-    >>> made["/conv/Conv"].bits, made["/blocks/blocks.0/conv1/Conv"].bits, made["/blocks/blocks.0/conv2/Conv"].bits
-    (8, 4, 6)
+    >>> [made[name].bits for name in ("/conv/Conv", "/blocks/blocks.0/conv1/Conv", "/blocks/blocks.0/conv2/Conv")]
+    [8, 4, 6]
     """
     return plan_result(model, recipe).plan
 
@@ -107,7 +101,7 @@ def plan_result(
     sweep: int | Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> PlanResult:
-    """`plan`, with the account of how it came about; ``sweep`` is a number of budgets, or budgets in bytes."""
+    """`plan`, with the account of how it came about; ``sweep`` is a number of budgets, or some in bytes."""
     seconds: Seconds = {}
     job = prepare(model, recipe or Recipe(), progress, seconds, statistics=True, validated=False)
     statistics = measure(job, job.planned, seconds)
@@ -135,12 +129,14 @@ def apply(
     *,
     progress: Progress | None = None,
     validated: bool = True,
+    per_layer: bool = False,
+    latency: bool = False,
 ) -> QuantizeResult:
     """Quantize a model by a plan.
 
     Parameters
     ----------
-    model : path or ModelProto
+    model : path, bytes, ModelProto or graphsurgeon.Graph
         The model that the plan was made for.
     plan : QuantPlan
     recipe : Recipe, optional
@@ -150,6 +146,10 @@ def apply(
         Called with ``(stage, done, total)``.
     validated : bool
         Whether to compare with the float model.
+    per_layer : bool
+        Also measure what every layer alone does to the outputs.
+    latency : bool
+        Also time inferences of both models.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def apply(
 
     Examples
     --------
-    >>> recipe = Recipe(bits=4, rounding="nearest", compensate=False, bias_correction=False)
+    >>> recipe = Recipe(bits=4, rounding="nearest", repair="none")
     >>> made = plan("models/digits_resnet_bn.onnx", recipe)
     >>> apply("models/digits_resnet_bn.onnx", made, validated=False).plan["/fc/Gemm"].bits
     8
@@ -173,7 +173,9 @@ def apply(
     job = prepare(model, recipe, progress, seconds, plan=plan, statistics=needed, validated=validated)
     names = tuple(layer.name for layer in plan.layers)
     statistics = measure(job, names, seconds)
-    return _carry_out(job, plan, statistics, None, seconds, validated=validated)
+    return _carry_out(
+        job, plan, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency
+    )
 
 
 def quantize(
@@ -185,12 +187,14 @@ def quantize(
     overwrite: bool = False,
     progress: Progress | None = None,
     validated: bool = True,
+    per_layer: bool = False,
+    latency: bool = False,
 ) -> QuantizeResult:
     """Quantize the weights of a float model, validate it against the float model, and save it.
 
     Parameters
     ----------
-    model : path or ModelProto
+    model : path, bytes, ModelProto or graphsurgeon.Graph
         Never changed.
     output : path, optional
         Where to save it; not written if the validation fails.
@@ -204,6 +208,10 @@ def quantize(
         Called with ``(stage, done, total)``.
     validated : bool
         Whether to compare with the float model.
+    per_layer : bool
+        Also measure what every layer alone does to the outputs.
+    latency : bool
+        Also time inferences of both models.
 
     Returns
     -------
@@ -226,7 +234,9 @@ def quantize(
     statistics = measure(job, job.planned, seconds)
     costs, notes = cost_table(job, statistics, seconds)
     made = allocate(job, costs, seconds)
-    result = _carry_out(job, made, statistics, costs, seconds, validated=validated)
+    result = _carry_out(
+        job, made, statistics, costs, seconds, validated=validated, per_layer=per_layer, latency=latency
+    )
     result = replace(result, notes=(*result.notes, *notes))
     if output is None or not result.passed:
         return result
@@ -241,6 +251,8 @@ def _carry_out(
     seconds: Seconds,
     *,
     validated: bool,
+    per_layer: bool = False,
+    latency: bool = False,
 ) -> QuantizeResult:
     """Everything after allocation."""
     proto, matched = job.source.proto, job.matched
@@ -258,15 +270,17 @@ def _carry_out(
     with timed(seconds, "check"):
         verify(rewritten.proto, "the quantized model")
     layer_noise: Mapping[str, float | None] = {}
-    findings: tuple[ValidationReport | None, tuple[LayerEffect, ...], Latency | None] = (None, (), None)
+    evaluation = None
     if validated:
         with timed(seconds, "validate"):
-            layer_noise, findings = evaluate(job, rewritten.proto, solved, plan.form)
+            layer_noise, evaluation = evaluate(
+                job, rewritten.proto, solved, plan.form, per_layer=per_layer, latency=latency
+            )
     frontier: tuple[SweepPoint, ...] = ()
     if costs is not None:
         with timed(seconds, "allocate"):
             frontier = frontier_of(job, costs)
-    return finish(job, plan, solved, rewritten, layer_noise, findings, frontier, statistics, seconds)
+    return finish(job, plan, solved, rewritten, layer_noise, evaluation, frontier, statistics, seconds)
 
 
 def _swept(

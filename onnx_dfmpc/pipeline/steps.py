@@ -10,29 +10,23 @@ from onnx import ModelProto
 
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
 from onnx_dfmpc.allocate.fixed import allocate_fixed
-from onnx_dfmpc.comparison import Findings, examine
 from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.evaluate import evidence
-from onnx_dfmpc.evaluate.layers import layer_sqnr
-from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.inputs.data import Feeding, calibration_feeding, feeding_of, samples_of
-from onnx_dfmpc.inputs.samples import Samples
+from onnx_dfmpc.evaluate.compare import Evaluation, examine
+from onnx_dfmpc.evaluate.diagnose import layer_sqnr
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.pipeline.job import Job, Seconds, metadata_of, timed
+from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.rewrite.apply import Rewritten
-from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
-from onnx_dfmpc.sensitivity.table import (
-    predict,
-    size_table,
-    with_sizes,
-)
+from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
+from onnx_dfmpc.sensitivity.table import predict, size_table, with_sizes
 from onnx_dfmpc.solve import wants_outputs, weight_noise
 from onnx_dfmpc.spec import (
     CostTable,
-    Latency,
-    LayerEffect,
+    Feeds,
     LayerReport,
     LayerStatistics,
     MatchReport,
@@ -43,7 +37,7 @@ from onnx_dfmpc.spec import (
     WeightHistogram,
 )
 from onnx_dfmpc.statistics.closed_form import closed_form
-from onnx_dfmpc.statistics.probe import Feeds, probe
+from onnx_dfmpc.statistics.probe import probe
 
 LAYER_SAMPLES = 8
 """Inputs on which every layer's output is compared."""
@@ -69,7 +63,7 @@ def measure(job: Job, names: Sequence[str], seconds: Seconds) -> Measured:
         return Measured({})
     recipe, proto, layers = job.recipe, job.source.proto, job.matched.layers
     with timed(seconds, "measure"):
-        if recipe.statistics == "analytic":
+        if recipe.statistics == "closed_form":
             return Measured(_closed_form(job))
         assert job.feeds is not None
         try:
@@ -138,15 +132,31 @@ def allocate(job: Job, costs: CostTable | None, seconds: Seconds) -> QuantPlan:
 
 
 def evaluate(
-    job: Job, quantized: ModelProto, solved: Sequence[QuantizedLayer], form: StorageFormat
-) -> tuple[Mapping[str, float | None], Findings]:
+    job: Job,
+    quantized: ModelProto,
+    solved: Sequence[QuantizedLayer],
+    form: StorageFormat,
+    *,
+    per_layer: bool,
+    latency: bool,
+) -> tuple[Mapping[str, float | None], Evaluation]:
     """Every layer's output on a few inputs, and the network's outputs on all."""
     proto, recipe = job.source.proto, job.recipe
-    feeding = feeding_of(recipe) if recipe.data else replace(feeding_of(recipe), input_range=job.input_range)
-    ends = {layer.name: (layer.end, layer.end) for layer in job.matched.layers}
-    tensors = {done.name: ends[done.name] for done in solved}
-    measured = layer_sqnr(proto, quantized, tensors, _few_samples(proto, feeding))
-    return measured, examine(proto, quantized, job.matched, feeding, recipe, form=form, progress=job.progress)
+    data = recipe if recipe.data is not None else replace(recipe, input_range=job.input_range)
+    names = {done.name for done in solved}
+    layers = [layer for layer in job.matched.layers if layer.name in names]
+    measured = layer_sqnr(proto, quantized, layers, _few_feeds(proto, data))
+    return measured, examine(
+        proto,
+        quantized,
+        job.matched,
+        data,
+        gates=recipe,
+        per_layer=per_layer,
+        latency=latency,
+        form=form,
+        progress=job.progress,
+    )
 
 
 def finish(
@@ -155,7 +165,7 @@ def finish(
     solved: Sequence[QuantizedLayer],
     rewritten: Rewritten,
     layer_noise: Mapping[str, float | None],
-    findings: tuple[ValidationReport | None, tuple[LayerEffect, ...], Latency | None],
+    evaluation: Evaluation | None,
     frontier: tuple[SweepPoint, ...],
     statistics: Measured,
     seconds: Seconds,
@@ -163,7 +173,6 @@ def finish(
     """The account of a run."""
     table = ConstantTable(job.source.proto)
     rows = tuple(_rows(job.matched, plan, solved, rewritten, layer_noise, table))
-    validation, per_layer, latency = findings
     return QuantizeResult(
         model=rewritten.proto,
         source=job.source,
@@ -175,9 +184,9 @@ def finish(
         size=rewritten.proto.ByteSize(),
         notes=(*rewritten.notes, *job.notes, *statistics.notes),
         seconds=seconds,
-        validation=validation,
-        per_layer=per_layer,
-        latency=latency,
+        validation=None if evaluation is None else evaluation.validation,
+        per_layer=() if evaluation is None else evaluation.per_layer,
+        latency=None if evaluation is None else evaluation.latency,
         sweep=frontier,
         histograms=tuple(_histograms(job.matched, solved, rows, table)),
     )
@@ -191,17 +200,12 @@ def _closed_form(job: Job) -> dict[str, LayerStatistics]:
 def _noise_inputs(job: Job) -> tuple[str, Feeds | None]:
     """What to call the prediction, and the inputs to measure it on."""
     recipe, proto = job.recipe, job.source.proto
-    kind = recipe.cost
-    if kind == "auto":
-        kind = "probe" if recipe.calibration_data is None else "measured"
-    if kind == "bn":
-        return kind, None
-    if kind == "probe":
-        shapes = dict(recipe.shapes)
-        return kind, probe_feeds(proto, seed=recipe.seed, input_range=job.input_range, shapes=shapes)
-    return kind, data_feeds(
-        proto, calibration_feeding(recipe) if recipe.calibration_data else feeding_of(recipe)
-    )
+    if recipe.calibration_data is not None:
+        return "measured", user_feeds(proto, calibration_of(recipe))
+    if recipe.statistics == "closed_form":
+        return "bn", None
+    shapes = dict(recipe.shapes)
+    return "probe", mixed_synthetic_feeds(proto, seed=recipe.seed, input_range=job.input_range, shapes=shapes)
 
 
 def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
@@ -226,11 +230,11 @@ def sweep_point(job: Job, budget: int, plan: QuantPlan | None) -> SweepPoint:
     return SweepPoint(budget, plan.predicted_bytes, mean_bits(plan, job.matched), plan.predicted_sqnr_db)
 
 
-def _few_samples(proto: ModelProto, feeding: Feeding) -> Samples:
+def _few_feeds(proto: ModelProto, data: Data) -> Feeds:
     """Inputs for comparing every layer, one at a time: all the activations of a run are in memory at once."""
-    specs = with_shapes(model_inputs(proto), feeding.shapes)
-    found = samples_of(specs, replace(feeding, samples=LAYER_SAMPLES))
-    return found if fixed_batch(specs) else replace(found, batch=1)
+    specs = with_shapes(model_inputs(proto), data.shapes)
+    found = samples_of(specs, replace(data, samples=LAYER_SAMPLES))
+    return [feed for _, _, feed in (found if fixed_batch(specs) else replace(found, batch=1)).batches()]
 
 
 def _rows(

@@ -22,8 +22,8 @@ from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.model.opset import opset_of
+from onnx_dfmpc.pipeline.results import ComparisonResult, QuantizeResult
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
-from onnx_dfmpc.result import ComparisonResult, QuantizeResult
 from onnx_dfmpc.runtime.session import runtime_version
 from onnx_dfmpc.spec import (
     Chain,
@@ -295,13 +295,13 @@ def validate_document(result: ComparisonResult) -> Json:
 
 def predicted_row(plan: QuantPlan) -> Predicted:
     """What a plan predicts."""
-    return Predicted(plan.predicted_bytes, plan.predicted_sqnr_db, plan.provider or None)
+    return Predicted(plan.predicted_bytes, plan.predicted_sqnr_db, plan.source or None)
 
 
 def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
-    left_out = ("provider", "gain_quartiles", "bias_shift_rms", "bias_shift_max")
+    left_out = ("gain_quartiles", "bias_shift_rms", "bias_shift_max")
     row = {key: value for key, value in to_json(layer).items() if key not in left_out}
-    more = {"source": layer.provider, "predicted_bytes": planned.bytes, "predicted_noise": planned.noise}
+    more = {"source": layer.source, "predicted_bytes": planned.bytes, "predicted_noise": planned.noise}
     return row | more
 
 

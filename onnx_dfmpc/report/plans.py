@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.pipeline.results import PlanResult
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report.document import (
     SCHEMA,
@@ -25,7 +26,6 @@ from onnx_dfmpc.report.document import (
     write_text,
 )
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
-from onnx_dfmpc.result import PlanResult
 from onnx_dfmpc.spec import Grid, LayerPlan, QuantPlan, Role, Rounding, Skipped, StorageFormat
 
 Bits = Annotated[int, Expected("an integer from 2 to 8", lambda bits: 2 <= bits <= 8)]
@@ -184,7 +184,7 @@ def load_plan(path: str | os.PathLike[str]) -> QuantPlan:
         recipe=_recipe(f"{path}: recipe", plan.recipe).to_dict() if plan.recipe else {},
         predicted_bytes=predicted.bytes,
         predicted_sqnr_db=predicted.sqnr_db,
-        provider=predicted.source or "",
+        source=predicted.source or "",
     )
 
 

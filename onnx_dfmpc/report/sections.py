@@ -130,7 +130,7 @@ def _verdict(document: Document) -> Verdict:
     caveat = " Synthetic inputs: a sanity check, not accuracy." if validation.synthetic else ""
     gates = validation.gates
     if not validation:
-        missed = [f"{gate.label} = {typed(gate.limit)} missed" for gate in gates if not gate.passed]
+        missed = [f"{gate.name} = {typed(gate.limit)} missed" for gate in gates if not gate.passed]
         return Verdict("Failed", "; ".join([*validation.failures, *missed]) + "." + caveat, "bad")
     if not gates:
         return Verdict("Measured", "Nothing failed, and no gate was set." + caveat, "muted")
@@ -224,7 +224,7 @@ def _validation(validation: ValidationReport | None) -> tuple[Section, ...]:
 def _gate(gate: Gate) -> Line:
     # JSON has no infinity: an SQNR that is not there, and yet passes, is infinite.
     value = "∞" if gate.passed and gate.value is None else measured(gate.value, gate.limit)
-    text = f"{'PASSED' if gate.passed else 'FAILED'} {gate.label}: {value}, limit {typed(gate.limit)}"
+    text = f"{'PASSED' if gate.passed else 'FAILED'} {gate.name}: {value}, limit {typed(gate.limit)}"
     return Line(text, "good" if gate.passed else "bad")
 
 

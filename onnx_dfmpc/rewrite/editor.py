@@ -213,7 +213,7 @@ class Editor:
             new = new.reshape(old.shape)
         if np.array_equal(new, old):
             return
-        if self._table.is_initializer(name) and self._table.uses(name).total == 1 and new.shape == old.shape:
+        if self._table.is_initializer(name) and self._table.uses(name) == 1 and new.shape == old.shape:
             tensor = self._initializers[name]
             fields = numpy_helper.from_array(new, name)
             fields.doc_string = tensor.doc_string

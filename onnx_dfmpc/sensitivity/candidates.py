@@ -54,7 +54,7 @@ def candidates(
             Rounded(layer, plan, rows, codes, response, statistics)
             for plan, codes, response in zip(plans, sketched, responses, strict=True)
         ]
-    switches = Repair(recipe.compensate, recipe.bias_correction)
+    switches = Repair(recipe.repairs_gain, recipe.repairs_mean)
     return {one.plan.bits: repaired(one, switches) for one in rounded}
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_dfmpc.inputs.data import Feeding, samples_of
+from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.samples import Samples
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.inputs.synthetic import synthetic, synthetic_feeds
+from onnx_dfmpc.recipe import Data
 
 FEWEST, MOST = 8, 32
 POSITIONS = 1 << 15
@@ -48,12 +49,12 @@ def mixed_synthetic_feeds(
     return [*pictures, *(feed for _, _, feed in noise.batches())]
 
 
-def user_feeds(proto: ModelProto, data: Feeding) -> list[Feed]:
+def user_feeds(proto: ModelProto, data: Data) -> list[Feed]:
     """Some of the user's inputs, however many are for validation."""
     return [feed for _, _, feed in few_samples(proto, replace(data, samples=None), MOST).batches()]
 
 
-def few_samples(proto: ModelProto, data: Feeding, most: int | None = None) -> Samples:
+def few_samples(proto: ModelProto, data: Data, most: int | None = None) -> Samples:
     """Some of the user's inputs, or of synthetic ones where the user has none, in a few batches; by default
     as many as are enough to measure noise with, fewer of large ones.
     """

@@ -15,7 +15,7 @@ from onnx_dfmpc.allocate.budget import candidate_widths, cheapest, require_affor
 from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.recipe import Recipe, limits
+from onnx_dfmpc.recipe import Recipe, bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
 from onnx_dfmpc.sensitivity.candidates import candidates
 from onnx_dfmpc.sensitivity.outputs import OutputNoise
@@ -64,7 +64,7 @@ def size_table(
     UnsupportedError
         If the recipe's target cannot be met.
     """
-    bounds = limits(matched, recipe)
+    bounds = bit_bounds(matched, recipe)
     if plan is None:
         planned = {name for name, bound in bounds.items() if not bound.excluded}
     else:

@@ -6,7 +6,7 @@ the model (`moments`), ``LayerPlan`` says how many bits (`planned`), ``Quantized
 Arrays are never modified in place.
 """
 
-from onnx_dfmpc.spec.arrays import Array, Progress, Value, sqnr_db
+from onnx_dfmpc.spec.arrays import Array, Feeds, Progress, Value, sqnr_db
 from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, Skipped
 from onnx_dfmpc.spec.moments import Anchor, InputStatistics, LayerStatistics, Moments, Outputs
 from onnx_dfmpc.spec.planned import (
@@ -29,6 +29,7 @@ __all__ = [
     "Chain",
     "CostTable",
     "Edge",
+    "Feeds",
     "Grid",
     "InputStatistics",
     "Latency",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ Array = NDArray[np.floating]
 Value = NDArray[Any]
 """Value of a tensor, of whatever type."""
 
+Feeds = Sequence[Mapping[str, Value]]
+"""Inputs by name, of every batch."""
+
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: ``done`` of ``total`` parts of a stage are ready."""
 
 
-def sqnr_db(noise: float) -> float | None:
-    """Signal-to-noise ratio in dB of a noise power relative to the signal; None without noise."""
-    return -10 * math.log10(noise) if noise > 0 else None
+def sqnr_db(noise: float) -> float:
+    """Signal-to-noise ratio in dB of a noise power relative to the signal; infinite without noise."""
+    return -10 * math.log10(noise) if noise > 0 else math.inf

@@ -33,7 +33,7 @@ class InputStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and variance of a layer's output per channel, without the layer's own bias, float64, shape (o,)."""
+    """Mean and variance of a layer's output per channel, without its own bias, float64, shape (o,)."""
 
     mean: Array
     variance: Array

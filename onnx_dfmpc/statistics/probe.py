@@ -12,7 +12,7 @@ inputs. Real inputs are measured as they are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from onnx import ModelProto
 
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
-from onnx_dfmpc.spec import Anchor, Array, BatchNorm, Layer, LayerStatistics, Moments, Progress, Value
+from onnx_dfmpc.spec import Anchor, Array, BatchNorm, Feeds, Layer, LayerStatistics, Moments, Progress, Value
 from onnx_dfmpc.spec.ops import output_axis, per_channel
 from onnx_dfmpc.statistics.moments import measure
 
@@ -28,8 +28,6 @@ FLOOR = 1e-3
 """Share of sigma^2 that is added to the measured variance, so that a channel which is dead on the synthetic
 inputs is not blown up. Not studied: any small share does.
 """
-
-Feeds = Sequence[Mapping[str, Value]]
 
 
 def probe(
@@ -86,7 +84,7 @@ class QuantizedRun:
         self._run = PartialRun(proto, self._table, feeds)
 
     def respond(self, layer: Layer, weight: NDArray[np.float32]) -> Moments:
-        """Moments of the layer's output with a quantized weight, shape ``layer.shape``, and without its bias."""
+        """Moments of the layer's output with a quantized weight of its shape, without its bias."""
         self._run.replace(layer.output, 1, weight.astype(self._table[layer.weight].dtype))
         mean, variance = _moments(self._run.value(layer.output), layer)
         return Moments(mean - own_bias(layer, self._table), variance)
