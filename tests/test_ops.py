@@ -8,7 +8,17 @@ from hypothesis import given
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
 
-from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
+from onnx_dfmpc.spec.ops import (
+    OPS,
+    along_inputs,
+    from_rows,
+    input_channels,
+    per_channel,
+    shares_grid,
+    spatial_rank,
+    taps,
+    to_rows,
+)
 from tests.arrays import FORMS, forms, layer, seeds
 
 
@@ -106,6 +116,30 @@ def test_only_a_grouped_transposed_convolution_shares_its_grid():
     assert [shares_grid(layer(*form)) for form in FORMS] == [
         op == "ConvTranspose" and group > 1 for op, _, group, _ in FORMS
     ]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_channels_are_where_the_operator_has_them(form):
+    at = layer(*form)
+    attributes = {"group": at.group, "transB": int(at.axis == 0)}
+    assert OPS[at.op_type].fits(at.shape)
+    assert OPS[at.op_type].axis(attributes) == at.axis
+    assert OPS[at.op_type].group(attributes) == at.group
+    assert OPS[at.op_type].channels(at.shape, attributes) == (input_channels(at), at.channels)
+    assert spatial_rank(at) == len(at.shape) - 2
+    along = per_channel(np.arange(at.channels), at, ndim=4)
+    assert along.shape == ((1, at.channels, 1, 1) if spatial_rank(at) else (1, 1, 1, at.channels))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_factors_of_inputs_scale_the_inputs_of_every_row(form):
+    at = layer(*form)
+    factor = np.arange(1.0, input_channels(at) + 1)
+    rows = to_rows(along_inputs(factor, at), at)
+    for j, i in product(range(at.channels), range(input_channels(at) // at.group)):
+        g, r = divmod(j, rows.shape[1])
+        expected = factor[g * (input_channels(at) // at.group) + i]
+        assert set(rows[g, r, i * taps(at) : (i + 1) * taps(at)]) == {expected}
 
 
 def evaluate(op: str, x: np.ndarray, w: np.ndarray, attributes: str) -> np.ndarray:

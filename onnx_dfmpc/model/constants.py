@@ -83,15 +83,18 @@ class ConstantTable(Mapping[str, NDArray[np.generic]]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a constant tensor, which is not decoded for it."""
-        stored = self._stored[self._source[name]]
-        tensor = stored.t if isinstance(stored, AttributeProto) else stored
+        tensor = self._tensor(name)
         return tuple(tensor.dims) if tensor.data_type else self[name].shape
 
     def data_type(self, name: str) -> int:
         """``TensorProto`` element type of a constant tensor."""
-        stored = self._stored[self._source[name]]
-        tensor = stored.t if isinstance(stored, AttributeProto) else stored
+        tensor = self._tensor(name)
         return tensor.data_type or helper.np_dtype_to_tensor_dtype(self[name].dtype)
+
+    def _tensor(self, name: str) -> TensorProto:
+        """What holds a constant; an empty tensor where an attribute holds plain numbers."""
+        stored = self._stored[self._source[name]]
+        return stored.t if isinstance(stored, AttributeProto) else stored
 
     def source(self, name: str) -> str:
         """Name of the initializer, or of the Constant node's output, that a constant tensor comes from."""

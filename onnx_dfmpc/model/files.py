@@ -242,11 +242,9 @@ def _verify_channels(inferred: ModelProto, label: str) -> None:
         attributes = _attributes(node)
         expected, _ = operator.channels(w, attributes)
         if x[1] != expected:
-            raise ModelError(
-                f"{label}: node {_name(node)}: weight {node.input[1]!r} of shape {w}, group "
-                f"{operator.group(attributes)}, takes {expected} channels, but the input has {x[1]}",
-                hint=_EXPORT,
-            )
+            group = operator.group(attributes)
+            takes = f"takes {expected} channels, but the input has {x[1]}"
+            raise _at(node, label, f"weight {node.input[1]!r} of shape {w}, group {group}, {takes}")
 
 
 def _verify_weights(proto: ModelProto, label: str) -> None:
@@ -257,11 +255,11 @@ def _verify_weights(proto: ModelProto, label: str) -> None:
             continue
         constants = {position: name for position, name in enumerate(node.input) if name in table}
         for name in constants.values():
-            what, array = f"{label}: node {_name(node)}: tensor {table.source(name)!r}", table[name]
+            what, array = f"tensor {table.source(name)!r}", table[name]
             if array.size == 0:
-                raise ModelError(f"{what} of shape {list(array.shape)} is empty", hint=_EXPORT)
+                raise _at(node, label, f"{what} of shape {list(array.shape)} is empty")
             if not np.all(np.isfinite(array)):
-                raise ModelError(f"{what} holds NaN or infinity", hint=_TRAIN)
+                raise _at(node, label, f"{what} holds NaN or infinity", _TRAIN)
         if operator == "BatchNormalization":
             _verify_batch_norm(node, {i: table[name] for i, name in constants.items()}, label)
 
@@ -270,17 +268,11 @@ def _verify_batch_norm(node: NodeProto, constants: Mapping[int, NDArray[np.gener
     """``constants`` are the inputs that are, by position: x, gamma, beta, mean, variance."""
     shapes = {array.shape: None for position, array in constants.items() if position > 0}
     if len(shapes) > 1:
-        listed = ", ".join(map(str, shapes))
-        raise ModelError(
-            f"{label}: node {_name(node)}: batch-norm parameters differ in shape: {listed}", hint=_EXPORT
-        )
+        raise _at(node, label, f"batch-norm parameters differ in shape: {', '.join(map(str, shapes))}")
     epsilon = _attributes(node).get("epsilon", 1e-5)
     if 4 in constants and np.any((variance := constants[4].astype(np.float64)) + epsilon <= 0):
-        raise ModelError(
-            f"{label}: node {_name(node)}: variance {variance.min():.3g} + epsilon {epsilon:.3g} in "
-            f"{node.input[4]!r} is not positive",
-            hint=_TRAIN,
-        )
+        total = f"variance {variance.min():.3g} + epsilon {epsilon:.3g}"
+        raise _at(node, label, f"{total} in {node.input[4]!r} is not positive", _TRAIN)
 
 
 def _attributes(node: NodeProto) -> dict[str, float]:
@@ -289,8 +281,8 @@ def _attributes(node: NodeProto) -> dict[str, float]:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
-def _name(node: NodeProto) -> str:
-    return repr(node.name or node.output[0])
+def _at(node: NodeProto, label: str, what: str, hint: str = _EXPORT) -> ModelError:
+    return ModelError(f"{label}: node {(node.name or node.output[0])!r}: {what}", hint=hint)
 
 
 # Writing
