@@ -130,6 +130,10 @@ def test_a_document_is_refused_or_shown(place: tuple[Any, ...], value: Any) -> N
         (b'{"schema": 2, "command": "quantize", "layers": [{"bits": 2}]}', "layers, row 1: there is no name"),
         (b'{"schema": 2, "command": "quantize", "layers": 2}', "layers = 2: expected a list"),
         (
+            json.dumps(quantized(validation=validation() | {"top1_interval": [0.1]})).encode(),
+            "validation: top1_interval = [0.1]: expected a list of 2",
+        ),
+        (
             b'{"schema": 2, "command": "quantize", "layers": [{"name": "a", "bits": "2"}]}',
             "layers, row 1 (a): bits = '2': expected an integer, or null",
         ),
@@ -212,6 +216,13 @@ def test_worst_layers_come_with_the_line_to_paste() -> None:
     assert [shlex.split(code) for code in codes] == [["--set", f"^{NASTY}$=6"]]
     (table,) = tables(outline, "Worst layers")
     assert column(table, "share of noise") == ["41.0 %", "41.0 %"]
+
+
+def test_without_classes_the_worst_cosine_is_what_counts() -> None:
+    unknown = dict.fromkeys(("top1_float", "top1_quantized", "top1_agreement", "default_run"))
+    outline = run_outline(quantized(validation=validation() | unknown))
+    assert ("Cosine with float", "0.99120") in [(figure.label, figure.value) for figure in outline.figures]
+    assert "Default session options" not in shown(outline)
 
 
 def test_every_layer_is_there_with_its_numbers() -> None:
@@ -350,6 +361,18 @@ def test_what_differs() -> None:
         ["−288", "+288"],
     )
     assert "a.json" in outline.subtitle
+
+
+def test_sizes_are_compared_in_words() -> None:
+    small, large = (quantized(output={"path": "a", "bytes": count, "opset": 17}) for count in (1000, 1100))
+    pairs = ((small, large), (large, small), (small, small), (small, quantized(output={"bytes": None})))
+    texts = [diff_outline(*pair).verdict.text for pair in pairs]
+    assert [text.removeprefix("B against A: ").split(" of output")[0] for text in texts] == [
+        "100 bytes larger (+10.0 %), 0.0 dB",
+        "100 bytes smaller (−9.1 %), 0.0 dB",
+        "the same size, 0.0 dB",
+        "0.0 dB",
+    ]
 
 
 def test_another_environment_is_pointed_out() -> None:

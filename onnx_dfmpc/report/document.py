@@ -43,6 +43,7 @@ SCHEMA = 2
 
 Json = dict[str, Any]
 Command = Literal["inspect", "plan", "quantize", "validate"]
+WRITE = f"--json FILE of {', '.join(get_args(Command))} writes one"
 Name = Annotated[str, Expected("a name", bool)]
 Count = Annotated[int, Expected("an integer, 0 or more", lambda count: count >= 0)]
 
@@ -163,6 +164,11 @@ class Document:
     histograms: tuple[WeightHistogram, ...] = ()
     latency: Latency | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def written_bytes(self) -> int | None:
+        """Size of the quantized model: as written, else as predicted."""
+        return self.predicted.bytes if self.output is None else self.output.bytes
 
 
 # ----------------------------------------------------------------------------
@@ -322,54 +328,30 @@ def dumps(document: Json) -> str:
 
 
 def parse(document: Any, where: str = "document") -> Document:
-    """A document as reports read it.
-
-    Raises
-    ------
-    RecipeError
-        What is no document, one of another schema version, or a wrong value in it.
-    """
+    """A document as reports read it; RecipeError where it is none, or of another schema version."""
     if not isinstance(document, Mapping) or "schema" not in document or "command" not in document:
-        raise RecipeError(
-            f"{where}: not a document of this tool",
-            hint=f"--json FILE of {', '.join(get_args(Command))} writes one",
-        )
+        raise RecipeError(f"{where}: not a document of this tool", hint=WRITE)
     if document["schema"] != SCHEMA:
-        raise RecipeError(
-            f"{where}: schema = {document['schema']!r}: expected {SCHEMA}",
-            hint="run the command again with this version",
-        )
+        message = f"{where}: schema = {document['schema']!r}: expected {SCHEMA}"
+        raise RecipeError(message, hint="run the command again with this version")
     return from_json(Document, document, where)
 
 
 def read_document(path: str | os.PathLike[str]) -> Json:
-    """Read a document and check it.
-
-    Raises
-    ------
-    RecipeError
-        A file that cannot be read, is not JSON, or not a document: see `parse`.
-    """
-    content = read_json(path, hint=f"--json FILE of {', '.join(get_args(Command))} writes one")
+    """Content of a file that `parse` accepts."""
+    content = read_json(path, WRITE)
     parse(content, str(path))
     return dict(content)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a file, whole or not at all.
-
-    Raises
-    ------
-    RecipeError
-        If it cannot be written.
-    """
+    """Write a file, whole or not at all; RecipeError where it cannot be written."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, target)
     except OSError as error:
-        raise RecipeError(
-            f"{target}: cannot write: {error.strerror}", hint="choose another output path"
-        ) from error
+        hint = "choose another output path"
+        raise RecipeError(f"{target}: cannot write: {error.strerror}", hint=hint) from error
     finally:
         temporary.unlink(missing_ok=True)

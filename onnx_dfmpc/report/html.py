@@ -22,14 +22,13 @@ DRAW = "window.vegaEmbed = vegaEmbed;"
 """All that the page uses of the bundle."""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-INK, SOFT, RULE = "var(--ink)", "var(--ink-soft)", "var(--rule)"
 CONFIG = {
     "background": "transparent",
     "font": FONT,
     "view": {"stroke": None},
     "axis": {
-        **dict.fromkeys(("labelColor", "titleColor"), SOFT),
-        **dict.fromkeys(("gridColor", "domainColor", "tickColor"), RULE),
+        **dict.fromkeys(("labelColor", "titleColor"), "var(--ink-soft)"),
+        **dict.fromkeys(("gridColor", "domainColor", "tickColor"), "var(--rule)"),
         "labelFontSize": 11,
         "titleFontSize": 11,
         "titleFontWeight": "normal",
@@ -37,7 +36,7 @@ CONFIG = {
     },
     "legend": {
         "orient": "top",
-        "labelColor": INK,
+        "labelColor": "var(--ink)",
         "labelFontSize": 12,
         "symbolSize": 70,
         "symbolStrokeWidth": 0,
@@ -48,13 +47,7 @@ CONFIG = {
 
 
 def require_extra() -> None:
-    """Refuse a page where what makes one is not installed.
-
-    Raises
-    ------
-    RecipeError
-        Naming what is missing, and the extra to install.
-    """
+    """RecipeError where what makes a page is not installed: what is missing, and the extra to install."""
     missing = [name for module, name in EXTRA.items() if util.find_spec(module) is None]
     if missing:
         raise RecipeError(
@@ -64,13 +57,7 @@ def require_extra() -> None:
 
 
 def html_page(outline: Outline, wide: bool = True) -> str:
-    """An outline as a complete page of about 1 MB, nearly all of which is the library that draws the charts.
-
-    Raises
-    ------
-    RecipeError
-        Where the extra ``report`` is not installed.
-    """
+    """An outline as a complete page of about 1 MB, most of which is the library that draws the charts."""
     require_extra()
     import jinja2
 
@@ -83,8 +70,7 @@ def html_page(outline: Outline, wide: bool = True) -> str:
     )
     charts = [block for section in outline.sections for block in section.blocks if isinstance(block, Chart)]
     drawn = {"config": CONFIG, "specs": [chart.spec | {"description": chart.description} for chart in charts]}
-    page = room.get_template("page.html.j2")
-    return page.render(
+    return room.get_template("page.html.j2").render(
         outline=outline,
         groups=_groups,
         kind=_kind,

@@ -18,16 +18,8 @@ from onnx_dfmpc.report.terminal import terminal
 
 @dataclass(frozen=True)
 class Renderer:
-    """How an outline becomes a text.
-
-    Attributes
-    ----------
-    render : callable
-        ``render(outline, wide)``; `wide` asks for everything that has room on a wide terminal.
-    suffixes : tuple of str
-        Of the files that are written so.
-    require : callable or None
-        Raises RecipeError where something that it needs is not installed.
+    """How an outline becomes a text: ``render(outline, wide)``, where `wide` asks for all that a wide
+    terminal has room for; the suffixes of such files; what raises RecipeError where an extra is missing.
     """
 
     render: Callable[[Outline, bool], str]
@@ -43,12 +35,7 @@ RENDERERS: dict[str, Renderer] = {
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """Format that the suffix of a file stands for.
-
-    Raises
-    ------
-    RecipeError
-        For a suffix that stands for none.
+    """Format that the suffix of a file stands for; RecipeError where it stands for none.
 
     Examples
     --------
@@ -66,13 +53,7 @@ def format_of(path: str | os.PathLike[str]) -> str:
 
 
 def require_format(name: str) -> None:
-    """Refuse a format that cannot be made here, before the work is done.
-
-    Raises
-    ------
-    RecipeError
-        Where an extra is not installed.
-    """
+    """Refuse a format that cannot be made here, before the work is done: RecipeError names the extra."""
     require = RENDERERS[name].require
     if require is not None:
         require()
@@ -87,22 +68,7 @@ def outline(documents: Sequence[Json], names: Sequence[str] = ("A", "B")) -> Out
 def render(
     documents: Sequence[Json], form: str, names: Sequence[str] = ("A", "B"), wide: bool = False
 ) -> str:
-    """Report of one run, or of the difference between two, as text.
-
-    Parameters
-    ----------
-    documents : sequence of dict
-        One or two documents, as `document.read_document` returns them.
-    form : str
-        A key of `RENDERERS`.
-    names : sequence of str
-        What to call two runs, such as the names of their files.
-    wide : bool
-        Show all that a wide terminal has room for.
-
-    Raises
-    ------
-    RecipeError
-        A document that is none; HTML where the extra ``report`` is not installed.
+    """Report of one document, or of the difference between two, in a format of `RENDERERS`; `names` are what
+    to call the two, such as the names of their files.
     """
     return RENDERERS[form].render(outline(documents, names), wide)

@@ -108,11 +108,6 @@ def _footer(document: Document) -> str:
     return f"{document.tool.get('name', 'onnx-dfmpc')} {document.tool.get('version', '')}".strip()
 
 
-def _written_bytes(document: Document) -> int | None:
-    """Size of the quantized model: as written, else as predicted."""
-    return document.predicted.bytes if document.output is None else document.output.bytes
-
-
 def _measured_sqnr(document: Document) -> float | None:
     """SQNR of the worst output, in dB; None where it was not measured, or nothing differs."""
     return None if document.validation is None else document.validation.sqnr_db
@@ -151,7 +146,7 @@ def _inspected(document: Document) -> Verdict:
 def _figures(document: Document) -> Iterator[Figure]:
     """Size, bits, accuracy and noise; what is not known is left out."""
     validation, predicted, totals = document.validation, document.predicted, document.totals
-    before, after = document.model.bytes, _written_bytes(document)
+    before, after = document.model.bytes, document.written_bytes
     if after is not None:
         yield Figure("File size" if document.output else "Predicted size", size(after), _shrunk(document))
     elif document.command == "inspect":
@@ -175,7 +170,7 @@ def _figures(document: Document) -> Iterator[Figure]:
 
 def _shrunk(document: Document) -> str:
     """How much smaller the file became, to the byte."""
-    before, after, predicted = document.model.bytes, _written_bytes(document), document.predicted.bytes
+    before, after, predicted = document.model.bytes, document.written_bytes, document.predicted.bytes
     note = f"{whole(after)} bytes"
     if before and after:
         times = (
@@ -291,17 +286,15 @@ def _worst_layers(effects: Sequence[LayerEffect]) -> tuple[Section, ...]:
         text = "same" if effect.own_share == 0 else "not finite"
         return Cell(text) if effect.own_sqnr_db is None else cell(fixed(1), effect.own_sqnr_db)
 
-    ranks = list(enumerate(effects, 1))
-    ranking = Rows(ranks).table(
-        (Column("#", "number", "page"), lambda row: cell(whole, row[0])),
-        (Column("layer", "code"), lambda row: Cell(row[1].name)),
-        (Column("bits", "bits"), lambda row: cell(whole, row[1].bits)),
-        (Column("bytes", "number"), lambda row: cell(whole, row[1].bytes)),
-        (Column("SQNR here, dB", "number"), lambda row: cell(fixed(1), row[1].sqnr_db)),
-        (Column("cosine here", "number", "page"), lambda row: cell(fixed(5), row[1].cosine)),
-        (Column("alone, dB", "number"), lambda row: alone(row[1])),
-        (Column("share of noise", "number"), lambda row: cell(percent(), row[1].own_share)),
-        (Column("same top-1 alone", "number"), lambda row: cell(percent(), row[1].own_top1_agreement)),
+    ranking = Rows(effects).table(
+        (Column("layer", "code"), lambda effect: Cell(effect.name)),
+        (Column("bits", "bits"), lambda effect: cell(whole, effect.bits)),
+        (Column("bytes", "number"), lambda effect: cell(whole, effect.bytes)),
+        (Column("SQNR here, dB", "number"), lambda effect: cell(fixed(1), effect.sqnr_db)),
+        (Column("cosine here", "number", "page"), lambda effect: cell(fixed(5), effect.cosine)),
+        (Column("alone, dB", "number"), alone),
+        (Column("share of noise", "number"), lambda effect: cell(percent(), effect.own_share)),
+        (Column("same top-1 alone", "number"), lambda effect: cell(percent(), effect.own_top1_agreement)),
         long=True,
         ranked=True,
     )
@@ -558,7 +551,7 @@ def _change_verdict(first: Document, second: Document) -> Verdict:
 
 
 def _size_change(first: Document, second: Document) -> str:
-    before, after = _written_bytes(first), _written_bytes(second)
+    before, after = first.written_bytes, second.written_bytes
     if before is None or after is None:
         return ""
     if before == after:
@@ -587,7 +580,7 @@ def _points(share: Number) -> str:
 
 
 QUANTITIES: Sequence[Quantity] = (
-    ("file, bytes", _written_bytes, whole, signed(0), -1),
+    ("file, bytes", lambda document: document.written_bytes, whole, signed(0), -1),
     ("of the float model", lambda document: document.totals.bytes_ratio, percent(), _points, 0),
     ("bits per weight", lambda document: document.totals.nominal_bits, fixed(2), signed(2), 0),
     ("layers", lambda document: document.totals.layers, whole, signed(0), 0),
