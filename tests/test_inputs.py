@@ -17,10 +17,11 @@ from PIL import Image
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.inputs.data import Feeding, real_feeds, samples_of
 from onnx_dfmpc.inputs.samples import Samples, from_data
-from onnx_dfmpc.inputs.specs import InputSpec, model_inputs
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.stored import stored_arrays
 from onnx_dfmpc.inputs.synthetic import Kind, synthetic, synthetic_feeds
 from onnx_dfmpc.recipe import Preprocessing
+from onnx_dfmpc.spec import InputSpec
 
 IMAGE = InputSpec("x", np.dtype(np.float32), ("N", 3, 4, 6))
 SIGNAL = InputSpec("s", np.dtype(np.float32), ("N", 5))

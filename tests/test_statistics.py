@@ -15,12 +15,12 @@ from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.inputs import synthetic_feeds as synthetic
 from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
-from onnx_dfmpc.inputs.specs import InputSpec
 from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.runtime.partial import PartialRun
+from onnx_dfmpc.spec import InputSpec
 from onnx_dfmpc.spec.ops import to_rows
 from onnx_dfmpc.statistics.moments import measure
 from onnx_dfmpc.statistics.probe import Probe, _moments

@@ -65,8 +65,8 @@ def require_affordable(matched: MatchReport, recipe: Recipe, table: CostTable) -
     least = _least(table, allowed)
     if recipe.target_size is not None and least > recipe.target_size:
         raise UnsupportedError(
-            f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are allowed "
-            f"the file has {least:,} bytes",
+            f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are "
+            f"allowed the file has {least:,} bytes",
             hint=f"ask for {least} bytes or more" + _what_keeps_bits(recipe),
         )
     weights, fewest = _weights(matched, table), np.array(table.widths)[allowed.argmax(axis=1)]

@@ -175,7 +175,7 @@ def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
         result = replace(result, validation=replace(result.validation, command=args.command_line))
     if failure is None and not args.dry_run:
         result = result.save(args.output, external_data=args.save_as_external_data, overwrite=args.overwrite)
-    return _Outcome(document.quantize_document(result), recipe, failure)
+    return _Outcome(document.quantize_document(result), failure=failure)
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None) -> _Outcome:

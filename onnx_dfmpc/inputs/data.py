@@ -9,10 +9,10 @@ from onnx import ModelProto
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.samples import Samples, from_data
-from onnx_dfmpc.inputs.specs import InputSpec, model_inputs, with_shapes
+from onnx_dfmpc.inputs.specs import model_inputs, with_shapes
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.recipe import Data
-from onnx_dfmpc.spec import Feeds
+from onnx_dfmpc.spec import Feeds, InputSpec
 
 MAX_CALIBRATION = 512
 """Most samples of the user that statistics are taken on, to bound their cost; a choice."""

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
-from onnx_dfmpc.inputs.specs import InputSpec, fits, fixed_batch, is_batched, listing, shape_text
+from onnx_dfmpc.inputs.specs import fits, fixed_batch, is_batched, listing
 from onnx_dfmpc.inputs.stored import AnyArray, Rows, StoredArray, stored_arrays
+from onnx_dfmpc.spec import InputSpec, shape_text
 
 LABELS = "labels"
 """Name of the labels among arrays, unless it is an input."""

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.dataset import Dataset, shape_error
-from onnx_dfmpc.inputs.specs import InputSpec, channel_axis, fits, listing
+from onnx_dfmpc.inputs.specs import channel_axis, fits, listing
 from onnx_dfmpc.inputs.stored import AnyArray
 from onnx_dfmpc.recipe import Preprocessing
+from onnx_dfmpc.spec import InputSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SHOWN_CLASSES = 3

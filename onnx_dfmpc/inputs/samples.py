@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.dataset import Dataset, LabelSource, cast, cast_note, check_labels, read_labels
 from onnx_dfmpc.inputs.sources import DataSource, open_dataset
-from onnx_dfmpc.inputs.specs import InputSpec, batch_size, fixed_batch, listing
+from onnx_dfmpc.inputs.specs import batch_size, fixed_batch, listing
 from onnx_dfmpc.inputs.stored import AnyArray
 from onnx_dfmpc.recipe import Preprocessing
+from onnx_dfmpc.spec import InputSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,9 +25,10 @@ from onnx_dfmpc.inputs.dataset import (
     shape_error,
 )
 from onnx_dfmpc.inputs.images import SUFFIXES, image_dataset
-from onnx_dfmpc.inputs.specs import InputSpec, fixed_batch, is_batched, listing, shape_text
+from onnx_dfmpc.inputs.specs import fixed_batch, is_batched, listing
 from onnx_dfmpc.inputs.stored import AnyArray, stored_arrays
 from onnx_dfmpc.recipe import Preprocessing, nearest
+from onnx_dfmpc.spec import InputSpec, shape_text
 
 Loader = Callable[[], Iterable[Any]]
 DataSource = str | os.PathLike[str] | Mapping[str, AnyArray] | AnyArray | Loader

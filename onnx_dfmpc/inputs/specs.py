@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.recipe import nearest
+from onnx_dfmpc.spec import InputSpec, shape_text
 
 # Bounds of a run's memory, not measured: 2^20 floats are 4 MiB of input, and past 64 samples a run amortizes
 # its overhead anyway.
 MAX_BATCH = 64
 MAX_BATCH_ELEMENTS = 1 << 20
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """Name, dtype and shape of a model input; a dimension that is not fixed is its name, or "?"."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype} {shape_text(self.shape)}"
 
 
 def model_inputs(proto: ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> list[InputSpec]:
@@ -87,11 +75,6 @@ def fits(shape: Sequence[int], spec: InputSpec, *, batched: bool) -> bool:
         not isinstance(want, int) or want == have
         for want, have in zip(spec.shape[first:], shape[first:], strict=True)
     )
-
-
-def shape_text(shape: Sequence[int | str]) -> str:
-    """Shape as Python writes it, without quotes."""
-    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
 def listing(specs: Sequence[InputSpec]) -> str:

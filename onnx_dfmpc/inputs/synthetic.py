@@ -18,9 +18,9 @@ import numpy as np
 
 from onnx_dfmpc.inputs.pictures import natural_spectrum, picture, smooth_noise
 from onnx_dfmpc.inputs.samples import Samples
-from onnx_dfmpc.inputs.specs import InputSpec, batch_size, channel_axis, fixed_batch, is_batched, is_image
+from onnx_dfmpc.inputs.specs import batch_size, channel_axis, fixed_batch, is_batched, is_image
 from onnx_dfmpc.inputs.stored import AnyArray
-from onnx_dfmpc.spec import Array
+from onnx_dfmpc.spec import Array, InputSpec
 
 Kind = Literal["pictures", "spectrum"]
 Range = tuple[float, float]

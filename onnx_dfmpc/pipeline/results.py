@@ -106,9 +106,16 @@ class QuantizeResult:
         Raises
         ------
         RecipeError
-            If the file exists and may not be overwritten, or cannot be written.
+            If the file exists and may not be overwritten, is the input or its external data, or cannot be
+            written.
         """
-        size = save(self.model, path, external_data=external_data, overwrite=overwrite)
+        size = save(
+            self.model,
+            path,
+            external_data=external_data,
+            overwrite=overwrite,
+            protected=self.source.files,
+        )
         return replace(self, size=size, output=Path(path), validation=self._repeatable(path))
 
     def _repeatable(self, path: str | os.PathLike[str]) -> ValidationReport | None:

@@ -88,7 +88,7 @@ def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
     Examples
     --------
     >>> made = plan("models/digits_resnet_bn.onnx", Recipe(bits=4, set={"conv2": 6}, rounding="nearest"))
-    >>> [made[name].bits for name in ("/conv/Conv", "/blocks/blocks.0/conv1/Conv", "/blocks/blocks.0/conv2/Conv")]
+    >>> [layer.bits for layer in made.layers[:3]]
     [8, 4, 6]
     """
     return plan_result(model, recipe).plan
@@ -231,6 +231,10 @@ def quantize(
     recipe = recipe or Recipe()
     needed = needs_statistics(recipe)
     job = prepare(model, recipe, progress, seconds, statistics=needed, validated=validated)
+    if output is not None:
+        require_writable(
+            output, external_data=external_data, overwrite=overwrite, protected=job.source.files
+        )
     statistics = measure(job, job.planned, seconds)
     costs, notes = cost_table(job, statistics, seconds)
     made = allocate(job, costs, seconds)

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
@@ -20,7 +19,7 @@ import onnx
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.model.files import LoadedModel
+from onnx_dfmpc.model.files import LoadedModel, write_whole
 from onnx_dfmpc.model.opset import opset_of
 from onnx_dfmpc.pipeline.results import ComparisonResult, QuantizeResult
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
@@ -346,12 +345,4 @@ def read_document(path: str | os.PathLike[str]) -> Json:
 
 def write_text(target: Path, text: str) -> None:
     """Write a file, whole or not at all; RecipeError where it cannot be written."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        hint = "choose another output path"
-        raise RecipeError(f"{target}: cannot write: {error.strerror}", hint=hint) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(target, text.encode())

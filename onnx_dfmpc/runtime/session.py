@@ -12,8 +12,8 @@ import onnx
 import onnxruntime as ort
 
 from onnx_dfmpc.errors import ModelError, UnsupportedError
-from onnx_dfmpc.inputs.specs import InputSpec
 from onnx_dfmpc.runtime.batches import Value
+from onnx_dfmpc.spec import InputSpec
 
 Model = str | os.PathLike[str] | onnx.ModelProto
 

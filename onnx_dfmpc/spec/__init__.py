@@ -6,7 +6,7 @@ the model (`moments`), ``LayerPlan`` says how many bits (`planned`), ``Quantized
 Arrays are never modified in place.
 """
 
-from onnx_dfmpc.spec.arrays import Array, Feeds, Progress, Value, sqnr_db
+from onnx_dfmpc.spec.arrays import Array, Feeds, InputSpec, Progress, Value, shape_text, sqnr_db
 from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, Skipped
 from onnx_dfmpc.spec.moments import Anchor, InputStatistics, LayerStatistics, Moments, Outputs
 from onnx_dfmpc.spec.planned import (
@@ -31,6 +31,7 @@ __all__ = [
     "Edge",
     "Feeds",
     "Grid",
+    "InputSpec",
     "InputStatistics",
     "Latency",
     "Layer",
@@ -54,5 +55,6 @@ __all__ = [
     "Timing",
     "Value",
     "WeightHistogram",
+    "shape_text",
     "sqnr_db",
 ]

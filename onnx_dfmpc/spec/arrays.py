@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,3 +24,20 @@ Progress = Callable[[str, int, int], None]
 def sqnr_db(noise: float) -> float:
     """Signal-to-noise ratio in dB of a noise power relative to the signal; infinite without noise."""
     return -10 * math.log10(noise) if noise > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Name, dtype and shape of a model input; a dimension that is not fixed is its name, or "?"."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} {shape_text(self.shape)}"
+
+
+def shape_text(shape: Sequence[int | str]) -> str:
+    """Shape as Python writes it, without quotes."""
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from onnx_dfmpc.inputs.specs import InputSpec, model_inputs
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import DYNAMIC_LENGTH, DYNAMIC_PIXELS
-from onnx_dfmpc.spec import Array, BatchNorm, InputStatistics, Layer
+from onnx_dfmpc.spec import Array, BatchNorm, InputSpec, InputStatistics, Layer
 from onnx_dfmpc.spec.ops import taps, to_rows
 from onnx_dfmpc.statistics.anchoring import assimilate
 from onnx_dfmpc.statistics.field import Field, patches, patches_transposed

@@ -20,11 +20,11 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.compensate import respond
-from onnx_dfmpc.inputs.specs import InputSpec, is_image
+from onnx_dfmpc.inputs.specs import is_image
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
-from onnx_dfmpc.spec import Array, InputStatistics, Layer
+from onnx_dfmpc.spec import Array, InputSpec, InputStatistics, Layer
 from onnx_dfmpc.spec.ops import to_rows
 from onnx_dfmpc.statistics.moments import measure
 
