@@ -12,6 +12,7 @@ a batch and on its dtype, so a change of any rule here changes the bytes of all 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -132,12 +133,17 @@ def _draw_picture(
     """
     seed, index, position = key
     kind, pair, negative = index % 2, index // 4, index // 2 % 2
-    rng = np.random.default_rng((seed, position, pair, kind))
-    if is_image(shape):
-        values = _drawn_image(shape, lambda sizes: picture(kind, *sizes, rng))
-    else:
-        values = smooth_noise(shape, rng)
+    values = _positive(shape, kind, (seed, position, pair, kind))
     return _fit(-values if negative else values, spec.dtype, input_range)
+
+
+# A negative follows its picture, and the first few are asked for in every range that may be the right one.
+@lru_cache(maxsize=8)
+def _positive(shape: tuple[int, ...], kind: int, key: tuple[int, ...]) -> Array:
+    rng = np.random.default_rng(key)
+    if is_image(shape):
+        return _drawn_image(shape, lambda sizes: picture(kind, *sizes, rng))
+    return smooth_noise(shape, rng)
 
 
 def _draw_spectrum(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -121,9 +122,13 @@ def _layouts(
     def at(layer: Layer, bits: int) -> WeightLayout:
         axis = None if shares_grid(layer) else layer.axis
         spec = specs[layer.name](bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric)
-        return lay_out(spec, form)
+        return _lay_out(spec, form)
 
     return {name: [at(layers[name], bits) for bits in row] for name, row in widths.items()}
+
+
+# A target asks for the size of every layer at every width, then for that of the whole file, several times over.
+_lay_out = lru_cache(maxsize=4096)(lay_out)
 
 
 def _edits(
