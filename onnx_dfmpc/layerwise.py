@@ -19,7 +19,7 @@ from onnx_dfmpc.solve import correct, finish, finish_paper, relative_noise, roun
 from onnx_dfmpc.spec import InputStatistics, Layer, MatchReport, QuantizedLayer, QuantPlan
 from onnx_dfmpc.spec.ops import along_inputs, taps
 from onnx_dfmpc.statistics.probe import Probe
-from onnx_dfmpc.statistics.providers import Analytic, NoStatistics, Provider
+from onnx_dfmpc.statistics.providers import ClosedForm, NoStatistics, Provider
 
 Progress = Callable[[str, int, int], None]
 Range = tuple[float, float] | None
@@ -112,9 +112,9 @@ def provider(
         real = real_feeds(source.proto, calibration_feeding(recipe))
         return Probe(source.proto, real, provider="calibration", seed=recipe.seed)
     specs, span = model_inputs(source.proto, dict(recipe.shapes)), input_range()
-    synthetic = synthetic_feeds(specs, seed=recipe.seed, input_range=span)
     if recipe.statistics == "analytic":
-        return Analytic(source.proto, report.layers, synthetic, input_range=span, seed=recipe.seed)
+        return ClosedForm(source.proto, report.layers, input_range=span)
+    synthetic = synthetic_feeds(specs, seed=recipe.seed, input_range=span)
     return Probe(source.proto, synthetic, provider="probe", seed=recipe.seed)
 
 

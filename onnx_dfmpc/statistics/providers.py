@@ -13,8 +13,7 @@ from onnx import ModelProto
 from onnx_dfmpc.linalg.matrices import Diagonal
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, Outputs
-from onnx_dfmpc.statistics.analytic import analytic_layers
-from onnx_dfmpc.statistics.probe import Feeds, Probe
+from onnx_dfmpc.statistics.closed_form import closed_form
 
 
 class Provider(Protocol):
@@ -53,53 +52,23 @@ class NoStatistics:
         """Nothing to remember."""
 
 
-class Analytic:
-    """Closed form where the operators are known; where they are not, a probe measures in the float network.
-
-    Parameters
-    ----------
-    proto : ModelProto
-    layers : sequence of Layer
-        In topological order.
-    feeds : sequence of mapping
-        Synthetic inputs for the probe.
-    input_range : (float, float) or None
-        Of the network's inputs; None is mean 0 and variance 1.
-    seed : int
-    """
+class ClosedForm:
+    """From the initializers alone; nothing is run."""
 
     def __init__(
-        self,
-        proto: ModelProto,
-        layers: Sequence[Layer],
-        feeds: Feeds,
-        *,
-        input_range: tuple[float, float] | None,
-        seed: int = 0,
+        self, proto: ModelProto, layers: Sequence[Layer], *, input_range: tuple[float, float] | None
     ) -> None:
-        low, high = input_range or (-2.0, 2.0)
-        # Synthetic inputs fill their range with two standard deviations to each side.
-        self._found = analytic_layers(proto, layers, input_mean=(low + high) / 2, input_std=(high - low) / 4)
-        self._fallback = Probe(proto, feeds, provider="probe", seed=seed)
-        self._passed: list[Layer] = []
+        self._statistics = closed_form(proto, layers, input_range=input_range)
 
     def measure(self, layer: Layer) -> InputStatistics:
-        """Statistics of a layer's input, from the closed form if there is one."""
-        statistics = next(found for candidate, found in self._found if candidate.name == layer.name)
-        if isinstance(statistics, InputStatistics):
-            return statistics
-        for passed in self._passed:
-            self._fallback.skip(passed)
-        self._passed.clear()
-        return self._fallback.measure(layer)
+        """Statistics of a layer's input."""
+        return self._statistics[layer.name]
 
     def respond(self, layer: Layer, weight: Value) -> None:
         """Nothing is run."""
 
     def commit(self, layer: Layer, gain: Array, shift: Array) -> None:
-        """Remember the layer, in case a later one needs the probe."""
-        self._passed.append(layer)
+        """Nothing to remember."""
 
     def skip(self, layer: Layer) -> None:
-        """Remember the layer, in case a later one needs the probe."""
-        self._passed.append(layer)
+        """Nothing to remember."""
