@@ -20,6 +20,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.compensate import respond
+from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.inputs.specs import InputSpec
 from onnx_dfmpc.inputs.synthetic_feeds import is_image, synthetic_feeds
 from onnx_dfmpc.model.constants import ConstantTable
@@ -50,7 +51,7 @@ def infer_range(
     -------
     (float, float) or None
         None where the model has several inputs, or one that is not a float image, or no layer that sees it
-        first.
+        first, or cannot be run.
     """
     if len(specs) != 1 or specs[0].dtype.kind != "f" or not is_image(specs[0].shape[1:]):
         return None
@@ -61,11 +62,13 @@ def infer_range(
     rows = to_rows(np.asarray(table[first.weight], np.float32), first)
     bias = table[first.bias].astype(np.float64) if first.bias else np.zeros(first.channels)
     misfits = []
-    for candidate in RANGES:
-        feeds = synthetic_feeds(specs, seed=seed, input_range=candidate, samples=SAMPLES)
-        misfits.append(
-            _misfit(first, rows, bias, Probe(proto, feeds, provider="probe", seed=seed).measure(first))
-        )
+    try:
+        for candidate in RANGES:
+            feeds = synthetic_feeds(specs, seed=seed, input_range=candidate, samples=SAMPLES)
+            seen = Probe(proto, feeds, provider="probe", seed=seed).measure(first)
+            misfits.append(_misfit(first, rows, bias, seen))
+    except ModelError:  # no runtime runs what comes before the layer, but the closed form does without
+        return None
     if first.batch_norm is None and max(misfits, key=lambda m: m[1])[1] < NEGLIGIBLE:
         return RANGES[-1]
     return RANGES[int(np.argmin([misfit for misfit, _ in misfits]))]
