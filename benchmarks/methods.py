@@ -98,7 +98,7 @@ def from_recipe(name: str, about: str, changes: Mapping[str, Any] = NOTHING, **k
                 raise Unavailable("no real calibration inputs for this network")
             values["calibration_data"] = str(task.calibration)
         outcome = _outcome(package.quantize(task.path, task.setting.recipe(**values), changes))
-        wanted = knobs.get("statistics")
+        wanted = "closed form" if knobs.get("statistics") == "analytic" else knobs.get("statistics")
         if wanted and not any(provider.startswith(wanted) for provider in outcome.providers):
             raise Unavailable(f"statistics came from {', '.join(outcome.providers)}")
         return outcome

@@ -34,11 +34,11 @@ from onnx_dfmpc.linalg.matrices import matrix
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.spec import InputStatistics, Layer
-from onnx_dfmpc.statistics.analytic import analytic
+from onnx_dfmpc.statistics.closed_form import closed_form
 from onnx_dfmpc.statistics.input_range import infer_range
 from onnx_dfmpc.statistics.probe import Probe
 
-PROVIDERS = ("analytic", "probe", "calibration")
+PROVIDERS = ("closed form", "probe", "calibration")
 IMAGES = 128
 BATCH = 32
 QUIET = 1e-3
@@ -145,8 +145,8 @@ def _provide(
     span = infer_range(proto, layers, specs)
     if provider == "probe":
         return measured(proto, layers, synthetic_feeds(specs, input_range=span), provider)
-    low, high = span or (-2.0, 2.0)
-    return analytic(proto, layers, input_mean=(low + high) / 2, input_std=(high - low) / 4)
+    statistics = closed_form(proto, layers, input_range=span)
+    return ((layer, statistics[layer.name]) for layer in layers)
 
 
 def measured(

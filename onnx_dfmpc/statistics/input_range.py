@@ -20,6 +20,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.compensate import respond
+from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.inputs.specs import is_image
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.model.constants import ConstantTable
@@ -51,7 +52,7 @@ def infer_range(
     -------
     (float, float) or None
         None where the model has several inputs, or one that is not a float image, or no layer that sees it
-        first.
+        first, or cannot be run.
     """
     if len(specs) != 1 or specs[0].dtype.kind != "f" or not is_image(specs[0].shape[1:]):
         return None
@@ -63,10 +64,14 @@ def infer_range(
     bias = table[first.bias].astype(np.float64) if first.bias else np.zeros(first.channels)
     node = next(node for node in proto.graph.node if first.output in node.output)
     misfits = []
-    for candidate in RANGES:
-        feeds = synthetic_feeds(specs, seed=seed, input_range=candidate, samples=SAMPLES)
-        values = PartialRun(proto, table, feeds).value(first.input)
-        misfits.append(_misfit(first, rows, bias, measure(first, node, values, seed=seed, source="probe")))
+    try:
+        for candidate in RANGES:
+            feeds = synthetic_feeds(specs, seed=seed, input_range=candidate, samples=SAMPLES)
+            values = PartialRun(proto, table, feeds).value(first.input)
+            seen = measure(first, node, values, seed=seed, source="probe")
+            misfits.append(_misfit(first, rows, bias, seen))
+    except ModelError:  # no runtime runs what comes before the layer, but the closed form does without
+        return None
     if first.batch_norm is None and max(misfits, key=lambda m: m[1])[1] < NEGLIGIBLE:
         return RANGES[-1]
     return RANGES[int(np.argmin([misfit for misfit, _ in misfits]))]

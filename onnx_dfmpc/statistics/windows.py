@@ -1,12 +1,18 @@
-"""Where the taps of a convolution or of a pooling lie."""
+"""Where the taps of a convolution or of a pooling lie, and on what."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import NodeProto, helper
+
+from onnx_dfmpc.spec import Array
 
 
 @dataclass(frozen=True)
@@ -44,3 +50,49 @@ def window_of(attributes: Mapping[str, Any], kernel: Sequence[int], size: Sequen
         ]
         after = tuple(a + m for a, m in zip(after, missing, strict=True))
     return Window(tuple(kernel), strides, dilations, before, after)
+
+
+@lru_cache(maxsize=4)
+def numbered(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Places of a tensor in their order; layers in a row have tensors of the same shape, and share them."""
+    return np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+
+
+def grid(size: Sequence[int]) -> Array:
+    """All places of a box, shape (places, axes), the last axis innermost."""
+    return np.indices(tuple(size)).reshape(len(size), math.prod(size)).T.astype(np.float64)
+
+
+def distances(places: Array) -> Array:
+    """Between all pairs of places (t, axes), shape (t, t)."""
+    return np.asarray(np.sqrt(np.square(places[:, None] - places).sum(axis=2)))
+
+
+def mean_decay(size: Sequence[int], reach: float) -> float:
+    """Mean of exp(-distance / reach) over all pairs of places in a box, without a matrix of them."""
+    lags, n = grid(size), np.array(size)
+    share = np.prod((n - lags) * np.where(lags > 0, 2, 1) / n**2, axis=1)
+    return float(share @ np.exp(-np.sqrt(np.square(lags).sum(axis=1)) / reach))
+
+
+def coverage(at: Window, size: Sequence[int]) -> tuple[Array, tuple[int, ...]]:
+    """Share of the output's places at which two taps both lie on the input, shape (taps, taps), single taps
+    on the diagonal; and the number of places along each axis.
+    """
+    share, counts = np.ones((1, 1)), []
+    for n, k, stride, dilation, before, after in zip(
+        size, at.kernel, at.strides, at.dilations, at.before, at.after, strict=True
+    ):
+        taps = np.arange(k) * dilation - before
+        counts.append(max((n + after - int(taps[-1]) - 1) // stride + 1, 1))
+        where = np.arange(counts[-1])[:, None] * stride + taps
+        inside = ((where >= 0) & (where < n)).astype(np.float64)
+        share = np.kron(share, inside.T @ inside / counts[-1])
+    return share, tuple(counts)
+
+
+def transposed_coverage(at: Window, size: Sequence[int]) -> tuple[Array, tuple[int, ...]]:
+    """The same of a transposed convolution: a place meets one tap in every stride, and zeros elsewhere."""
+    phase = grid(at.kernel) * at.dilations % at.strides
+    share = (phase[:, None] == phase).all(axis=2) / math.prod(at.strides)
+    return share, tuple(n * stride for n, stride in zip(size, at.strides, strict=True))
