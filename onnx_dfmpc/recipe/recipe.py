@@ -224,30 +224,23 @@ class Storage:
         values.check_settings(self, Storage)
 
 
-def _sides(value: Any) -> tuple[int, ...]:
-    sides = (value,) if isinstance(value, int) else tuple(value)
-    values.require(len(sides) in (1, 2))
-    return tuple(values.integer(1)(side) for side in sides)
+def _several(check: values.Check, *lengths: int) -> values.Check:
+    """One value, or as many as one of the lengths says: as a tuple."""
+
+    def check_all(value: Any) -> tuple[Any, ...]:
+        items = (value,) if isinstance(value, int | float) else tuple(value)
+        values.require(len(items) in lengths)
+        return tuple(map(check, items))
+
+    return check_all
 
 
-def _crop(value: Any) -> tuple[int, ...] | float:
+_sides = _several(values.integer(1), 1, 2)
+
+
+def _crop(value: Any) -> Any:
     value = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
-    if not isinstance(value, float):
-        return _sides(value)
-    values.require(0 < value < 1)
-    return value
-
-
-def _per_channel(value: Any) -> tuple[float, ...]:
-    items = (value,) if isinstance(value, int | float) else tuple(value)
-    values.require(len(items) in (1, 3))
-    return tuple(values.number()(item) for item in items)
-
-
-def _deviations(value: Any) -> tuple[float, ...]:
-    deviations = _per_channel(value)
-    values.require(min(deviations) > 0)
-    return deviations
+    return values.number(above=0, below=1)(value) if isinstance(value, float) else _sides(value)
 
 
 @dataclass(frozen=True)
@@ -276,10 +269,10 @@ class Preprocessing:
         Value(_crop, "one or two numbers of pixels, or a share between 0 and 1"), None
     )
     mean: tuple[float, ...] = setting(
-        Value(_per_channel, "one number, or one for each of three channels"), (0.0,)
+        Value(_several(values.number(), 1, 3), "one number, or one for each of three channels"), (0.0,)
     )
     std: tuple[float, ...] = setting(
-        Value(_deviations, "one positive number, or one for each of three channels"), (1.0,)
+        Value(_several(values.number(above=0), 1, 3), "one positive number, or one for each channel"), (1.0,)
     )
     scale: float | None = setting(real("a number"), None)
     layout: Literal["auto", "nchw", "nhwc"] = setting(one_of("auto", "nchw", "nhwc"), "auto")
@@ -396,25 +389,18 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         Mean nominal bits over all quantized weights, never more; `storage` decides what they take on disk. Of
         the kinds of bits, one is given; without any it is 4 of these, or, for the paper's method, pairs.
     target_sqnr_db : float, optional
-        Predicted output SQNR in dB, at least.
-    preset : {"smallest", "balanced", "lossless"}, optional
-        A `target_sqnr_db` by name; not kept as an attribute.
+        Predicted output SQNR in dB, at least; `preset` is one by name: "smallest", "balanced", "lossless".
     min_bits, max_bits : int
         Bounds on the bits that a target gives a layer.
     first_last_bits : int, optional
         Bits of the first and the last layer; by default 8, but where a target decides for all layers.
     rules : sequence of Rule or mapping
-        Bits, bounds and exclusion for single layers, in order: the last match wins.
-    set : mapping of str to int
-        Bits by regular expression on layer names: appended to `rules`.
-    nodes_to_exclude : sequence of str
-        Nodes that stay float: appended to `rules`.
+        Bits, bounds and exclusion for single layers, in order: the last match wins. `set`, a mapping of
+        regular expressions to bits, and `nodes_to_exclude`, a list of names, append to them.
     method : {"dfmpc", "paper"}
-        The default method, or the paper's as written: per tensor, ternary or symmetric.
-    lambda1, lambda2 : float
-        Weights of the bias term and of the size of c in the paper's L(c).
-    absorb : {"producer", "consumer"}
-        Which side of a chain takes the paper's coefficients.
+        The default method, or the paper's as written: per tensor, ternary or symmetric, with `lambda1` and
+        `lambda2` as the weights in its L(c), and `absorb`, "producer" or "consumer", the side of a chain that
+        takes its coefficients.
     rounding : {"nearest", "squant", "gptq"}, optional
         How weights are rounded; by default the method's own way.
     repair : {"both", "gain", "mean", "none"}
@@ -431,18 +417,14 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     fold_batch_norm : {"auto", "no", "yes"}
         Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes.
         "auto" is yes where a target decides, since bytes count there; else no, and the graph stays as it was.
-    data : path, mapping of arrays, array, or callable, optional
+    data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
-        arrays by input name, and labels as ``labels``; or a function that yields such mappings, or pairs of
-        one and labels. By default synthetic.
-    labels : path or int array of shape (n,), optional
-        Class indices, counted from 0; they win over the data's own.
+        arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
+        synthetic, in `input_range`. `labels` are class indices from 0 and win over the data's own.
     images : Preprocessing or mapping
         How pictures become inputs.
     shapes : mapping of str to tuple of int
         Whole shapes of inputs with open dimensions.
-    input_range : (float, float), optional
-        Range of synthetic inputs, such as (0, 255).
     samples : int, optional
         Largest number of samples; by default all of `data`, or some synthetic ones.
     seed : int

@@ -64,7 +64,7 @@ def checked(key: Field[Any], given: Any) -> Any:
         return value.check(given)
     except RecipeError as error:
         raise RecipeError(f"{key.name}: {error}", hint=error.hint) from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RecipeError(f"{key.name} = {given!r}: expected {value.allowed}") from None
 
 
@@ -144,13 +144,15 @@ def integer(low: int, high: float = math.inf) -> Check:
     return check
 
 
-def number(low: float = -math.inf, high: float = math.inf, *, below: float = math.inf) -> Check:
-    """Finite numbers from `low` to `high`, less than `below`."""
+def number(
+    low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, below: float = math.inf
+) -> Check:
+    """Finite numbers from `low` to `high`, more than `above` and less than `below`."""
 
     def check(value: Any) -> float:
         require(isinstance(value, Real) and not isinstance(value, bool))
         number = float(value)
-        require(math.isfinite(number) and low <= number <= high and number < below)
+        require(math.isfinite(number) and low <= number <= high and above < number < below)
         return number
 
     return check
