@@ -245,11 +245,11 @@ class Preprocessing(Settings):
     from 0 to 255.
 
     `size` resizes (bilinear) so that the shorter side has this many pixels, or to height and width; None
-    resizes to what the model takes, or, with pixels to `crop`, not at all. `crop` cuts a square, or height and
-    width, from the middle; below 1, it keeps this share of each side and resizes then; None cuts what the
+    resizes to what the model takes, or, with pixels to `crop`, not at all. `crop` cuts a square, or height
+    and width, from the middle; below 1, it keeps this share of each side and resizes then; None cuts what the
     model takes, where `size` gives only the shorter side. `mean` and `std` are in the order of the channels
-    that the model sees. `scale` None is 1/255, and 1 for a model that takes integers. "auto" follows the shape
-    of the input, and is gray for one channel, else RGB.
+    that the model sees. `scale` None is 1/255, and 1 for a model that takes integers. "auto" follows the
+    shape of the input, and is gray for one channel, else RGB.
     """
 
     size: tuple[int, ...] | None = setting(Value(_sides, "one or two numbers of pixels"), None)
