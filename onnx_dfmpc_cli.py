@@ -1,8 +1,8 @@
-"""Start of the command line ``onnx-dfmpc``.
+"""Start of the command line ``onnx-dfmpc``, on one thread of linear algebra.
 
-Its matrix products are many and small: on more threads they mostly wait for each other, and take twice as
-long. How many there are has to be said before NumPy is loaded, which the package does at once; so it is said
-here, unless the user has. The result is the same bytes.
+Its matrix products are many and small: on two threads a run takes twice as long, because they mostly wait
+for each other. The number of threads has to be set before NumPy is imported, and the package imports it at
+once; so it is set here, unless the user has set it. The output has the same bytes either way.
 """
 
 import os

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,8 @@ from onnx_dfmpc.cli import flags
 from onnx_dfmpc.cli.flags import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate import latency
-from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.recipe.recipe import GROUPS
+from onnx_dfmpc.evaluate.command import repeat_command
+from onnx_dfmpc.recipe import Data, Gates, Recipe
 from onnx_dfmpc.recipe.values import settings
 from tests.conftest import ROOT, Run
 
@@ -501,9 +502,39 @@ def test_every_flag_becomes_a_recipe() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"data": "my data.npz", "labels": "l.npy", "samples": 9, "seed": 4, "min_cosine": 0.9999999},
+        {
+            "input_range": (-1, 2.5),
+            "shapes": {"x": (1, 3), "a=b": (2,)},
+            "min_sqnr_db": -3,
+            "max_top1_drop": 0,
+        },
+        {
+            "images": {"size": 256, "crop": 0.875, "mean": (-1, 2, 3.5), "layout": "nhwc"},
+            "min_top1_agreement": 1,
+        },
+    ],
+)
+def test_the_repeat_command_gives_the_same_data_and_gates(keywords: dict[str, Any]) -> None:
+    recipe = Recipe(**keywords)
+    program, *argv = shlex.split(repeat_command("a.onnx", Path("b.onnx"), recipe, recipe))
+    assert (program, *argv[:3]) == ("onnx-dfmpc", "validate", "a.onnx", "b.onnx")
+    assert recipe_of(parse(argv)) == recipe
+
+
+def test_what_is_in_memory_cannot_be_repeated() -> None:
+    assert repeat_command("a.onnx", onnx.ModelProto(), Data(), Gates()) == ""
+    assert repeat_command("a.onnx", "b.onnx", Data(data={"x": np.zeros(2)}), Gates()) == ""
+
+
 def test_every_setting_with_a_flag_is_on_the_command_line(run: Run) -> None:
     parser, commands = flags._parser()
-    for command, groups in {"plan": GROUPS[:4], "quantize": GROUPS, "validate": GROUPS[3:]}.items():
+    bases = Recipe.__bases__
+    for command, groups in {"plan": bases[:4], "quantize": bases, "validate": bases[3:]}.items():
         known = {name: action for action in commands[command]._actions for name in action.option_strings}
         wanted = [
             key.metadata for group in groups for key in settings(group).values() if key.metadata["flag"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import Bits, Data, Gates, Recipe, Rule, nearest, parse_size
-from onnx_dfmpc.recipe.recipe import DEFAULT_BITS, GROUPS, KEYWORDS, KINDS
+from onnx_dfmpc.recipe.recipe import DEFAULT_BITS, KEYWORDS, KINDS
 from onnx_dfmpc.recipe.values import settings as settings_of
 from onnx_dfmpc.spec import StorageFormat
 
@@ -272,11 +272,11 @@ def test_replace_appends_nothing_again(recipe: Recipe) -> None:
 
 def test_a_recipe_is_its_groups() -> None:
     """Each setting is a field of exactly one group, and a group can be had alone."""
-    own = [key.name for group in GROUPS for key in dataclasses.fields(group)]
+    own = [key.name for group in Recipe.__bases__ for key in dataclasses.fields(group)]
     assert sorted(own) == sorted(key.name for key in dataclasses.fields(Recipe))
     assert len(own) == len(set(own)) == 32
     assert sorted({*KEYWORDS} - {*own}) == ["nodes_to_exclude", "preset", "set"]
-    for group in GROUPS:
+    for group in Recipe.__bases__:
         assert (
             dataclasses.replace(
                 Recipe(), **{key.name: getattr(group(), key.name) for key in dataclasses.fields(group)}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import toml, values
 from onnx_dfmpc.recipe.rules import Rule, rule_list
-from onnx_dfmpc.recipe.values import BITS, PATH, Value, count, one_of, plain, real, setting, settings
+from onnx_dfmpc.recipe.values import BITS, PATH, Settings, Value, count, one_of, real, setting, settings
 from onnx_dfmpc.spec import StorageFormat
 
 DataSource = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | NDArray[Any] | Callable[[], Iterable[Any]]
@@ -51,7 +51,7 @@ DECIBELS = real("a number of decibels", metavar="DB")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bits:
+class Bits(Settings):
     """One kind of bits, and what holds for single layers whatever the kind."""
 
     low_bits: int | None = setting(BITS, None, "--low-bits", "pairs: bits of one layer of each, 2 to 8")
@@ -85,10 +85,10 @@ class Bits:
         (), "--nodes-to-exclude", "nodes that stay float",
     )  # fmt: skip
 
-    def __post_init__(self, preset: Any, set: Any, nodes_to_exclude: Any) -> None:  # noqa: A002
-        values.check_settings(self, Bits)
-        keys = settings(Bits)
-        preset = values.checked(keys["preset"], preset)
+    def __post_init__(self, *constructor_only: Any) -> None:
+        super().__post_init__()  # in a recipe, the checks of all its groups
+        keys = [settings(Bits)[name] for name in ("preset", "set", "nodes_to_exclude")]
+        preset, by_regex, excluded = map(values.checked, keys, constructor_only)
         self._require_one_kind(preset)
         if preset is not None:
             self._fill({"target_sqnr_db": PRESETS[preset]})
@@ -100,8 +100,7 @@ class Bits:
                 raise RecipeError(
                     f"{key} = {bits} is not between min_bits = {self.min_bits} and max_bits = {self.max_bits}"
                 )
-        rules = [Rule(regex=regex, bits=bits) for regex, bits in values.checked(keys["set"], set)]
-        excluded = values.checked(keys["nodes_to_exclude"], nodes_to_exclude)
+        rules = [Rule(regex=regex, bits=bits) for regex, bits in by_regex]
         rules += [Rule(node=node, exclude=True) for node in excluded]
         self._fill({"rules": (*self.rules, *rules)})
 
@@ -157,7 +156,7 @@ class Bits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Settings):
     """How weights are rounded and repaired, and where the statistics come from that both need."""
 
     method: Literal["dfmpc", "paper"] = setting(
@@ -178,7 +177,7 @@ class Method:
     )
 
     def __post_init__(self) -> None:
-        values.check_settings(self, Method)
+        super().__post_init__()
         if self.calibration_data is not None and self.statistics != "auto":
             raise RecipeError(
                 f"calibration_data is not used with statistics = {self.statistics!r}",
@@ -204,7 +203,7 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Storage:
+class Storage(Settings):
     """How codes are put into the file."""
 
     storage: Literal["auto", "native", "portable", "compact"] = setting(
@@ -220,55 +219,37 @@ class Storage:
         "--fold-batch-norm", "put batch norm into scales and biases (auto: yes for a target, else no)",
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        values.check_settings(self, Storage)
+
+def _several(check: values.Check, *lengths: int) -> values.Check:
+    """One value, or as many as one of the lengths says: as a tuple."""
+
+    def check_all(value: Any) -> tuple[Any, ...]:
+        items = (value,) if isinstance(value, int | float) else tuple(value)
+        values.require(len(items) in lengths)
+        return tuple(map(check, items))
+
+    return check_all
 
 
-def _sides(value: Any) -> tuple[int, ...]:
-    sides = (value,) if isinstance(value, int) else tuple(value)
-    values.require(len(sides) in (1, 2))
-    return tuple(values.integer(1)(side) for side in sides)
+_sides = _several(values.integer(1), 1, 2)
 
 
-def _crop(value: Any) -> tuple[int, ...] | float:
+def _crop(value: Any) -> Any:
     value = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
-    if not isinstance(value, float):
-        return _sides(value)
-    values.require(0 < value < 1)
-    return value
-
-
-def _per_channel(value: Any) -> tuple[float, ...]:
-    items = (value,) if isinstance(value, int | float) else tuple(value)
-    values.require(len(items) in (1, 3))
-    return tuple(values.number()(item) for item in items)
-
-
-def _deviations(value: Any) -> tuple[float, ...]:
-    deviations = _per_channel(value)
-    values.require(min(deviations) > 0)
-    return deviations
+    return values.number(above=0, below=1)(value) if isinstance(value, float) else _sides(value)
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Settings):
     """How pictures become inputs: resized and cropped, then ``(pixel * scale - mean) / std``, with pixels
     from 0 to 255.
 
-    Attributes
-    ----------
-    size : (int,) or (int, int) or None
-        Resize (bilinear) so that the shorter side has this many pixels, or to height and width. None resizes
-        to what the model takes, or, with pixels to `crop`, not at all.
-    crop : (int,) or (int, int) or float or None
-        Cut a square, or height and width, from the middle of the resized picture; below 1, keep this share of
-        each side and resize then. None cuts what the model takes, where `size` gives only the shorter side.
-    mean, std : tuple of 1 or 3 floats
-        In the order of the channels that the model sees.
-    scale : float or None
-        None is 1/255, and 1 for a model that takes integers.
-    layout, channels : str
-        "auto" follows the shape of the input, and is gray for one channel, else RGB.
+    `size` resizes (bilinear) so that the shorter side has this many pixels, or to height and width; None
+    resizes to what the model takes, or, with pixels to `crop`, not at all. `crop` cuts a square, or height
+    and width, from the middle; below 1, it keeps this share of each side and resizes then; None cuts what the
+    model takes, where `size` gives only the shorter side. `mean` and `std` are in the order of the channels
+    that the model sees. `scale` None is 1/255, and 1 for a model that takes integers. "auto" follows the
+    shape of the input, and is gray for one channel, else RGB.
     """
 
     size: tuple[int, ...] | None = setting(Value(_sides, "one or two numbers of pixels"), None)
@@ -276,21 +257,14 @@ class Preprocessing:
         Value(_crop, "one or two numbers of pixels, or a share between 0 and 1"), None
     )
     mean: tuple[float, ...] = setting(
-        Value(_per_channel, "one number, or one for each of three channels"), (0.0,)
+        Value(_several(values.number(), 1, 3), "one number, or one for each of three channels"), (0.0,)
     )
     std: tuple[float, ...] = setting(
-        Value(_deviations, "one positive number, or one for each of three channels"), (1.0,)
+        Value(_several(values.number(above=0), 1, 3), "one positive number, or one for each channel"), (1.0,)
     )
     scale: float | None = setting(real("a number"), None)
     layout: Literal["auto", "nchw", "nhwc"] = setting(one_of("auto", "nchw", "nhwc"), "auto")
     channels: Literal["auto", "rgb", "bgr", "gray"] = setting(one_of("auto", "rgb", "bgr", "gray"), "auto")
-
-    def __post_init__(self) -> None:
-        values.check_settings(self, Preprocessing)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; what has its default is left out."""
-        return plain(self, Preprocessing, changed_only=True)
 
 
 def _preprocessing(value: Any) -> Any:
@@ -315,7 +289,7 @@ def _path_or_array(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Settings):
     """The inputs that models are run on: the user's, or seeded synthetic ones."""
 
     data: DataSource | None = setting(
@@ -348,12 +322,9 @@ class Data:
     samples: int | None = setting(count(1), None, "--samples", "largest number of samples")
     seed: int = setting(count(0), 0, "--seed", "seed of synthetic inputs and of the choice of samples (0)")
 
-    def __post_init__(self) -> None:
-        values.check_settings(self, Data)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Gates:
+class Gates(Settings):
     """Limits on how far the outputs may move; each holds for the worst output."""
 
     min_cosine: float | None = setting(
@@ -371,13 +342,10 @@ class Gates:
         None, "--min-top1-agreement", "lowest share of samples with the same top-1",
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        values.check_settings(self, Gates)
-
     @property
     def limits(self) -> dict[str, float]:
         """The gates that are set, by name."""
-        return plain(self, Gates)
+        return values.plain(self, Gates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,25 +364,18 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         Mean nominal bits over all quantized weights, never more; `storage` decides what they take on disk. Of
         the kinds of bits, one is given; without any it is 4 of these, or, for the paper's method, pairs.
     target_sqnr_db : float, optional
-        Predicted output SQNR in dB, at least.
-    preset : {"smallest", "balanced", "lossless"}, optional
-        A `target_sqnr_db` by name; not kept as an attribute.
+        Predicted output SQNR in dB, at least; `preset` is one by name: "smallest", "balanced", "lossless".
     min_bits, max_bits : int
         Bounds on the bits that a target gives a layer.
     first_last_bits : int, optional
         Bits of the first and the last layer; by default 8, but where a target decides for all layers.
     rules : sequence of Rule or mapping
-        Bits, bounds and exclusion for single layers, in order: the last match wins.
-    set : mapping of str to int
-        Bits by regular expression on layer names: appended to `rules`.
-    nodes_to_exclude : sequence of str
-        Nodes that stay float: appended to `rules`.
+        Bits, bounds and exclusion for single layers, in order: the last match wins. `set`, a mapping of
+        regular expressions to bits, and `nodes_to_exclude`, a list of names, append to them.
     method : {"dfmpc", "paper"}
-        The default method, or the paper's as written: per tensor, ternary or symmetric.
-    lambda1, lambda2 : float
-        Weights of the bias term and of the size of c in the paper's L(c).
-    absorb : {"producer", "consumer"}
-        Which side of a chain takes the paper's coefficients.
+        The default method, or the paper's as written: per tensor, ternary or symmetric, with `lambda1` and
+        `lambda2` as the weights in its L(c), and `absorb`, "producer" or "consumer", the side of a chain that
+        takes its coefficients.
     rounding : {"nearest", "squant", "gptq"}, optional
         How weights are rounded; by default the method's own way.
     repair : {"both", "gain", "mean", "none"}
@@ -431,18 +392,14 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     fold_batch_norm : {"auto", "no", "yes"}
         Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes.
         "auto" is yes where a target decides, since bytes count there; else no, and the graph stays as it was.
-    data : path, mapping of arrays, array, or callable, optional
+    data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
-        arrays by input name, and labels as ``labels``; or a function that yields such mappings, or pairs of
-        one and labels. By default synthetic.
-    labels : path or int array of shape (n,), optional
-        Class indices, counted from 0; they win over the data's own.
+        arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
+        synthetic, in `input_range`. `labels` are class indices from 0 and win over the data's own.
     images : Preprocessing or mapping
         How pictures become inputs.
     shapes : mapping of str to tuple of int
         Whole shapes of inputs with open dimensions.
-    input_range : (float, float), optional
-        Range of synthetic inputs, such as (0, 255).
     samples : int, optional
         Largest number of samples; by default all of `data`, or some synthetic ones.
     seed : int
@@ -464,13 +421,6 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     >>> Recipe(target_size="300KiB").target_size
     307200
     """
-
-    def __post_init__(self, preset: Any, set: Any, nodes_to_exclude: Any) -> None:  # noqa: A002
-        Method.__post_init__(self)  # first: the default kind of bits depends on it
-        Bits.__post_init__(self, preset, set, nodes_to_exclude)
-        Storage.__post_init__(self)
-        Data.__post_init__(self)
-        Gates.__post_init__(self)
 
     def _default_bits(self) -> Mapping[str, Any]:
         return PAIR if self.method == "paper" else super()._default_bits()
@@ -522,7 +472,7 @@ class Recipe(Bits, Method, Storage, Data, Gates):
             "rules": (*base.rules, *overrides.pop("rules", ())),
             "set": (),  # like the nodes to exclude, among the rules by now
             "nodes_to_exclude": (),
-            "images": base.images.to_dict() | dict(overrides.pop("images", {})),
+            "images": base.images.to_dict(changed_only=True) | dict(overrides.pop("images", {})),
         }
         return cls.from_dict(from_file | overrides)
 
@@ -530,21 +480,13 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         """Text of a recipe file that `from_toml` turns back into an equal recipe; its paths are absolute."""
         return toml.write(self.to_dict(), SECTIONS, PATHS)
 
-    def to_dict(self, *, changed_only: bool = False) -> dict[str, Any]:
-        """Plain data (JSON and TOML types) that `from_dict` turns back into an equal recipe. What is None or
-        empty is left out, as are data and labels that are no paths, and, if asked for, what has its default.
-        """
-        parts = [plain(self, group, changed_only=changed_only) for group in GROUPS]
-        return {key: value for part in parts for key, value in part.items()}
-
     def to_text(self) -> str:
         """The kind of bits and everything else that differs from the default, on one line."""
         changed = self.to_dict(changed_only=True)
         return ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in changed.items())
 
 
-GROUPS = (Bits, Method, Storage, Data, Gates)
-KEYWORDS = tuple(name for group in GROUPS for name in settings(group))
+KEYWORDS = tuple(settings(Recipe))
 """What the constructor of a recipe takes."""
 
 PATHS = ("calibration_data", "data", "labels")

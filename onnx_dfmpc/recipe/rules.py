@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import values
-from onnx_dfmpc.recipe.values import BITS, Value, nearest, plain, setting
-from onnx_dfmpc.spec import Layer, MatchReport
+from onnx_dfmpc.recipe.values import BITS, Settings, Value, nearest, setting
+from onnx_dfmpc.spec import MatchReport
 
 if TYPE_CHECKING:
     from onnx_dfmpc.recipe.recipe import Bits
@@ -19,7 +19,7 @@ EFFECTS = ("bits", "min_bits", "max_bits", "exclude")
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Settings):
     """Bits, bounds or exclusion for the layers that exactly one selector matches.
 
     `node` is the name of one layer, `regex` matches anywhere in a name, `op_type` is such as "Gemm". `bits`
@@ -40,7 +40,7 @@ class Rule:
     exclude: bool | None = setting(Value(values.flag, "true or false"), None)
 
     def __post_init__(self) -> None:
-        values.check_settings(self, Rule)
+        super().__post_init__()
         if len(self._given(SELECTORS)) != 1:
             raise RecipeError(
                 "a rule needs exactly one of node, regex, op_type", hint="write one rule for each"
@@ -75,10 +75,6 @@ class Rule:
             return re.search(self.regex, name) is not None
         return name == self.node if self.node is not None else op_type == self.op_type
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; keys without a value are left out."""
-        return plain(self, Rule)
-
 
 def rule_list(value: Any) -> tuple[Rule, ...]:
     """Check of a list of rules, or of mappings that stand for them; an error says which one it is."""
@@ -109,21 +105,19 @@ def bit_bounds(matched: MatchReport, recipe: Bits) -> dict[str, BitBounds]:
     """What the recipe leaves open for every matched layer, by its name: the last rule that matches wins. A
     rule for no layer, and rules that leave nothing open, are a RecipeError.
     """
-    bounds = {layer.name: _start(layer, recipe) for layer in matched.layers}
+    edge = recipe.edge_bits
+    bounds = {
+        layer.name: BitBounds(edge, edge, edge, reason=f"the {layer.edge} layer")
+        if layer.edge and edge is not None
+        else BitBounds(recipe.min_bits, recipe.max_bits)
+        for layer in matched.layers
+    }
     for rule in recipe.rules:
         selected = [layer.name for layer in matched.layers if rule.selects(layer.name, layer.op_type)]
         if not selected:
             _refuse_unless_excluded_anyway(rule, matched)
         bounds |= {name: _after_rule(name, bounds[name], rule) for name in selected}
     return bounds
-
-
-def _start(layer: Layer, recipe: Bits) -> BitBounds:
-    """Bounds of a layer before any rule."""
-    bits = recipe.edge_bits
-    if layer.edge and bits is not None:
-        return BitBounds(bits, bits, bits, reason=f"the {layer.edge} layer")
-    return BitBounds(recipe.min_bits, recipe.max_bits)
 
 
 def _after_rule(name: str, before: BitBounds, rule: Rule) -> BitBounds:

@@ -11,7 +11,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -50,9 +50,11 @@ def setting(value: Value, default: Any, flag: str = "", about: str = "") -> Any:
     return field(default=default, metadata=metadata)
 
 
-def settings(group: Any) -> dict[str, Field[Any]]:
+def settings(group: type) -> dict[str, Field[Any]]:
     """Fields of a dataclass that `setting` made, by name; those for its constructor alone (InitVar) too."""
-    return {key.name: key for key in group.__dataclass_fields__.values() if "value" in key.metadata}
+    owners = (*group.__bases__, group)  # dataclasses have the fields of the last base first
+    by_owner = [vars(owner).get("__dataclass_fields__", {}) for owner in owners]
+    return {name: key for keys in by_owner for name, key in keys.items() if "value" in key.metadata}
 
 
 def checked(key: Field[Any], given: Any) -> Any:
@@ -64,15 +66,23 @@ def checked(key: Field[Any], given: Any) -> Any:
         return value.check(given)
     except RecipeError as error:
         raise RecipeError(f"{key.name}: {error}", hint=error.hint) from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RecipeError(f"{key.name} = {given!r}: expected {value.allowed}") from None
 
 
-def check_settings(instance: Any, group: type) -> None:
-    """Check and normalise, in place, the attributes of a frozen dataclass that are fields of `group`."""
-    for name, key in settings(group).items():
-        if name in vars(instance):  # an InitVar is not
-            object.__setattr__(instance, name, checked(key, getattr(instance, name)))
+class Settings:
+    """Base of frozen dataclasses whose fields are settings: checks and normalises them when one is made."""
+
+    def __post_init__(self) -> None:
+        for name, key in settings(type(self)).items():
+            if name in vars(self):  # an InitVar is not
+                object.__setattr__(self, name, checked(key, getattr(self, name)))
+
+    def to_dict(self, *, changed_only: bool = False) -> dict[str, Any]:
+        """Plain data: JSON and TOML types. What is None or empty is left out, as are arrays and functions,
+        and, if asked for, what has its default.
+        """
+        return plain(self, type(self), changed_only=changed_only)
 
 
 def from_mapping(kind: type, given: Any, where: str = "") -> Any:
@@ -84,10 +94,8 @@ def from_mapping(kind: type, given: Any, where: str = "") -> Any:
     return kind(**given)
 
 
-def plain(instance: Any, group: type, *, changed_only: bool = False) -> dict[str, Any]:
-    """Attributes of `instance` that are fields of `group`, as JSON types. What is None, empty, or has no such
-    form is left out; so is, if asked for, what has its default.
-    """
+def plain(instance: Settings, group: type, *, changed_only: bool = False) -> dict[str, Any]:
+    """`Settings.to_dict`, for the fields of one group alone."""
     kept = {}
     for name, key in settings(group).items():
         item = _plain(vars(instance).get(name))  # an InitVar is no attribute
@@ -104,8 +112,8 @@ def _plain(value: Any) -> Any:
         return None if None in items.values() else items
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if is_dataclass(value):
-        return value.to_dict()  # type: ignore[union-attr]
+    if isinstance(value, Settings):
+        return value.to_dict(changed_only=True)
     return value if isinstance(value, str | int | float) else None
 
 
@@ -144,13 +152,15 @@ def integer(low: int, high: float = math.inf) -> Check:
     return check
 
 
-def number(low: float = -math.inf, high: float = math.inf, *, below: float = math.inf) -> Check:
-    """Finite numbers from `low` to `high`, less than `below`."""
+def number(
+    low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, below: float = math.inf
+) -> Check:
+    """Finite numbers from `low` to `high`, more than `above` and less than `below`."""
 
     def check(value: Any) -> float:
         require(isinstance(value, Real) and not isinstance(value, bool))
         number = float(value)
-        require(math.isfinite(number) and low <= number <= high and number < below)
+        require(math.isfinite(number) and low <= number <= high and above < number < below)
         return number
 
     return check
