@@ -58,8 +58,7 @@ def fold(
     1.], dtype=float32))
     """
     norm = quantized.batch_norm or layer.batch_norm
-    if norm is None:
-        raise ValueError(f"{layer.name} has no batch norm")
+    assert norm is not None, f"{layer.name} has no batch norm"
     factor, shift = _affine(norm, bias if quantized.bias is None else quantized.bias)
     weight = _scaled(quantized.weight, factor, layer.axis, SMALLEST[np.dtype(dtype)])
     return replace(quantized, weight=weight, bias=shift.astype(np.float32), batch_norm=None)
