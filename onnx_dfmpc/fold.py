@@ -30,8 +30,8 @@ float16 it would become zero.
 MARGIN = 4.0
 """How far quantization and its repair may move a scale or a bias from what the float weight suggests.
 
-Measured at 2 bits on eight networks with batch norm: the largest weight of a layer grew by up to 1.26 times, the
-largest bias by up to 1.27. So 4 is safe; it decides something only in float16, near 65504.
+Measured at 2 bits on eight networks with batch norm: the largest weight of a layer grew by up to 1.26 times,
+the largest bias by up to 1.27. So 4 is safe; it decides something only in float16, near 65504.
 """
 
 LEVELS = 256
@@ -43,20 +43,11 @@ def fold(
 ) -> QuantizedLayer:
     """The same layer without its batch norm, with a new bias and a grid per channel.
 
-    Parameters
-    ----------
-    quantized : QuantizedLayer
-        Its weight must have a grid per channel, or one that can become so: not that of a grouped
-        ConvTranspose. Signed codes must be symmetric around 0.
-    layer : Layer
-        With a batch norm.
-    bias : float array, shape (channels,), or None
-        Of the float layer, for where ``quantized`` has no new one.
-    dtype : dtype
-        Float type that the scales will have in the file: float32 or float16.
+    Its weight must have a grid per channel, or one that can become so: not that of a grouped ConvTranspose.
+    Signed codes must be symmetric around 0. ``bias``, shape (channels,), is that of the float layer, for
+    where ``quantized`` has no new one. ``dtype`` is the float type that the scales will have in the file:
+    float32 or float16.
 
-    Examples
-    --------
     >>> norm = BatchNorm("bn", "b", *(np.array([v, v]) for v in (-2.0, 1.0, 0.0, 1.0)), epsilon=0.0)
     >>> layer = Layer("fc", "Gemm", 0, "w", (2, 1), 0, 1, None, "", "x", "y", 2, norm)
     >>> codes, zeros = np.array([[0], [3]], np.uint8), np.uint8([1, 1])
@@ -67,8 +58,7 @@ def fold(
     1.], dtype=float32))
     """
     norm = quantized.batch_norm or layer.batch_norm
-    if norm is None:
-        raise ValueError(f"{layer.name} has no batch norm")
+    assert norm is not None, f"{layer.name} has no batch norm"
     factor, shift = _affine(norm, bias if quantized.bias is None else quantized.bias)
     weight = _scaled(quantized.weight, factor, layer.axis, SMALLEST[np.dtype(dtype)])
     return replace(quantized, weight=weight, bias=shift.astype(np.float32), batch_norm=None)

@@ -473,6 +473,24 @@ def test_layers_that_do_not_belong_to_the_model():
         rewrite(plain, report, [good])
 
 
+@pytest.mark.parametrize(
+    ("changed", "batch_norm", "why"),
+    [
+        ({"output": "elsewhere"}, False, "no Conv with a constant weight makes 'elsewhere'"),
+        ({"output": "y"}, False, "no Conv with a constant weight makes 'y'"),
+        ({"bias": "gamma"}, False, "nothing adds the bias 'gamma'"),
+        ({}, True, "has no batch norm to replace"),
+    ],
+)
+def test_a_match_report_of_another_model(changed, batch_norm, why):
+    model = conv()
+    (layer,) = match(model).layers
+    fields = {"batch_norm": layer.batch_norm} if batch_norm else {"bias": noise(6)}
+    other = dataclasses.replace(layer, **{"batch_norm": None, **changed})
+    with pytest.raises(DfmpcError, match=why):
+        rewrite(model, MatchReport((other,), (), (), 1), [quantized(model, layer, **fields)])
+
+
 def test_opset_28_comes_down_with_a_note():
     model = conv()
     model.opset_import[0].version, model.ir_version = 28, 14
@@ -501,12 +519,17 @@ def test_bytes_add_up_to_the_growth_of_the_file():
     assert abs(rewritten.proto.ByteSize() - copy.ByteSize() - added) <= length_prefix
 
 
-@pytest.mark.parametrize("bits", [2, 6])
-def test_shared_networks(shared_model, bits, tmp_path):
+def test_shared_networks(shared_model, tmp_path):
+    """2 and 6 bits in turn."""
     model = load(shared_model).proto
-    rewritten, report = all_layers(model, bits)
+    report, before = match(model), model.SerializeToString()
+    layers = [quantized(model, layer, (2, 6)[number % 2]) for number, layer in enumerate(report.layers)]
+    rewritten = rewrite(model, report, layers)
+    checker.check_model(rewritten.proto, full_check=True)
+    assert model.SerializeToString() == before
     assert len(rewritten.layers) == len(report.layers) > 0
-    sources = {layer.weight: quantized(model, layer, bits).weight.dequantize() for layer in report.layers}
+    weights = [done.weight.dequantize() for done in layers]
+    sources = {layer.weight: weight for layer, weight in zip(report.layers, weights, strict=True)}
     shape = [dim.dim_value or 1 for dim in model.graph.input[0].type.tensor_type.shape.dim]
     shape = (
         [size if i < 2 or size > 1 else 64 for i, size in enumerate(shape)]

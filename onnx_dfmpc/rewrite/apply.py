@@ -59,32 +59,18 @@ def rewrite(
 ) -> Rewritten:
     """Copy of a model in which the weight of each given layer comes from integer codes.
 
-    Opset and IR version are raised as far as the codes need. What the codes replace goes when nobody reads it
-    any more. Names of nodes and tensors, doc strings, metadata, local functions and value infos stay; where a
-    batch norm is folded, its node goes, and the layer writes the tensor that the batch norm wrote. The float
-    weights are the same in every form; those of a layer whose batch norm is folded, in every form that folds.
+    ``proto`` is the float model with its external data loaded; it is never changed. ``layers`` say what to
+    put where: a ``bias`` is in the units of the constant that it replaces (Gemm multiplies its third input by
+    ``beta``). ``metadata`` is added to ``metadata_props`` under ``onnx_dfmpc.``.
 
-    Parameters
-    ----------
-    proto : ModelProto
-        The float model with its external data loaded; never changed.
-    matched : MatchReport
-        Where the layers are in ``proto``.
-    layers : sequence of QuantizedLayer
-        What to put there. ``bias`` is in the units of the constant that it replaces: Gemm multiplies its
-        third input by ``beta``.
-    metadata : mapping, optional
-        Added to ``metadata_props`` under ``onnx_dfmpc.``.
+    Opset and IR version are raised only as far as the codes need. What the codes replace goes when nobody
+    reads it any more. Names of nodes and tensors, doc strings, metadata, local functions and value infos
+    stay; where a batch norm is folded, its node goes, and the layer writes the tensor that the batch norm
+    wrote.
 
-    Raises
-    ------
-    RecipeError
-        If the storage format is not registered.
-    UnsupportedError
-        If the model cannot be converted to the opset that the codes need, or new parameters do not fit its
-        float type.
-    DfmpcError
-        If the layers do not belong to the model.
+    RecipeError if the storage format is not registered; UnsupportedError if the model cannot be converted to
+    the opset that the codes need, or new parameters do not fit its float type; DfmpcError if the layers are
+    not of the model.
     """
     by_name, specs = layers_by_name(matched, [layer.name for layer in layers]), weight_specs(proto, matched)
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
@@ -107,6 +93,7 @@ def rewrite(
         notes = tuple(note for note in (layout.note, not_folded) if note)
         stored[layer.name] = StoredLayer(layout.storage, layout.size, notes)
     layouts = [edit.layout for edit in edits]
+    # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
     edited = raise_opset(proto, opset)
     apply_edits(edited, edits, shared_names(layouts), metadata or {})
