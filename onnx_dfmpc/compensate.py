@@ -34,7 +34,9 @@ from onnx_dfmpc.linalg.matrices import Covariance, through
 from onnx_dfmpc.spec import Array, BatchNorm
 
 MAX_GAIN = 4.0
-"""Bound of a gain and of its inverse: beyond it the channel is mostly noise, which it would amplify."""
+"""Bound of a gain and of its inverse: beyond it the channel is mostly noise, which it would amplify. No
+gain of ResNet-20 in 2 bits comes near: bounds of 2 and of 100 give the same output SQNR.
+"""
 
 
 @dataclass(frozen=True, eq=False)

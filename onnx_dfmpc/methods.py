@@ -42,7 +42,7 @@ from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
 Bias = NDArray[np.floating] | None
 
 NOISE_FLOOR = 1e-15
-"""Noise below this share of the signal is the arithmetic's, not the grid's: 150 dB."""
+"""Noise below this share of the signal is that of the arithmetic, not of the grid: 150 dB."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,6 @@ class Method:
     low_first: bool = False  # the first layer of a pair is always the low one
 
 
-# From a weight to codes
-
-
 def grid_spec(layer: Layer, plan: LayerPlan) -> GridSpec:
     """Grid of a layer, as far as it is planned."""
     return GridSpec(plan.grid, plan.bits, plan.per_channel and not shares_grid(layer))
@@ -144,11 +141,8 @@ def rounding_covariance(layer: Layer, statistics: InputStatistics) -> Covariance
     return with_mean_uncertainty(trusted, statistics.mean, taps(layer))
 
 
-# The default method
-
-
 def correct(rounded: Rounded, switches: Repair, outputs: Outputs | None) -> Correction:
-    """Gain and shift of the default method.
+    """Gain and shift of the default method, "dfmpc".
 
     ``outputs`` of the layer in both networks include what the layers before it did; the statistics of its
     float input do not.
@@ -176,17 +170,15 @@ def _repair_default(
         norm = replace(layer.batch_norm, mean=layer.batch_norm.mean + correction.shift)
     elif switches.mean:
         new_bias = (_bias_or_zeros(bias, layer) - correction.shift).astype(np.float32)
+    # The gain costs nothing: there is a scale per channel anyway.
     codes = _with_gain(rounded.codes, correction.gain)
     return Repaired(_quantized_layer(rounded, codes, correction.gain, new_bias, norm), correction)
-
-
-# The method as published
 
 
 def _repair_paper(
     rounded: Rounded, switches: Repair, outputs: Outputs | None, bias: Bias, to_consumers: bool
 ) -> Repaired:
-    """Batch norm re-estimated, then c for the low layers, here or at the consumers."""
+    """As published: batch norm re-estimated, then c for the low layers, here or at the consumers."""
     layer, response = rounded.layer, rounded.response
     # One scale for all groups has no room for a factor per channel; a batch norm after it has.
     repair_gain = switches.gain and not (layer.batch_norm is None and shares_grid(layer))
@@ -244,9 +236,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-# The numbers to store
-
-
 def _quantized_layer(
     rounded: Rounded, codes: Codes, gain: Array, bias: NDArray[np.float32] | None, norm: BatchNorm | None
 ) -> QuantizedLayer:
@@ -284,9 +273,6 @@ def _bias_or_zeros(bias: Bias, layer: Layer) -> Array:
 def _with_gain(codes: Codes, gain: Array) -> Codes:
     """The same codes with scales multiplied by a gain per output channel."""
     return replace(codes, scale=(codes.scale * gain.reshape(codes.scale.shape)).astype(np.float32))
-
-
-# Noise of one layer
 
 
 def noise_share(response: Response, layer: Layer) -> float | None:

@@ -13,7 +13,7 @@ from onnx_dfmpc.compensate import MAX_GAIN
 from onnx_dfmpc.methods import METHODS, Repair, Repaired, Rounded, round_layer
 from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max
 from onnx_dfmpc.rounding.rounding import ROUNDINGS, RoundingMethod
-from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer, LayerPlan, QuantizedLayer
+from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer, LayerPlan, Outputs, QuantizedLayer
 from onnx_dfmpc.spec.ops import shares_grid, to_rows
 from tests.arrays import FORMS, batch_norm, forms, layer, seeds, statistics
 
@@ -323,3 +323,20 @@ def test_what_is_corrected_is_what_the_method_says():
             }
             assert changed <= set(method.corrects(switches.gain, switches.mean))
             assert switches != Repair() or changed == set(method.corrects(True, True))
+
+
+def test_measured_outputs_count_the_noise_of_the_layers_before():
+    """Outputs of the network quantized so far: they come out with the float mean, and halfway to its deviation."""
+    at = layer()
+    rng = np.random.default_rng(0)
+    rounded = round_layer(at, plan(), weight_of(at, 0), known(at, 0))
+    signal = repair(rounded).correction.gain
+    measured = Outputs(rng.standard_normal(4), np.full(4, 2.0), rng.standard_normal(4), np.full(4, 2.5))
+    correction = METHODS["dfmpc"].repair(rounded, Repair(), measured, None, False).correction
+    np.testing.assert_allclose(correction.gain, np.sqrt(signal * np.sqrt(2.0 / 2.5)))
+    np.testing.assert_allclose(
+        correction.gain * measured.quantized_mean - correction.shift, measured.mean, atol=1e-12
+    )
+    silent = replace(measured, variance=np.zeros(4))  # nothing to keep the size of: the signal gain alone
+    correction = METHODS["dfmpc"].repair(rounded, Repair(), silent, None, False).correction
+    np.testing.assert_allclose(correction.gain, signal)

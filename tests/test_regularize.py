@@ -160,3 +160,4 @@ def test_a_pattern_has_the_mean_uncertainty_of_its_channels(shape, seed):
 def test_inputs_of_no_known_mean_stay_as_they_are():
     white = Diagonal(np.ones((1, 4)))
     assert with_mean_uncertainty(white, np.zeros((1, 4)), 2) is white
+    assert regularize(white, 2, 100) is white

@@ -50,11 +50,9 @@ class Dense:
 
     def damped(self, share: float) -> Dense:
         """M with a share of its mean diagonal added to the diagonal, and a little more where that is 0."""
-        n, diagonal = self.inputs, self.diagonal()
-        values = self.values.astype(np.float64)
-        values[:, np.arange(n), np.arange(n)] += (
-            share * diagonal.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
-        )
+        values, every = self.values.astype(np.float64), np.arange(self.inputs)
+        added = share * self.diagonal().mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
+        values[:, every, every] += added
         return Dense(values)
 
     def cholesky(self) -> Dense:
@@ -73,11 +71,6 @@ class Dense:
 class Kronecker:
     """C (x) R: input ``i * t + a`` is kernel tap ``a`` of channel ``i``.
 
-    Attributes
-    ----------
-    channels : float array, shape (g, i, i)
-    spatial : float array, shape (g, t, t)
-
     Examples
     --------
     >>> matrix = Kronecker(np.array([[[2.0, 1.0], [1.0, 2.0]]]), np.array([[[1.0, 0.5], [0.5, 1.0]]]))
@@ -88,8 +81,8 @@ class Kronecker:
            [0.5, 1. , 1. , 2. ]])
     """
 
-    channels: Array
-    spatial: Array
+    channels: Array  # C, shape (g, i, i)
+    spatial: Array  # R, shape (g, t, t)
 
     @property
     def grain(self) -> int:
@@ -125,19 +118,18 @@ class Kronecker:
 
     def damped(self, share: float) -> Kronecker:
         """M with about that share of its mean diagonal added: half of it on each factor."""
-        return Kronecker(
-            Dense(self.channels).damped(share / 2).values, Dense(self.spatial).damped(share / 2).values
-        )
+        channels, spatial = (Dense(factor).damped(share / 2) for factor in (self.channels, self.spatial))
+        return Kronecker(channels.values, spatial.values)
 
     def cholesky(self) -> Kronecker:
         """Lower triangular L with L'L = M; LinAlgError if M is not positive definite."""
-        return Kronecker(Dense(self.channels).cholesky().values, Dense(self.spatial).cholesky().values)
+        channels, spatial = (Dense(factor).cholesky() for factor in (self.channels, self.spatial))
+        return Kronecker(channels.values, spatial.values)
 
     def unit_diagonal(self) -> Kronecker:
         """M with each row divided by its element on the diagonal."""
-        return Kronecker(
-            Dense(self.channels).unit_diagonal().values, Dense(self.spatial).unit_diagonal().values
-        )
+        channels, spatial = (Dense(factor).unit_diagonal() for factor in (self.channels, self.spatial))
+        return Kronecker(channels.values, spatial.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +142,7 @@ class Diagonal:
 Matrix = Dense | Kronecker
 
 Covariance = Array | Kronecker | Diagonal
-"""As statistics hold it: all elements, shape (g, n, n), or what is known of them."""
+"""As statistics hold it: all elements, shape (g, n, n), or their structure."""
 
 
 def matrix(covariance: Covariance) -> Matrix:

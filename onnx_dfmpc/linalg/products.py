@@ -68,8 +68,8 @@ def cholesky(a: Array) -> Array:
     lower = np.zeros(a.shape)
     for start in range(0, n, PANEL):
         stop = min(start + PANEL, n)
-        done = lower[:, start:stop, :start].transpose(0, 2, 1)
-        panel = a[:, start:, start:stop] - product(lower[:, start:, :start], done)
+        factored = lower[:, start:stop, :start].transpose(0, 2, 1)
+        panel = a[:, start:, start:stop] - product(lower[:, start:, :start], factored)
         corner = _cholesky_by_halves(panel[:, : stop - start])
         lower[:, start:stop, start:stop] = corner
         lower[:, stop:, start:stop] = product(

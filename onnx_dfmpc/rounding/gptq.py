@@ -26,8 +26,11 @@ code, and keeps the residual M d up to date. It is the whole of two methods:
   3. the scale that minimises |L e| for these codes, in closed form
   4. coordinate descent on that grid
 
-Rows are independent of each other, and so are groups. Weights are columns here, (g, n, r): one input of all
-rows is contiguous.
+Doing 3 and 4 again and again gains 0.03 dB. Rows are independent of each other, and so are groups. Weights
+are columns here, (g, n, r): one input of all rows is contiguous.
+
+Numbers at the constants are output SQNR in dB of ResNet-20 in 2 and in 3 bits, on training images, as
+`python -m benchmarks.constants` measures them; the values here have 12.00 and 18.75.
 """
 
 from __future__ import annotations
@@ -42,29 +45,34 @@ from onnx_dfmpc.rounding.grids import Codes, GridSpec, Limits, min_max
 from onnx_dfmpc.spec import Array
 
 DAMPING = 0.01
-"""Share of its mean diagonal that is added to H before it is factored: that of GPTQ."""
+"""Share of its mean diagonal that is added to H before it is factored: that of GPTQ. Flat: 0.0001 has 12.07
+and 18.76, 0.05 has 11.96 and 18.81.
+"""
 
 RATIOS = {2: (0.55, 0.65, 0.75, 0.85, 0.95), 3: (0.6, 0.7, 0.8, 0.9, 1.0), 4: (0.75, 0.85, 0.95, 1.0)}
 """Shares of the range of a row that its grid may cover: the fewer levels, the more it pays to clip. Above 4
-bits it does not.
+bits it does not. The whole range alone has 10.19 and 17.83, one share (0.75, 0.8) 11.64 and 18.41, eleven
+shares from 0.5 to 1 have 11.98 and 18.67.
 """
 
 ZERO_POINT_STEPS = {2: (-1, 1), 3: (-1, 1)}
 """Steps by which the zero point may move from where the range of the row puts it: with few levels, one more
-on the side of the many small weights may be worth more than the end of the other side.
+on the side of the many small weights may be worth more than the end of the other side. A
+small effect of either sign: without it ResNet-20 has 12.31 and 18.75, ShuffleNetV2 5.83 and 13.19 instead of
+5.88 and 13.26. With steps of 2 as well, 5.67 and 13.26.
 """
 
 SWEEPS = 4
-"""Most passes of coordinate descent."""
+"""Most passes of coordinate descent. 0 has 11.09 and 17.63, 1 has 11.75 and 18.46, 20 has 12.02 and 18.74."""
 
 SKETCH_RATIO = {2: 0.75, 3: 0.85, 4: 0.95}
-"""Share of the range of a row for a `sketch`: one of those that the search tries, near the middle."""
+"""Share of the range of a row for a `sketch`: near the middle of what the search tries. Not studied."""
 
 MOST_WEIGHTS = 1 << 20
 """Weights times grids that are rounded at once. A pass keeps half a dozen float64 arrays of that size."""
 
 LEAF = 8
-"""Inputs that `sweep` visits one by one, unless the grain of the matrix is coarser."""
+"""Inputs that `sweep` visits one by one, unless the grain of the matrix is coarser. Speed alone."""
 
 
 def gptq(rows: Array, grid: GridSpec, covariance: Covariance) -> Codes:
@@ -91,6 +99,7 @@ def gptq(rows: Array, grid: GridSpec, covariance: Covariance) -> Codes:
             others = _try(responses, best.scale, moved, grid.limits)
             best = _best(best, others, per_channel=grid.per_channel)
         scale[:, part] = best.scale[0]
+        # One scale for the whole tensor has no room for a factor per row.
         if grid.per_channel:
             scale[:, part] *= responses.best_scale(best.error[0])
         zero_point[:, part] = best.zero_point[0]
@@ -238,10 +247,11 @@ def feedback(
 def descend(
     weights: Array, unit: Matrix, codes: Array, scale: Array, zero_point: Array, limits: Limits, sweeps: int
 ) -> Array:
-    """Coordinate descent of e'He from codes (g, n, r), until a sweep moves nothing or ``sweeps`` are done."""
+    """Coordinate descent of e'He from codes (g, n, r), in at most ``sweeps``, fewer if one moves nothing."""
     every = slice(0, unit.inputs)
     codes = codes.astype(np.float64)
     residual = unit.part(every, every, codes - (weights / scale[:, None] + zero_point[:, None]))
+    # Nobody reads the residual of the last sweep, which keeps it up to date only ahead of itself.
     for sweeps_left in reversed(range(sweeps)):
         if not sweep(unit, codes, residual, limits, forward_only=sweeps_left == 0):
             break
@@ -277,6 +287,7 @@ def _sweep_part(
     """
     grains = (part.stop - part.start) // unit.grain
     if part.stop - part.start <= LEAF or grains == 1:
+        # A view of a few columns: what is outside of the leaf gets its steps from the products above it.
         block = unit.block(part.start, part.stop).astype(np.float64)
         return _sweep_leaf(block, values[:, part], residual[:, part], steps[:, part], limits)
     middle = part.start + grains // 2 * unit.grain

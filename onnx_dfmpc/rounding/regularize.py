@@ -3,7 +3,7 @@
 They come from a sample, and from inputs that are not the real ones. `regularize` takes back what a sample
 says too much of correlations. `with_mean_uncertainty` adds what is not known of means: bias correction takes
 off e'm for the mean m that it knows, and where the true one is m + d the output still moves by e'd. Rounding
-then makes e' (H + E dd') e small.
+then makes e' (H + E dd') e small. Numbers at the constants are to be read as those in `gptq`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from onnx_dfmpc.linalg.matrices import Covariance, Diagonal, Kronecker
 from onnx_dfmpc.spec import Array
 
 SHRINKAGE = 0.1
-"""Share by which correlations are shrunk, however many samples they were measured on."""
+"""Share by which correlations are shrunk, however many samples there are. 0.02 has 12.02 and 18.93, 0.2 has
+11.71 and 18.43, 0.4 has 11.47 and 18.14.
+"""
 
 SAMPLES_PER_INPUT = 28
-"""Patches of one image are neighbours: about this many count as one independent sample."""
+"""Patches of one image are neighbours: about this many count as one independent sample. 7 has 12.13 and
+18.80, 112 has 11.50 and 18.17.
+"""
 
 LEAST_PATTERN = 0.5
-"""Least share of the Kronecker pattern in a covariance."""
+"""Least share of the Kronecker pattern in a covariance. 0 has 12.00 and 18.78, 0.9 has 11.71 and 18.08."""
 
 MEAN_RELATIVE_VARIANCE = 0.05
 """Square of the relative error that the mean of a channel is expected to have: a fifth or so, from synthetic
-inputs to real ones.
+inputs to real ones. 0 has 11.83 and 18.61, 0.2 has 12.07 and 18.72.
 """
 
 
@@ -34,8 +38,8 @@ def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
     A sample says less about each single pair of inputs than about the pattern in all of them: C (x) R, the
     channel covariance times one spatial correlation of the ``taps`` of a kernel. The fewer ``samples`` (0:
     exact) per input, the more weight the pattern gets. It has at least half, since even exact statistics of a
-    synthetic input are not those of a real one. Without taps there is no pattern: correlations measured on few
-    samples for their inputs are shrunk by more.
+    synthetic input are not those of a real one. Without taps there is no pattern, and correlations of few
+    samples per input are shrunk by more.
     """
     if isinstance(covariance, Diagonal):
         return covariance

@@ -1,4 +1,4 @@
-"""What quantizing a layer does to its own output, at several widths, for less than the price of doing it.
+"""What quantizing a layer does to its own output, at several widths, cheaper than by doing it.
 
 The rounding that a layer will get may search for a while. For a prediction a sketch is enough.
 """
