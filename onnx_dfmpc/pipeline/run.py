@@ -232,9 +232,7 @@ def quantize(
     needed = needs_statistics(recipe)
     job = prepare(model, recipe, progress, seconds, statistics=needed, validated=validated)
     if output is not None:
-        require_writable(
-            output, external_data=external_data, overwrite=overwrite, protected=job.source.files
-        )
+        require_writable(output, external_data=external_data, overwrite=overwrite, protected=job.source.files)
     statistics = measure(job, job.planned, seconds)
     costs, notes = cost_table(job, statistics, seconds)
     made = allocate(job, costs, seconds)
