@@ -24,6 +24,7 @@ from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.sensitivity.table import Sizes, size_table
 from onnx_dfmpc.spec import Feeds, MatchReport, Progress, QuantPlan, Skipped, StorageFormat
+from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.statistics.input_range import infer_range
 
 Seconds = dict[str, float]
@@ -116,6 +117,11 @@ def needs_statistics(recipe: Recipe, plan: QuantPlan | None = None) -> bool:
     return ROUNDINGS[rounding].needs_statistics or not is_fixed(recipe)
 
 
+def runs_network(recipe: Recipe) -> bool:
+    """Whether the statistics are measured on inputs; "auto" tries to."""
+    return STATISTICS.get(recipe.statistics, True)
+
+
 def calibration_of(recipe: Recipe) -> Recipe:
     """The user's inputs for statistics; their labels do not matter."""
     return replace(recipe, data=recipe.calibration_data, labels=None)
@@ -139,7 +145,7 @@ def _with_inputs(job: Job, *, validation: bool) -> Job:
     )
     span = recipe.input_range or inferred
     feeds = job.feeds
-    if wanted and recipe.statistics != "closed_form":
+    if wanted and runs_network(recipe):
         feeds = synthetic_feeds(specs, seed=recipe.seed, input_range=span)
     return replace(job, feeds=feeds, input_range=span, notes=range_note(inferred))
 

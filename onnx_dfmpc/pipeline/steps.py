@@ -17,13 +17,14 @@ from onnx_dfmpc.evaluate.diagnose import layer_sqnr
 from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, timed
+from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
+from onnx_dfmpc.pipeline.sources import SOURCES
 from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.rewrite.apply import Rewritten
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.table import predict, size_table, with_sizes
-from onnx_dfmpc.solve import wants_outputs, weight_noise
+from onnx_dfmpc.solve import weight_noise
 from onnx_dfmpc.spec import (
     CostTable,
     Feeds,
@@ -36,8 +37,6 @@ from onnx_dfmpc.spec import (
     SweepPoint,
     WeightHistogram,
 )
-from onnx_dfmpc.statistics.closed_form import closed_form
-from onnx_dfmpc.statistics.probe import probe
 
 LAYER_SAMPLES = 8
 """Inputs on which every layer's output is compared."""
@@ -61,29 +60,16 @@ def measure(job: Job, names: Sequence[str], seconds: Seconds) -> Measured:
     """Statistics of what every layer sees in the float network: once, for prediction and rounding alike."""
     if not job.needs_statistics:
         return Measured({})
-    recipe, proto, layers = job.recipe, job.source.proto, job.matched.layers
+    recipe = job.recipe
+    asked = recipe.statistics
     with timed(seconds, "measure"):
-        if recipe.statistics == "closed_form":
-            return Measured(_closed_form(job))
-        assert job.feeds is not None
         try:
-            found = probe(
-                proto,
-                layers,
-                names,
-                job.feeds,
-                source="probe" if recipe.calibration_data is None else "calibration",
-                seed=recipe.seed,
-                with_outputs=wants_outputs(recipe),
-                progress=job.progress,
-            )
+            return Measured(SOURCES["probe" if asked == "auto" else asked](job, names))
         except ModelError as error:
-            if recipe.calibration_data is not None or recipe.statistics == "probe":
+            if recipe.calibration_data is not None or asked != "auto":
                 raise
-            return Measured(
-                _closed_form(job), (f"statistics in closed form, since the model cannot be run: {error}",)
-            )
-        return Measured(found)
+            note = f"statistics in closed form, since the model cannot be run: {error}"
+            return Measured(SOURCES["closed_form"](job, names), (note,))
 
 
 def cost_table(
@@ -192,17 +178,12 @@ def finish(
     )
 
 
-def _closed_form(job: Job) -> dict[str, LayerStatistics]:
-    found = closed_form(job.source.proto, job.matched.layers, input_range=job.input_range)
-    return {name: LayerStatistics(seen) for name, seen in found.items()}
-
-
 def _noise_inputs(job: Job) -> tuple[str, Feeds | None]:
     """What to call the prediction, and the inputs to measure it on."""
     recipe, proto = job.recipe, job.source.proto
     if recipe.calibration_data is not None:
         return "measured", user_feeds(proto, calibration_of(recipe))
-    if recipe.statistics == "closed_form":
+    if not runs_network(recipe):
         return "bn", None
     shapes = dict(recipe.shapes)
     return "probe", mixed_synthetic_feeds(proto, seed=recipe.seed, input_range=job.input_range, shapes=shapes)

@@ -16,10 +16,25 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.recipe import toml, values
 from onnx_dfmpc.recipe.rules import Rule, rule_list
-from onnx_dfmpc.recipe.values import BITS, PATH, Settings, Value, count, one_of, real, setting, settings
+from onnx_dfmpc.recipe.values import (
+    BITS,
+    PATH,
+    Settings,
+    Value,
+    count,
+    named,
+    one_of,
+    real,
+    setting,
+    settings,
+)
+from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import StorageFormat
+from onnx_dfmpc.spec.moments import STATISTICS
+from onnx_dfmpc.spec.planned import STORAGE_FORMATS
 
 DataSource = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | NDArray[Any] | Callable[[], Iterable[Any]]
 LabelSource = str | os.PathLike[str] | NDArray[Any]
@@ -159,17 +174,17 @@ class Bits(Settings):
 class Method(Settings):
     """How weights are rounded and repaired, and where the statistics come from that both need."""
 
-    method: Literal["dfmpc", "paper"] = setting(
-        one_of("dfmpc", "paper"), "dfmpc",
+    method: str = setting(
+        named(METHODS), "dfmpc",
         "--method", "the default method, or the paper's as written (dfmpc)",
     )  # fmt: skip
     lambda1: float = setting(real("a number, 0 or more", 0), 0.5)
     lambda2: float = setting(real("a number, 0 or more", 0), 0.0)
     absorb: Literal["producer", "consumer"] = setting(one_of("producer", "consumer"), "producer")
-    rounding: Literal["nearest", "squant", "gptq"] | None = setting(one_of("nearest", "squant", "gptq"), None)
+    rounding: str | None = setting(named(ROUNDINGS), None)
     repair: Literal["both", "gain", "mean", "none"] = setting(one_of("both", "gain", "mean", "none"), "both")
-    statistics: Literal["auto", "probe", "closed_form"] = setting(
-        one_of("auto", "probe", "closed_form"), "auto",
+    statistics: str = setting(
+        named(STATISTICS, "auto"), "auto",
         "--statistics", "where mean and covariance of the layers' inputs come from (auto)",
     )  # fmt: skip
     calibration_data: str | None = setting(
@@ -197,17 +212,15 @@ class Method(Settings):
     @property
     def corrects(self) -> tuple[str, ...]:
         """Parameters of batch norm that change; if any, a layer without batch norm gets a new bias."""
-        if self.method == "paper" and self.repairs_gain:
-            return "gamma", "beta", "mean", "var"
-        return ("mean",) if self.repairs_mean else ()
+        return METHODS[self.method].corrects(self.repairs_gain, self.repairs_mean)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage(Settings):
     """How codes are put into the file."""
 
-    storage: Literal["auto", "native", "portable", "compact"] = setting(
-        one_of("auto", "native", "portable", "compact"), "auto",
+    storage: str = setting(
+        named(STORAGE_FORMATS, "auto"), "auto",
         "--storage", "element types of the codes (auto: compact for a target, else native)",
     )  # fmt: skip
     unpack: Literal["none", "int8", "float"] = setting(
@@ -423,7 +436,7 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     """
 
     def _default_bits(self) -> Mapping[str, Any]:
-        return PAIR if self.method == "paper" else super()._default_bits()
+        return PAIR if METHODS[self.method].pairs else super()._default_bits()
 
     @property
     def form(self) -> StorageFormat:

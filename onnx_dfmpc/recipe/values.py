@@ -10,7 +10,8 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field
 from decimal import Decimal
 from numbers import Real
@@ -29,7 +30,7 @@ UNITS |= {prefix + suffix: 1024**power for power, prefix in enumerate("KMG", 1) 
 @dataclass(frozen=True)
 class Value:
     """A kind of value: its check, what that allows in words, and how the command line takes it (`parse` turns
-    one word into a value for `check`, the rest is argparse's).
+    one word into a value for `check`, the rest is argparse's). `choices` may grow later.
     """
 
     check: Check
@@ -37,7 +38,12 @@ class Value:
     metavar: str | None = None
     parse: Callable[[str], Any] = str
     action: str = "store"
-    choices: tuple[str, ...] | None = None
+    choices: Collection[str] | None = None
+
+    @property
+    def expected(self) -> str:
+        """What is allowed, in words."""
+        return self.allowed or "one of " + ", ".join(self.choices or ())
 
 
 def setting(value: Value, default: Any, flag: str = "", about: str = "") -> Any:
@@ -67,7 +73,7 @@ def checked(key: Field[Any], given: Any) -> Any:
     except RecipeError as error:
         raise RecipeError(f"{key.name}: {error}", hint=error.hint) from None
     except (TypeError, ValueError, OverflowError):
-        raise RecipeError(f"{key.name} = {given!r}: expected {value.allowed}") from None
+        raise RecipeError(f"{key.name} = {given!r}: expected {value.expected}") from None
 
 
 class Settings:
@@ -166,9 +172,14 @@ def number(
     return check
 
 
-def choice(*allowed: str) -> Check:
+def choice(allowed: Collection[str]) -> Check:
     """One of some words."""
-    return lambda value: allowed[allowed.index(value)]  # a ValueError where it is none of them
+
+    def check(value: Any) -> str:
+        require(isinstance(value, str) and value in allowed)
+        return str(value)
+
+    return check
 
 
 def size(value: Any) -> int:
@@ -251,7 +262,13 @@ def pairs(key_check: Check, value_check: Check) -> Check:
 
 def one_of(*choices: str) -> Value:
     """One of some words."""
-    return Value(choice(*choices), "one of " + ", ".join(choices), choices=choices)
+    return Value(choice(choices), "", choices=choices)
+
+
+def named(registry: dict[str, Any], *more: str) -> Value:
+    """One of some words, or a name in a registry: what is added there later counts, too."""
+    names: ChainMap[str, Any] = ChainMap(registry, dict.fromkeys(more))  # a view of both; `more` come first
+    return Value(choice(names), "", choices=names)
 
 
 def real(allowed: str, *limits: float, metavar: str = "X", **more: float) -> Value:

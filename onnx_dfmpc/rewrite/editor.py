@@ -17,7 +17,7 @@ from onnx_dfmpc.errors import DfmpcError, UnsupportedError
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import value_names
 from onnx_dfmpc.spec import BatchNorm, Layer
-from onnx_dfmpc.spec.ops import OPS, spatial_rank
+from onnx_dfmpc.spec.ops import OPS, op_key, spatial_rank
 from onnx_dfmpc.storage.planes import shared_parts
 from onnx_dfmpc.storage.types import StoredWeight, WeightLayout
 
@@ -97,7 +97,7 @@ class Editor:
         index = self._producer.get(layer.output)
         if index is not None:
             node = self._nodes[index]
-            if node.op_type == layer.op_type and node.input[1] in self._table:
+            if op_key(node.op_type, node.domain) == layer.op_type and node.input[1] in self._table:
                 return index
         wanted = f"no {layer.op_type} with a constant weight makes {layer.output!r}"
         raise DfmpcError(f"layer {layer.name!r}: {wanted}")

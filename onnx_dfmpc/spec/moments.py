@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from onnx_dfmpc.linalg.matrices import Covariance
 from onnx_dfmpc.spec.arrays import Array
 
+STATISTICS: dict[str, bool] = {"probe": True, "closed_form": False}
+"""Sources of statistics, and whether they run the network on inputs; `pipeline.sources` has what they do."""
+
 
 @dataclass(frozen=True, eq=False)
 class InputStatistics:

@@ -21,6 +21,13 @@ Rounding = str
 Unpack = Literal["none", "int8", "float"]
 YesNo = Literal["no", "yes"]
 
+STORAGE_FORMATS: dict[str, str] = {
+    "native": "codes in the narrowest ONNX type that holds them",
+    "portable": "codes in 8 bits",
+    "compact": "3, 5, 6 and 7 bits in as many bits on disk, where that is smaller",
+}
+"""Storage formats that a recipe may name, in words; `storage.layouts.STORAGES` has what they do."""
+
 
 @dataclass(frozen=True)
 class StorageFormat:
