@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks import networks
 from onnx_dfmpc import DfmpcError, QuantizeResult, Recipe, match, quantize
 
-BASE = Recipe(bits=6, rounding="nearest", compensate=False, bias_correction=False, per_layer=True)
+BASE = Recipe(bits=6, rounding="nearest", repair="none", per_layer=True)
 
 
 @dataclass(frozen=True)

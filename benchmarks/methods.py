@@ -118,7 +118,7 @@ def _peer(name: str) -> Method:
 
 
 def _outcome(result: QuantizeResult) -> Outcome:
-    return Outcome(result.model, tuple(sorted({layer.provider for layer in result.layers})))
+    return Outcome(result.model, tuple(sorted({layer.source for layer in result.layers})))
 
 
 def _paper(lambda1: float, lambda2: float) -> Method:
@@ -128,9 +128,9 @@ def _paper(lambda1: float, lambda2: float) -> Method:
     )
 
 
-NO_COMPENSATION: Mapping[str, Any] = {"compensate": False}
-NO_BIAS: Mapping[str, Any] = {"bias_correction": False}
-BARE: Mapping[str, Any] = {**NO_COMPENSATION, **NO_BIAS}
+NO_COMPENSATION: Mapping[str, Any] = {"repair": "mean"}
+NO_BIAS: Mapping[str, Any] = {"repair": "gain"}
+BARE: Mapping[str, Any] = {"repair": "none"}
 SWITCHES = (("", NOTHING), ("-nocomp", NO_COMPENSATION), ("-nobias", NO_BIAS), ("-neither", BARE))
 SAYS = {
     "": "",

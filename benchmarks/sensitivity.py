@@ -37,14 +37,13 @@ from scipy.stats import spearmanr
 
 from benchmarks.networks import LABELLED, Network, available
 from onnx_dfmpc.allocate import layer_plan
-from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import Repair, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.sensitivity.candidates import Candidate, candidates, repaired
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
@@ -187,7 +186,7 @@ def predictions(
         if kind == "probe":
             feeds = mixed_synthetic_feeds(proto, input_range=span)
         elif kind == "measured":
-            feeds = user_feeds(proto, Feeding(_other(source, images)))
+            feeds = user_feeds(proto, Data(data=_other(source, images)))
         start = time.process_time()
         provider = _provider(proto, span)
         predicted = predict(proto, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=kind)

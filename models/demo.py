@@ -23,7 +23,7 @@ OUT = HERE.parent / "out"
 Runs = dict[str, tuple[QuantizeResult, ValidationReport]]
 
 RECIPES = {
-    "uncompensated": Recipe(low_bits=2, high_bits=6, method="paper", compensate=False, bias_correction=False),
+    "uncompensated": Recipe(low_bits=2, high_bits=6, method="paper", repair="none"),
     "paper": Recipe(low_bits=2, high_bits=6, method="paper"),
     "default": Recipe(low_bits=2, high_bits=6),
 }

@@ -76,10 +76,10 @@ def _pairs() -> list[Pair]:
         add(folded, bits=bits)
     for low, high in ((2, 6), (3, 6), (2, 4)):
         add(bn, low_bits=low, high_bits=high)
-    add(bn, low_bits=2, high_bits=6, low_position="second")
-    add(bn, low_bits=2, high_bits=6, low_position="first", first_last_bits=4)
+    add(bn, low_bits=2, high_bits=6)
+    add(bn, low_bits=2, high_bits=6, first_last_bits=4)
     add(folded, low_bits=2, high_bits=6)
-    plain = {"rounding": "nearest", "compensate": False, "bias_correction": False}
+    plain = {"rounding": "nearest", "repair": "none"}
     for storage, bits, unpack in (
         ("portable", 2, "none"), ("portable", 5, "float"), ("portable", 3, "int8"),
         ("native", 2, "int8"), ("native", 3, "int8"), ("native", 4, "float"), ("native", 6, "int8"), ("native", 2, "float"),
@@ -94,14 +94,14 @@ def _pairs() -> list[Pair]:
         for bits in (2, 4):
             add(bn, bits=bits, rounding=rounding)
     add(folded, bits=3, rounding="squant")
-    add(bn, bits=2, compensate=False)
-    add(bn, bits=2, bias_correction=False)
-    add(bn, bits=3, compensate=False, bias_correction=False)
+    add(bn, bits=2, repair="mean")
+    add(bn, bits=2, repair="gain")
+    add(bn, bits=3, repair="none")
     for absorb in ("producer", "consumer"):
         add(bn, method="paper", low_bits=2, high_bits=6, absorb=absorb)
     add(bn, method="paper", low_bits=3, high_bits=6, lambda1=0.1, lambda2=0.2)
-    add(bn, method="paper", low_bits=2, high_bits=6, compensate=False)
-    add(bn, method="paper", low_bits=2, high_bits=6, bias_correction=False)
+    add(bn, method="paper", low_bits=2, high_bits=6, repair="mean")
+    add(bn, method="paper", low_bits=2, high_bits=6, repair="gain")
     add(folded, method="paper", low_bits=2, high_bits=6)
     add(bn, method="paper", bits=4, rounding="squant")
     add(bn, target_size="60KiB")
@@ -124,7 +124,7 @@ def _pairs() -> list[Pair]:
     add(bn, bits=3, calibration_data=DIGITS)
     add(bn, target_bits=3.0, calibration_data=DIGITS)
     add(bn, target_bits=3.0, cost="measured", data=DIGITS, samples=64)
-    add(bn, target_bits=3.0, cost="bn")
+    add(bn, target_bits=3.0)
     add(bn, bits=3, seed=3)
     add(bn, bits=3, input_range=(0.0, 1.0))
     for model in (

@@ -182,7 +182,7 @@ def test_a_producer_of_several_consumers_is_one_pair():
     assert pairs(report.layers, report) == [("squeeze", ("left", "right"))]
     found = bits(plan(report, low_bits=2, high_bits=6))
     assert found == {"first": 8, "squeeze": 2, "left": 6, "right": 6, "last": 8}
-    second = bits(plan(report, low_bits=2, high_bits=6, low_position="second"))
+    second = bits(plan(report, low_bits=2, high_bits=6))
     assert (second["squeeze"], second["left"], second["right"]) == (6, 2, 2)
 
 
@@ -256,7 +256,7 @@ def test_the_paper_puts_the_low_layer_first(resnet):
 
 def test_noise_that_enters_a_residual_stream_counts_half(resnet):
     summed = {chain.producer for chain in resnet.chains if "Add" in chain.path}
-    found = bits(plan(resnet, low_bits=2, high_bits=6, low_position="auto"))
+    found = bits(plan(resnet, low_bits=2, high_bits=6))
     in_pairs = [
         pair for pair in pairs(resnet.layers, resnet) if pair[0] not in summed and summed >= set(pair[1])
     ]

@@ -16,7 +16,7 @@ from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.job import Job, prepare
 from onnx_dfmpc.pipeline.run import plan_result
 from onnx_dfmpc.pipeline.steps import allocate, cost_table, measure
-from onnx_dfmpc.recipe import limits
+from onnx_dfmpc.recipe import bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, stored_sizes
 from onnx_dfmpc.spec import CostTable
 
@@ -53,7 +53,7 @@ BITS: tuple[dict[str, Any], ...] = (
 def test_the_bytes_of_the_file_are_predicted(
     digits_bn: Path, bits: dict[str, Any], form: dict[str, Any]
 ) -> None:
-    recipe = Recipe(**bits, **form, cost="bn", rounding="nearest", statistics="analytic", input_range=(0, 1))
+    recipe = Recipe(**bits, **form, rounding="nearest", statistics="closed_form", input_range=(0, 1))
     result = quantize(digits_bn, None, recipe, validated=False)
     predicted = result.plan.predicted_bytes
     assert predicted is not None
@@ -93,7 +93,7 @@ def test_plain_rounding_predicts_bytes_alone(digits_bn: Path) -> None:
     result = quantize(
         digits_bn,
         None,
-        Recipe(bits=4, rounding="nearest", compensate=False, bias_correction=False),
+        Recipe(bits=4, rounding="nearest", repair="none"),
         validated=False,
     )
     assert result.plan.predicted_bytes is not None
@@ -116,7 +116,7 @@ def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
         input_range=(0, 1),
     )
     table = costs_of(digits_bn, recipe)
-    found = limits(match(load(digits_bn).proto), recipe)
+    found = bit_bounds(match(load(digits_bn).proto), recipe)
     assert list(table.layers) == [name for name in found if not found[name].excluded]
     assert table.noise.shape == table.sizes.shape == (15, len(table.widths))
     assert (np.diff(table.noise, axis=1) <= 0).all()
@@ -149,7 +149,7 @@ def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> No
 def test_a_size_is_used_up_and_never_exceeded(
     shared_dir: Path, tmp_path: Path, network: str, size: str
 ) -> None:
-    target, recipe = tmp_path / "small.onnx", Recipe(target_size=size, cost="bn", samples=4)  # type: ignore[arg-type]
+    target, recipe = tmp_path / "small.onnx", Recipe(target_size=size, samples=4)  # type: ignore[arg-type]
     result = quantize(shared_dir / "models" / f"{network}.onnx", target, recipe)
     assert recipe.target_size is not None
     assert 0.94 * recipe.target_size <= target.stat().st_size == result.size <= recipe.target_size
@@ -167,7 +167,7 @@ def test_what_cannot_be_met_is_refused_before_anything_is_predicted(
 
 
 def test_the_smallest_file_is_named_to_the_byte(digits_bn: Path, tmp_path: Path) -> None:
-    fast: dict[str, Any] = {"cost": "bn", "statistics": "analytic", "rounding": "nearest"}
+    fast: dict[str, Any] = {"statistics": "closed_form", "rounding": "nearest"}
     with pytest.raises(UnsupportedError, match="cannot be met") as refused:
         plan(digits_bn, Recipe(target_size=1000, **fast))
     least = int(refused.value.hint.split()[2])

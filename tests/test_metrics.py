@@ -15,7 +15,7 @@ from onnx_dfmpc.evaluate.command import repeat_command
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.gates import Limit, gate_of
 from onnx_dfmpc.evaluate.validation import OutputMetrics, ValidationReport
-from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.recipe import Data
 
 SCORES = hnp.arrays(np.float32, (3, 7), elements=st.floats(-30, 30, width=32))
 
@@ -73,7 +73,7 @@ def test_what_is_printed_tells_a_value_from_its_limit() -> None:
         str(gate_of(Limit("min_cosine", None, 0.99), report)) == "FAILED min_cosine: 0.98999999, limit 0.99"
     )
     assert str(gate_of(Limit("min_cosine", None, 0.9), report)) == "PASSED min_cosine: 0.99, limit 0.9"
-    feeding = Feeding("data.npz")
+    feeding = Data(data="data.npz")
     assert "--min-cosine 0.9999999" in repeat_command(
         "a.onnx", "b.onnx", feeding, [Limit("min_cosine", None, 0.9999999)]
     )

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper
 
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.inputs import synthetic_feeds as synthetic
-from onnx_dfmpc.inputs.data import Feeding
-from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs import synthetic
+from onnx_dfmpc.inputs.data import real_feeds
+from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
@@ -24,6 +24,7 @@ from onnx_dfmpc.spec import InputSpec
 from onnx_dfmpc.spec.ops import to_rows
 from onnx_dfmpc.statistics.moments import measure
 from onnx_dfmpc.statistics.probe import Probe, _moments
+from onnx_dfmpc.recipe import Data
 from tests.arrays import layer, seeds
 from tests.graphs import forked, noise, parse, whole
 
@@ -295,13 +296,13 @@ def test_inputs_that_cannot_be_drawn():
 def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred():
     model = parse("g (float[N, 4] x) => (float[] y) { y = Relu(x) }")
     data = noise(700, 4)
-    few = real_feeds(model, Feeding({"x": data[:30]}))
+    few = real_feeds(model, Data(data={"x": data[:30]}))
     np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in few]), data[:30])
-    many = np.concatenate([feed["x"] for feed in real_feeds(model, Feeding({"x": data}))])
+    many = np.concatenate([feed["x"] for feed in real_feeds(model, Data(data={"x": data}))])
     assert len(many) == 512
     assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
     loaded = real_feeds(
-        model, Feeding(lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
+        model, Data(data=lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
     )
     np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in loaded]), data[:28])
 
