@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.evaluate import Reference, Score, reference, standard_error
 from benchmarks.networks import Network, available
 from onnx_dfmpc import quantize
-from onnx_dfmpc.allocate import allocate_budget, budgets, mean_bits
+from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import Recipe, parse_size
 from onnx_dfmpc.spec import QuantPlan

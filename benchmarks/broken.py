@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import networks
-from onnx_dfmpc import DfmpcError, QuantizeResult, Recipe, match, quantize
+from onnx_dfmpc import DfmpcError, QuantizeResult, Recipe, quantize
+from onnx_dfmpc.matching.match import match
 
 BASE = Recipe(bits=6, rounding="nearest", repair="none", per_layer=True)
 

@@ -154,7 +154,7 @@ GROUPS: Mapping[str, tuple[Method, ...]] = {
     ),
     "statistics": tuple(
         from_recipe(f"statistics-{provider}", f"the default with {provider} statistics", statistics=provider)
-        for provider in ("probe", "analytic", "calibration")
+        for provider in ("probe", "closed_form", "calibration")
     ),
     "baselines": (
         from_recipe("nearest", "plain rounding, per channel, min-max", rounding="nearest", **BARE),

@@ -36,7 +36,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.networks import LABELLED, Network, available
-from onnx_dfmpc.allocate import layer_plan
+from onnx_dfmpc.allocate.fixed import layer_plan
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,11 @@ from onnx_dfmpc.linalg.matrices import matrix
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.spec import InputStatistics, Layer
-from onnx_dfmpc.statistics.analytic import analytic
+from onnx_dfmpc.statistics.closed_form import closed_form
 from onnx_dfmpc.statistics.input_range import infer_range
-from onnx_dfmpc.statistics.probe import Probe
+from onnx_dfmpc.statistics.probe import probe
 
-PROVIDERS = ("analytic", "probe", "calibration")
+PROVIDERS = ("closed_form", "probe", "calibration")
 IMAGES = 128
 BATCH = 32
 QUIET = 1e-3
@@ -145,18 +145,28 @@ def _provide(
     span = infer_range(proto, layers, specs)
     if provider == "probe":
         return measured(proto, layers, synthetic_feeds(specs, input_range=span), provider)
-    low, high = span or (-2.0, 2.0)
-    return analytic(proto, layers, input_mean=(low + high) / 2, input_std=(high - low) / 4)
+    return _in_order(layers, lambda: closed_form(proto, layers, input_range=span))
+
+
+def _in_order(
+    layers: Sequence[Layer], statistics: Callable[[], Mapping[str, InputStatistics]]
+) -> Iterator[tuple[Layer, InputStatistics]]:
+    """Statistics layer by layer; they are made when the first is asked for, so that its time is that of all."""
+    found = statistics()
+    for layer in layers:
+        yield layer, found[layer.name]
 
 
 def measured(
     proto: ModelProto, layers: Sequence[Layer], batches: Sequence[Mapping[str, NDArray[Any]]], provider: str
 ) -> Iterator[tuple[Layer, InputStatistics]]:
     """Statistics of every layer from running the model."""
-    probe = Probe(proto, batches, provider=provider)
+    names = [layer.name for layer in layers]
+    found = probe(proto, layers, names, batches, source=provider, seed=0, with_outputs=False)
     for layer in layers:
-        yield layer, probe.measure(layer)
-        probe.skip(layer)
+        seen = found[layer.name].input
+        assert seen is not None
+        yield layer, seen
 
 
 def _table(summaries: Sequence[Summary]) -> Table:

@@ -16,7 +16,8 @@ from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
 from benchmarks.measure import STEPS, measure
 from benchmarks.methods import Task
-from onnx_dfmpc import Recipe, match, validate
+from onnx_dfmpc import Recipe, validate
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic

@@ -10,7 +10,7 @@ import pytest
 
 from onnx_dfmpc import Recipe, apply, plan, quantize
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets
-from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.job import Job, prepare
@@ -110,7 +110,7 @@ def test_a_plan_whose_predictions_were_dropped_is_predicted_again(digits_bn: Pat
 def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
     recipe = Recipe(
         target_bits=4,
-        cost="bn",
+        statistics="closed_form",
         nodes_to_exclude=["/conv/Conv"],
         rules=({"regex": "fc", "bits": 3},),
         input_range=(0, 1),
@@ -124,7 +124,8 @@ def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "source"), [({"cost": "bn"}, "bn"), ({"cost": "probe"}, "probe"), ({}, "probe")]
+    ("knobs", "source"),
+    [({"statistics": "closed_form"}, "bn"), ({"statistics": "probe"}, "probe"), ({}, "probe")],
 )
 def test_where_the_noise_comes_from(digits_bn: Path, knobs: dict[str, Any], source: str) -> None:
     assert costs_of(digits_bn, Recipe(target_bits=4, input_range=(0, 1), **knobs)).source == source
@@ -132,14 +133,7 @@ def test_where_the_noise_comes_from(digits_bn: Path, knobs: dict[str, Any], sour
 
 def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> None:
     images = str(digits_data)
-    for knobs in (
-        {"cost": "measured", "data": images, "samples": 8},
-        {"calibration_data": images},
-        {"cost": "measured", "calibration_data": images},
-    ):
-        assert costs_of(digits_bn, Recipe(target_bits=4, **knobs)).source == "measured"
-    with pytest.raises(RecipeError, match="needs data"):
-        Recipe(cost="measured")
+    assert costs_of(digits_bn, Recipe(target_bits=4, calibration_data=images)).source == "measured"
 
 
 @pytest.mark.parametrize(

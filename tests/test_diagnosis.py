@@ -21,7 +21,7 @@ from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.diagnose import diagnose, find_segments, layer_sqnr
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import Data, Recipe
+from onnx_dfmpc.recipe import Data, Recipe, Rule
 from onnx_dfmpc.spec import Layer
 
 PLAIN = {"rounding": "nearest", "repair": "none"}
@@ -29,7 +29,11 @@ PLAIN = {"rounding": "nearest", "repair": "none"}
 
 
 def quantized(path: Path, recipe: Recipe, nodes: Iterable[str] = ()) -> onnx.ModelProto:
-    return pipeline.quantize(path, recipe=recipe, nodes_to_quantize=list(nodes), validated=False).model
+    """The model with only these nodes quantized, or with all where none are named."""
+    wanted = set(nodes)
+    others = [layer.name for layer in match(load(path).proto).layers if wanted and layer.name not in wanted]
+    only = replace(recipe, rules=tuple(Rule(node=name, exclude=True) for name in others))
+    return pipeline.quantize(path, recipe=only, validated=False).model
 
 
 @pytest.fixture(scope="module")

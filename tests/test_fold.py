@@ -375,7 +375,6 @@ def test_both_methods_fold_what_they_would_have_kept(digits_bn: Path, digits_dat
         assert one.measured_sqnr_db == pytest.approx(
             other.measured_sqnr_db, abs=0.01
         )  # after batch norm: the same tensor in both
-        assert (one.bias_shift_rms, one.bias_shift_max) == (other.bias_shift_rms, other.bias_shift_max)
     assert folded.histograms == kept.histograms
 
 

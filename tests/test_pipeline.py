@@ -371,8 +371,7 @@ def top1(digits_bn: Path, digits_data: Path) -> dict[str, float]:
     """Labelled top-1 of the shipped network at 2/6 for both methods, with and without their repairs."""
     found = {}
     for method, repair in (("paper", "none"), ("paper", "both"), ("dfmpc", "both")):
-        switches = dict.fromkeys(("compensate", "bias_correction"), repair == "both")
-        knobs = {"low_bits": 2, "high_bits": 6, "method": method, "data": str(digits_data), **switches}
+        knobs = {"low_bits": 2, "high_bits": 6, "method": method, "data": str(digits_data), "repair": repair}
         validation = digits(digits_bn, **knobs).validation
         assert validation is not None
         found[f"{method} {repair}"] = float(validation.top1_quantized)

@@ -28,7 +28,7 @@ from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.rounding.grids import dequantize
 from onnx_dfmpc.rounding.regularize import regularize
 from onnx_dfmpc.sensitivity.candidates import Candidate, candidates
-from onnx_dfmpc.sensitivity.feeds import user_feeds, mixed_synthetic_feeds
+from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.outputs import OutputNoise, relative, scores
 from onnx_dfmpc.sensitivity.propagation import amplification, noise_at_outputs
 from onnx_dfmpc.sensitivity.table import Sizes, predict, spread

@@ -23,7 +23,7 @@ from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import InputSpec
 from onnx_dfmpc.spec.ops import to_rows
 from onnx_dfmpc.statistics.moments import measure
-from onnx_dfmpc.statistics.probe import Probe, _moments
+from onnx_dfmpc.statistics.probe import QuantizedRun, _moments, probe
 from onnx_dfmpc.recipe import Data
 from tests.arrays import layer, seeds
 from tests.graphs import forked, noise, parse, whole
@@ -70,7 +70,7 @@ def test_moments_of_patches_are_those_of_the_inputs_that_each_tap_sees(shape, gr
     batches = [noise(3, shape[1] * group, *spatial, seed=s) + 0.5 for s in (0, 1)]
     at = layer("Conv", shape, group)
     node = single("Conv", attributes).graph.node[0]
-    found = measure(at, node, batches, seed=0, provider="test")
+    found = measure(at, node, batches, seed=0, source="test")
     n = int(np.prod(shape[1:]))
     assert found.mean.shape == (group, n)
     assert found.covariance.shape == (group, n, n)
@@ -91,7 +91,7 @@ def test_moments_of_vectors(op, shape, axis):
         for s in (0, 1)
     ]
     found = measure(
-        layer(op, shape, 1, axis), helper.make_node(op, ["x", "w"], ["y"]), batches, seed=0, provider="test"
+        layer(op, shape, 1, axis), helper.make_node(op, ["x", "w"], ["y"]), batches, seed=0, source="test"
     )
     every = np.concatenate([batch.reshape(-1, 7) for batch in batches]).astype(np.float64)
     np.testing.assert_allclose(found.mean, every.mean(axis=0)[None], atol=1e-5)
@@ -111,9 +111,9 @@ def test_of_many_inputs_the_channels_and_one_pattern_of_the_taps_are_measured(mo
         layer("Conv", shape, group),
         helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 2 * len(spatial)),
     )
-    every = measure(at, node, batches, seed=0, provider="test")
+    every = measure(at, node, batches, seed=0, source="test")
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
-    found = measure(at, node, batches, seed=0, provider="test")
+    found = measure(at, node, batches, seed=0, source="test")
     i, t = shape[1], int(np.prod(shape[2:]))
     blocks = every.covariance.reshape(group, i, t, i, t)
     channels = np.einsum("giaja->gij", blocks) / t
@@ -129,10 +129,10 @@ def test_a_dead_channel_does_not_spoil_the_pattern_of_the_others(monkeypatch):
     batches = [noise(5, 3, 6, 6)]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
     alive = measure(
-        layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches], seed=0, provider="test"
+        layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches], seed=0, source="test"
     )
     batches[0][:, 2] = 1.5
-    found = measure(at, node, batches, seed=0, provider="test")
+    found = measure(at, node, batches, seed=0, source="test")
     np.testing.assert_allclose(found.covariance.spatial, alive.covariance.spatial, atol=1e-5)
     assert np.isfinite(found.covariance.channels).all()
 
@@ -143,10 +143,10 @@ def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
     ]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 1 << 20)
-    every = measure(at, node, batches, seed=0, provider="test")
+    every = measure(at, node, batches, seed=0, source="test")
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 4000)
-    some = measure(at, node, batches, seed=0, provider="test")
-    again, other = (measure(at, node, batches, seed=seed, provider="test") for seed in (0, 1))
+    some = measure(at, node, batches, seed=0, source="test")
+    again, other = (measure(at, node, batches, seed=seed, source="test") for seed in (0, 1))
     assert every.samples == 16 * 28 * 28
     assert 3900 <= some.samples <= 4100
     np.testing.assert_array_equal(some.covariance, again.covariance)
@@ -180,7 +180,7 @@ def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(
         "ConvTranspose",
         f"group = {group}, strides = {list(strides)}, pads = {[k - 1 for k in shape[2:]] * 2}",
     )
-    found = measure(at, model.graph.node[0], [x[:100], x[100:]], seed=0, provider="test")
+    found = measure(at, model.graph.node[0], [x[:100], x[100:]], seed=0, source="test")
     weight = noise(*shape) + 0.5
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     output = whole(model, ["y"], [{"x": x}])[0][0].astype(np.float64)  # padded so far that no border is left
@@ -201,7 +201,7 @@ def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(
 def test_a_kernel_larger_than_its_input_is_named():
     node = helper.make_node("Conv", ["x", "w"], ["y"])
     with pytest.raises(UnsupportedError, match="'conv'"):
-        measure(layer("Conv", (4, 3, 5, 5)), node, [noise(2, 3, 4, 4)], seed=0, provider="test")
+        measure(layer("Conv", (4, 3, 5, 5)), node, [noise(2, 3, 4, 4)], seed=0, source="test")
 
 
 # Inputs
@@ -313,7 +313,7 @@ def test_matched_layers_can_be_measured_one_after_the_other():
     tested = PartialRun(model, ConstantTable(model), feeds)
     for found in match(model).layers:
         known = measure(
-            found, model.graph.node[found.index], tested.value(found.input), seed=0, provider="test"
+            found, model.graph.node[found.index], tested.value(found.input), seed=0, source="test"
         )
         assert known.covariance.shape[1] == found.size // found.channels
 

@@ -24,56 +24,56 @@ libraries, far less than this.
 # correlation, averaged over layers
 RECORDED = {
     "digits_resnet_bn": {
-        "analytic": (0.289, 0.133, 0.1204),
+        "closed_form": (0.289, 0.133, 0.1204),
         "probe": (0.174, 0.111, 0.1119),
         "calibration": (0.075, 0.045, 0.0422),
     },
     "digits_resnet_folded": {
-        "analytic": (0.600, 0.557, 0.1907),
+        "closed_form": (0.600, 0.557, 0.1907),
         "probe": (0.610, 0.626, 0.1766),
         "calibration": (0.075, 0.045, 0.0422),
     },
     "cifar10_resnet20_bn": {
-        "analytic": (0.184, 0.101, 0.0708),
+        "closed_form": (0.184, 0.101, 0.0708),
         "probe": (0.174, 0.098, 0.0554),
         "calibration": (0.064, 0.047, 0.0333),
     },
     "cifar10_resnet20_folded": {
-        "analytic": (0.359, 0.253, 0.0781),
+        "closed_form": (0.359, 0.253, 0.0781),
         "probe": (0.142, 0.110, 0.0527),
         "calibration": (0.064, 0.047, 0.0333),
     },
-    "cifar10_resnet56_bn": {"analytic": (0.209, 0.097, 0.0700), "probe": (0.150, 0.086, 0.0469)},
+    "cifar10_resnet56_bn": {"closed_form": (0.209, 0.097, 0.0700), "probe": (0.150, 0.086, 0.0469)},
     "cifar10_resnet56_folded": {"probe": (0.137, 0.103, 0.0458)},
-    "cifar10_shufflenetv2_x0_5_folded": {"analytic": (0.332, 0.226, 0.0905), "probe": (0.181, 0.138, 0.0591)},
+    "cifar10_shufflenetv2_x0_5_folded": {"closed_form": (0.332, 0.226, 0.0905), "probe": (0.181, 0.138, 0.0591)},
     "imagenet_squeezenet1_1": {"probe": (0.214, 0.189, 0.0766)},
     "cifar10_resnet8_keras_bn": {
-        "analytic": (0.154, 0.118, 0.0863),
+        "closed_form": (0.154, 0.118, 0.0863),
         "probe": (0.127, 0.138, 0.0594),
         "calibration": (0.049, 0.046, 0.0379),
     },
     "cifar10_shufflenetv2_x0_5_bn": {
-        "analytic": (0.245, 0.153, 0.0810),
+        "closed_form": (0.245, 0.153, 0.0810),
         "probe": (0.246, 0.147, 0.0590),
         "calibration": (0.077, 0.053, 0.0366),
     },
     "har_conv1d_bn": {
-        "analytic": (0.217, 0.088, 0.1485),
+        "closed_form": (0.217, 0.088, 0.1485),
         "probe": (0.188, 0.095, 0.1405),
         "calibration": (0.071, 0.055, 0.0545),
     },
     "har_conv1d_folded": {
-        "analytic": (0.257, 0.166, 0.1760),
+        "closed_form": (0.257, 0.166, 0.1760),
         "probe": (0.248, 0.179, 0.1584),
         "calibration": (0.071, 0.055, 0.0545),
     },
     "wakeword_bn": {
-        "analytic": (0.875, 0.365, 0.2203),
+        "closed_form": (0.875, 0.365, 0.2203),
         "probe": (1.211, 0.525, 0.2152),
         "calibration": (0.145, 0.136, 0.0976),
     },
     "imagenet_mobilenet_v1_025_128_folded": {
-        "analytic": (0.424, 0.450, 0.1159),
+        "closed_form": (0.424, 0.450, 0.1159),
         "probe": (0.276, 0.226, 0.0670),
         "calibration": (0.063, 0.055, 0.0381),
     },
@@ -106,8 +106,8 @@ def test_errors_have_not_grown(name, request):
 
 def test_deviations_late_in_a_deep_residual_network(shared_dir):
     """Branches of a residual block are correlated; without that, deviations this late are half the true ones."""
-    errors, _ = measured("cifar10_resnet56_bn", "analytic", "probe")
-    late = [error.ratio for error in errors if error.provider == "analytic"][-20:-1]
+    errors, _ = measured("cifar10_resnet56_bn", "closed_form", "probe")
+    late = [error.ratio for error in errors if error.provider == "closed_form"][-20:-1]
     assert len(late) == 19
     assert 0.7 < np.median(late) < 1.3
     assert min(late) > 0.55

@@ -22,9 +22,9 @@ from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.metrics import Comparison
 from onnx_dfmpc.inputs.samples import from_data
 from onnx_dfmpc.inputs.synthetic import natural_spectrum, synthetic
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.runtime.session import session_options
 from onnx_dfmpc.spec import InputSpec
-from onnx_dfmpc.recipe import Data
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from benchmarks import package
-from onnx_dfmpc import QuantizeResult, Recipe, match
+from onnx_dfmpc import QuantizeResult, Recipe
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.spec import Chain, Layer
 from onnx_dfmpc.spec.ops import from_rows, taps, to_rows
