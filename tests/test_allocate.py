@@ -110,13 +110,13 @@ def test_excluded_layers_are_skipped_and_leave_no_pair(resnet):
     assert bits(found) == {"stem": 8, "a1": 6, "b1": 2, "b2": 6, "scores": 8}
     assert found["a1"].reason == "in no pair"
     assert {skipped.name: skipped.reason for skipped in found.skipped} == {
-        "a2": "left out by the recipe",
-        "boxes": "left out by the recipe",
+        "a2": "left out by node 'a2'",
+        "boxes": "left out by node 'boxes'",
     }
 
 
 def test_a_name_that_is_not_there(resnet):
-    with pytest.raises(RecipeError, match="no layer is named 'score'") as error:
+    with pytest.raises(RecipeError, match="rule for node 'score' matches no layer") as error:
         plan(resnet, nodes_to_exclude=["score"])
     assert "scores" in error.value.hint
 

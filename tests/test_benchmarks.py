@@ -112,10 +112,10 @@ def imbalance(model: onnx.ModelProto) -> list[float]:
 
 class TestMethods:
     def test_settings(self):
-        found = methods.settings("2/6, 3", ["first", "second"])
-        assert [setting.label for setting in found] == ["2/6 low first", "2/6 low second", "3"]
-        assert found[1].recipe().low_position == "second"
-        assert found[2].recipe(rounding="squant").bits == 3
+        found = methods.settings("2/6, 3")
+        assert [setting.label for setting in found] == ["2/6", "3"]
+        assert (found[0].recipe().low_bits, found[0].recipe().high_bits) == (2, 6)
+        assert found[1].recipe(rounding="squant").bits == 3
 
     @pytest.mark.parametrize("text", ["", "2/", "2/4/6", "two", "6/2", "1"])
     def test_settings_that_are_none(self, text):

@@ -16,11 +16,11 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
-from onnx_dfmpc import pipeline
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.diagnose import diagnose, find_segments, layer_sqnr
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
+from onnx_dfmpc.pipeline import run as pipeline
 from onnx_dfmpc.recipe import Data, Recipe, Rule
 from onnx_dfmpc.spec import Layer
 

@@ -19,12 +19,12 @@ from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import InputSpec
 from onnx_dfmpc.spec.ops import to_rows
 from onnx_dfmpc.statistics.moments import measure
 from onnx_dfmpc.statistics.probe import QuantizedRun, _moments, probe
-from onnx_dfmpc.recipe import Data
 from tests.arrays import layer, seeds
 from tests.graphs import forked, noise, parse, whole
 
@@ -322,23 +322,29 @@ def test_a_skipped_layer_is_the_same_in_both_networks(digits_bn):
     proto = load(digits_bn).proto
     layers = match(proto).layers
     table = ConstantTable(proto)
-    probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=8), provider="probe")
+    feeds = synthetic_feeds(model_inputs(proto), samples=8)
+    measured = probe(proto, layers, (), feeds, source="probe", seed=0, with_outputs=True)
+    run = QuantizedRun(proto, feeds)
     for one in layers[:3]:
-        found = probe.respond(one, np.asarray(table[one.weight]))
-        np.testing.assert_allclose(found.quantized_mean, found.mean, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.quantized_variance, found.variance, rtol=1e-4, atol=1e-5)
-        probe.skip(one)
+        found, now = measured[one.name], run.respond(one, np.asarray(table[one.weight]))
+        assert found.output is not None
+        np.testing.assert_allclose(now.mean, found.output.mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(now.variance, found.output.variance, rtol=1e-4, atol=1e-5)
+        run.keep(one, found.anchor)
 
 
 def test_behind_a_layer_both_networks_have_what_its_batch_norm_expects(digits_bn):
     proto = load(digits_bn).proto
     first = match(proto).layers[0]
-    probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=32), provider="probe")
+    feeds = synthetic_feeds(model_inputs(proto), samples=32)
+    measured = probe(proto, [first], (), feeds, source="probe", seed=0, with_outputs=True)[first.name]
+    found, run = measured.output, QuantizedRun(proto, feeds)
+    assert found is not None
     weight = np.sign(np.asarray(ConstantTable(proto)[first.weight])) * np.float32(0.1)
-    found = probe.respond(first, weight)
-    gain = np.sqrt(found.variance / found.quantized_variance)
-    probe.commit(first, gain, gain * found.quantized_mean - found.mean)
-    mean, variance = _moments(probe._quantized.value(first.output), first)
+    now = run.respond(first, weight)
+    gain = np.sqrt(found.variance / now.variance)
+    run.commit(first, gain, gain * now.mean - found.mean, measured.anchor)
+    mean, variance = _moments(run._run.value(first.output), first)
     assert first.batch_norm is not None
     alive = (
         found.variance > 0.1 * first.batch_norm.sigma**2
