@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(width=140)
     results = []
     try:
-        (setting, *_) = settings(options.setting, ["first"])
+        (setting, *_) = settings(options.setting)
         for name in options.networks:
             network = networks.network(name)
             costs = measure(

@@ -17,15 +17,15 @@ from benchmarks.evaluate import reference
 from benchmarks.measure import STEPS, measure
 from benchmarks.methods import Task
 from onnx_dfmpc import Recipe, validate
-from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import PRESETS
 from onnx_dfmpc.spec.ops import taps, to_rows
 
-PAIR = methods.settings("2/6", ["first"])[0]
+PAIR = methods.settings("2/6")[0]
 
 
 def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -120,7 +120,7 @@ class TestMethods:
     @pytest.mark.parametrize("text", ["", "2/", "2/4/6", "two", "6/2", "1"])
     def test_settings_that_are_none(self, text):
         with pytest.raises(RecipeError):
-            methods.settings(text, ["first"])
+            methods.settings(text)
 
     def test_groups_and_names(self):
         assert {method.name for method in methods.methods("paper:,paper,squant")} == {
@@ -185,7 +185,7 @@ class TestPeers:
 
 class TestAccuracy:
     def test_scores_agree_with_validate(self, digits_bn, digits_data):
-        model = methods.METHODS["nearest"].run(Task(digits_bn, methods.settings("2", [])[0])).model
+        model = methods.METHODS["nearest"].run(Task(digits_bn, methods.settings("2")[0])).model
         score = reference(networks.network("digits_resnet_bn"), "digits_test").score(model)
         report = validate(digits_bn, model, digits_data)
         assert (score.n, score.top1, score.agreement) == (

@@ -82,9 +82,7 @@ def test_sqnr_of_the_outputs_of_layers(digits_bn: Path, images: dict[str, np.nda
     model = quantized(digits_bn, Recipe(bits=3, storage="portable", unpack="float", **PLAIN))  # type: ignore[arg-type]
     layers = match(proto).layers
     rows = layer_sqnr(proto, model, layers, [{"input": x[:20]}, {"input": x[20:]}])
-    effects = {
-        effect.name: effect for effect in diagnose(proto, model, match(proto), Data(data=images))[0]
-    }
+    effects = {effect.name: effect for effect in diagnose(proto, model, match(proto), Data(data=images))[0]}
     pairs = zip(layers, whole(proto, layers, x), whole(model, layers, x), strict=True)
     for layer, a, b in pairs:
         expected = 10 * math.log10((a**2).sum() / ((a - b) ** 2).sum())

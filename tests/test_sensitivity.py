@@ -410,4 +410,6 @@ def test_inputs_to_measure_noise_with(digits_bn):
     fixed = ModelProto()
     fixed.CopyFrom(model)
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    assert {len(next(iter(feed.values()))) for feed in mixed_synthetic_feeds(fixed, input_range=(0, 1))} == {1}
+    assert {len(next(iter(feed.values()))) for feed in mixed_synthetic_feeds(fixed, input_range=(0, 1))} == {
+        1
+    }

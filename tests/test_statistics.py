@@ -311,10 +311,9 @@ def test_matched_layers_can_be_measured_one_after_the_other():
     model = forked()
     feeds = [{"x": noise(2, 3, 6, 6, seed=s)} for s in (1, 2)]
     tested = PartialRun(model, ConstantTable(model), feeds)
+    nodes = {node.output[0]: node for node in model.graph.node}
     for found in match(model).layers:
-        known = measure(
-            found, model.graph.node[found.index], tested.value(found.input), seed=0, source="test"
-        )
+        known = measure(found, nodes[found.output], tested.value(found.input), seed=0, source="test")
         assert known.covariance.shape[1] == found.size // found.channels
 
 

@@ -349,7 +349,7 @@ def test_a_gate_at_its_limit_holds() -> None:
     [
         ({"min_cosin": 0.9}, "min_cosin"),
         ({"min_cosine": 2}, "min_cosine = 2"),
-        ({"bits": 4}, "unknown gate"),
+        ({"bits": 4}, "unknown key"),
         ({"max_top1_drop": 0.1}, "labelled"),
     ],
 )

@@ -183,8 +183,7 @@ def _replace(proto: ModelProto, node: NodeProto, position: int, values: NDArray[
 
 
 def _drop_unused(proto: ModelProto) -> None:
-    """Remove the initializers that have been replaced, from the graph inputs too, where old models list them.
-    """
+    """Remove the initializers that have been replaced, from the graph inputs too, where old models list them."""
     used = used_names(proto.graph)
     gone = {tensor.name for tensor in proto.graph.initializer if not used[tensor.name]}
     for items in (proto.graph.initializer, proto.graph.input):
