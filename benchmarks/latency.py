@@ -30,7 +30,7 @@ from benchmarks.session import OPTIONS
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
-from onnx_dfmpc.model.files import save
+from onnx_dfmpc.model.files import load, save
 from onnx_dfmpc.pipeline.run import apply, plan
 from onnx_dfmpc.spec import StorageFormat
 
