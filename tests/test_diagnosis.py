@@ -32,7 +32,7 @@ def quantized(path: Path, recipe: Recipe, nodes: Iterable[str] = ()) -> onnx.Mod
     """The model with only these nodes quantized, or with all where none are named."""
     wanted = set(nodes)
     others = [layer.name for layer in match(load(path).proto).layers if wanted and layer.name not in wanted]
-    only = replace(recipe, rules=tuple(Rule(node=name, exclude=True) for name in others))
+    only = replace(recipe, rules=(*recipe.rules, *(Rule(node=name, exclude=True) for name in others)))
     return pipeline.quantize(path, recipe=only, validated=False).model
 
 
