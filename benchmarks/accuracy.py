@@ -229,13 +229,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="low/high bits of pairs, or bits of every layer (default: %(default)s)",
     )
     add(
-        "--low-positions",
-        nargs="+",
-        default=["first", "second"],
-        choices=["first", "second", "auto"],
-        help="default: first second",
-    )
-    add(
         "--methods",
         default="all",
         help="names with commas in between, a group with a colon behind it, or all (default)",
@@ -253,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(width=WIDTH)
     try:
         chosen = methods.ablation() if options.ablation else methods.methods(options.methods)
-        chosen_settings = methods.settings(options.settings, options.low_positions)
+        chosen_settings = methods.settings(options.settings)
         run(options.networks, chosen_settings, chosen, options.data, options.json, console)
     except DfmpcError as error:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)

@@ -28,11 +28,15 @@ from rich.table import Table
 from benchmarks.evaluate import Reference, Score, reference, standard_error
 from benchmarks.networks import Network, available
 from onnx_dfmpc import quantize
-from onnx_dfmpc.allocate import allocate_budget, budgets, mean_bits
+from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits
 from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
+from onnx_dfmpc.pipeline.job import Job, prepare
+from onnx_dfmpc.pipeline.run import apply
+from onnx_dfmpc.pipeline.steps import cost_table, measure
 from onnx_dfmpc.recipe import Recipe, parse_size
-from onnx_dfmpc.spec import QuantPlan
-from onnx_dfmpc.work import Work
+from onnx_dfmpc.spec import CostTable, QuantPlan
 
 SCHEMA = 1
 NETWORKS = (
@@ -80,32 +84,38 @@ class Subject:
         return self._row(setting, "", None, result, time.perf_counter() - start)
 
     @cached_property
-    def work(self) -> Work:
+    def work(self) -> tuple[Job, CostTable]:
         """The network with its cost table, which all targets share."""
-        return Work(self.source.path, Recipe(target_bits=4, **self.knobs))
+        recipe = Recipe(target_bits=4, **self.knobs)
+        job = prepare(self.source.path, recipe, None, {}, statistics=True, validated=False)
+        costs, _ = cost_table(job, measure(job, job.planned, {}), {})
+        assert costs is not None
+        return job, costs
 
     @property
     def least(self) -> int:
         """Bytes of the smallest file that can be had."""
-        return budgets(self.work.report, self.work.recipe, self.work.open_table, 2)[0]
+        job, costs = self.work
+        return budgets(job.matched, job.recipe, costs, 2)[0]
 
     def allocated(self, wanted: Sequence[tuple[str, str, dict[str, Any]]]) -> Iterator[Row]:
         """Targets that can be met, each with the name of its setting and of its rival."""
-        work = self.work
+        job, costs = self.work
         for setting, rival, target in wanted:
             recipe = Recipe(**target, **self.knobs)
             start = time.perf_counter()
             try:
-                plan = allocate_budget(work.report, recipe, work.source.sha256, work.open_table)
+                plan = allocate_budget(job.matched, recipe, job.source.sha256, costs)
             except UnsupportedError:
                 continue
-            result = work.run(replace(plan, form=recipe.form, recipe=recipe.to_dict()), validated=False)
+            placed = replace(plan, form=recipe.form, recipe=recipe.to_dict())
+            result = apply(self.source.path, placed, recipe, validated=False)
             yield self._row(setting, rival, target.get("target_size"), result, time.perf_counter() - start)
 
     def _row(self, setting: str, rival: str, budget: int | None, result: Any, seconds: float) -> Row:
         plan: QuantPlan = result.plan
         scores = {data: kept.score(result.model) for data, kept in self.references.items()}
-        report = Work(self.source.path, Recipe()).report
+        report = match(load(self.source.path).proto)
         bits = "".join(str(layer.bits) for layer in plan.layers)
         return Row(
             self.source.name, str(self.knobs.get("storage", "auto")), setting, rival, budget, result.size, mean_bits(plan, report),
@@ -255,8 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if options.data is None or data in options.data
             }
             floats[source.name] = {
-                data: kept.score(Work(source.path, Recipe()).source.proto)
-                for data, kept in references.items()
+                data: kept.score(load(source.path).proto) for data, kept in references.items()
             }
             given = _calibration(source, Path(directory)) if options.calibration else {}
             for storage in options.storage:

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import networks
-from onnx_dfmpc import DfmpcError, QuantizeResult, Recipe, match, quantize
+from onnx_dfmpc import DfmpcError, QuantizeResult, Recipe, quantize
+from onnx_dfmpc.matching.match import match
 
-BASE = Recipe(bits=6, rounding="nearest", compensate=False, bias_correction=False, per_layer=True)
+BASE = Recipe(bits=6, rounding="nearest", repair="none")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Case:
 def case(network: networks.Network, layer: str) -> Case:
     """Break a layer, look at the ranking, paste the line."""
     bad = (f"^{re.escape(layer)}$", 2)
-    broken = quantize(network.path, recipe=replace(BASE, set=(bad,)))
+    broken = quantize(network.path, recipe=replace(BASE, set=(bad,)), per_layer=True)
     ranking = [effect.name for effect in broken.per_layer]
     suggestion = broken.per_layer[ranking.index(layer)].suggestion
     if suggestion is None:

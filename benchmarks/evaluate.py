@@ -15,8 +15,8 @@ from onnx import ModelProto
 from benchmarks.networks import Network
 from onnx_dfmpc import session_options
 from onnx_dfmpc.evaluate.metrics import Tally
-from onnx_dfmpc.inputs.model_inputs import model_inputs
 from onnx_dfmpc.inputs.samples import Samples, from_data
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.model.files import load
 
 SILENT = 4

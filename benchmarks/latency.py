@@ -30,9 +30,9 @@ from benchmarks.session import OPTIONS
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
-from onnx_dfmpc.model.files import save
+from onnx_dfmpc.model.files import load, save
+from onnx_dfmpc.pipeline.run import apply, plan
 from onnx_dfmpc.spec import StorageFormat
-from onnx_dfmpc.work import Work
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,13 +75,13 @@ def store(network: Network, setting: Setting, forms: Sequence[str], directory: P
     """Files of a network by form, and an input; weights are rounded to nearest, since only their places
     matter.
     """
-    work = Work(network.path, setting.recipe(rounding="nearest", **BARE))
-    plan = work.allocate()
+    recipe = setting.recipe(rounding="nearest", **BARE)
+    made = plan(network.path, recipe)
     files = {}
     for number, name in enumerate(forms):
         files[name] = directory / f"{number}.onnx"
-        save(work.run(replace(plan, form=FORMS[name]), validated=False).model, files[name])
-    _, _, feeds = next(synthetic(model_inputs(work.source.proto), samples=1, seed=0).batches())
+        save(apply(network.path, replace(made, form=FORMS[name]), recipe, validated=False).model, files[name])
+    _, _, feeds = next(synthetic(model_inputs(load(network.path).proto), samples=1, seed=0).batches())
     first: dict[str, Any] = {name: array[:1] for name, array in feeds.items()}
     np.savez(directory / "input.npz", **first)
     return files
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(width=140)
     results = []
     try:
-        (setting, *_) = settings(options.setting, ["first"])
+        (setting, *_) = settings(options.setting)
         for name in options.networks:
             network = networks.network(name)
             costs = measure(

@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks import package
 from benchmarks.methods import BARE, Setting, settings
-from onnx_dfmpc import pipeline
 from onnx_dfmpc.model.files import load, save
+from onnx_dfmpc.pipeline import run as pipeline
 
 Step = Callable[[Path, Path, Setting], object]
 
@@ -77,4 +77,4 @@ def measure(step: str, model: Path, setting: Setting) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), settings(sys.argv[3], [sys.argv[4]])[0])))
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), settings(sys.argv[3])[0])))

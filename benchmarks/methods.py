@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from onnx import ModelProto
 
@@ -16,7 +16,6 @@ from onnx_dfmpc import QuantizeResult, Recipe
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.model.files import load
 
-Position = Literal["first", "second", "auto"]
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -32,14 +31,13 @@ class Setting:
         return Recipe(**{**self.bits, **knobs})
 
 
-def settings(text: str, positions: Sequence[str]) -> list[Setting]:
-    """Settings from text such as ``"2/6,3"``: pairs of low and high bits, forward_only for each position of
-    the low layer, and uniform bits.
+def settings(text: str) -> list[Setting]:
+    """Settings from text such as ``"2/6,3"``: pairs of low and high bits, and uniform bits.
 
     Examples
     --------
-    >>> [setting.label for setting in settings("2/6,3", ["first", "second"])]
-    ['2/6 low first', '2/6 low second', '3']
+    >>> [setting.label for setting in settings("2/6,3")]
+    ['2/6', '3']
     """
     found = []
     for part in text.split(","):
@@ -53,10 +51,7 @@ def settings(text: str, positions: Sequence[str]) -> list[Setting]:
             found.append(Setting(str(bits[0]), {"bits": bits[0]}))
         else:
             pair = {"low_bits": bits[0], "high_bits": bits[1]}
-            found += [
-                Setting(f"{part.strip()} low {position}", {**pair, "low_position": position})
-                for position in positions
-            ]
+            found.append(Setting(part.strip(), pair))
     for setting in found:
         setting.recipe()  # refuses bits that there are not
     return found
@@ -118,7 +113,7 @@ def _peer(name: str) -> Method:
 
 
 def _outcome(result: QuantizeResult) -> Outcome:
-    return Outcome(result.model, tuple(sorted({layer.provider for layer in result.layers})))
+    return Outcome(result.model, tuple(sorted({layer.source for layer in result.layers})))
 
 
 def _paper(lambda1: float, lambda2: float) -> Method:
@@ -128,9 +123,9 @@ def _paper(lambda1: float, lambda2: float) -> Method:
     )
 
 
-NO_COMPENSATION: Mapping[str, Any] = {"compensate": False}
-NO_BIAS: Mapping[str, Any] = {"bias_correction": False}
-BARE: Mapping[str, Any] = {**NO_COMPENSATION, **NO_BIAS}
+NO_COMPENSATION: Mapping[str, Any] = {"repair": "mean"}
+NO_BIAS: Mapping[str, Any] = {"repair": "gain"}
+BARE: Mapping[str, Any] = {"repair": "none"}
 SWITCHES = (("", NOTHING), ("-nocomp", NO_COMPENSATION), ("-nobias", NO_BIAS), ("-neither", BARE))
 SAYS = {
     "": "",
@@ -154,7 +149,7 @@ GROUPS: Mapping[str, tuple[Method, ...]] = {
     ),
     "statistics": tuple(
         from_recipe(f"statistics-{provider}", f"the default with {provider} statistics", statistics=provider)
-        for provider in ("probe", "analytic", "calibration")
+        for provider in ("probe", "closed_form", "calibration")
     ),
     "baselines": (
         from_recipe("nearest", "plain rounding, per channel, min-max", rounding="nearest", **BARE),

@@ -45,8 +45,7 @@ RESNET50_BLOCKS = ((3, 64), (4, 128), (6, 256), (3, 512))
 
 @dataclass(frozen=True)
 class Network:
-    """A float network on this machine, the names of the data that fit it, and of its real calibration inputs.
-    """
+    """A float network on this machine, the names of the data that fit it, and of its real calibration inputs."""
 
     name: str
     path: Path

@@ -11,8 +11,9 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnx_dfmpc import QuantizeResult, Recipe
-from onnx_dfmpc.work import Work
+from onnx_dfmpc import QuantizeResult, Recipe, apply
+from onnx_dfmpc.pipeline.job import needs_statistics, prepare
+from onnx_dfmpc.pipeline.steps import Measured, allocate, cost_table, measure
 
 Model = str | os.PathLike[str] | ModelProto
 
@@ -28,7 +29,9 @@ def quantize(model: Model, recipe: Recipe, changes: Mapping[str, Any] | None = N
     changes : mapping, optional
         Fields of every `LayerPlan` to replace, such as ``{"per_channel": False}``.
     """
-    work = Work(model, recipe)
-    plan = work.allocate()
+    job = prepare(model, recipe, None, {}, statistics=needs_statistics(recipe), validated=False)
+    statistics = Measured({}) if job.sizes is None else measure(job, job.planned, {})
+    costs, _ = cost_table(job, statistics, {})
+    plan = allocate(job, costs, {})
     changed = replace(plan, layers=tuple(replace(layer, **(changes or {})) for layer in plan.layers))
-    return work.run(changed, validated=False)
+    return apply(model, changed, recipe, validated=False)

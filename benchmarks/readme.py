@@ -72,7 +72,7 @@ def networks_table(console: Console) -> str:
     """Real networks: float, rounded, SQuant and the default."""
     results = []
     for name, settings, data in SHOWN:
-        chosen = methods.settings(",".join(settings), ["auto"])
+        chosen = methods.settings(",".join(settings))
         results += accuracy.run([name], chosen, methods.methods(",".join(COMPARED)), [data], None, console)
     RESULTS.mkdir(exist_ok=True)
     accuracy.write(results, RESULTS / "networks.json")

@@ -36,24 +36,22 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.networks import LABELLED, Network, available
-from onnx_dfmpc.allocate import layer_plan
-from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.allocate.fixed import layer_plan
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import Repair, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.sensitivity.candidates import Candidate, candidates, repaired
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.outputs import relative, scores
-from onnx_dfmpc.sensitivity.table import predict
-from onnx_dfmpc.spec import Layer, MatchReport
+from onnx_dfmpc.sensitivity.table import Sizes, predict
+from onnx_dfmpc.spec import CostTable, Layer, LayerStatistics, MatchReport
 from onnx_dfmpc.statistics.input_range import infer_range
-from onnx_dfmpc.statistics.probe import Probe
-from onnx_dfmpc.statistics.providers import Provider
+from onnx_dfmpc.statistics.probe import probe
 
 SCHEMA = 1
 IMAGES, CHUNK, BATCH = 256, 64, 16
@@ -102,18 +100,18 @@ def quantized(
     """Every layer at every width, as the default method would store it, and its noise at its own output, as
     the cost model sees it.
     """
-    table, provider = ConstantTable(proto), _provider(proto, span)
+    table, statistics = ConstantTable(proto), _statistics(proto, report, span)
     found: dict[Key, Candidate] = {}
     local: dict[Key, float] = {}
     for layer in report.layers:
-        known = provider.measure(layer)
+        known = statistics[layer.name].input
+        assert known is not None
         weight = table[layer.weight].astype(np.float32)
         for width in bits:
             rounded = round_layer(layer, layer_plan(layer, "inner", width, "", RECIPE), weight, known)
-            found[layer.name, width] = repaired(rounded, Repair())
+            found[layer.name, width] = repaired(rounded, Repair(RECIPE.repairs_gain, RECIPE.repairs_mean))
         sketched = candidates(layer, weight, known, WIDTHS, RECIPE)
         local |= {(layer.name, width): candidate.noise for width, candidate in sketched.items()}
-        provider.skip(layer)
     return found, local
 
 
@@ -177,7 +175,10 @@ def predictions(
 ) -> tuple[dict[str, dict[Key, float]], dict[str, float]]:
     """Noise by every prediction but the local one, and the seconds that each of the providers took."""
     table = ConstantTable(proto)
-    allowed = {layer.name: np.ones(len(WIDTHS), bool) for layer in report.layers}
+    nothing = np.zeros((len(report.layers), len(WIDTHS)))
+    names = tuple(layer.name for layer in report.layers)
+    costs = CostTable(names, tuple(WIDTHS), nothing, nothing.astype(np.int64), 0, "")
+    sizes = Sizes(costs, nothing == 0)
     keys = [(layer.name, width) for layer in report.layers for width in WIDTHS]
     plain = {layer.name: layer for layer in report.layers}
     found = {"raw": {(name, width): _raw(plain[name], table, width) for name, width in keys}}
@@ -187,10 +188,10 @@ def predictions(
         if kind == "probe":
             feeds = mixed_synthetic_feeds(proto, input_range=span)
         elif kind == "measured":
-            feeds = user_feeds(proto, Feeding(_other(source, images)))
+            feeds = user_feeds(proto, Data(data=_other(source, images)))
         start = time.process_time()
-        provider = _provider(proto, span)
-        predicted = predict(proto, report.layers, WIDTHS, allowed, RECIPE, provider, feeds=feeds, source=kind)
+        statistics = _statistics(proto, report, span)
+        predicted, _ = predict(proto, report, sizes, RECIPE, statistics, feeds=feeds, source=kind)
         seconds[kind] = time.process_time() - start
         found[kind] = dict(zip(keys, predicted.noise.ravel().tolist(), strict=True))
     return found, seconds
@@ -200,8 +201,10 @@ def _raw(layer: Layer, table: ConstantTable, width: int) -> float:
     return relative_noise(layer, table[layer.weight].astype(np.float32), width)
 
 
-def _provider(proto: ModelProto, span: Range) -> Provider:
-    return Probe(proto, synthetic_feeds(model_inputs(proto), input_range=span), provider="probe")
+def _statistics(proto: ModelProto, report: MatchReport, span: Range) -> dict[str, LayerStatistics]:
+    feeds = synthetic_feeds(model_inputs(proto), input_range=span)
+    names = [layer.name for layer in report.layers]
+    return probe(proto, report.layers, names, feeds, source="probe", seed=0, with_outputs=False)
 
 
 def _other(source: Network, images: int) -> Value:

@@ -60,8 +60,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on cost, in words and as a check of the costs by step; on one network only, where it is named.
-    """
+    """A bound on cost, in words and as a check of the costs by step; on one network only, where it is named."""
 
     words: str
     holds: Callable[[Mapping[str, Cost], int], bool]
@@ -91,14 +90,12 @@ TARGETS = (
 )
 
 
-def measure(
-    network: Network, setting: str, position: str, steps: Sequence[str], repeats: int
-) -> dict[str, Cost]:
+def measure(network: Network, setting: str, steps: Sequence[str], repeats: int) -> dict[str, Cost]:
     """Run every step `repeats` times, each in a process of its own."""
     found: dict[str, list[dict[str, float]]] = {step: [] for step in steps}
     for repeat in range(repeats):
         for step, runs in found.items():
-            command = [sys.executable, "-m", "benchmarks.measure", step, str(network.path), setting, position]
+            command = [sys.executable, "-m", "benchmarks.measure", step, str(network.path), setting]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise DfmpcError(f"{network.name}, {step}: {done.stderr.strip().splitlines()[-1]}")
@@ -165,7 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="2/6",
         help="low/high bits of pairs, or bits of every layer (default: %(default)s)",
     )
-    add("--low-position", default="first", choices=["first", "second", "auto"], help="default: %(default)s")
     add(
         "--steps",
         nargs="+",
@@ -182,12 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(width=120)
     results = []
     try:
-        settings(options.setting, [options.low_position])
+        settings(options.setting)
         for name in options.networks:
             network = networks.network(name)
-            costs = measure(
-                network, options.setting, options.low_position, options.steps, max(1, options.repeats)
-            )
+            costs = measure(network, options.setting, options.steps, max(1, options.repeats))
             held = verdicts(network, costs)
             console.print(table(network, options.setting, costs))
             for words, passed in held:

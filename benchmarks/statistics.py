@@ -36,7 +36,7 @@ from onnx_dfmpc.model.files import load
 from onnx_dfmpc.spec import InputStatistics, Layer
 from onnx_dfmpc.statistics.closed_form import closed_form
 from onnx_dfmpc.statistics.input_range import infer_range
-from onnx_dfmpc.statistics.probe import Probe
+from onnx_dfmpc.statistics.probe import probe
 
 PROVIDERS = ("closed form", "probe", "calibration")
 IMAGES = 128
@@ -153,10 +153,12 @@ def measured(
     proto: ModelProto, layers: Sequence[Layer], batches: Sequence[Mapping[str, NDArray[Any]]], provider: str
 ) -> Iterator[tuple[Layer, InputStatistics]]:
     """Statistics of every layer from running the model."""
-    probe = Probe(proto, batches, provider=provider)
+    names = [layer.name for layer in layers]
+    found = probe(proto, layers, names, batches, source=provider, seed=0, with_outputs=False)
     for layer in layers:
-        yield layer, probe.measure(layer)
-        probe.skip(layer)
+        seen = found[layer.name].input
+        assert seen is not None
+        yield layer, seen
 
 
 def _table(summaries: Sequence[Summary]) -> Table:

@@ -54,9 +54,10 @@ def with_weights(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> Model
 
 
 def plan(report: MatchReport, **knobs: Any) -> QuantPlan:
+    """Plan of the paper's method, which puts the low layer first, unless another is named."""
     bits = {} if {"bits", "low_bits"} & set(knobs) else {"low_bits": 3, "high_bits": 6}
     return allocate_fixed(
-        report, Recipe(**{"low_position": "first"} | bits | knobs), "sha", lambda layer, bits: 4.0**-bits
+        report, Recipe(**{"method": "paper"} | bits | knobs), "sha", lambda layer, bits: 4.0**-bits
     )
 
 
@@ -90,14 +91,6 @@ def test_paired_bits(resnet):
     assert found.model_sha256 == "sha"
 
 
-def test_low_position(resnet):
-    first, second = (
-        bits(plan(resnet, low_bits=2, high_bits=6, low_position=position)) for position in ("first", "second")
-    )
-    assert (first["a1"], first["a2"]) == (2, 6)
-    assert (second["a1"], second["a2"]) == (6, 2)
-
-
 def test_uniform_bits(resnet):
     found = plan(resnet, bits=4, first_last_bits=7)
     assert bits(found) == {"stem": 7, "a1": 4, "a2": 4, "b1": 4, "b2": 4, "scores": 7, "boxes": 7}
@@ -117,23 +110,14 @@ def test_excluded_layers_are_skipped_and_leave_no_pair(resnet):
     assert bits(found) == {"stem": 8, "a1": 6, "b1": 2, "b2": 6, "scores": 8}
     assert found["a1"].reason == "in no pair"
     assert {skipped.name: skipped.reason for skipped in found.skipped} == {
-        "a2": "left out by the recipe",
-        "boxes": "left out by the recipe",
+        "a2": "left out by node 'a2'",
+        "boxes": "left out by node 'boxes'",
     }
 
 
-def test_only_the_wanted_layers(resnet):
-    found = plan(
-        resnet, low_bits=2, high_bits=6, nodes_to_quantize=["b2", "b1", "stem"], nodes_to_exclude=["stem"]
-    )
-    assert bits(found) == {"b1": 2, "b2": 6}
-    assert len(found.layers) + len(found.skipped) == resnet.weighted_nodes
-
-
-@pytest.mark.parametrize("knob", ["nodes_to_exclude", "nodes_to_quantize"])
-def test_a_name_that_is_not_there(resnet, knob):
-    with pytest.raises(RecipeError, match="no layer is named 'score'") as error:
-        plan(resnet, **{knob: ["score"]})
+def test_a_name_that_is_not_there(resnet):
+    with pytest.raises(RecipeError, match="rule for node 'score' matches no layer") as error:
+        plan(resnet, nodes_to_exclude=["score"])
     assert "scores" in error.value.hint
 
 
@@ -182,7 +166,10 @@ def test_a_producer_of_several_consumers_is_one_pair():
     assert pairs(report.layers, report) == [("squeeze", ("left", "right"))]
     found = bits(plan(report, low_bits=2, high_bits=6))
     assert found == {"first": 8, "squeeze": 2, "left": 6, "right": 6, "last": 8}
-    second = bits(plan(report, low_bits=2, high_bits=6, low_position="second"))
+    recipe = Recipe(low_bits=2, high_bits=6)
+    second = bits(
+        allocate_fixed(report, recipe, "sha", lambda layer, bits: (layer.name == "squeeze") * 4.0**-bits)
+    )
     assert (second["squeeze"], second["left"], second["right"]) == (6, 2, 2)
 
 
@@ -219,11 +206,11 @@ def test_no_layer_is_in_two_pairs_and_none_at_the_edges_in_any(network):
     assert all(consumers and consumers == chains[producer].consumers for producer, consumers in found)
 
 
-@given(networks, st.booleans(), st.sampled_from(["auto", "first", "second"]))
-def test_every_layer_is_planned_or_skipped_once_and_in_order(network, uniform, position):
+@given(networks, st.booleans(), st.sampled_from(["dfmpc", "paper"]))
+def test_every_layer_is_planned_or_skipped_once_and_in_order(network, uniform, method):
     layers, report, excluded = build(network)
-    knobs = {"bits": 4} if uniform else {"low_bits": 2, "high_bits": 6, "low_position": position}
-    found = plan(report, nodes_to_exclude=excluded, **knobs)
+    knobs = {"bits": 4} if uniform else {"low_bits": 2, "high_bits": 6}
+    found = plan(report, nodes_to_exclude=excluded, method=method, **knobs)
     planned, skipped = [x.name for x in found.layers], [x.name for x in found.skipped]
     assert sorted(planned + skipped) == sorted(x.name for x in layers)
     assert set(skipped) == set(excluded)
@@ -234,7 +221,7 @@ def test_every_layer_is_planned_or_skipped_once_and_in_order(network, uniform, p
         assert done.bits == allowed[done.role]
 
 
-def test_auto_takes_the_position_that_makes_less_noise(resnet):
+def test_the_default_takes_the_position_that_makes_less_noise(resnet):
     (producer, (consumer,)), *_ = pairs(resnet.layers, resnet)
     for loud, low in ((producer, consumer), (consumer, producer)):
         found = allocate_fixed(
@@ -256,7 +243,7 @@ def test_the_paper_puts_the_low_layer_first(resnet):
 
 def test_noise_that_enters_a_residual_stream_counts_half(resnet):
     summed = {chain.producer for chain in resnet.chains if "Add" in chain.path}
-    found = bits(plan(resnet, low_bits=2, high_bits=6, low_position="auto"))
+    found = bits(plan(resnet, low_bits=2, high_bits=6, method="dfmpc"))
     in_pairs = [
         pair for pair in pairs(resnet.layers, resnet) if pair[0] not in summed and summed >= set(pair[1])
     ]

@@ -16,15 +16,16 @@ from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
 from benchmarks.measure import STEPS, measure
 from benchmarks.methods import Task
-from onnx_dfmpc import Recipe, match, validate
+from onnx_dfmpc import Recipe, validate
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import PRESETS
 from onnx_dfmpc.spec.ops import taps, to_rows
 
-PAIR = methods.settings("2/6", ["first"])[0]
+PAIR = methods.settings("2/6")[0]
 
 
 def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -111,15 +112,15 @@ def imbalance(model: onnx.ModelProto) -> list[float]:
 
 class TestMethods:
     def test_settings(self):
-        found = methods.settings("2/6, 3", ["first", "second"])
-        assert [setting.label for setting in found] == ["2/6 low first", "2/6 low second", "3"]
-        assert found[1].recipe().low_position == "second"
-        assert found[2].recipe(rounding="squant").bits == 3
+        found = methods.settings("2/6, 3")
+        assert [setting.label for setting in found] == ["2/6", "3"]
+        assert (found[0].recipe().low_bits, found[0].recipe().high_bits) == (2, 6)
+        assert found[1].recipe(rounding="squant").bits == 3
 
     @pytest.mark.parametrize("text", ["", "2/", "2/4/6", "two", "6/2", "1"])
     def test_settings_that_are_none(self, text):
         with pytest.raises(RecipeError):
-            methods.settings(text, ["first"])
+            methods.settings(text)
 
     def test_groups_and_names(self):
         assert {method.name for method in methods.methods("paper:,paper,squant")} == {
@@ -184,7 +185,7 @@ class TestPeers:
 
 class TestAccuracy:
     def test_scores_agree_with_validate(self, digits_bn, digits_data):
-        model = methods.METHODS["nearest"].run(Task(digits_bn, methods.settings("2", [])[0])).model
+        model = methods.METHODS["nearest"].run(Task(digits_bn, methods.settings("2")[0])).model
         score = reference(networks.network("digits_resnet_bn"), "digits_test").score(model)
         report = validate(digits_bn, model, digits_data)
         assert (score.n, score.top1, score.agreement) == (

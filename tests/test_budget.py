@@ -210,7 +210,7 @@ def test_a_preset_is_a_quality(report, costs):
     recipe = Recipe(preset="balanced")
     assert (
         by_name.layers
-        == allocate_budget(report, Recipe(target_sqnr_db=recipe.wanted_sqnr_db), "sha", costs).layers
+        == allocate_budget(report, Recipe(target_sqnr_db=recipe.target_sqnr_db), "sha", costs).layers
     )
 
 

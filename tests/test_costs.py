@@ -10,13 +10,13 @@ import pytest
 
 from onnx_dfmpc import Recipe, apply, plan, quantize
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets
-from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.job import Job, prepare
 from onnx_dfmpc.pipeline.run import plan_result
 from onnx_dfmpc.pipeline.steps import allocate, cost_table, measure
-from onnx_dfmpc.recipe import limits
+from onnx_dfmpc.recipe import bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, stored_sizes
 from onnx_dfmpc.spec import CostTable
 
@@ -53,7 +53,7 @@ BITS: tuple[dict[str, Any], ...] = (
 def test_the_bytes_of_the_file_are_predicted(
     digits_bn: Path, bits: dict[str, Any], form: dict[str, Any]
 ) -> None:
-    recipe = Recipe(**bits, **form, cost="bn", rounding="nearest", statistics="analytic", input_range=(0, 1))
+    recipe = Recipe(**bits, **form, rounding="nearest", statistics="closed_form", input_range=(0, 1))
     result = quantize(digits_bn, None, recipe, validated=False)
     predicted = result.plan.predicted_bytes
     assert predicted is not None
@@ -93,7 +93,7 @@ def test_plain_rounding_predicts_bytes_alone(digits_bn: Path) -> None:
     result = quantize(
         digits_bn,
         None,
-        Recipe(bits=4, rounding="nearest", compensate=False, bias_correction=False),
+        Recipe(bits=4, rounding="nearest", repair="none"),
         validated=False,
     )
     assert result.plan.predicted_bytes is not None
@@ -110,13 +110,13 @@ def test_a_plan_whose_predictions_were_dropped_is_predicted_again(digits_bn: Pat
 def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
     recipe = Recipe(
         target_bits=4,
-        cost="bn",
+        statistics="closed_form",
         nodes_to_exclude=["/conv/Conv"],
         rules=({"regex": "fc", "bits": 3},),
         input_range=(0, 1),
     )
     table = costs_of(digits_bn, recipe)
-    found = limits(match(load(digits_bn).proto), recipe)
+    found = bit_bounds(match(load(digits_bn).proto), recipe)
     assert list(table.layers) == [name for name in found if not found[name].excluded]
     assert table.noise.shape == table.sizes.shape == (15, len(table.widths))
     assert (np.diff(table.noise, axis=1) <= 0).all()
@@ -124,7 +124,8 @@ def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "source"), [({"cost": "bn"}, "bn"), ({"cost": "probe"}, "probe"), ({}, "probe")]
+    ("knobs", "source"),
+    [({"statistics": "closed_form"}, "bn"), ({"statistics": "probe"}, "probe"), ({}, "probe")],
 )
 def test_where_the_noise_comes_from(digits_bn: Path, knobs: dict[str, Any], source: str) -> None:
     assert costs_of(digits_bn, Recipe(target_bits=4, input_range=(0, 1), **knobs)).source == source
@@ -132,14 +133,7 @@ def test_where_the_noise_comes_from(digits_bn: Path, knobs: dict[str, Any], sour
 
 def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> None:
     images = str(digits_data)
-    for knobs in (
-        {"cost": "measured", "data": images, "samples": 8},
-        {"calibration_data": images},
-        {"cost": "measured", "calibration_data": images},
-    ):
-        assert costs_of(digits_bn, Recipe(target_bits=4, **knobs)).source == "measured"
-    with pytest.raises(RecipeError, match="needs data"):
-        Recipe(cost="measured")
+    assert costs_of(digits_bn, Recipe(target_bits=4, calibration_data=images)).source == "measured"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +143,7 @@ def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> No
 def test_a_size_is_used_up_and_never_exceeded(
     shared_dir: Path, tmp_path: Path, network: str, size: str
 ) -> None:
-    target, recipe = tmp_path / "small.onnx", Recipe(target_size=size, cost="bn", samples=4)  # type: ignore[arg-type]
+    target, recipe = tmp_path / "small.onnx", Recipe(target_size=size, samples=4)  # type: ignore[arg-type]
     result = quantize(shared_dir / "models" / f"{network}.onnx", target, recipe)
     assert recipe.target_size is not None
     assert 0.94 * recipe.target_size <= target.stat().st_size == result.size <= recipe.target_size
@@ -167,7 +161,7 @@ def test_what_cannot_be_met_is_refused_before_anything_is_predicted(
 
 
 def test_the_smallest_file_is_named_to_the_byte(digits_bn: Path, tmp_path: Path) -> None:
-    fast: dict[str, Any] = {"cost": "bn", "statistics": "analytic", "rounding": "nearest"}
+    fast: dict[str, Any] = {"statistics": "closed_form", "rounding": "nearest"}
     with pytest.raises(UnsupportedError, match="cannot be met") as refused:
         plan(digits_bn, Recipe(target_size=1000, **fast))
     least = int(refused.value.hint.split()[2])

@@ -16,21 +16,24 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
-from onnx_dfmpc import pipeline
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.diagnose import diagnose, find_segments, layer_sqnr
-from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.pipeline import run as pipeline
+from onnx_dfmpc.recipe import Data, Recipe, Rule
 from onnx_dfmpc.spec import Layer
 
-PLAIN = {"rounding": "nearest", "compensate": False, "bias_correction": False}
+PLAIN = {"rounding": "nearest", "repair": "none"}
 """Codes of a layer that do not depend on the other layers."""
 
 
 def quantized(path: Path, recipe: Recipe, nodes: Iterable[str] = ()) -> onnx.ModelProto:
-    return pipeline.quantize(path, recipe=recipe, nodes_to_quantize=list(nodes), validated=False).model
+    """The model with only these nodes quantized, or with all where none are named."""
+    wanted = set(nodes)
+    others = [layer.name for layer in match(load(path).proto).layers if wanted and layer.name not in wanted]
+    only = replace(recipe, rules=(*recipe.rules, *(Rule(node=name, exclude=True) for name in others)))
+    return pipeline.quantize(path, recipe=only, validated=False).model
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def test_own_noise_is_that_of_a_model_with_one_quantized_layer(
     path, recipe = digits_folded if folded else digits_bn, Recipe(low_bits=2, high_bits=5, **PLAIN)  # type: ignore[arg-type]
     result = pipeline.quantize(path, recipe=recipe, validated=False)
     proto = result.source.proto
-    effects, notes = diagnose(proto, result.model, match(proto), Feeding(data=images))
+    effects, notes = diagnose(proto, result.model, match(proto), Data(data=images))
     assert notes == ("per layer: measured on 32 samples",)
     assert {effect.name: effect.bits for effect in effects} == {row.name: row.bits for row in result.layers}
     noises = [10 ** (-(effect.own_sqnr_db or 0) / 10) for effect in effects]
@@ -79,9 +82,7 @@ def test_sqnr_of_the_outputs_of_layers(digits_bn: Path, images: dict[str, np.nda
     model = quantized(digits_bn, Recipe(bits=3, storage="portable", unpack="float", **PLAIN))  # type: ignore[arg-type]
     layers = match(proto).layers
     rows = layer_sqnr(proto, model, layers, [{"input": x[:20]}, {"input": x[20:]}])
-    effects = {
-        effect.name: effect for effect in diagnose(proto, model, match(proto), Feeding(data=images))[0]
-    }
+    effects = {effect.name: effect for effect in diagnose(proto, model, match(proto), Data(data=images))[0]}
     pairs = zip(layers, whole(proto, layers, x), whole(model, layers, x), strict=True)
     for layer, a, b in pairs:
         expected = 10 * math.log10((a**2).sum() / ((a - b) ** 2).sum())
@@ -110,7 +111,7 @@ def test_batch_norm_may_be_folded_by_the_way(digits_bn: Path, images: dict[str, 
     own, proto = {}, load(digits_bn).proto
     for fold in ("no", "yes"):
         model = quantized(digits_bn, Recipe(bits=4, fold_batch_norm=fold, **PLAIN))  # type: ignore[arg-type]
-        effects, _ = diagnose(proto, model, match(proto), Feeding(data=images))
+        effects, _ = diagnose(proto, model, match(proto), Data(data=images))
         own[fold] = {effect.name: effect.own_sqnr_db for effect in effects}
     assert own["yes"].keys() == own["no"].keys()
     assert own["yes"] == pytest.approx(own["no"], abs=0.5)
@@ -125,7 +126,7 @@ def test_a_broken_layer_comes_first_and_the_line_repairs_it(
 ) -> None:
     """As a user does it: one layer forced to 2 bits by plain rounding, its effects, the suggested line pasted."""
     base, proto = Recipe(bits=6, **PLAIN), load(digits_bn).proto  # type: ignore[arg-type]
-    matched, data = match(proto), Feeding(data=images)
+    matched, data = match(proto), Data(data=images)
     names = [layer.name for layer in matched.layers]
     for name in np.random.default_rng(5).choice(names, 2, replace=False):
         forced = (f"^{re.escape(name)}$", 2)
@@ -156,7 +157,7 @@ def test_broken_layers_of_deep_networks_come_first(shared_dir: Path, network: st
     names = [layer.name for layer in matched.layers]
     for name in np.random.default_rng(1).choice(names, choices, replace=False):
         broken = quantized(path, replace(sound, set=((f"^{re.escape(name)}$", 2),)))
-        data = Feeding(samples=8, input_range=(-2, 2))
+        data = Data(samples=8, input_range=(-2, 2))
         effects, _ = diagnose(proto, broken, matched, data, form=sound.form)
         assert effects[0].name == name
         assert effects[0].suggestion is not None
@@ -170,7 +171,7 @@ def test_a_price_without_knowing_the_form(digits_bn: Path, images: dict[str, np.
         recipe = Recipe(bits=3, **PLAIN, **form)  # type: ignore[arg-type]
         model = quantized(digits_bn, recipe)
         told, deduced = (
-            diagnose(proto, model, match(proto), Feeding(data=images, samples=8), form=given)[0]
+            diagnose(proto, model, match(proto), Data(data=images, samples=8), form=given)[0]
             for given in (recipe.form, None)
         )
         assert [effect.suggestion for effect in deduced] == [effect.suggestion for effect in told]
@@ -220,7 +221,7 @@ def test_a_bias_behind_a_product_belongs_to_its_layer() -> None:
     x = np.random.default_rng(1).standard_normal((16, 4)).astype(np.float32)
     steps: list[tuple[str, int, int]] = []
     effects, _ = diagnose(
-        model, quantized, match(model), Feeding(data=x), progress=lambda *step: steps.append(step)
+        model, quantized, match(model), Data(data=x), progress=lambda *step: steps.append(step)
     )
     assert steps == [("per layer", 1, 2), ("per layer", 2, 2)]
     by_name = {effect.name: effect for effect in effects}
@@ -251,7 +252,7 @@ def test_layers_that_are_not_there_by_name_are_said() -> None:
     found, lost = find_segments(model, quantized, match(model).layers, {})
     assert [segment.layer.name for segment in found] == ["first"]
     assert lost == ["second"]
-    effects, notes = diagnose(model, quantized, match(model), Feeding())
+    effects, notes = diagnose(model, quantized, match(model), Data())
     assert [effect.name for effect in effects] == ["first"]
     assert notes[0] == "per layer: not in the quantized model by the names of their tensors: second"
 
@@ -262,14 +263,14 @@ def test_layers_that_are_not_there_by_name_are_said() -> None:
 def test_nominal_bits_come_from_the_file_where_they_can_be_read(text: str, bits: tuple[int, int]) -> None:
     model, quantized = two_layers()
     quantized.metadata_props.add(key="onnx_dfmpc.bits", value=text)
-    effects, _ = diagnose(model, quantized, match(model), Feeding())
+    effects, _ = diagnose(model, quantized, match(model), Data())
     by_name = {effect.name: effect.bits for effect in effects}
     assert (by_name["first"], by_name["second"]) == bits
 
 
 def test_a_float_model_has_no_quantized_layers() -> None:
     model, _ = two_layers()
-    effects, notes = diagnose(model, model, match(model), Feeding())
+    effects, notes = diagnose(model, model, match(model), Data())
     assert effects == ()
     assert "no layer of the quantized model is quantized" in notes[0]
 
@@ -277,6 +278,6 @@ def test_a_float_model_has_no_quantized_layers() -> None:
 def test_what_is_not_finite_comes_first() -> None:
     model, quantized = two_layers()
     quantized.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array(3e38, np.float32), "s"))
-    effects, _ = diagnose(model, quantized, match(model), Feeding())
+    effects, _ = diagnose(model, quantized, match(model), Data())
     assert effects[0].own_sqnr_db is None
     assert effects[0].suggestion is None

@@ -15,12 +15,12 @@ from onnx import ModelProto, numpy_helper, parser
 from PIL import Image
 
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
-from onnx_dfmpc.inputs.data import Feeding, real_feeds, samples_of
+from onnx_dfmpc.inputs.data import real_feeds, samples_of
 from onnx_dfmpc.inputs.samples import Samples, from_data
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.stored import stored_arrays
 from onnx_dfmpc.inputs.synthetic import Kind, synthetic, synthetic_feeds
-from onnx_dfmpc.recipe import Preprocessing
+from onnx_dfmpc.recipe import Data, Preprocessing
 from onnx_dfmpc.spec import InputSpec
 
 IMAGE = InputSpec("x", np.dtype(np.float32), ("N", 3, 4, 6))
@@ -482,14 +482,14 @@ def test_a_function_is_a_source_and_gives_one_chunk_at_a_time() -> None:
 
 def test_shapes_settle_what_a_model_leaves_open() -> None:
     spec = InputSpec("x", np.dtype(np.float32), ("N", 3, "h", "w"))
-    found = samples_of([spec], Feeding(samples=4, shapes={"x": (2, 3, 8, 10)}))
+    found = samples_of([spec], Data(samples=4, shapes={"x": (2, 3, 8, 10)}))
     assert [feeds["x"].shape for _, _, feeds in found.batches()] == [(2, 3, 8, 10)] * 2
     with pytest.raises(RecipeError, match="expects"):
-        samples_of([spec], Feeding(np.zeros((4, 3, 8, 8), np.float32), shapes={"x": (2, 3, 8, 10)}))
+        samples_of([spec], Data(data=np.zeros((4, 3, 8, 8), np.float32), shapes={"x": (2, 3, 8, 10)}))
     with pytest.raises(RecipeError, match=r"\(1, 4, 8, 8\) does not fit the input x"):
-        samples_of([spec], Feeding(shapes={"x": (1, 4, 8, 8)}))
+        samples_of([spec], Data(shapes={"x": (1, 4, 8, 8)}))
     with pytest.raises(RecipeError, match="no input is named 'y'"):
-        samples_of([spec], Feeding(shapes={"y": (1, 3, 8, 8)}))
+        samples_of([spec], Data(shapes={"y": (1, 3, 8, 8)}))
 
 
 def test_batch_size() -> None:
@@ -685,12 +685,12 @@ def test_inputs_that_cannot_be_drawn(kind: str) -> None:
 def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred() -> None:
     model = parse("g (float[N, 5] s) => (float[] y) { y = Relu(s) }")
     data = signals(700)
-    few = real_feeds(model, Feeding({"s": data[:30]}))
+    few = real_feeds(model, Data(data={"s": data[:30]}))
     np.testing.assert_array_equal(np.concatenate([feed["s"] for feed in few]), data[:30])
-    many = np.concatenate([feed["s"] for feed in real_feeds(model, Feeding({"s": data}))])
+    many = np.concatenate([feed["s"] for feed in real_feeds(model, Data(data={"s": data}))])
     assert len(many) == 512
     assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
     loaded = real_feeds(
-        model, Feeding(lambda: ({"s": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
+        model, Data(data=lambda: ({"s": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
     )
     np.testing.assert_array_equal(np.concatenate([feed["s"] for feed in loaded]), data[:28])

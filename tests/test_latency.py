@@ -12,7 +12,7 @@ from benchmarks.session import OPTIONS, measure
 
 
 def test_every_form_is_stored(tmp_path):
-    (setting,) = settings("3", ["first"])
+    (setting,) = settings("3")
     files = latency.store(networks.network("digits_resnet_bn"), setting, list(FORMS), tmp_path)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     assert sizes.keys() == FORMS.keys()

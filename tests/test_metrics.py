@@ -13,9 +13,9 @@ from scipy import special, stats
 from onnx_dfmpc.evaluate.classes import among_best, divergence, paired_interval
 from onnx_dfmpc.evaluate.command import repeat_command
 from onnx_dfmpc.evaluate.compare import validate
-from onnx_dfmpc.evaluate.gates import Limit, gate_of
+from onnx_dfmpc.evaluate.gates import gate_results
 from onnx_dfmpc.evaluate.validation import OutputMetrics, ValidationReport
-from onnx_dfmpc.inputs.data import Feeding
+from onnx_dfmpc.recipe import Data, Gates
 
 SCORES = hnp.arrays(np.float32, (3, 7), elements=st.floats(-30, 30, width=32))
 
@@ -63,19 +63,19 @@ def test_the_interval_is_one(only_first: int, only_second: int, both: int) -> No
 def test_a_drop_that_is_the_limit_meets_it() -> None:
     """In binary, 0.92 - 0.91 is more than 0.01."""
     report = ValidationReport(100, "", False, (), top1_float=0.92, top1_quantized=0.91)
-    assert gate_of(Limit("max_top1_drop", None, 0.01), report).passed
-    assert not gate_of(Limit("max_top1_drop", None, 0.0099), report).passed
+    assert [gate.passed for gate in gate_results(Gates(max_top1_drop=0.01), report)] == [True]
+    assert [gate.passed for gate in gate_results(Gates(max_top1_drop=0.0099), report)] == [False]
 
 
 def test_what_is_printed_tells_a_value_from_its_limit() -> None:
     report = ValidationReport(100, "", False, (OutputMetrics("y", 0.98999999, 20.0, 0.1, 0.1),))
-    assert (
-        str(gate_of(Limit("min_cosine", None, 0.99), report)) == "FAILED min_cosine: 0.98999999, limit 0.99"
-    )
-    assert str(gate_of(Limit("min_cosine", None, 0.9), report)) == "PASSED min_cosine: 0.99, limit 0.9"
-    feeding = Feeding("data.npz")
+    (failed,) = gate_results(Gates(min_cosine=0.99), report)
+    (passed,) = gate_results(Gates(min_cosine=0.9), report)
+    assert str(failed) == "FAILED min_cosine: 0.98999999, limit 0.99"
+    assert str(passed) == "PASSED min_cosine: 0.99, limit 0.9"
+    feeding = Data(data="data.npz")
     assert "--min-cosine 0.9999999" in repeat_command(
-        "a.onnx", "b.onnx", feeding, [Limit("min_cosine", None, 0.9999999)]
+        "a.onnx", "b.onnx", feeding, Gates(min_cosine=0.9999999)
     )
 
 

@@ -96,7 +96,7 @@ def test_the_input_is_never_changed(tmp_path: Path):
 
 def test_the_output_is_what_the_result_says(tmp_path: Path):
     target = tmp_path / "small.onnx"
-    result = quantize(chain(), target, Recipe(low_bits=2, high_bits=6, low_position="first", **FAST))
+    result = quantize(chain(), target, Recipe(low_bits=2, high_bits=6, **FAST))
     assert result.output == target
     assert result.size == target.stat().st_size
     assert result.model == load(target)
@@ -136,7 +136,7 @@ def test_a_gate_that_fails_writes_nothing(tmp_path: Path):
 
 def test_metadata():
     model = chain()
-    result = quantize(model, None, Recipe(low_bits=2, high_bits=6, low_position="first", **FAST))
+    result = quantize(model, None, Recipe(low_bits=2, high_bits=6, **FAST))
     found = {entry.key: entry.value for entry in result.model.metadata_props}
     assert found["author"] == "me"
     assert found["onnx_dfmpc.input_sha256"] == result.source.sha256
@@ -149,7 +149,7 @@ def test_metadata():
 
 
 def test_a_plan_is_for_one_model():
-    made = plan(chain(0), Recipe(low_bits=2, high_bits=6, low_position="first"))
+    made = plan(chain(0), Recipe(low_bits=2, high_bits=6))
     with pytest.raises(RecipeError, match="another model"):
         apply(chain(1), made)
     result = apply(chain(0), made, Recipe(**FAST))
@@ -157,7 +157,7 @@ def test_a_plan_is_for_one_model():
 
 
 def test_an_edited_plan_is_applied():
-    made = plan(chain(), Recipe(low_bits=2, high_bits=6, low_position="first"))
+    made = plan(chain(), Recipe(low_bits=2, high_bits=6))
     edited = replace(
         made, layers=tuple(replace(layer, bits=4) if layer.name == "low" else layer for layer in made.layers)
     )
@@ -253,7 +253,7 @@ def test_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     )
 
 
-PLAIN = {"bits": 4, "rounding": "nearest", "compensate": False, "bias_correction": False}
+PLAIN = {"bits": 4, "rounding": "nearest", "repair": "none"}
 
 
 def test_the_range_of_the_inputs_is_inferred_only_where_it_is_needed(
@@ -371,8 +371,7 @@ def top1(digits_bn: Path, digits_data: Path) -> dict[str, float]:
     """Labelled top-1 of the shipped network at 2/6 for both methods, with and without their repairs."""
     found = {}
     for method, repair in (("paper", "none"), ("paper", "both"), ("dfmpc", "both")):
-        switches = dict.fromkeys(("compensate", "bias_correction"), repair == "both")
-        knobs = {"low_bits": 2, "high_bits": 6, "method": method, "data": str(digits_data), **switches}
+        knobs = {"low_bits": 2, "high_bits": 6, "method": method, "data": str(digits_data), "repair": repair}
         validation = digits(digits_bn, **knobs).validation
         assert validation is not None
         found[f"{method} {repair}"] = float(validation.top1_quantized)

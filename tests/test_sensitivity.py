@@ -18,18 +18,17 @@ from scipy.stats import spearmanr
 
 from onnx_dfmpc.compensate import respond
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import correct, noise_share, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.rounding.grids import dequantize
 from onnx_dfmpc.rounding.regularize import regularize
 from onnx_dfmpc.sensitivity.candidates import Candidate, candidates
-from onnx_dfmpc.sensitivity.feeds import data_feeds, probe_feeds
+from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.outputs import OutputNoise, relative, scores
 from onnx_dfmpc.sensitivity.propagation import amplification, noise_at_outputs
 from onnx_dfmpc.sensitivity.table import Sizes, predict, spread
@@ -344,9 +343,9 @@ def predicted(model: ModelProto, source: str, data: np.ndarray | None = None, **
     if source == "bn":
         feeds = None
     elif data is None:
-        feeds = probe_feeds(model, **knobs)
+        feeds = mixed_synthetic_feeds(model, **knobs)
     else:
-        feeds = data_feeds(model, Feeding(data))
+        feeds = user_feeds(model, Data(data=data))
     allowed = sizes_of(names, np.ones((len(names), len(WIDTHS)), bool))
     table, notes = predict(model, matched, allowed, RECIPE, statistics, feeds=feeds, source=source)
     return SimpleNamespace(noise=table.noise, source=table.source, notes=notes)
@@ -401,7 +400,7 @@ def test_layers_that_stay_float_and_widths_that_are_closed_are_not_tried(digits_
 
 def test_inputs_to_measure_noise_with(digits_bn):
     model = load(digits_bn).proto
-    feeds = probe_feeds(model, seed=3, input_range=(0, 1))
+    feeds = mixed_synthetic_feeds(model, seed=3, input_range=(0, 1))
     images = np.concatenate([next(iter(feed.values())) for feed in feeds])
     assert 8 <= len(images) <= 32
     assert 0 <= images.min() <= images.max() <= 1
@@ -411,4 +410,6 @@ def test_inputs_to_measure_noise_with(digits_bn):
     fixed = ModelProto()
     fixed.CopyFrom(model)
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    assert {len(next(iter(feed.values()))) for feed in probe_feeds(fixed, input_range=(0, 1))} == {1}
+    assert {len(next(iter(feed.values()))) for feed in mixed_synthetic_feeds(fixed, input_range=(0, 1))} == {
+        1
+    }

@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper
 
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.inputs import synthetic_feeds as synthetic
-from onnx_dfmpc.inputs.data import Feeding
-from onnx_dfmpc.inputs.model_inputs import model_inputs, real_feeds
-from onnx_dfmpc.inputs.synthetic_feeds import synthetic_feeds
+from onnx_dfmpc.inputs import synthetic
+from onnx_dfmpc.inputs.data import real_feeds
+from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import InputSpec
 from onnx_dfmpc.spec.ops import to_rows
 from onnx_dfmpc.statistics.moments import measure
-from onnx_dfmpc.statistics.probe import Probe, _moments
+from onnx_dfmpc.statistics.probe import QuantizedRun, _moments, probe
 from tests.arrays import layer, seeds
 from tests.graphs import forked, noise, parse, whole
 
@@ -69,7 +70,7 @@ def test_moments_of_patches_are_those_of_the_inputs_that_each_tap_sees(shape, gr
     batches = [noise(3, shape[1] * group, *spatial, seed=s) + 0.5 for s in (0, 1)]
     at = layer("Conv", shape, group)
     node = single("Conv", attributes).graph.node[0]
-    found = measure(at, node, batches, seed=0, provider="test")
+    found = measure(at, node, batches, seed=0, source="test")
     n = int(np.prod(shape[1:]))
     assert found.mean.shape == (group, n)
     assert found.covariance.shape == (group, n, n)
@@ -90,7 +91,7 @@ def test_moments_of_vectors(op, shape, axis):
         for s in (0, 1)
     ]
     found = measure(
-        layer(op, shape, 1, axis), helper.make_node(op, ["x", "w"], ["y"]), batches, seed=0, provider="test"
+        layer(op, shape, 1, axis), helper.make_node(op, ["x", "w"], ["y"]), batches, seed=0, source="test"
     )
     every = np.concatenate([batch.reshape(-1, 7) for batch in batches]).astype(np.float64)
     np.testing.assert_allclose(found.mean, every.mean(axis=0)[None], atol=1e-5)
@@ -110,9 +111,9 @@ def test_of_many_inputs_the_channels_and_one_pattern_of_the_taps_are_measured(mo
         layer("Conv", shape, group),
         helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 2 * len(spatial)),
     )
-    every = measure(at, node, batches, seed=0, provider="test")
+    every = measure(at, node, batches, seed=0, source="test")
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
-    found = measure(at, node, batches, seed=0, provider="test")
+    found = measure(at, node, batches, seed=0, source="test")
     i, t = shape[1], int(np.prod(shape[2:]))
     blocks = every.covariance.reshape(group, i, t, i, t)
     channels = np.einsum("giaja->gij", blocks) / t
@@ -128,10 +129,10 @@ def test_a_dead_channel_does_not_spoil_the_pattern_of_the_others(monkeypatch):
     batches = [noise(5, 3, 6, 6)]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
     alive = measure(
-        layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches], seed=0, provider="test"
+        layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches], seed=0, source="test"
     )
     batches[0][:, 2] = 1.5
-    found = measure(at, node, batches, seed=0, provider="test")
+    found = measure(at, node, batches, seed=0, source="test")
     np.testing.assert_allclose(found.covariance.spatial, alive.covariance.spatial, atol=1e-5)
     assert np.isfinite(found.covariance.channels).all()
 
@@ -142,10 +143,10 @@ def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
     ]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 1 << 20)
-    every = measure(at, node, batches, seed=0, provider="test")
+    every = measure(at, node, batches, seed=0, source="test")
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 4000)
-    some = measure(at, node, batches, seed=0, provider="test")
-    again, other = (measure(at, node, batches, seed=seed, provider="test") for seed in (0, 1))
+    some = measure(at, node, batches, seed=0, source="test")
+    again, other = (measure(at, node, batches, seed=seed, source="test") for seed in (0, 1))
     assert every.samples == 16 * 28 * 28
     assert 3900 <= some.samples <= 4100
     np.testing.assert_array_equal(some.covariance, again.covariance)
@@ -179,7 +180,7 @@ def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(
         "ConvTranspose",
         f"group = {group}, strides = {list(strides)}, pads = {[k - 1 for k in shape[2:]] * 2}",
     )
-    found = measure(at, model.graph.node[0], [x[:100], x[100:]], seed=0, provider="test")
+    found = measure(at, model.graph.node[0], [x[:100], x[100:]], seed=0, source="test")
     weight = noise(*shape) + 0.5
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     output = whole(model, ["y"], [{"x": x}])[0][0].astype(np.float64)  # padded so far that no border is left
@@ -200,7 +201,7 @@ def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(
 def test_a_kernel_larger_than_its_input_is_named():
     node = helper.make_node("Conv", ["x", "w"], ["y"])
     with pytest.raises(UnsupportedError, match="'conv'"):
-        measure(layer("Conv", (4, 3, 5, 5)), node, [noise(2, 3, 4, 4)], seed=0, provider="test")
+        measure(layer("Conv", (4, 3, 5, 5)), node, [noise(2, 3, 4, 4)], seed=0, source="test")
 
 
 # Inputs
@@ -295,13 +296,13 @@ def test_inputs_that_cannot_be_drawn():
 def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred():
     model = parse("g (float[N, 4] x) => (float[] y) { y = Relu(x) }")
     data = noise(700, 4)
-    few = real_feeds(model, Feeding({"x": data[:30]}))
+    few = real_feeds(model, Data(data={"x": data[:30]}))
     np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in few]), data[:30])
-    many = np.concatenate([feed["x"] for feed in real_feeds(model, Feeding({"x": data}))])
+    many = np.concatenate([feed["x"] for feed in real_feeds(model, Data(data={"x": data}))])
     assert len(many) == 512
     assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
     loaded = real_feeds(
-        model, Feeding(lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
+        model, Data(data=lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
     )
     np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in loaded]), data[:28])
 
@@ -310,10 +311,9 @@ def test_matched_layers_can_be_measured_one_after_the_other():
     model = forked()
     feeds = [{"x": noise(2, 3, 6, 6, seed=s)} for s in (1, 2)]
     tested = PartialRun(model, ConstantTable(model), feeds)
+    nodes = {node.output[0]: node for node in model.graph.node}
     for found in match(model).layers:
-        known = measure(
-            found, model.graph.node[found.index], tested.value(found.input), seed=0, provider="test"
-        )
+        known = measure(found, nodes[found.output], tested.value(found.input), seed=0, source="test")
         assert known.covariance.shape[1] == found.size // found.channels
 
 
@@ -321,23 +321,29 @@ def test_a_skipped_layer_is_the_same_in_both_networks(digits_bn):
     proto = load(digits_bn).proto
     layers = match(proto).layers
     table = ConstantTable(proto)
-    probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=8), provider="probe")
+    feeds = synthetic_feeds(model_inputs(proto), samples=8)
+    measured = probe(proto, layers, (), feeds, source="probe", seed=0, with_outputs=True)
+    run = QuantizedRun(proto, feeds)
     for one in layers[:3]:
-        found = probe.respond(one, np.asarray(table[one.weight]))
-        np.testing.assert_allclose(found.quantized_mean, found.mean, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.quantized_variance, found.variance, rtol=1e-4, atol=1e-5)
-        probe.skip(one)
+        found, now = measured[one.name], run.respond(one, np.asarray(table[one.weight]))
+        assert found.output is not None
+        np.testing.assert_allclose(now.mean, found.output.mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(now.variance, found.output.variance, rtol=1e-4, atol=1e-5)
+        run.keep(one, found.anchor)
 
 
 def test_behind_a_layer_both_networks_have_what_its_batch_norm_expects(digits_bn):
     proto = load(digits_bn).proto
     first = match(proto).layers[0]
-    probe = Probe(proto, synthetic_feeds(model_inputs(proto), samples=32), provider="probe")
+    feeds = synthetic_feeds(model_inputs(proto), samples=32)
+    measured = probe(proto, [first], (), feeds, source="probe", seed=0, with_outputs=True)[first.name]
+    found, run = measured.output, QuantizedRun(proto, feeds)
+    assert found is not None
     weight = np.sign(np.asarray(ConstantTable(proto)[first.weight])) * np.float32(0.1)
-    found = probe.respond(first, weight)
-    gain = np.sqrt(found.variance / found.quantized_variance)
-    probe.commit(first, gain, gain * found.quantized_mean - found.mean)
-    mean, variance = _moments(probe._quantized.value(first.output), first)
+    now = run.respond(first, weight)
+    gain = np.sqrt(found.variance / now.variance)
+    run.commit(first, gain, gain * now.mean - found.mean, measured.anchor)
+    mean, variance = _moments(run._run.value(first.output), first)
     assert first.batch_norm is not None
     alive = (
         found.variance > 0.1 * first.batch_norm.sigma**2

@@ -45,7 +45,10 @@ RECORDED = {
     },
     "cifar10_resnet56_bn": {"closed form": (0.209, 0.097, 0.0700), "probe": (0.150, 0.086, 0.0469)},
     "cifar10_resnet56_folded": {"probe": (0.137, 0.103, 0.0458)},
-    "cifar10_shufflenetv2_x0_5_folded": {"closed form": (0.332, 0.226, 0.0905), "probe": (0.181, 0.138, 0.0591)},
+    "cifar10_shufflenetv2_x0_5_folded": {
+        "closed form": (0.332, 0.226, 0.0905),
+        "probe": (0.181, 0.138, 0.0591),
+    },
     "imagenet_squeezenet1_1": {"probe": (0.214, 0.189, 0.0766)},
     "cifar10_resnet8_keras_bn": {
         "closed form": (0.154, 0.118, 0.0863),

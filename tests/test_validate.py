@@ -20,9 +20,9 @@ from onnx_dfmpc.evaluate import latency
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.metrics import Comparison
-from onnx_dfmpc.inputs.data import Feeding
 from onnx_dfmpc.inputs.samples import from_data
 from onnx_dfmpc.inputs.synthetic import natural_spectrum, synthetic
+from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.runtime.session import session_options
 from onnx_dfmpc.spec import InputSpec
 
@@ -134,7 +134,7 @@ def test_synthetic_inputs_are_said_seeded_and_in_range() -> None:
     assert first.min() >= 0
     assert first.max() <= 255
     assert first.max() > 200
-    report = validate(classifier(), classifier(), Feeding(seed=3))
+    report = validate(classifier(), classifier(), Data(seed=3))
     assert report.synthetic
     assert "synthetic" in report.data
     assert "seed 3" in report.data
@@ -189,7 +189,7 @@ def test_several_inputs_and_constants() -> None:
 def test_samples_are_drawn_with_the_seed() -> None:
     x, labels = images(50), np.arange(50) % 3
     reports = [
-        validate(classifier(), classifier(0.5), Feeding(data=x, labels=labels, samples=20, seed=seed))
+        validate(classifier(), classifier(0.5), Data(data=x, labels=labels, samples=20, seed=seed))
         for seed in (1, 1, 2)
     ]
     assert reports[0] == reports[1]
@@ -249,7 +249,7 @@ def test_data_and_labels_from_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "y.npz", whatever=labels)
     expected = validate(classifier(), classifier(), {"x": x, "labels": labels})
     for data, targets in (("named.npz", None), ("x.npy", "y.npy"), ("x.npy", "y.npz")):
-        source = Feeding(data=tmp_path / data, labels=None if targets is None else tmp_path / targets)
+        source = Data(data=tmp_path / data, labels=None if targets is None else tmp_path / targets)
         report = validate(classifier(), classifier(), source)
         assert (report.top1_float, report.labelled) == (expected.top1_float, 9)
 
@@ -261,7 +261,7 @@ def test_data_and_labels_from_files(tmp_path: Path) -> None:
 )
 def test_bad_labels(labels: np.ndarray) -> None:
     with pytest.raises(RecipeError, match="labels"):
-        validate(classifier(), classifier(), Feeding(data=images(4), labels=labels))
+        validate(classifier(), classifier(), Data(data=images(4), labels=labels))
 
 
 def test_a_float_model_that_only_guesses_is_said() -> None:
@@ -286,7 +286,7 @@ def test_a_float_model_that_only_guesses_is_said() -> None:
 def test_labels_as_others_save_them(labels: np.ndarray) -> None:
     x = images(4)
     expected = validate(classifier(), classifier(), {"x": x, "labels": np.array([0, 1, 2, 0])})
-    report = validate(classifier(), classifier(), Feeding(data=x, labels=labels))
+    report = validate(classifier(), classifier(), Data(data=x, labels=labels))
     assert report.top1_float == expected.top1_float
 
 
@@ -297,7 +297,7 @@ def test_labels_as_others_save_them(labels: np.ndarray) -> None:
 )
 def test_labels_of_another_kind_are_recognised(labels: np.ndarray, hint: str) -> None:
     with pytest.raises(RecipeError, match="labels") as caught:
-        validate(classifier(), classifier(), Feeding(data=images(4), labels=labels))
+        validate(classifier(), classifier(), Data(data=images(4), labels=labels))
     assert hint in caught.value.hint
 
 
@@ -318,7 +318,7 @@ def test_how_data_would_fit(shape: tuple[int, ...], hint: str) -> None:
 
 def test_labels_need_data() -> None:
     with pytest.raises(RecipeError, match="labels without data"):
-        validate(classifier(), classifier(), Feeding(labels=np.zeros(4, int)))
+        validate(classifier(), classifier(), Data(labels=np.zeros(4, int)))
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_a_gate_at_its_limit_holds() -> None:
     [
         ({"min_cosin": 0.9}, "min_cosin"),
         ({"min_cosine": 2}, "min_cosine = 2"),
-        ({"bits": 4}, "unknown gate"),
+        ({"bits": 4}, "unknown key"),
         ({"max_top1_drop": 0.1}, "labelled"),
     ],
 )
@@ -365,7 +365,7 @@ def test_top1_gates_need_classes() -> None:
     with pytest.raises(RecipeError, match="min_top1_agreement"):
         validate(model, model, images(4), gates={"min_top1_agreement": 0.9})
     with pytest.raises(RecipeError, match="labels"):
-        validate(model, model, Feeding(data=images(4), labels=np.zeros(4, int)))
+        validate(model, model, Data(data=images(4), labels=np.zeros(4, int)))
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -542,7 +542,7 @@ def test_latency_of_models_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> N
     found = measure_latency(
         float_matmul(),
         quantized_matmul(),
-        Feeding(samples=1),
+        Data(samples=1),
         threads=2,
         progress=lambda *step: calls.append(step[1]),
     )
@@ -559,14 +559,14 @@ def test_latency_of_models_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_latency_of_quantized_activations_has_no_recommended_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.0)
-    found = measure_latency(float_matmul(), quantized_matmul(activations=True), Feeding())
+    found = measure_latency(float_matmul(), quantized_matmul(activations=True), Data())
     assert [timing.name for timing in found.timings] == ["float", "quantized, default"]
 
 
 def test_latency_of_a_fixed_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.0)
-    assert measure_latency(classifier(batch="4"), classifier(batch="4"), Feeding()).batch == 4
+    assert measure_latency(classifier(batch="4"), classifier(batch="4"), Data()).batch == 4
     assert (
-        measure_latency(classifier(), classifier(), Feeding(data=images(3), shapes={"x": (3, 3, 8, 8)})).batch
+        measure_latency(classifier(), classifier(), Data(data=images(3), shapes={"x": (3, 3, 8, 8)})).batch
         == 3
     )

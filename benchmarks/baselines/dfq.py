@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from benchmarks import package
-from onnx_dfmpc import QuantizeResult, Recipe, match
+from onnx_dfmpc import QuantizeResult, Recipe
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.spec import Chain, Layer
 from onnx_dfmpc.spec.ops import from_rows, taps, to_rows
@@ -53,7 +54,7 @@ def quantize(model: ModelProto, recipe: Recipe, *, per_channel: bool = False) ->
     per_channel : bool
         A grid per output channel instead.
     """
-    recipe = replace(recipe, method="dfmpc", rounding="nearest", compensate=False, bias_correction=True)
+    recipe = replace(recipe, method="dfmpc", rounding="nearest", repair="mean", bias_correction=True)
     return package.quantize(equalize(model), recipe, {"per_channel": per_channel})
 
 
@@ -182,8 +183,7 @@ def _replace(proto: ModelProto, node: NodeProto, position: int, values: NDArray[
 
 
 def _drop_unused(proto: ModelProto) -> None:
-    """Remove the initializers that have been replaced, from the graph inputs too, where old models list them.
-    """
+    """Remove the initializers that have been replaced, from the graph inputs too, where old models list them."""
     used = used_names(proto.graph)
     gone = {tensor.name for tensor in proto.graph.initializer if not used[tensor.name]}
     for items in (proto.graph.initializer, proto.graph.input):

@@ -23,9 +23,10 @@ import onnx
 from onnx import ModelProto, helper
 
 from benchmarks.baselines import Unavailable
-from onnx_dfmpc import Recipe, match, plan
+from onnx_dfmpc import Recipe, plan
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.opset import raise_opset
 

@@ -304,10 +304,8 @@ def predicted_row(plan: QuantPlan) -> Predicted:
 
 
 def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
-    left_out = ("gain_quartiles", "bias_shift_rms", "bias_shift_max")
-    row = {key: value for key, value in to_json(layer).items() if key not in left_out}
     more = {"source": layer.source, "predicted_bytes": planned.bytes, "predicted_noise": planned.noise}
-    return row | more
+    return to_json(layer) | more
 
 
 def _validation(report: ValidationReport | None) -> Validation | None:

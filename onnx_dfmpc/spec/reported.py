@@ -31,9 +31,6 @@ class LayerReport:
     measured_sqnr_db: float | None
     reason: str
     notes: tuple[str, ...] = ()
-    gain_quartiles: tuple[float, float, float] | None = None
-    bias_shift_rms: float | None = None
-    bias_shift_max: float | None = None
 
 
 @dataclass(frozen=True)
