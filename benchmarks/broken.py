@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = []
     try:
         network = networks.network(options.network)
-        names = [layer.name for layer in match(network.path).layers]
+        names = [layer.name for layer in match(load(network.path).proto).layers]
         for name in np.random.default_rng(options.seed).choice(
             names, min(options.choices, len(names)), replace=False
         ):

@@ -89,11 +89,12 @@ def from_recipe(name: str, about: str, changes: Mapping[str, Any] = NOTHING, **k
     def run(task: Task) -> Outcome:
         values = dict(knobs)
         if knobs.get("statistics") == "calibration":
+            del values["statistics"]
             if task.calibration is None:
                 raise Unavailable("no real calibration inputs for this network")
             values["calibration_data"] = str(task.calibration)
         outcome = _outcome(package.quantize(task.path, task.setting.recipe(**values), changes))
-        wanted = "closed form" if knobs.get("statistics") == "analytic" else knobs.get("statistics")
+        wanted = str(knobs.get("statistics", "")).replace("_", " ")
         if wanted and not any(provider.startswith(wanted) for provider in outcome.providers):
             raise Unavailable(f"statistics came from {', '.join(outcome.providers)}")
         return outcome

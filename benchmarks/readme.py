@@ -108,11 +108,11 @@ def targets_tables(console: Console) -> tuple[str, str]:
         console.print(name)
         source = network(name)
         subject = allocation.Subject(source, {data: reference(source, data)}, {})
-        floats[name] = {data: subject.references[data].score(subject.work.source.proto)}
+        floats[name] = {data: subject.references[data].score(subject.work[0].source.proto)}
         if name == SIZED:
             sizes = list(subject.allocated([(size, "", {"target_size": parse_size(size)}) for size in SIZES]))
             sized = [
-                ("float", f"{subject.work.source.size:,}", "32.00", "-", "-", _percent(floats[name][data]))
+                ("float", f"{subject.work[0].source.size:,}", "32.00", "-", "-", _percent(floats[name][data]))
             ]
             sized += [
                 _sized(size, next((row for row in sizes if row.setting == size), None), subject.least)
@@ -122,7 +122,7 @@ def targets_tables(console: Console) -> tuple[str, str]:
         presets = list(subject.allocated([(name, "", {"preset": name}) for name in PRESETS]))
         met = {row.setting: (f"{row.bytes:,}", *map(_percent, row.scores.values())) for row in presets}
         cells = [cell for name in PRESETS for cell in met.get(name, ("-", "-"))]
-        preset.append((name, f"{subject.work.source.size:,}", _percent(floats[name][data]), *cells))
+        preset.append((name, f"{subject.work[0].source.size:,}", _percent(floats[name][data]), *cells))
         rows += presets
     RESULTS.mkdir(exist_ok=True)
     allocation.write(rows, floats, RESULTS / "targets.json")

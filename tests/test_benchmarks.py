@@ -308,7 +308,7 @@ class TestSensitivity:
             "measured",
         ]
         assert {row["layer"] for row in found["layers"]} == {
-            layer.name for layer in match(networks.network("digits_resnet_folded").path).layers
+            layer.name for layer in match(load(networks.network("digits_resnet_folded").path).proto).layers
         }
         for row in found["layers"]:
             assert row["true"]["noise"] > 0

@@ -16,7 +16,8 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnx_dfmpc import cli, work
+from onnx_dfmpc import cli
+from onnx_dfmpc.pipeline import run as pipeline
 from onnx_dfmpc.cli import flags
 from onnx_dfmpc.cli.flags import parse, recipe_of
 from onnx_dfmpc.errors import RecipeError
@@ -375,7 +376,7 @@ def test_a_disk_that_refuses(
 def test_data_of_an_old_output_is_found_before_the_work_is_done(
     run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
     data = target.with_name("small.onnx.data")
     data.write_bytes(b"precious")
     code, _, err = run("quantize", digits_bn, "-o", target, "--save-as-external-data", *FAST)
@@ -388,14 +389,14 @@ def test_data_of_an_old_output_is_found_before_the_work_is_done(
 def test_bad_data_is_found_before_the_work_is_done(
     run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
     assert run("quantize", digits_bn, "-o", target, *flags)[0] == 2
 
 
 def test_labels_of_other_classes_are_found_before_the_work_is_done(
     run: Run, digits_bn: Path, digits_data: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
     with np.load(digits_data) as data:
         np.save(target.with_name("labels.npy"), data["labels"] + 1)
     flags = ("--data", digits_data, "--labels", target.with_name("labels.npy"), "--bits", 4)

@@ -134,7 +134,7 @@ def test_sweep_with_data(run: Run, digits_bn: Path, digits_data: Path, tmp_path:
     small, middle, large = json.loads(path.read_text(encoding="utf-8"))["sweep"]
     assert code == 0
     assert "too small" in out
-    assert "measured" in out
+    assert "Measured" in out
     assert (small["budget"], small["bytes"], small["predicted_sqnr_db"], small["top1"]) == (
         20_000,
         None,
@@ -165,7 +165,7 @@ def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: 
     planned = json.loads(path.read_text(encoding="utf-8"))
     form = planned["form"]
     assert 3.8 < planned["totals"]["nominal_bits"] <= 4
-    assert form == {"storage": "compact", "unpack": "none", "weight_format": "dq", "fold_batch_norm": "yes"}
+    assert form == {"storage": "compact", "unpack": "none", "fold_batch_norm": "yes"}
     _, out, _ = run("quantize", digits_bn, "-o", folded, "--plan", path, "--json", "-")
     assert json.loads(out)["predicted"]["bytes"] == folded.stat().st_size
     assert "batch norm of 15 layers folded into scales and biases" in json.loads(out)["notes"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from onnx_dfmpc import work
+from onnx_dfmpc.pipeline import run as pipeline
 from onnx_dfmpc.cli.flags import PROGRAM
 from onnx_dfmpc.report.renderers import render
 from tests.conftest import Run
@@ -133,7 +133,7 @@ def test_bad_usage_is_one_line_and_a_hint(
     argv: list[str],
     words: str,
 ) -> None:
-    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
     before = set(tmp_path.iterdir())
     code, out, err = run(
         *(
@@ -155,7 +155,7 @@ def test_a_missing_extra_is_named_before_the_work_is_done(
     found = util.find_spec
     missing: Any = lambda name, *rest: None if name in ("jinja2", "vl_convert") else found(name, *rest)  # noqa: E731
     monkeypatch.setattr(util, "find_spec", missing)
-    monkeypatch.setattr(work, "solve_layers", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
     page = tmp_path / "run.html"
     for argv in (
         ["report", saved, "-o", page],

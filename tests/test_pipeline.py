@@ -29,10 +29,10 @@ CHAIN = """<ir_version: 8, opset_import: ["" : 17], metadata_props: ["author" : 
 g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
     [stem] s = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
     s1 = Relu(s)
-    [low] a = Conv <pads = [1, 1, 1, 1]> (s1, w1)
+    [one] a = Conv <pads = [1, 1, 1, 1]> (s1, w1)
     n = BatchNormalization(a, gamma, beta, mean, var)
     r = Relu(n)
-    [high] b = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)
+    [two] b = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)
     m = BatchNormalization(b, gamma2, beta2, mean2, var2)
     q = Relu(m)
     [last] y = Conv(q, w3)
@@ -102,8 +102,8 @@ def test_the_output_is_what_the_result_says(tmp_path: Path):
     assert result.model == load(target)
     assert [(layer.name, layer.bits, layer.storage) for layer in result.layers] == [
         ("stem", 8, "UINT8"),
-        ("low", 2, "UINT2"),
-        ("high", 6, "INT8"),
+        ("one", 2, "UINT2"),
+        ("two", 6, "INT8"),
         ("last", 8, "UINT8"),
     ]
     assert result.validation
@@ -140,7 +140,7 @@ def test_metadata():
     found = {entry.key: entry.value for entry in result.model.metadata_props}
     assert found["author"] == "me"
     assert found["onnx_dfmpc.input_sha256"] == result.source.sha256
-    assert json.loads(found["onnx_dfmpc.bits"]) == {"stem": 8, "low": 2, "high": 6, "last": 8}
+    assert json.loads(found["onnx_dfmpc.bits"]) == {"stem": 8, "one": 2, "two": 6, "last": 8}
     assert len(found["onnx_dfmpc.recipe_sha256"]) == 64
     other = quantize(model, None, Recipe(low_bits=2, high_bits=5, **FAST))
     assert {entry.key: entry.value for entry in other.model.metadata_props}[
@@ -153,16 +153,16 @@ def test_a_plan_is_for_one_model():
     with pytest.raises(RecipeError, match="another model"):
         apply(chain(1), made)
     result = apply(chain(0), made, Recipe(**FAST))
-    assert {layer.name: layer.bits for layer in result.layers} == {"stem": 8, "low": 2, "high": 6, "last": 8}
+    assert {layer.name: layer.bits for layer in result.layers} == {"stem": 8, "one": 2, "two": 6, "last": 8}
 
 
 def test_an_edited_plan_is_applied():
     made = plan(chain(), Recipe(low_bits=2, high_bits=6))
     edited = replace(
-        made, layers=tuple(replace(layer, bits=4) if layer.name == "low" else layer for layer in made.layers)
+        made, layers=tuple(replace(layer, bits=4) if layer.name == "one" else layer for layer in made.layers)
     )
     result = apply(chain(), edited, Recipe(**FAST))
-    assert {layer.name: layer.storage for layer in result.layers}["low"] == "UINT4"
+    assert {layer.name: layer.storage for layer in result.layers}["one"] == "UINT4"
 
 
 def test_a_plan_remembers_its_recipe():
@@ -176,18 +176,18 @@ def test_a_plan_remembers_its_recipe():
 def test_rules_reach_the_layers():
     rules = (
         {"op_type": "Conv", "max_bits": 5},
-        {"node": "high", "bits": 7},
-        {"node": "low", "exclude": True},
+        {"node": "two", "bits": 7},
+        {"node": "one", "exclude": True},
     )
     result = quantize(chain(), None, Recipe(bits=6, rules=rules, **FAST))
-    assert {layer.name: layer.bits for layer in result.layers} == {"stem": 5, "high": 7, "last": 5}
-    assert "node 'high'" in result.plan["high"].reason
+    assert {layer.name: layer.bits for layer in result.layers} == {"stem": 5, "two": 7, "last": 5}
+    assert "node 'high'" in result.plan["two"].reason
     assert "op_type 'Conv'" in result.plan["stem"].reason
 
 
 def test_nodes_to_exclude():
-    without = quantize(chain(), None, Recipe(nodes_to_exclude=["low", "stem"], **FAST))
-    assert [layer.name for layer in without.layers] == ["high", "last"]
+    without = quantize(chain(), None, Recipe(nodes_to_exclude=["one", "stem"], **FAST))
+    assert [layer.name for layer in without.layers] == ["two", "last"]
 
 
 def test_nothing_to_quantize():
@@ -344,7 +344,7 @@ def test_producer_side_and_consumer_side_agree(bn, seed):
         quantize(model, None, Recipe(method="paper", low_bits=2, high_bits=8, absorb=absorb, **FAST))
         for absorb in ("producer", "consumer")
     )
-    low, high = (next(layer for layer in producer.layers if layer.name == name) for name in ("low", "high"))
+    low, high = (next(layer for layer in producer.layers if layer.name == name) for name in ("one", "two"))
     assert low.gain_min < 0.97 or low.gain_max > 1.03  # there is something to absorb
     weights = [ConstantTable(result.model)["q1s"] for result in (producer, consumer)]
     gammas = [

@@ -51,7 +51,7 @@ quant_plans = st.builds(
     ),
     predicted_bytes=st.none() | st.integers(0, 10**12),
     predicted_sqnr_db=st.none() | st.floats(-100, 100),
-    provider=st.sampled_from(["", "bn", "probe"]),
+    source=st.sampled_from(["", "bn", "probe"]),
 )
 
 PLAN = QuantPlan(
@@ -64,7 +64,7 @@ PLAN = QuantPlan(
     "net.onnx",
     predicted_bytes=1500,
     predicted_sqnr_db=29.5,
-    provider="probe",
+    source="probe",
 )
 
 Edit = Callable[[dict[str, Any]], object]
@@ -109,7 +109,7 @@ def test_bits_edited_by_hand(file: Path) -> None:
     assert (plan["conv1"].bits, plan["conv1"].noise, plan["conv1"].bytes) == (5, None, None)
     assert plan["conv1"].reason == "plan: 5 bits instead of 8"
     assert plan["conv2"] == PLAN["conv2"]
-    assert (plan.predicted_bytes, plan.predicted_sqnr_db, plan.provider) == (None, None, "")
+    assert (plan.predicted_bytes, plan.predicted_sqnr_db, plan.source) == (None, None, "")
     again = file.with_name("again.json")
     save_plan(plan, again)
     assert load_plan(again) == plan

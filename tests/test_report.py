@@ -29,7 +29,7 @@ from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.outline import Chart
 from onnx_dfmpc.report.renderers import outline, render
 from onnx_dfmpc.report.schema import from_json, to_json
-from onnx_dfmpc.result import ComparisonResult, PlanResult
+from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult
 from onnx_dfmpc.spec import (
     Latency,
     LayerEffect,
@@ -89,13 +89,13 @@ EFFECT = LayerEffect(
 
 def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
     return LayerReport(
-        name, "Conv", (size, 1, 1, 1), "low", bits, "UINT2", 1234, "analytic", 0.9, 1.05, 13.0, None, reason
+        name, "Conv", (size, 1, 1, 1), "low", bits, "UINT2", 1234, "closed form", 0.9, 1.05, 13.0, None, reason
     )
 
 
 def plan(names: Sequence[str]) -> QuantPlan:
     planned = (
-        LayerPlan(name, 2, "low", "asymmetric", "covariance", True, "cheap here", 10**-2.5, 1200)
+        LayerPlan(name, 2, "low", "asymmetric", "gptq", True, "cheap here", 10**-2.5, 1200)
         for name in names
     )
     return QuantPlan(
@@ -105,7 +105,7 @@ def plan(names: Sequence[str]) -> QuantPlan:
         "in.onnx",
         predicted_bytes=248,
         predicted_sqnr_db=20.75,
-        provider="probe",
+        source="probe",
     )
 
 

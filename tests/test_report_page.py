@@ -234,12 +234,8 @@ def test_real_networks(browser: Any, shared_dir: Path, tmp_path: Path, network: 
     flags = [
         "--bits",
         "4",
-        "--rounding",
-        "nearest",
-        "--no-compensate",
-        "--no-bias-correction",
-        "--statistics",
-        "analytic",
+        "-c",
+        str(Path(__file__).with_name("fast.toml")),
     ]
     flags += ["--samples", "2", "--dry-run", "-q", "--report", str(target)]
     assert cli.main(["quantize", str(model), *flags]) == 0

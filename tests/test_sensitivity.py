@@ -21,7 +21,7 @@ from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
-from onnx_dfmpc.methods import correct, noise_share, relative_noise, round_layer
+from onnx_dfmpc.methods import Repair, correct, noise_share, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import Data, Recipe
@@ -81,7 +81,7 @@ def test_the_sketch_is_close_to_the_rounding_that_the_layer_will_get(method):
         paper = recipe.method == "paper"
         grid = "asymmetric" if not paper else "ternary" if width == 2 else "symmetric"
         plan = LayerPlan(
-            "conv", width, "inner", grid, recipe.rounding or ("nearest" if paper else "covariance"), not paper
+            "conv", width, "inner", grid, recipe.rounding or ("nearest" if paper else "gptq"), not paper
         )
         rounded = round_layer(one, plan, weight, known)
         response = rounded.response
@@ -93,7 +93,11 @@ def test_the_sketch_is_close_to_the_rounding_that_the_layer_will_get(method):
                 regularize(known.covariance, 9, known.samples),
             )
         full = noise_share(
-            response.scaled(correct(replace(rounded, response=response), recipe, None).gain), one
+            response.scaled(correct(
+                replace(rounded, response=response),
+                Repair(recipe.repairs_gain, recipe.repairs_mean),
+                None,
+            ).gain), one
         )
         assert full is not None
         assert abs(10 * np.log10(candidate.noise / full)) < 2.5  # dB, of the 6 that a bit is worth

@@ -54,7 +54,7 @@ def quantize(model: ModelProto, recipe: Recipe, *, per_channel: bool = False) ->
     per_channel : bool
         A grid per output channel instead.
     """
-    recipe = replace(recipe, method="dfmpc", rounding="nearest", repair="mean", bias_correction=True)
+    recipe = replace(recipe, method="dfmpc", rounding="nearest", repair="mean")
     return package.quantize(equalize(model), recipe, {"per_channel": per_channel})
 
 

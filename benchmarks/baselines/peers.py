@@ -45,7 +45,7 @@ def onnxruntime(path: Path, recipe: Recipe) -> ModelProto:
         bits = _bits_by_weight(onnx.load(folded), recipe)
         common = min(bits.values())
         # A weight's override says type and axis; without the axis it would be one grid per tensor.
-        axes = {layer.weight: layer.axis for layer in match(folded).layers}
+        axes = {layer.weight: layer.axis for layer in match(load(folded).proto).layers}
         overrides = {
             name: [{"quant_type": types[b], "axis": axes[name], "symmetric": True}]
             for name, b in bits.items()
@@ -121,7 +121,7 @@ def _require(module: str, package: str) -> Any:
 
 def _bits_by_weight(model: ModelProto, recipe: Recipe) -> dict[str, int]:
     """Bits of every weight, by the name of its initializer."""
-    weights = {layer.name: layer.weight for layer in match(model).layers}
+    weights = {layer.name: layer.weight for layer in match(load(model).proto).layers}
     bits = {weights[layer.name]: layer.bits for layer in plan(model, recipe).layers}
     if others := sorted(set(bits.values()) - {4, 8}):
         raise Unavailable(f"stores 4 and 8 bits, not {', '.join(map(str, others))}")
