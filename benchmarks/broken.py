@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks import networks
 from onnx_dfmpc import DfmpcError, QuantizeResult, Recipe, quantize
 from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
 
 BASE = Recipe(bits=6, rounding="nearest", repair="none")
 

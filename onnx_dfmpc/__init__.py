@@ -18,6 +18,8 @@ Examples
 (True, 16, [2, 6, 8])
 """
 
+from importlib.metadata import version
+
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.evaluate.validation import ValidationReport
@@ -43,3 +45,5 @@ __all__ = [
     "session_options",
     "validate",
 ]
+
+__version__ = version("onnx-dfmpc")

@@ -128,7 +128,7 @@ def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> 
         "model": {"path": "models/net.onnx", "sha256": "ab" * 32, "bytes": 66_000, "opset": 17},
         "output": {"path": "small.onnx", "bytes": size, "opset": 25},
         "recipe": {"target_size": 10240, "method": "dfmpc", "set": [["^a$", 4]], "nodes_to_exclude": []},
-        "form": {"storage": "native", "unpack": "none", "weight_format": "dq"},
+        "form": {"storage": "native", "unpack": "none"},
         "predicted": {"bytes": size - 7, "sqnr_db": 18.25, "source": "probe"},
         "layers": layers,
         "chains": [],

@@ -22,6 +22,7 @@ from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.recipe import PRESETS
 from onnx_dfmpc.spec.ops import taps, to_rows
 

@@ -50,7 +50,8 @@ def test_the_plan_is_the_document_and_writes_nothing_else(run: Run, digits_bn: P
     assert {**printed, **typed} == {**written, **typed}
     assert [item.name for item in plan.parent.iterdir()] == ["plan.json"]
     assert run("plan", digits_bn, *NEAREST, "-q") == (0, "", "")
-    assert max(map(len, run("plan", digits_bn, *NEAREST, "-v")[1].splitlines())) <= 80
+    lines = run("plan", digits_bn, *NEAREST, "-v")[1].splitlines()
+    assert max(len(line) for line in lines if str(digits_bn) not in line) <= 80  # paths never break
 
 
 def test_an_existing_plan_is_kept_unless_asked(run: Run, digits_bn: Path, plan: Path) -> None:
@@ -134,7 +135,7 @@ def test_sweep_with_data(run: Run, digits_bn: Path, digits_data: Path, tmp_path:
     small, middle, large = json.loads(path.read_text(encoding="utf-8"))["sweep"]
     assert code == 0
     assert "too small" in out
-    assert "Measured" in out
+    assert "measured" in out
     assert (small["budget"], small["bytes"], small["predicted_sqnr_db"], small["top1"]) == (
         20_000,
         None,

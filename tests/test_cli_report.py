@@ -11,24 +11,13 @@ from typing import Any
 
 import pytest
 
-from onnx_dfmpc.pipeline import run as pipeline
 from onnx_dfmpc.cli.flags import PROGRAM
+from onnx_dfmpc.pipeline import run as pipeline
 from onnx_dfmpc.report.renderers import render
 from tests.conftest import Run
 from tests.documents import quantized
 
-FAST = (
-    "--samples",
-    4,
-    "--rounding",
-    "nearest",
-    "--no-compensate",
-    "--no-bias-correction",
-    "--statistics",
-    "analytic",
-    "--bits",
-    4,
-)
+FAST = ("-c", Path(__file__).with_name("fast.toml"), "--samples", 4)
 
 
 @pytest.fixture

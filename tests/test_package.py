@@ -1,5 +1,6 @@
 """What is installed is what the project says: metadata, public names, entry points, the content of the wheel."""
 
+import pkgutil
 import subprocess
 import sys
 import tomllib
@@ -15,13 +16,14 @@ from tests.conftest import ROOT
 
 PUBLIC = {
     "DfmpcError",
+    "__version__",
     "QuantPlan",
     "QuantizeResult",
     "Recipe",
     "ValidationReport",
     "apply",
     "load_plan",
-    "match",
+    "inspect",
     "plan",
     "quantize",
     "save_plan",
@@ -109,3 +111,9 @@ def test_wheel_holds_the_package_and_nothing_else(project: dict[str, Any], tmp_p
     assert {path for path in files if not path.parts[0].endswith(".dist-info")} == sources
     assert {Path("onnx_dfmpc/py.typed"), Path("onnx_dfmpc/report/templates/page.html.j2")} <= files
     assert any(path.name == "LICENSE" for path in files)
+
+
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    """Else the module would take the place of the function as soon as somebody imports it."""
+    modules = {info.name for info in pkgutil.iter_modules(onnx_dfmpc.__path__)}
+    assert not modules & PUBLIC

@@ -24,12 +24,12 @@ from onnx import helper
 from onnx_dfmpc.evaluate.validation import DefaultRun, Gate, OutputMetrics, ValidationReport
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
+from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.outline import Chart
 from onnx_dfmpc.report.renderers import outline, render
 from onnx_dfmpc.report.schema import from_json, to_json
-from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult
 from onnx_dfmpc.spec import (
     Latency,
     LayerEffect,
@@ -89,14 +89,25 @@ EFFECT = LayerEffect(
 
 def layer(name: str, bits: int, reason: str, size: int = 100) -> LayerReport:
     return LayerReport(
-        name, "Conv", (size, 1, 1, 1), "low", bits, "UINT2", 1234, "closed form", 0.9, 1.05, 13.0, None, reason
+        name,
+        "Conv",
+        (size, 1, 1, 1),
+        "low",
+        bits,
+        "UINT2",
+        1234,
+        "closed form",
+        0.9,
+        1.05,
+        13.0,
+        None,
+        reason,
     )
 
 
 def plan(names: Sequence[str]) -> QuantPlan:
     planned = (
-        LayerPlan(name, 2, "low", "asymmetric", "gptq", True, "cheap here", 10**-2.5, 1200)
-        for name in names
+        LayerPlan(name, 2, "low", "asymmetric", "gptq", True, "cheap here", 10**-2.5, 1200) for name in names
     )
     return QuantPlan(
         "0" * 64,
@@ -419,7 +430,6 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert plain["form"] == {
         "storage": "native",
         "unpack": "none",
-        "weight_format": "dq",
         "fold_batch_norm": "no",
     }
     assert plain["layers"][0]["predicted_bytes"] == 1200

@@ -93,11 +93,14 @@ def test_the_sketch_is_close_to_the_rounding_that_the_layer_will_get(method):
                 regularize(known.covariance, 9, known.samples),
             )
         full = noise_share(
-            response.scaled(correct(
-                replace(rounded, response=response),
-                Repair(recipe.repairs_gain, recipe.repairs_mean),
-                None,
-            ).gain), one
+            response.scaled(
+                correct(
+                    replace(rounded, response=response),
+                    Repair(recipe.repairs_gain, recipe.repairs_mean),
+                    None,
+                ).gain
+            ),
+            one,
         )
         assert full is not None
         assert abs(10 * np.log10(candidate.noise / full)) < 2.5  # dB, of the 6 that a bit is worth

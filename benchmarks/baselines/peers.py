@@ -28,6 +28,7 @@ from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load
 from onnx_dfmpc.model.opset import raise_opset
 
 NOISE_SAMPLES = 8

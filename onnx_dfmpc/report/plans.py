@@ -26,9 +26,11 @@ from onnx_dfmpc.report.document import (
     write_text,
 )
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
-from onnx_dfmpc.spec import Grid, LayerPlan, QuantPlan, Role, Rounding, Skipped, StorageFormat
+from onnx_dfmpc.rounding.rounding import ROUNDINGS
+from onnx_dfmpc.spec import Grid, LayerPlan, QuantPlan, Role, Skipped, StorageFormat
 
 Bits = Annotated[int, Expected("an integer from 2 to 8", lambda bits: 2 <= bits <= 8)]
+RoundingName = Annotated[str, Expected("the name of a rounding method", lambda name: name in ROUNDINGS)]
 Noise = Annotated[float, Expected("a number, 0 or more", lambda noise: noise >= 0)]
 
 MAKE = "make it again with: onnx-dfmpc plan MODEL -o plan.json"
@@ -47,7 +49,7 @@ class PlanRow:
     shape: tuple[Count, ...] = ()
     role: Role = "inner"
     grid: Grid = "asymmetric"
-    rounding: Rounding = "covariance"
+    rounding: RoundingName = "gptq"
     per_channel: bool = True
     reason: str = "plan"
     noise: Noise | None = None

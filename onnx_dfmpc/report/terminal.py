@@ -106,6 +106,7 @@ def _grid(table: Table, count: int, wide: bool) -> Grid:
             column.title.replace(" ", "\n") if column.numeric else column.title,
             justify="right" if column.numeric else "left",
             overflow="fold",
+            min_width=max(map(len, column.title.split()), default=1) if column.numeric else None,
             no_wrap=column.kind not in ("code", "prose"),
         )
     for row in table.rows[:count]:

@@ -45,7 +45,7 @@ from onnx_dfmpc.statistics import normal, windows
 SOURCE = "closed form"
 
 # Sources: the batch norms of five networks, and output SQNR on eight cases, see docs/method.md.
-INPUT_REACH, SIGNAL_REACH, INNER_REACH = 8.0, 16.0, 2.0  # of inputs, of signals (1-D) inside, of all else
+INPUT_REACH, SIGNAL_REACH, INNER_REACH = 8.0, 16.0, 1.4  # of inputs, of signals (1-D) inside, of all else
 REACHES = 2.0 ** np.arange(-2, 6)
 STICKINESS = 0.05  # mean |log(var / expected)| that a reach e times as far has to save; flat from 0.02 to 0.1
 DOUBT = 0.3  # lambda, flat from 0.1 to 1
