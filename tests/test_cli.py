@@ -96,7 +96,7 @@ def test_quantize_then_validate(
     )
     assert (code, err) == (0, "")
     assert "PASSED min_cosine" in out
-    paths = (str(digits_bn), str(target.parent))  # which never break
+    paths = (str(digits_bn), str(tmp_path))  # which never break
     assert max(len(line) for line in out.splitlines() if not any(path in line for path in paths)) <= 80
     plain = json.loads(document.read_text(encoding="utf-8"))
     assert plain["output"] == {

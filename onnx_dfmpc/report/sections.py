@@ -45,7 +45,7 @@ from onnx_dfmpc.spec import Chain, Latency, LayerEffect, SweepPoint, Timing
 NAMED = 3
 """Layers that a note names; a convention, as is the next."""
 
-BAR = 24
+BAR = 20
 """Characters of the longest bar."""
 
 SESSION = "session.disable_quant_qdq=1"
