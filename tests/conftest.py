@@ -52,7 +52,15 @@ def shared_dir() -> Path:
     return path
 
 
-@pytest.fixture(params=SHARED_MODELS)
+LARGE = ("cifar10_resnet56", "fastestdet", "fer_xception", "imagenet", "ultraface", "yunet")
+"""Networks that take seconds each: `make test` runs the others, `make test-all` these too."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name.startswith(LARGE) else ()) for name in SHARED_MODELS
+    ]
+)
 def shared_model(request: pytest.FixtureRequest, shared_dir: Path) -> Path:
     """Each of the shared networks in turn, as a path."""
     path: Path = shared_dir / "models" / f"{request.param}.onnx"

@@ -246,12 +246,7 @@ def test_a_plan_for_the_folded_network_is_refused(run: Run, digits_folded: Path,
             ["--target-bits", "4"],
             ["--preset", "smallest"],
         ),
-        *(
-            ["--set", "a=4"],
-            ["--nodes-to-exclude", "x"],
-            ["--min-bits", "3"],
-            ["--method", "paper"],
-        ),
+        *(["--set", "a=4"], ["--nodes-to-exclude", "x"], ["--min-bits", "3"], ["--method", "paper"]),
         ["-c", "recipe.toml"],
     ],
 )

@@ -90,12 +90,7 @@ def test_the_closed_form_comes_with_every_run(digits_bn: Path) -> None:
 
 
 def test_plain_rounding_predicts_bytes_alone(digits_bn: Path) -> None:
-    result = quantize(
-        digits_bn,
-        None,
-        Recipe(bits=4, rounding="nearest", repair="none"),
-        validated=False,
-    )
+    result = quantize(digits_bn, None, Recipe(bits=4, rounding="nearest", repair="none"), validated=False)
     assert result.plan.predicted_bytes is not None
     assert (result.plan.predicted_sqnr_db, result.plan.source) == (None, "")
 

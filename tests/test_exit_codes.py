@@ -77,11 +77,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 CASES: Sequence[tuple[str, int, str]] = (
-    (
-        "float near --min-cosine 0.99 --min-top1-agreement 0.9 --max-top1-drop 0",
-        0,
-        "",
-    ),
+    ("float near --min-cosine 0.99 --min-top1-agreement 0.9 --max-top1-drop 0", 0, ""),
     ("float far --min-cosine 0.99", 1, "min_cosine = 0.99 missed"),
     ("nan_inside near", 1, "float model: NaN in output 'scores'"),
     ("float nan_inside --min-cosine 0.9", 1, "quantized model: NaN in output 'scores'"),
@@ -131,18 +127,7 @@ def test_validate(run: Run, folder: Path, typed: str, code: int, words: str) -> 
 
 
 def test_the_command_repeats_the_run(run: Run, folder: Path) -> None:
-    flags = (
-        "--data",
-        "data.npz",
-        "--samples",
-        10,
-        "--seed",
-        3,
-        "--min-cosine",
-        0.5,
-        "--min-sqnr-db",
-        -90,
-    )
+    flags = ("--data", "data.npz", "--samples", 10, "--seed", 3, "--min-cosine", 0.5, "--min-sqnr-db", -90)
     run("validate", "float.onnx", "near.onnx", *flags, "--json", "first.json")
     first = json.loads((folder / "first.json").read_text(encoding="utf-8"))["validation"]
     program, *again = first["command"].split()

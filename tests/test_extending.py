@@ -209,8 +209,7 @@ def test_a_metric_with_its_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation.ValidationReport, "sign_agreement", worst, raising=False)
     model = parse("g (float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", w=np.eye(4, dtype=np.float32))
     flipped = parse(
-        "g (float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }",
-        w=np.diag(np.float32([1, 1, 1, -1])),
+        "g (float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", w=np.diag(np.float32([1, 1, 1, -1]))
     )
     report = validate(model, flipped, noise(16, 4))
     assert report.sign_agreement == 0.75

@@ -286,10 +286,7 @@ def test_no_statistics_no_signal():
     still = InputStatistics(np.zeros((1, 27)), np.zeros((1, 27, 27), np.float32), 0, "test")
     for rounding in ("nearest", "gptq"):
         rounded = round_layer(at, plan(rounding=rounding), weight_of(at, 0), still)
-        for done in (
-            repair(rounded).quantized,
-            repair(rounded, method="paper").quantized,
-        ):
+        for done in (repair(rounded).quantized, repair(rounded, method="paper").quantized):
             assert done.predicted_sqnr_db is None
             assert np.isfinite(done.weight.dequantize()).all()
             assert np.isfinite(done.bias).all()

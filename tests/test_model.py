@@ -460,10 +460,7 @@ def test_a_file_that_was_removed_is_still_protected(tmp_path):
 
 def test_only_regular_files_are_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe.onnx")
-    for target, external_data in [
-        (tmp_path / "pipe.onnx", False),
-        (Path(os.devnull), False),
-    ]:
+    for target, external_data in [(tmp_path / "pipe.onnx", False), (Path(os.devnull), False)]:
         with pytest.raises(RecipeError, match="not a regular file") as caught:
             save(network(), target, external_data=external_data, overwrite=True)
         assert caught.value.hint

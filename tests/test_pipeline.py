@@ -174,11 +174,7 @@ def test_a_plan_remembers_its_recipe():
 
 
 def test_rules_reach_the_layers():
-    rules = (
-        {"op_type": "Conv", "max_bits": 5},
-        {"node": "two", "bits": 7},
-        {"node": "one", "exclude": True},
-    )
+    rules = ({"op_type": "Conv", "max_bits": 5}, {"node": "two", "bits": 7}, {"node": "one", "exclude": True})
     result = quantize(chain(), None, Recipe(bits=6, rules=rules, **FAST))
     assert {layer.name: layer.bits for layer in result.layers} == {"stem": 5, "two": 7, "last": 5}
     assert "node 'two'" in result.plan["two"].reason

@@ -427,11 +427,7 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert set(plain["model"]) == {"path", "sha256", "bytes", "opset"}
     assert set(plain["output"]) == {"path", "bytes", "opset"}
     assert plain["predicted"] == {"bytes": 248, "sqnr_db": 20.75, "source": "probe"}
-    assert plain["form"] == {
-        "storage": "native",
-        "unpack": "none",
-        "fold_batch_norm": "no",
-    }
+    assert plain["form"] == {"storage": "native", "unpack": "none", "fold_batch_norm": "no"}
     assert plain["layers"][0]["predicted_bytes"] == 1200
     promised = (
         "name op shape bits storage bytes source gain_min gain_max predicted_sqnr_db measured_sqnr_db reason"

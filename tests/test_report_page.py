@@ -231,12 +231,7 @@ def test_two_runs_as_a_page(browser: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("network", ["cifar10_resnet56_bn"])
 def test_real_networks(browser: Any, shared_dir: Path, tmp_path: Path, network: str) -> None:
     model, target = shared_dir / "models" / f"{network}.onnx", tmp_path / "report.html"
-    flags = [
-        "--bits",
-        "4",
-        "-c",
-        str(Path(__file__).with_name("fast.toml")),
-    ]
+    flags = ["--bits", "4", "-c", str(Path(__file__).with_name("fast.toml"))]
     flags += ["--samples", "2", "--dry-run", "-q", "--report", str(target)]
     assert cli.main(["quantize", str(model), *flags]) == 0
     assert target.stat().st_size < MOST_BYTES

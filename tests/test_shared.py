@@ -43,6 +43,7 @@ def test_every_network_quantizes_and_loads(shared_model: Path, tmp_path: Path):
     assert all(np.isfinite(output).all() for output in session.run(None, feed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knobs", [{}, {"method": "paper"}], ids=["default", "paper"])
 def test_resnet56_at_2_and_6_bits_is_small(shared_dir: Path, tmp_path: Path, knobs: dict[str, str]):
     target = tmp_path / "small.onnx"

@@ -83,13 +83,22 @@ RECORDED = {
 }
 
 
+QUICK = ("cifar10_resnet20_bn", "har_conv1d_folded", "wakeword_bn")
+
+
 @cache
 def measured(name: str, *providers: str) -> tuple[list[statistics.Errors], list[statistics.Summary]]:
     errors, seconds = statistics.compare(network(name), images=IMAGES, providers=providers)
     return errors, statistics.summarize(errors, seconds)
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.startswith("digits") or name in QUICK else pytest.mark.slow)
+        for name in RECORDED
+    ],
+)
 def test_errors_have_not_grown(name, request):
     if not name.startswith("digits"):
         request.getfixturevalue("shared_dir")

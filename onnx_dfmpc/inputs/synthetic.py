@@ -80,11 +80,7 @@ def synthetic(
 
 
 def synthetic_feeds(
-    specs: Sequence[InputSpec],
-    *,
-    seed: int = 0,
-    input_range: Range | None = None,
-    samples: int | None = None,
+    specs: Sequence[InputSpec], *, seed: int = 0, input_range: Range | None = None, samples: int | None = None
 ) -> list[dict[str, AnyArray]]:
     """All batches of synthetic pictures, one dict of arrays by input name each."""
     drawn = synthetic(specs, "pictures", samples=samples, seed=seed, input_range=input_range)

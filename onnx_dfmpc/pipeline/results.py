@@ -110,11 +110,7 @@ class QuantizeResult:
             written.
         """
         size = save(
-            self.model,
-            path,
-            external_data=external_data,
-            overwrite=overwrite,
-            protected=self.source.files,
+            self.model, path, external_data=external_data, overwrite=overwrite, protected=self.source.files
         )
         return replace(self, size=size, output=Path(path), validation=self._repeatable(path))
 

@@ -32,13 +32,7 @@ from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rewrite.apply import rewrite
 from onnx_dfmpc.sensitivity.table import with_costs, with_noise
 from onnx_dfmpc.solve import solve
-from onnx_dfmpc.spec import (
-    CostTable,
-    MatchReport,
-    Progress,
-    QuantPlan,
-    SweepPoint,
-)
+from onnx_dfmpc.spec import CostTable, MatchReport, Progress, QuantPlan, SweepPoint
 
 
 def inspect(model: Model) -> MatchReport:

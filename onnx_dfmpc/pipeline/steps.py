@@ -250,10 +250,7 @@ def _rows(
 
 
 def _histograms(
-    matched: MatchReport,
-    solved: Sequence[QuantizedLayer],
-    rows: Sequence[LayerReport],
-    table: ConstantTable,
+    matched: MatchReport, solved: Sequence[QuantizedLayer], rows: Sequence[LayerReport], table: ConstantTable
 ) -> Iterator[WeightHistogram]:
     layers = {layer.name: layer for layer in matched.layers}
     sqnr = [row.predicted_sqnr_db if row.measured_sqnr_db is None else row.measured_sqnr_db for row in rows]

@@ -304,8 +304,9 @@ def predicted_row(plan: QuantPlan) -> Predicted:
 
 
 def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:
-    more = {"source": layer.source, "predicted_bytes": planned.bytes, "predicted_noise": planned.noise}
-    return to_json(layer) | more
+    more = {"predicted_bytes": planned.bytes, "predicted_noise": planned.noise}
+    row: Json = to_json(layer)
+    return row | more
 
 
 def _validation(report: ValidationReport | None) -> Validation | None:

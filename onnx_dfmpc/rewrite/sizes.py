@@ -127,7 +127,7 @@ def _layouts(
     return {name: [at(layers[name], bits) for bits in row] for name, row in widths.items()}
 
 
-# A target asks for the sizes of all layers at all widths, then for that of the whole file, several times over.
+# A target asks for the sizes of all layers at all widths, and for that of the whole file, several times.
 _lay_out = lru_cache(maxsize=4096)(lay_out)
 
 
