@@ -82,7 +82,7 @@ class LayerEffect:
     bytes : int
         Of its weight in the file: codes, scales, zero points, nodes.
     sqnr_db, cosine : float or None
-        Of its output, behind its batch norm, in the quantized network against the float one. None where it is
+        Of its output, after its batch norm, in the quantized network against the float one. None where it is
         not finite.
     own_sqnr_db : float or None
         Of the network's worst output when this layer alone is quantized, in dB; infinite where nothing

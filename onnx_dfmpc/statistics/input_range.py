@@ -6,7 +6,7 @@ differ by factors:
     -2 .. 2       mean and deviation of the data set taken out
     -1 .. 1       0  .. 1       0 .. 255       -128 .. 127
 
-A batch norm behind the first layer has measured that layer's output: the right range reproduces its mu and
+A batch norm after the first layer has measured that layer's output: the right range reproduces its mu and
 sigma. Where it is folded, the bias is what the batch norm left, and training keeps it of the order of the
 response's deviation. Where the bias is negligible at every range there never was a batch norm; such a network
 was fed raw pixels less their mean, or behaves as if, being homogeneous in its input.
