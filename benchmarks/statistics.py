@@ -154,7 +154,16 @@ def measured(
 ) -> Iterator[tuple[Layer, InputStatistics]]:
     """Statistics of every layer from running the model."""
     names = [layer.name for layer in layers]
-    found = probe(proto, layers, names, batches, source=provider, seed=0, with_outputs=False)
+    found = probe(
+        proto,
+        layers,
+        names,
+        batches,
+        source=provider,
+        seed=0,
+        with_outputs=False,
+        reanchored=provider == "probe",
+    )
     for layer in layers:
         seen = found[layer.name].input
         assert seen is not None

@@ -39,13 +39,13 @@ def probe(
     source: str,
     seed: int,
     with_outputs: bool,
+    reanchored: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, LayerStatistics]:
     """Statistics of the layers of a float model, by name.
 
     ``feeds`` holds input arrays by name, one mapping per batch. Only the ``wanted`` layers get statistics of
-    their input. ``source`` is "probe" for synthetic inputs, which are re-anchored, or "calibration" for real
-    ones. Without ``with_outputs`` the moments of outputs are measured only where re-anchoring needs them.
+    their input; ``source`` is what these are called. Synthetic inputs are ``reanchored``, real ones not. Without ``with_outputs`` the moments of outputs are measured only where re-anchoring needs them.
     ``seed`` is that of the choice of patches.
     """
     table = ConstantTable(proto)
@@ -57,7 +57,7 @@ def probe(
         seen = None
         if needed:
             seen = measure(layer, nodes[layer.output], run.value(layer.input), seed=seed, source=source)
-        norm = layer.batch_norm if source == "probe" else None
+        norm = layer.batch_norm if reanchored else None
         output = anchor = None
         if norm is not None or (needed and with_outputs):
             values = run.value(layer.output)
