@@ -110,7 +110,7 @@ def test_terminal_and_two_runs(run: Run, saved: Path, tmp_path: Path) -> None:
         (["validate", "MODEL", "MODEL", "--report", "OUT.md", "--report", "OUT.md"], "another file"),
         (["quantize", "MODEL", "-o", "OUT.md", "--report", "OUT.md"], "another file"),
         (["quantize", "MODEL", "--dry-run", "--report", "no/such/run.md"], "no directory"),
-        (["inspect", "MODEL", "--report", "OUT.md"], "unknown flag --report"),
+        (["inspect", "MODEL", "--report", "OUT.json"], ".json"),
     ],
 )
 def test_bad_usage_is_one_line_and_a_hint(
@@ -162,3 +162,9 @@ def test_without_the_extra_nothing_of_it_is_imported(monkeypatch: pytest.MonkeyP
     for name in ("jinja2", "vl_convert", "markupsafe"):
         monkeypatch.setitem(sys.modules, name, None)
     assert "## net" in render([quantized()], "markdown")
+
+
+def test_what_there_is_to_quantize_as_a_report(run: Run, digits_bn: Path, tmp_path: Path) -> None:
+    text = tmp_path / "inspected.md"
+    assert run("inspect", digits_bn, "-q", "--report", text) == (0, "", "")
+    assert "/fc/Gemm" in text.read_text(encoding="utf-8")

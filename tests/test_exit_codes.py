@@ -98,7 +98,7 @@ CASES: Sequence[tuple[str, int, str]] = (
     ("float near --shape x=1,3", 2, "shape (1, 3) does not fit the input x"),
     ("float near --shape 1,3", 2, "is not NAME=SHAPE"),
     ("float near --min-cosine 2", 2, "min_cosine = 2.0: expected a number from -1 to 1"),
-    ("float near --data no.py:load", 2, "no.py"),
+    ("float near --data no.py:load", 2, "no.py: no such loader script"),
     ("float near --images mean=1,2", 2, "images: mean"),
 )
 

@@ -14,6 +14,7 @@ from onnx_dfmpc.recipe import Recipe, nearest, parse_size
 from onnx_dfmpc.recipe.recipe import KEYWORDS, Bits, Data, Gates, Method, Storage, read_recipe
 from onnx_dfmpc.recipe.values import Value, settings
 from onnx_dfmpc.report.document import tool_version
+from onnx_dfmpc.report.renderers import RENDERERS
 from onnx_dfmpc.spec import QuantPlan
 
 __all__ = ["PROGRAM", "parse", "planned_recipe_of", "recipe_of"]
@@ -148,8 +149,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     about = "Chains, layers and skipped nodes with reasons."
     inspect = commands.add_parser("inspect", help="what there is to quantize", description=about)
     inspect.add_argument("model", metavar="MODEL", help="float .onnx file")
-    inspect.set_defaults(report=[])
-    _add_common(inspect)
+    _add_common(inspect, report=True)
 
     about = "Bits per layer, predicted size and quality; writes no weights."
     plan = commands.add_parser("plan", help="bits per layer", description=about)
@@ -194,7 +194,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     about = "page (.html, needs the extra 'report') or Markdown (.md); replaced if it exists"
     show.add_argument("-o", "--output", metavar="FILE", help=about)
     about = "that of the output, where its suffix does not say; on stdout without -o"
-    show.add_argument("--format", choices=("html", "markdown"), help=about)
+    show.add_argument("--format", choices=[name for name in RENDERERS if name != "terminal"], help=about)
     _add_volume(show.add_argument_group("common"))
     show.set_defaults(json=None, report=[], overwrite=True)
     return parser, commands.choices

@@ -112,7 +112,7 @@ class Session:
             shapes = ", ".join(f"{name} {value.dtype}{value.shape}" for name, value in feeds.items())
             raise ModelError(
                 f"{self.title}: ONNX Runtime cannot run it on {shapes}: {_first_line(error)}",
-                hint="give it inputs that it takes with --data (--images size=N for images), or another --shape",
+                hint="give it inputs that it takes: --data (with --images size=N for images), or --shape",
             ) from error
 
 

@@ -45,8 +45,9 @@ def probe(
     """Statistics of the layers of a float model, by name.
 
     ``feeds`` holds input arrays by name, one mapping per batch. Only the ``wanted`` layers get statistics of
-    their input; ``source`` is what these are called. Synthetic inputs are ``reanchored``, real ones not. Without ``with_outputs`` the moments of outputs are measured only where re-anchoring needs them.
-    ``seed`` is that of the choice of patches.
+    their input; ``source`` is what these are called. Synthetic inputs are ``reanchored``, real ones not.
+    Without ``with_outputs`` the moments of outputs are measured only where re-anchoring needs them. ``seed``
+    is that of the choice of patches.
     """
     table = ConstantTable(proto)
     run = PartialRun(proto, table, feeds)
