@@ -49,13 +49,14 @@ def fold(
     float32 or float16.
 
     >>> norm = BatchNorm("bn", "b", *(np.array([v, v]) for v in (-2.0, 1.0, 0.0, 1.0)), epsilon=0.0)
-    >>> layer = Layer("fc", "Gemm", 0, "w", (2, 1), 0, 1, None, "", "x", "y", 2, norm)
+    >>> layer = Layer("fc", "Gemm", "w", (2, 1), 0, 1, None, "", "x", "y", 2, norm)
     >>> codes, zeros = np.array([[0], [3]], np.uint8), np.uint8([1, 1])
     >>> weight = QuantizedWeight(codes, np.float32([1, 2]), zeros, bits=2, signed=False, axis=0)
     >>> folded = fold(QuantizedLayer("fc", weight), layer, None)
-    >>> folded.weight.codes.ravel(), folded.weight.scale, folded.weight.dequantize().ravel(), folded.bias
-    (array([3, 0], dtype=uint8), array([2., 4.], dtype=float32), array([ 2., -8.], dtype=float32), array([1.,
-    1.], dtype=float32))
+    >>> folded.weight.codes.ravel().tolist(), folded.weight.scale.tolist()
+    ([3, 0], [2.0, 4.0])
+    >>> folded.weight.dequantize().ravel().tolist(), folded.bias.tolist()
+    ([2.0, -8.0], [1.0, 1.0])
     """
     norm = quantized.batch_norm or layer.batch_norm
     assert norm is not None, f"{layer.name} has no batch norm"
