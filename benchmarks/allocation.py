@@ -249,7 +249,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--storage", nargs="+", default=["native", "compact"], choices=["native", "portable", "compact"]
     )
-    parser.add_argument("--cost", default="auto", choices=["auto", "bn", "probe", "measured"])
     parser.add_argument("--data", nargs="+", metavar="NAME", help="default: all data of a network")
     parser.add_argument("--calibration", action="store_true", help="with real inputs")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -269,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
             }
             given = _calibration(source, Path(directory)) if options.calibration else {}
             for storage in options.storage:
-                subject = Subject(source, references, {"storage": storage, "cost": options.cost} | given)
+                subject = Subject(source, references, {"storage": storage} | given)
                 found = list(compare(subject, options.settings.split(","), options.budgets, options.means))
                 rows += found
                 console.print(table(found, floats[source.name]))
