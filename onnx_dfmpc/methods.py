@@ -6,7 +6,7 @@ makes up for what the rounding did and gives the numbers to store. A new method 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from onnx_dfmpc.compensate import (
 from onnx_dfmpc.linalg.matrices import Covariance, Diagonal
 from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
-from onnx_dfmpc.rounding.rounding import ROUNDINGS, quantize_rows
+from onnx_dfmpc.rounding.rounding import ROUNDINGS, quantize_alike, quantize_rows
 from onnx_dfmpc.spec import (
     Array,
     BatchNorm,
@@ -40,6 +40,9 @@ from onnx_dfmpc.spec import (
 from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
 
 Bias = NDArray[np.floating] | None
+
+TOGETHER = 1 << 17
+"""Weights of layers of one shape that are rounded at once. Speed and memory alone."""
 
 NOISE_FLOOR = 1e-15
 """Noise below this share of the signal is that of the arithmetic, not of the grid: 150 dB."""
@@ -131,6 +134,56 @@ def round_layer(
     codes = quantize_rows(
         rows, grid_spec(layer, plan), plan.rounding, taps=taps(layer), covariance=covariance
     )
+    return _responding(layer, plan, rows, codes, statistics)
+
+
+def round_layers(
+    layers: Sequence[Layer],
+    plans: Sequence[LayerPlan],
+    weights: Sequence[NDArray[np.floating]],
+    statistics: Sequence[InputStatistics],
+) -> list[Rounded]:
+    """`round_layer` of several layers; those of one shape and grid at once, which is faster."""
+    found: dict[int, Rounded] = {}
+    keys = [(grid_spec(layer, plan), plan.rounding) for layer, plan in zip(layers, plans, strict=True)]
+    for some in alike(layers, statistics, keys):
+        layer, plan = layers[some[0]], plans[some[0]]
+        grid = grid_spec(layer, plan)
+        rows = [to_rows(weights[i].astype(np.float32), layers[i]) for i in some]
+        together = ROUNDINGS[plan.rounding].needs_statistics and grid.per_channel and grid.kind != "ternary"
+        if len(some) == 1 or not together:
+            found |= {i: round_layer(layers[i], plans[i], weights[i], statistics[i]) for i in some}
+            continue
+        covariances = [rounding_covariance(layers[i], statistics[i]) for i in some]
+        dense = [one for one in covariances if isinstance(one, np.ndarray)]
+        codes = quantize_alike(rows, grid, plan.rounding, taps=taps(layer), covariances=dense)
+        found |= {
+            i: _responding(layers[i], plans[i], one, own, statistics[i])
+            for i, one, own in zip(some, rows, codes, strict=True)
+        }
+    return [found[index] for index in range(len(layers))]
+
+
+def alike(
+    layers: Sequence[Layer], statistics: Sequence[InputStatistics], keys: Sequence[Hashable]
+) -> Iterator[list[int]]:
+    """Positions of layers of the same shape, settings and form of covariance, as many together as should be
+    rounded at once. A covariance that is not held element by element stays alone.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, (layer, seen, key) in enumerate(zip(layers, statistics, keys, strict=True)):
+        same: Hashable = index
+        if isinstance(seen.covariance, np.ndarray):
+            same = (layer.op_type, layer.shape, layer.group, seen.covariance.shape, key)
+        groups.setdefault(same, []).append(index)
+    for indices in groups.values():
+        each = max(1, TOGETHER // layers[indices[0]].size)
+        yield from (indices[start : start + each] for start in range(0, len(indices), each))
+
+
+def _responding(
+    layer: Layer, plan: LayerPlan, rows: Array, codes: Codes, statistics: InputStatistics
+) -> Rounded:
     response = respond(rows, dequantize(codes), statistics.mean, statistics.covariance)
     return Rounded(layer, plan, rows, codes, response, statistics)
 
@@ -151,13 +204,26 @@ def correct(rounded: Rounded, switches: Repair, outputs: Outputs | None) -> Corr
     if switches.gain and not shares_grid(rounded.layer):
         gain = signal_gain(rounded.response)
         if outputs is not None:
-            gain = balanced_gain(gain, outputs.variance, outputs.quantized_variance)
+            u = _relative_weights(outputs)
+            gain = balanced_gain(gain, u @ outputs.variance, u @ outputs.quantized_variance)
     if not switches.mean:
         return Correction(gain, np.zeros_like(gain))
     if outputs is not None:
-        return Correction(gain, gain * outputs.quantized_mean - outputs.mean)
+        u = _relative_weights(outputs)
+        return Correction(gain, u @ (gain * outputs.quantized_mean - outputs.mean))
     stored = dequantize(_with_gain(rounded.codes, gain))
     return Correction(gain, mean_shift(rounded.rows, stored, rounded.statistics.mean))
+
+
+def _relative_weights(outputs: Outputs) -> Array:
+    """Weights u_k of the kinds of inputs, which add up to 1: how likely each is, over its power, since an
+    error counts relative to the signal.
+    """
+    power = outputs.variance.sum(axis=1)
+    likely = np.where(power > 0, outputs.weights / np.where(power > 0, power, 1), 0)
+    total = likely.sum()
+    u: Array = likely / total if total > 0 else outputs.weights
+    return u
 
 
 def _repair_default(

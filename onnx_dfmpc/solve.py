@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc.linalg.matrices import Diagonal, rescaled
-from onnx_dfmpc.methods import METHODS, Repair, relative_noise, round_layer
+from onnx_dfmpc.methods import METHODS, Repair, Rounded, relative_noise, round_layer, round_layers
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
-    Feeds,
     InputStatistics,
     Layer,
+    LayerPlan,
     LayerStatistics,
     MatchReport,
+    Mixture,
     Outputs,
     Progress,
     QuantizedLayer,
@@ -33,6 +34,9 @@ from onnx_dfmpc.statistics.probe import QuantizedRun
 
 NOTHING = LayerStatistics()
 
+NEGLIGIBLE = 0.02
+"""Weight of a kind of inputs below which a repair leaves it out."""
+
 
 def solve(
     proto: ModelProto,
@@ -40,19 +44,23 @@ def solve(
     plan: QuantPlan,
     recipe: Recipe,
     statistics: Mapping[str, LayerStatistics],
-    feeds: Feeds | None,
+    mixture: Mixture | None,
     progress: Progress | None = None,
 ) -> tuple[QuantizedLayer, ...]:
     """Quantize and repair the planned layers, in topological order.
 
-    ``statistics`` is empty where nothing needs them; ``feeds`` is None where nothing is to be run.
+    ``statistics`` is empty where nothing needs them; ``mixture`` is None where nothing is to be run.
     """
     table = ConstantTable(proto)
     plans = {layer.name: layer for layer in plan.layers}
     carriers = _carriers(matched, plan, recipe)
     method, switches = METHODS[recipe.method], switches_of(recipe)
     factors: dict[str, NDArray[np.floating]] = {}  # of input channels, taken over from the layer before
-    run = QuantizedRun(proto, feeds) if feeds is not None and _runs(recipe, statistics) else None
+    # What is unlikely has no weight in a repair, and need not be run.
+    likely = None if mixture is None else mixture.only(NEGLIGIBLE)
+    run = QuantizedRun(proto, likely) if likely is not None and _runs(recipe, statistics) else None
+    # Codes follow from the float network alone, unless a layer takes over factors of the one before.
+    alone = {} if carriers else _rounded(matched, plans, statistics, table)
     solved: list[QuantizedLayer] = []
     for layer in matched.layers:
         measured = statistics.get(layer.name, NOTHING)
@@ -66,11 +74,13 @@ def solve(
         if layer.name in factors:
             weight = weight * along_inputs(factors[layer.name], layer)
             seen = _divided(seen, factors[layer.name], layer)
-        rounded = round_layer(layer, plans[layer.name], weight, seen)
+        rounded = alone.pop(layer.name, None) or round_layer(layer, plans[layer.name], weight, seen)
         outputs = None
         if run is not None and measured.output is not None:
             now = run.respond(layer, rounded.weight())
-            outputs = Outputs(measured.output.mean, measured.output.variance, now.mean, now.variance)
+            own = measured.output
+            assert likely is not None
+            outputs = Outputs(likely.weights, own.mean, own.variance, now.mean, now.variance)
         repaired = method.repair(rounded, switches, outputs, bias, layer.name in carriers)
         if repaired.input_factors is not None:
             factors |= dict.fromkeys(carriers[layer.name], repaired.input_factors)
@@ -80,6 +90,23 @@ def solve(
         if progress is not None:
             progress("quantize", len(solved), len(plans))
     return tuple(solved)
+
+
+def _rounded(
+    matched: MatchReport,
+    plans: Mapping[str, LayerPlan],
+    statistics: Mapping[str, LayerStatistics],
+    table: ConstantTable,
+) -> dict[str, Rounded]:
+    """All planned layers with their codes, by name."""
+    layers = [layer for layer in matched.layers if layer.name in plans]
+    rounded = round_layers(
+        layers,
+        [plans[layer.name] for layer in layers],
+        [_floats(table[layer.weight]) for layer in layers],
+        [statistics.get(layer.name, NOTHING).input or white(layer) for layer in layers],
+    )
+    return {layer.name: one for layer, one in zip(layers, rounded, strict=True)}
 
 
 def switches_of(recipe: Recipe) -> Repair:

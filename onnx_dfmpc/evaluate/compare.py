@@ -29,7 +29,7 @@ from onnx_dfmpc.recipe.values import from_mapping
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.runtime.session import Model, Session, check_same_interface, is_weight_only
 from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress, StorageFormat
-from onnx_dfmpc.statistics.input_range import infer_range
+from onnx_dfmpc.statistics.belief import believe
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,8 +231,8 @@ def compare_files(
     notes: tuple[str, ...] = ()
     if recipe.data is None and recipe.input_range is None:
         specs = model_inputs(source.proto, recipe.shapes)
-        inferred = infer_range(source.proto, matched.layers, specs, seed=recipe.seed)
-        recipe, notes = replace(recipe, input_range=inferred), range_note(inferred)
+        likeliest = believe(source.proto, matched.layers, specs, seed=recipe.seed).likeliest
+        recipe = replace(recipe, input_range=(likeliest.low, likeliest.high))
     evaluation = examine(
         source.proto,
         quantized.proto,

@@ -52,6 +52,9 @@ WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 SUGGESTIONS = 5
 """Layers that get a suggestion, at most: more than one repairs at a time."""
 
+TOGETHER = 8
+"""Layers whose outputs are in memory at once when layers are compared."""
+
 NAMED = 3
 """Names that a note gives, at most."""
 
@@ -101,7 +104,12 @@ def layer_sqnr(
     """
     reference = PartialRun(float_model, ConstantTable(float_model), feeds)
     quantized = _quantized_run(quantized_model, ConstantTable(quantized_model), feeds)
-    pairs = {layer.name: _compare(reference.value(layer.end), quantized.value(layer.end)) for layer in layers}
+    pairs = {}
+    for start in range(0, len(layers), TOGETHER):
+        some = layers[start : start + TOGETHER]
+        ends = [layer.end for layer in some]
+        both = zip(some, reference.values(ends), quantized.values(ends), strict=True)
+        pairs |= {layer.name: _compare(a, b) for layer, a, b in both}
     return {name: None if pair is None else pair.sqnr_db for name, pair in pairs.items()}
 
 

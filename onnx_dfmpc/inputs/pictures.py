@@ -18,6 +18,7 @@ other numbers are first choices by eye, the same for all networks; none of them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,17 +39,15 @@ are soft. Measured against 1 only.
 
 
 def picture(kind: int, channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
-    """Dead leaves (kind 0) or surfaces (kind 1), shape (channels, height, width)."""
+    """Dead leaves (kind 0) or surfaces (kind 1), float32, shape (channels, height, width)."""
     draw = (dead_leaves, surfaces)[kind]
-    fine = draw(channels, OVERSAMPLING * height, OVERSAMPLING * width, rng)
-    pixels: Array = fine.reshape(channels, height, OVERSAMPLING, width, OVERSAMPLING).mean(axis=(2, 4))
-    return rng.uniform(*CONTRAST) * pixels
+    return np.float32(rng.uniform(*CONTRAST)) * draw(channels, height, width, rng)
 
 
 def dead_leaves(channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
     """Shapes of all sizes that cover one another, shape (channels, height, width)."""
-    size = max(height, width)
-    image = np.empty((channels, height, width))
+    image = _canvas(channels, height, width)
+    size = max(image.shape[1:])
     # The background, where no leaf falls: a tint (0.5 per channel) of a shade that all channels share.
     image[:] = rng.standard_normal() + 0.5 * rng.standard_normal((channels, 1, 1))
     # From a sixteenth of the picture, a few pixels of a small one, to leaves that nearly fill it.
@@ -60,26 +59,41 @@ def dead_leaves(channels: int, height: int, width: int, rng: np.random.Generator
     for radius in 1 / np.sqrt(share / smallest**2 + (1 - share) / largest**2):
         _paint_leaf(image, radius, size, rng)
     # Texture, from none to one with 0.6 of the deviation of the colours.
-    return image + rng.uniform(0, 0.6) * natural_spectrum((channels, height, width), rng)
+    return _pixels(image) + rng.uniform(0, 0.6) * natural_spectrum((channels, height, width), rng)
 
 
 def surfaces(channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
     """Few large shapes in front of a gradient, and patches of stripes, shape (channels, height, width)."""
-    size = max(height, width)
-    y, x = np.mgrid[:height, :width] / size - 0.5
+    image = _canvas(channels, height, width)
+    size = max(image.shape[1:])
+    y, x = (np.arange(length, dtype=np.float32) / size - 0.5 for length in image.shape[1:])
+    y = y[:, None]
     # Twice a colour from edge to edge: the gradient's own variance is then a third of the colours'.
-    image = _colour(channels, rng) + 2 * _colour(channels, rng) * _along(x, y, rng)
+    image[:] = _colour(channels, rng) + 2 * _colour(channels, rng) * _along(x, y, rng)
     for radius in rng.uniform(size / 8, size / 2, int(rng.integers(2, 8))):
         _paint_leaf(image, radius, size, rng)
     # From two periods across the picture to four points per period, equally likely in every octave.
     frequency = np.exp(rng.uniform(np.log(2), np.log(max(size / 4, 3))))
-    stripes = np.sin(2 * np.pi * (frequency * _along(x, y, rng) + rng.random()))
+    stripes = np.sin(2 * np.pi * (frequency * _along(x, y, rng) + rng.random()), dtype=np.float32)
     # Noise smoother than photographs (f^-1.5) over a threshold: a few coherent patches. The threshold has a
     # deviation of 0.7, so that the stripes cover almost nothing in some pictures and almost all in others.
     patches = natural_spectrum((1, height, width), rng, steepness=1.5) > 0.7 * rng.standard_normal()
+    patches = patches.repeat(OVERSAMPLING, axis=1).repeat(OVERSAMPLING, axis=2)
     # At most 0.8 of a colour: weaker than the edges of the shapes.
-    image += 0.8 * rng.random() * _colour(channels, rng) * stripes * patches
-    return image
+    image += (0.8 * rng.random() * _colour(channels, rng)) * (stripes * patches)
+    return _pixels(image)
+
+
+def _canvas(channels: int, height: int, width: int) -> Array:
+    return np.empty((channels, OVERSAMPLING * height, OVERSAMPLING * width), np.float32)
+
+
+def _pixels(fine: Array) -> Array:
+    """Means over the points of each pixel."""
+    channels, height, width = fine.shape
+    blocks = fine.reshape(channels, height // OVERSAMPLING, OVERSAMPLING, width // OVERSAMPLING, OVERSAMPLING)
+    pixels: Array = blocks.mean(axis=(2, 4))
+    return pixels
 
 
 def _paint_leaf(image: Array, radius: float, size: int, rng: np.random.Generator) -> None:
@@ -91,29 +105,31 @@ def _paint_leaf(image: Array, radius: float, size: int, rng: np.random.Generator
     reach = np.hypot(radius, other)
     top, bottom = max(int(y - reach), 0), min(int(y + reach) + 2, height)
     left, right = max(int(x - reach), 0), min(int(x + reach) + 2, width)
-    dy, dx = np.mgrid[top:bottom, left:right] - np.array([y, x])[:, None, None]
-    u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+    dy = (np.arange(top, bottom, dtype=np.float32) - np.float32(y))[:, None]
+    dx = np.arange(left, right, dtype=np.float32) - np.float32(x)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    u, v = dx * cos + dy * sin, dy * cos - dx * sin
     if rng.random() < 0.5:
         inside = (u / radius) ** 2 + (v / other) ** 2 < 1
     else:
         inside = (np.abs(u) < radius) & (np.abs(v) < other)
     # A slope of deviation 0.7 across the whole picture, as of a curved surface under one light.
-    shade = 0.7 * rng.standard_normal() * u / size
+    shade = np.float32(0.7 * rng.standard_normal() / size) * u
     region = image[:, top:bottom, left:right]
-    region[:] = np.where(inside, _colour(channels, rng) + shade, region)
+    for layer, colour in zip(region, _colour(channels, rng).ravel(), strict=True):
+        np.copyto(layer, colour + shade, where=inside)
 
 
 def _colour(channels: int, rng: np.random.Generator) -> Array:
     """Random colour of variance 1, shape (channels, 1, 1)."""
     shared, own = rng.standard_normal(), rng.standard_normal((channels, 1, 1))
-    colour: Array = np.sqrt(COMMON) * shared + np.sqrt(1 - COMMON) * own
-    return colour
+    return (np.sqrt(COMMON) * shared + np.sqrt(1 - COMMON) * own).astype(np.float32)
 
 
 def _along(x: Array, y: Array, rng: np.random.Generator) -> Array:
     """Coordinate along a random direction."""
     angle = rng.random() * 2 * np.pi
-    along: Array = x * np.cos(angle) + y * np.sin(angle)
+    along: Array = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
     return along
 
 
@@ -124,29 +140,38 @@ def natural_spectrum(
     photographs, ``frequency ** -1`` (Field 1987), and their correlation between channels.
     """
     channels, height, width = shape
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     amplitude = np.maximum(frequency, 1.0 / max(height, width)) ** -steepness
-    shared, own = rng.standard_normal((1, height, width)), rng.standard_normal(shape)
+    shared = rng.standard_normal((1, height, width), np.float32)
+    own = rng.standard_normal(shape, np.float32)
     # 0.8 of the variance in common, as COMMON: a choice
-    white = np.sqrt(0.8) * shared + np.sqrt(0.2) * own
-    if channels == 1:
-        white = rng.standard_normal(shape)
+    white = own if channels == 1 else np.float32(np.sqrt(0.8)) * shared + np.float32(np.sqrt(0.2)) * own
     return _with_spectrum(white, amplitude)
 
 
 def smooth_noise(shape: Sequence[int], rng: np.random.Generator) -> Array:
     """Noise of variance 1 with a 1/f spectrum along every axis but the first (the channels)."""
-    white = rng.standard_normal(shape)
+    white = rng.standard_normal(shape, np.float32)
     if len(shape) < 2:
         return white
-    frequencies = np.meshgrid(*(np.fft.fftfreq(size) for size in shape[1:]), indexing="ij", sparse=True)
+    steps = [*(np.fft.fftfreq(size) for size in shape[1:-1]), np.fft.rfftfreq(shape[-1])]
+    frequencies = np.meshgrid(*steps, indexing="ij", sparse=True)
     squares: Any = sum(np.square(frequency) for frequency in frequencies)
     return _with_spectrum(white, 1 / np.sqrt(np.maximum(squares, 1 / max(shape[1:]) ** 2)))
 
 
 def _with_spectrum(white: Array, amplitude: Array) -> Array:
-    """White noise (channels, ...) with another amplitude spectrum (...), of the same variance."""
-    axes = tuple(range(1, white.ndim))
-    amplitude = amplitude / np.sqrt(np.mean(amplitude**2))
-    filtered: Array = np.fft.ifftn(np.fft.fftn(white, axes=axes) * amplitude, axes=axes).real
-    return filtered
+    """White noise (channels, ...) with another amplitude spectrum, of the same variance.
+
+    ``amplitude`` is that of a real transform, which has the frequencies of the last axis once: those between
+    the lowest and the highest stand for two.
+    """
+    axes, sizes = tuple(range(1, white.ndim)), white.shape[1:]
+    twice = np.full(amplitude.shape[-1], 2.0)
+    twice[0] = 1
+    if sizes[-1] % 2 == 0:
+        twice[-1] = 1
+    power = float((np.square(amplitude) * twice).sum()) / math.prod(sizes)
+    shaped = (amplitude / np.sqrt(power)).astype(np.float32)
+    filtered: Array = np.fft.irfftn(np.fft.rfftn(white, axes=axes) * shaped, s=sizes, axes=axes)
+    return filtered.astype(np.float32, copy=False)

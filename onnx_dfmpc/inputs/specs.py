@@ -113,14 +113,25 @@ def channel_axis(shape: Sequence[int | str]) -> int | None:
     return next((axis for axis in (1, 3) if shape[axis] in (1, 3)), None)
 
 
-def is_image(shape: Sequence[int | str]) -> bool:
-    """Whether a sample of this shape, without the batch, is surely an image.
+LEAST_SIDE, MOST_ASPECT = 8, 2.5
+"""What a picture of one channel has: no side shorter, and none so many times longer than the other. A
+spectrogram, a window of a few sensors, a vector of features have one channel, too.
+"""
 
-    Stricter than `channel_axis`: with a single channel in the last place (spectrograms are stored so), or
-    with sides no longer than the three colours, the axes may mean something else.
+
+def is_image(shape: Sequence[int | str]) -> bool:
+    """Whether a sample of this shape, without the batch, may be an image.
+
+    Stricter than `channel_axis`: with a single channel in the last place (spectrograms are stored so), with
+    sides no longer than the three colours, or with one channel and a long, thin area, the axes may mean
+    something else.
     """
     axis = channel_axis(("N", *shape))
     if axis is None or (axis == 3 and shape[2] == 1):
         return False
-    sides = shape[1:] if axis == 1 else shape[:2]
-    return all(not isinstance(side, int) or side > 3 for side in sides)
+    sides = [side for side in (shape[1:] if axis == 1 else shape[:2]) if isinstance(side, int)]
+    if any(side <= 3 for side in sides):
+        return False
+    if shape[0 if axis == 1 else 2] == 3 or not sides:
+        return True
+    return min(sides) >= LEAST_SIDE and max(sides) <= MOST_ASPECT * min(sides)

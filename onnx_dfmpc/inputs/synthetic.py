@@ -1,6 +1,7 @@
-"""Seeded inputs that nobody had to collect (NumPy), of two kinds.
+"""Seeded inputs that nobody had to collect (NumPy), of three kinds.
 
  * "pictures": what statistics are taken on. Images are drawn (`pictures`), signals are smooth noise.
+ * "white": white noise, the other extreme.
  * "spectrum": what outputs are compared on. Images are noise with the spectrum of photographs, anything else
    is white noise. It is another kind on purpose: layers that were rounded for the one kind of inputs do
    better on it than on any other.
@@ -11,7 +12,7 @@ a batch and on its dtype, so a change of any rule here changes the bytes of all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from onnx_dfmpc.inputs.specs import batch_size, channel_axis, fixed_batch, is_ba
 from onnx_dfmpc.inputs.stored import AnyArray
 from onnx_dfmpc.spec import Array, InputSpec
 
-Kind = Literal["pictures", "spectrum"]
+Kind = Literal["pictures", "white", "spectrum"]
 Range = tuple[float, float]
 
 # Sizes of open dimensions: 224 is the convention of ImageNet; 64 for anything else is a choice.
@@ -32,14 +33,14 @@ DYNAMIC_LENGTH = 64
 
 # Pictures: enough samples for 2^22 input positions, within bounds. At least 32, since late layers have few
 # positions per sample and a covariance of n inputs needs more than n; at most 128, for the cost. A choice.
-MAX_SAMPLES, MIN_SAMPLES = 128, 32
-POSITIONS = 1 << 22
+MAX_SAMPLES, MIN_SAMPLES = 48, 24
+POSITIONS = 1 << 21
 
 # Pictures: 2 MiB of doubles per batch. Halved once to hold fewer activations at a time; not tuned otherwise.
 BATCH_ELEMENTS = 1 << 18
 
 # Spectrum: 32 samples, fewer of inputs of more than 2^16 elements, down to 8. A choice.
-SPECTRUM_SAMPLES, SPECTRUM_FEWEST = 32, 8
+SPECTRUM_SAMPLES, SPECTRUM_FEWEST = 16, 4
 SPECTRUM_ELEMENTS = 1 << 21
 
 
@@ -61,7 +62,7 @@ def synthetic(
     fixed = fixed_batch(specs)
     shapes = [_concrete(spec, kind) for spec in specs]
     count, size = _count_and_batch(kind, shapes, fixed, samples, batch)
-    draw = _draw_picture if kind == "pictures" else _draw_spectrum
+    draw = DRAWS[kind]
 
     def make(start: int, stop: int) -> dict[str, AnyArray]:
         feeds: dict[str, AnyArray] = {}
@@ -72,7 +73,7 @@ def synthetic(
             feeds[spec.name] = np.stack(drawn) if shape else np.ones((), spec.dtype)
         return feeds
 
-    names = ("pictures", "smooth noise") if kind == "pictures" else ("1/f images", "noise")
+    names = NAMES[kind]
     kinds = {names[0 if _looks_like_image(spec, kind) else 1] for spec in specs}
     where = "" if input_range is None else f" in {input_range[0]:g} to {input_range[1]:g}"
     description = f"{count} synthetic samples ({', '.join(sorted(kinds))}{where}, seed {seed})"
@@ -80,22 +81,39 @@ def synthetic(
 
 
 def synthetic_feeds(
-    specs: Sequence[InputSpec], *, seed: int = 0, input_range: Range | None = None, samples: int | None = None
+    specs: Sequence[InputSpec],
+    kind: Kind = "pictures",
+    *,
+    seed: int = 0,
+    input_range: Range | None = None,
+    samples: int | None = None,
 ) -> list[dict[str, AnyArray]]:
-    """All batches of synthetic pictures, one dict of arrays by input name each."""
-    drawn = synthetic(specs, "pictures", samples=samples, seed=seed, input_range=input_range)
+    """All batches of synthetic inputs, one dict of arrays by input name each."""
+    drawn = synthetic(specs, kind, samples=samples, seed=seed, input_range=input_range)
     return [feeds for _, _, feeds in drawn.batches()]
+
+
+def placed(feeds: Mapping[str, AnyArray], low: float, high: float, *, clipped: bool) -> dict[str, AnyArray]:
+    """Inputs of mean 0 and variance 1 in a range that is four deviations wide; the tails are clipped, or not.
+    Integers stay as they are.
+    """
+    return {
+        name: _in_range(values, low, high, clipped=clipped).astype(values.dtype)
+        if values.dtype.kind == "f"
+        else values
+        for name, values in feeds.items()
+    }
 
 
 def _looks_like_image(spec: InputSpec, kind: Kind) -> bool:
     """Pictures have edges of some length, so they are drawn only where there is no doubt (see `is_image`)."""
-    return is_image(spec.shape[1:]) if kind == "pictures" else channel_axis(spec.shape) is not None
+    return channel_axis(spec.shape) is not None if kind == "spectrum" else is_image(spec.shape[1:])
 
 
 def _concrete(spec: InputSpec, kind: Kind) -> tuple[int, ...]:
     """Shape of an input with a number for every dimension; that of an open batch is not used."""
     # The kinds differ for (N, C, H, W) of other than 1 or 3 channels: never measured, kept for the bytes.
-    large = len(spec.shape) == 4 if kind == "pictures" else channel_axis(spec.shape) is not None
+    large = channel_axis(spec.shape) is not None if kind == "spectrum" else len(spec.shape) == 4
     return tuple(
         size if isinstance(size, int) else DYNAMIC_PIXELS if large else DYNAMIC_LENGTH for size in spec.shape
     )
@@ -124,12 +142,18 @@ def _draw_picture(
 ) -> AnyArray:
     """One sample of that shape, without the batch axis; `key` is seed, number and position of the input.
 
-    Dead leaves and surfaces take turns, and so do a pair of them and its negatives. Light and dark are
-    equally likely, so the negative is as good a sample, and four samples have exactly the mean of the inputs.
+    Dead leaves and surfaces take turns. Each picture is there four times: as it is, as its negative, and both
+    turned by half a turn. Light and dark, up and down are as good a sample, and cost nothing. So the mean of
+    eight samples is exactly that of the inputs.
     """
     seed, index, position = key
-    kind, pair, negative = index % 2, index // 4, index // 2 % 2
-    values = _positive(shape, kind, (seed, position, pair, kind))
+    kind, negative, turned, number = index % 2, index // 2 % 2, index // 4 % 2, index // 8
+    values = _positive(shape, kind, (seed, position, number, kind))
+    if turned and is_image(shape):
+        axis = 2 if channel_axis(("N", *shape)) == 3 else 0
+        values = np.flip(values, tuple({0, 1, 2} - {axis}))
+    elif turned:
+        values = np.flip(values, tuple(range(1, len(shape))))
     return _fit(-values if negative else values, spec.dtype, input_range)
 
 
@@ -140,6 +164,13 @@ def _positive(shape: tuple[int, ...], kind: int, key: tuple[int, ...]) -> Array:
     if is_image(shape):
         return _drawn_image(shape, lambda sizes: picture(kind, *sizes, rng))
     return smooth_noise(shape, rng)
+
+
+def _draw_white(
+    spec: InputSpec, shape: tuple[int, ...], input_range: Range | None, key: tuple[int, int, int]
+) -> AnyArray:
+    """One sample of that shape, without the batch axis; `key` is seed, number and position of the input."""
+    return _fit(np.random.default_rng(key).standard_normal(shape, np.float32), spec.dtype, input_range)
 
 
 def _draw_spectrum(
@@ -175,6 +206,24 @@ def _fit(values: Array, dtype: np.dtype[Any], input_range: Range | None) -> AnyA
     if dtype.kind in "iu" and input_range is None:
         input_range = (0, min(255, int(np.iinfo(dtype).max)))
     if input_range is not None:
-        low, high = input_range
-        values = np.clip((low + high) / 2 + values * (high - low) / 4, low, high)
+        values = _in_range(values, *input_range, clipped=True)
     return (np.rint(values) if dtype.kind in "iu" else values).astype(dtype)
+
+
+def _in_range(values: Array, low: float, high: float, *, clipped: bool) -> Array:
+    moved: Array = values * ((high - low) / 4) + (low + high) / 2
+    return np.clip(moved, low, high) if clipped else moved
+
+
+DRAWS: dict[Kind, Callable[[InputSpec, tuple[int, ...], Range | None, tuple[int, int, int]], AnyArray]] = {
+    "pictures": _draw_picture,
+    "white": _draw_white,
+    "spectrum": _draw_spectrum,
+}
+
+NAMES: dict[Kind, tuple[str, str]] = {
+    "pictures": ("pictures", "smooth noise"),
+    "white": ("white noise", "white noise"),
+    "spectrum": ("1/f images", "noise"),
+}
+"""What a kind is called, for images and for anything else."""

@@ -44,22 +44,19 @@ def product(a: Array, b: Array) -> Array:
 
 
 def gram(a: Array) -> Array:
-    """``a @ a.T`` of matrices (g, n, k), float64, shape (g, n, n)."""
-    g, n, k = a.shape
-    if n <= BASE:
-        return product(a, a.transpose(0, 2, 1))
-    total = np.zeros((g, n, n))
+    """``a @ a.T`` of matrices (g, n, k), float64, shape (g, n, n).
+
+    In the dtype of ``a``: float32 has digits enough for what is measured on a sample.
+    """
+    total = np.zeros((len(a), a.shape[1], a.shape[1]), a.dtype)
     for group, into in zip(a, total, strict=True):
-        for start in range(0, k, INNER):
-            part = np.ascontiguousarray(group[:, start : start + INNER], dtype=np.float64)
-            for top in range(0, n, TILE):
-                tile, right = part[top : top + TILE], part[top + TILE :]
-                # NumPy sees that this one is symmetric, and has half of it computed.
-                into[top : top + TILE, top : top + TILE] += tile @ tile.T
-                into[top : top + TILE, top + TILE :] += tile @ right.T
-        for top in range(0, n, TILE):
+        for start in range(0, a.shape[2], INNER):
+            part = group[:, start : start + INNER]
+            for top in range(0, len(part), TILE):  # what is below the diagonal is copied afterwards
+                into[top : top + TILE, top:] += part[top : top + TILE] @ part[top:].T
+        for top in range(0, len(into), TILE):
             into[top + TILE :, top : top + TILE] = into[top : top + TILE, top + TILE :].T
-    return total
+    return total.astype(np.float64)
 
 
 def cholesky(a: Array) -> Array:

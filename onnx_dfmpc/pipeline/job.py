@@ -13,19 +13,19 @@ from importlib.metadata import version
 
 from onnx_dfmpc.allocate.fixed import selected_layers
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
-from onnx_dfmpc.evaluate.compare import check_data, range_note
+from onnx_dfmpc.evaluate.compare import check_data
+from onnx_dfmpc.evaluate.expectation import Trial
 from onnx_dfmpc.inputs.data import real_feeds
 from onnx_dfmpc.inputs.specs import model_inputs
-from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.files import LoadedModel, Model, load
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.sensitivity.table import Sizes, size_table
-from onnx_dfmpc.spec import Feeds, MatchReport, Progress, QuantPlan, Skipped, StorageFormat
+from onnx_dfmpc.spec import MatchReport, Mixture, Progress, QuantPlan, Skipped, StorageFormat
 from onnx_dfmpc.spec.moments import STATISTICS
-from onnx_dfmpc.statistics.input_range import infer_range
+from onnx_dfmpc.statistics.belief import Belief, believe, believed, plausible
 
 Seconds = dict[str, float]
 """Wall time by stage."""
@@ -41,10 +41,12 @@ class Job:
         Bytes of every layer at every width; None where the bits are fixed.
     needs_statistics : bool
         Whether prediction, rounding or repair ask for what the layers see.
-    feeds : list of mapping, or None
+    mixture : Mixture or None
         Inputs that the statistics are measured on; None where nothing needs them.
-    input_range : (float, float) or None
-        Of synthetic inputs: as given, else as the first layer suggests; None where nobody needs it.
+    belief : Belief or None
+        What the inputs are taken for; None where nobody asks.
+    trials : tuple of Trial
+        Inputs of every plausible kind, to predict on; empty where nothing is to be predicted.
     notes : tuple of str
         Remarks on the inputs.
     """
@@ -55,9 +57,17 @@ class Job:
     progress: Progress | None
     sizes: Sizes | None
     needs_statistics: bool
-    feeds: Feeds | None
-    input_range: tuple[float, float] | None
+    mixture: Mixture | None
+    belief: Belief | None
+    trials: tuple[Trial, ...]
     notes: tuple[str, ...]
+
+    @property
+    def input_range(self) -> tuple[float, float] | None:
+        """Of synthetic inputs: as given, else the likeliest."""
+        if self.belief is None:
+            return self.recipe.input_range
+        return self.belief.likeliest.low, self.belief.likeliest.high
 
     @property
     def planned(self) -> tuple[str, ...]:
@@ -73,7 +83,7 @@ def prepare(
     *,
     plan: QuantPlan | None = None,
     statistics: bool,
-    validated: bool,
+    predicted: bool,
 ) -> Job:
     """Load, match, and check data, gates and budget; infer the range of synthetic inputs where any are
     needed.
@@ -98,8 +108,8 @@ def prepare(
                 source.proto, matched, recipe, metadata_of(source, recipe, recipe.form, layers)
             )
     with timed(seconds, "measure"):
-        job = Job(source, matched, recipe, progress, sizes, statistics, None, recipe.input_range, ())
-        return _with_inputs(job, validation=validated and recipe.data is None)
+        job = Job(source, matched, recipe, progress, sizes, statistics, None, None, (), ())
+        return _with_inputs(job, predicted=predicted or recipe.target_sqnr_db is not None)
 
 
 def is_fixed(recipe: Recipe) -> bool:
@@ -127,27 +137,27 @@ def calibration_of(recipe: Recipe) -> Recipe:
     return replace(recipe, data=recipe.calibration_data, labels=None)
 
 
-def _with_inputs(job: Job, *, validation: bool) -> Job:
+def _with_inputs(job: Job, *, predicted: bool) -> Job:
     """Job with the inputs that its statistics are measured on, and the range of synthetic ones."""
     recipe, proto = job.recipe, job.source.proto
     wanted = job.needs_statistics
     if wanted and recipe.calibration_data is not None:
         real = real_feeds(proto, calibration_of(recipe))
-        job = replace(job, feeds=real)
+        job = replace(job, mixture=Mixture.single(real, "calibration data"))
         wanted = False
-    if not (wanted or validation):
+    if not (wanted or predicted):
         return job
     specs = model_inputs(proto, dict(recipe.shapes))
-    inferred = (
-        infer_range(proto, job.matched.layers, specs, seed=recipe.seed)
-        if recipe.input_range is None
-        else None
+    belief = believe(
+        proto, job.matched.layers, specs, input_range=recipe.input_range, seed=recipe.seed
     )
-    span = recipe.input_range or inferred
-    feeds = job.feeds
+    mixture = job.mixture
     if wanted and runs_network(recipe):
-        feeds = synthetic_feeds(specs, seed=recipe.seed, input_range=span)
-    return replace(job, feeds=feeds, input_range=span, notes=range_note(inferred))
+        mixture = believed(specs, belief, seed=recipe.seed)
+    trials: tuple[Trial, ...] = ()
+    if predicted:
+        trials = tuple(Trial(*one) for one in plausible(specs, belief, seed=recipe.seed))
+    return replace(job, mixture=mixture, belief=belief, trials=trials)
 
 
 def _require_layers(source: LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:

@@ -16,6 +16,7 @@ from onnx_dfmpc.model.files import LoadedModel, save
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
     Chain,
+    Expectation,
     Latency,
     LayerEffect,
     LayerReport,
@@ -49,6 +50,9 @@ class QuantizeResult:
         Remarks on the model as a whole, such as a raised opset.
     seconds : dict
         Wall time of each stage.
+    expectation : Expectation or None
+        What the output SQNR on real inputs is expected to be, from synthetic ones of every plausible kind;
+        None where the model was not run.
     validation : ValidationReport or None
         None where it was left out.
     output : Path or None
@@ -73,6 +77,7 @@ class QuantizeResult:
     size: int
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    expectation: Expectation | None = None
     validation: ValidationReport | None = None
     output: Path | None = None
     histograms: tuple[WeightHistogram, ...] = ()

@@ -15,24 +15,30 @@ from dataclasses import replace
 from onnx_dfmpc.allocate.budget import budgets, sweep
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import Model, load, require_writable, verify
-from onnx_dfmpc.pipeline.job import Job, Seconds, metadata_of, needs_statistics, prepare, timed
+from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed
 from onnx_dfmpc.pipeline.results import PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
+    Made,
     Measured,
     allocate,
+    carry_out,
     cost_table,
     evaluate,
     finish,
     frontier_of,
     measure,
+    offset_of,
     sweep_point,
-    with_predicted_bytes,
 )
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.rewrite.apply import rewrite
-from onnx_dfmpc.sensitivity.table import with_costs, with_noise
-from onnx_dfmpc.solve import solve
 from onnx_dfmpc.spec import CostTable, MatchReport, Progress, QuantPlan, SweepPoint
+
+ATTEMPTS = 3
+"""Times that bits are allocated anew when a promised SQNR is missed."""
+
+MARGIN_DB = 0.3
+"""What a target is raised by beyond what it missed: bits come in steps."""
 
 
 def inspect(model: Model) -> MatchReport:
@@ -97,23 +103,19 @@ def plan_result(
 ) -> PlanResult:
     """`plan`, with the account of how it came about; ``sweep`` is a number of budgets, or some in bytes."""
     seconds: Seconds = {}
-    job = prepare(model, recipe or Recipe(), progress, seconds, statistics=True, validated=False)
+    recipe = recipe or Recipe()
+    needed = needs_statistics(recipe) or sweep is not None
+    job = prepare(model, recipe, progress, seconds, statistics=needed, predicted=True)
     statistics = measure(job, job.planned, seconds)
     costs, notes = cost_table(job, statistics, seconds)
-    made = allocate(job, costs, seconds)
+    made = _made(job, statistics, costs, seconds)
     points: tuple[SweepPoint, ...] = ()
     if sweep is not None:
         table = costs or cost_table(job, statistics, seconds, everything=True)[0]
         assert table is not None
-        points = _swept(job, table, sweep, statistics, seconds)
-    if made.predicted_sqnr_db is None:
-        table, more = cost_table(job, statistics, seconds, made)
-        notes += more
-        assert table is not None
-        made = with_costs(made, table)
-    return PlanResult(
-        job.source, job.matched, made, job.recipe, points, (*job.notes, *statistics.notes, *notes), seconds
-    )
+        points = _swept(job, table, sweep, statistics, seconds, offset_of(made.plan, table))
+    all_notes = (*job.notes, *statistics.notes, *notes, *made.notes)
+    return PlanResult(job.source, job.matched, made.plan, job.recipe, points, all_notes, seconds)
 
 
 def apply(
@@ -164,11 +166,12 @@ def apply(
     seconds: Seconds = {}
     recipe = recipe or Recipe.from_dict(plan.recipe)
     needed = needs_statistics(recipe, plan)
-    job = prepare(model, recipe, progress, seconds, plan=plan, statistics=needed, validated=validated)
+    job = prepare(model, recipe, progress, seconds, plan=plan, statistics=needed, predicted=validated)
     names = tuple(layer.name for layer in plan.layers)
     statistics = measure(job, names, seconds)
-    return _carry_out(
-        job, plan, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency
+    made = carry_out(job, plan, statistics, seconds)
+    return _account(
+        job, made, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency
     )
 
 
@@ -224,13 +227,13 @@ def quantize(
         require_writable(output, external_data=external_data, overwrite=overwrite)
     recipe = recipe or Recipe()
     needed = needs_statistics(recipe)
-    job = prepare(model, recipe, progress, seconds, statistics=needed, validated=validated)
+    job = prepare(model, recipe, progress, seconds, statistics=needed, predicted=validated)
     if output is not None:
         require_writable(output, external_data=external_data, overwrite=overwrite, protected=job.source.files)
     statistics = measure(job, job.planned, seconds)
     costs, notes = cost_table(job, statistics, seconds)
-    made = allocate(job, costs, seconds)
-    result = _carry_out(
+    made = _made(job, statistics, costs, seconds)
+    result = _account(
         job, made, statistics, costs, seconds, validated=validated, per_layer=per_layer, latency=latency
     )
     result = replace(result, notes=(*result.notes, *notes))
@@ -239,9 +242,39 @@ def quantize(
     return result.save(output, external_data=external_data, overwrite=overwrite)
 
 
-def _carry_out(
+def _made(job: Job, statistics: Measured, costs: CostTable | None, seconds: Seconds) -> Made:
+    """The quantized model, with bits for the target; where that is an SQNR, for one that is expected to hold.
+
+    A table adds up what layers do one at a time. So the model is made and run, and where the lower end of
+    what is expected misses the target, that is raised by as much, a few times.
+    """
+    wanted = job.recipe.target_sqnr_db
+    made = carry_out(job, allocate(job, costs, seconds), statistics, seconds)
+    if wanted is None or costs is None:
+        return made
+    raised, best = wanted, made
+    for _ in range(ATTEMPTS):
+        low = best.plan.predicted_low_db
+        if low is None or low >= wanted:
+            return best
+        raised += wanted - low + MARGIN_DB
+        try:
+            plan = allocate(job, costs, seconds, target_sqnr_db=raised)
+        except UnsupportedError:  # even the most bits promise less
+            break
+        if [layer.bits for layer in plan.layers] == [layer.bits for layer in best.plan.layers]:
+            break
+        best = carry_out(job, plan, statistics, seconds)
+    low = best.plan.predicted_low_db
+    if low is None or low >= wanted:
+        return best
+    note = f"the prediction does not promise {wanted:g} dB: its lower end is {low:.1f} dB"
+    return replace(best, notes=(*best.notes, note))
+
+
+def _account(
     job: Job,
-    plan: QuantPlan,
+    made: Made,
     statistics: Measured,
     costs: CostTable | None,
     seconds: Seconds,
@@ -250,37 +283,23 @@ def _carry_out(
     per_layer: bool = False,
     latency: bool = False,
 ) -> QuantizeResult:
-    """Everything after allocation."""
-    proto, matched = job.source.proto, job.matched
-    if plan.predicted_bytes is None:
-        plan = with_predicted_bytes(job, plan)
-    with timed(seconds, "quantize"):
-        solved = solve(proto, matched, plan, job.recipe, statistics.layers, job.feeds, job.progress)
-    if plan.predicted_sqnr_db is None and statistics.layers:
-        plan = with_noise(plan, proto, matched, solved, statistics.layers)
-    with timed(seconds, "rewrite"):
-        names = [layer.name for layer in plan.layers]
-        bits = {layer.name: layer.bits for layer in plan.layers}
-        metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
-        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
-    with timed(seconds, "check"):
-        verify(rewritten.proto, "the quantized model")
+    """Everything after rewriting."""
     layer_noise: Mapping[str, float | None] = {}
     evaluation = None
     if validated:
         with timed(seconds, "validate"):
             layer_noise, evaluation = evaluate(
-                job, rewritten.proto, solved, plan.form, per_layer=per_layer, latency=latency
+                job, made.rewritten.proto, made.solved, made.plan.form, per_layer=per_layer, latency=latency
             )
     frontier: tuple[SweepPoint, ...] = ()
     if costs is not None:
         with timed(seconds, "allocate"):
-            frontier = frontier_of(job, costs)
-    return finish(job, plan, solved, rewritten, layer_noise, evaluation, frontier, statistics, seconds)
+            frontier = frontier_of(job, costs, offset_of(made.plan, costs))
+    return finish(job, made, layer_noise, evaluation, frontier, statistics, seconds)
 
 
 def _swept(
-    job: Job, costs: CostTable, wanted: int | Sequence[int], statistics: Measured, seconds: Seconds
+    job: Job, costs: CostTable, wanted: int | Sequence[int], statistics: Measured, seconds: Seconds, offset: float
 ) -> tuple[SweepPoint, ...]:
     """Size against quality, for a number of budgets or for given ones; measured where there is data."""
     allowed = budgets(job.matched, job.recipe, costs, wanted) if isinstance(wanted, int) else wanted
@@ -288,10 +307,11 @@ def _swept(
         plans = sweep(job.matched, job.recipe, job.source.sha256, costs, allowed)
     points = []
     for budget, made in zip(allowed, plans, strict=True):
-        point = sweep_point(job, budget, made)
+        point = sweep_point(job, budget, made, offset)
         if made is not None and job.recipe.data is not None:
             placed = replace(made, form=job.recipe.form)
-            found = _carry_out(job, placed, statistics, None, seconds, validated=True).validation
+            done = carry_out(job, placed, statistics, seconds)
+            found = _account(job, done, statistics, None, seconds, validated=True).validation
             if found is not None:
                 point = replace(point, measured_sqnr_db=found.sqnr_db, top1=found.top1_quantized)
         points.append(point)

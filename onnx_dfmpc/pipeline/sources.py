@@ -19,12 +19,12 @@ Source = Callable[[Job, Sequence[str]], Mapping[str, LayerStatistics]]
 def measured(job: Job, names: Sequence[str]) -> dict[str, LayerStatistics]:
     """The float network run on the inputs of the job."""
     recipe = job.recipe
-    assert job.feeds is not None
+    assert job.mixture is not None
     return probe(
         job.source.proto,
         job.matched.layers,
         names,
-        job.feeds,
+        job.mixture,
         source="probe" if recipe.calibration_data is None else "calibration",
         seed=recipe.seed,
         with_outputs=wants_outputs(recipe),

@@ -14,19 +14,22 @@ from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.evaluate import evidence
 from onnx_dfmpc.evaluate.compare import Evaluation, examine
 from onnx_dfmpc.evaluate.diagnose import layer_sqnr
+from onnx_dfmpc.evaluate.expectation import expect
 from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import verify
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.pipeline.sources import SOURCES
 from onnx_dfmpc.recipe import Data
-from onnx_dfmpc.rewrite.apply import Rewritten
+from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
-from onnx_dfmpc.sensitivity.table import predict, size_table, with_sizes
-from onnx_dfmpc.solve import weight_noise
+from onnx_dfmpc.sensitivity.table import predict, size_table, with_noise, with_sizes
+from onnx_dfmpc.solve import solve, weight_noise
 from onnx_dfmpc.spec import (
     CostTable,
+    Expectation,
     Feeds,
     LayerReport,
     LayerStatistics,
@@ -36,6 +39,7 @@ from onnx_dfmpc.spec import (
     StorageFormat,
     SweepPoint,
     WeightHistogram,
+    sqnr_db,
 )
 
 LAYER_SAMPLES = 8
@@ -102,9 +106,14 @@ def cost_table(
         )
 
 
-def allocate(job: Job, costs: CostTable | None, seconds: Seconds) -> QuantPlan:
-    """Bits of every layer: as the recipe gives them, or as the costs make them worth their bytes."""
-    source, matched, recipe = job.source, job.matched, job.recipe
+def allocate(
+    job: Job, costs: CostTable | None, seconds: Seconds, *, target_sqnr_db: float | None = None
+) -> QuantPlan:
+    """Bits of every layer: as the recipe gives them, or as the costs make them worth their bytes; for another
+    SQNR than the recipe's, if one is given.
+    """
+    source, matched = job.source, job.matched
+    recipe = job.recipe if target_sqnr_db is None else replace(job.recipe, target_sqnr_db=target_sqnr_db)
     with timed(seconds, "allocate"):
         if costs is None:
             made = allocate_fixed(matched, recipe, source.sha256, weight_noise(source.proto))
@@ -114,7 +123,64 @@ def allocate(job: Job, costs: CostTable | None, seconds: Seconds) -> QuantPlan:
         made = replace(made, form=recipe.form)
         made = made if costs is None else with_predicted_bytes(job, made)
     name = "" if source.path is None else source.path.name
-    return replace(made, model_name=name, recipe=recipe.to_dict())
+    return replace(made, model_name=name, recipe=job.recipe.to_dict())
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A plan carried out: with what is expected of it, the numbers of its layers, the model, and remarks."""
+
+    plan: QuantPlan
+    solved: tuple[QuantizedLayer, ...]
+    rewritten: Rewritten
+    expectation: Expectation | None = None
+    notes: tuple[str, ...] = ()
+
+
+def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds) -> Made:
+    """Codes and repair of every layer, the rewritten model, and what is expected of it."""
+    proto, matched = job.source.proto, job.matched
+    if plan.predicted_bytes is None:
+        plan = with_predicted_bytes(job, plan)
+    with timed(seconds, "quantize"):
+        solved = solve(proto, matched, plan, job.recipe, statistics.layers, job.mixture, job.progress)
+    if plan.predicted_sqnr_db is None and statistics.layers:
+        plan = with_noise(plan, proto, matched, solved, statistics.layers)
+    with timed(seconds, "rewrite"):
+        names = [layer.name for layer in plan.layers]
+        bits = {layer.name: layer.bits for layer in plan.layers}
+        metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
+        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
+    with timed(seconds, "check"):
+        verify(rewritten.proto, "the quantized model")
+    made = Made(plan, solved, rewritten)
+    if not job.trials:
+        return made
+    with timed(seconds, "predict"):
+        try:
+            expectation = expect(proto, rewritten.proto, job.trials)
+        except ModelError as error:
+            return replace(made, notes=(f"predicted in closed form, since the model cannot be run: {error}",))
+    if expectation is None:
+        return made
+    plan = replace(
+        plan,
+        predicted_sqnr_db=expectation.sqnr_db,
+        predicted_low_db=expectation.low_db,
+        predicted_high_db=expectation.high_db,
+    )
+    return replace(made, plan=plan, expectation=expectation)
+
+
+def offset_of(plan: QuantPlan, costs: CostTable) -> float:
+    """What to add to the SQNR that a table adds up to, in dB, for what is expected when the model is run."""
+    if plan.predicted_sqnr_db is None:
+        return 0.0
+    rows = {name: row for row, name in enumerate(costs.layers)}
+    noise = sum(
+        float(costs.noise[rows[layer.name], costs.widths.index(layer.bits)]) for layer in plan.layers
+    )
+    return plan.predicted_sqnr_db - sqnr_db(noise) if noise > 0 else 0.0
 
 
 def evaluate(
@@ -147,9 +213,7 @@ def evaluate(
 
 def finish(
     job: Job,
-    plan: QuantPlan,
-    solved: Sequence[QuantizedLayer],
-    rewritten: Rewritten,
+    made: Made,
     layer_noise: Mapping[str, float | None],
     evaluation: Evaluation | None,
     frontier: tuple[SweepPoint, ...],
@@ -157,6 +221,7 @@ def finish(
     seconds: Seconds,
 ) -> QuantizeResult:
     """The account of a run."""
+    plan, solved, rewritten = made.plan, made.solved, made.rewritten
     table = ConstantTable(job.source.proto)
     rows = tuple(_rows(job.matched, plan, solved, rewritten, layer_noise, table))
     return QuantizeResult(
@@ -168,7 +233,8 @@ def finish(
         chains=job.matched.chains,
         skipped=plan.skipped,
         size=rewritten.proto.ByteSize(),
-        notes=(*rewritten.notes, *job.notes, *statistics.notes),
+        notes=(*rewritten.notes, *job.notes, *statistics.notes, *made.notes),
+        expectation=made.expectation,
         seconds=seconds,
         validation=None if evaluation is None else evaluation.validation,
         per_layer=() if evaluation is None else evaluation.per_layer,
@@ -197,18 +263,19 @@ def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
     return with_sizes(plan, job.source.proto, job.matched, job.recipe, metadata)
 
 
-def frontier_of(job: Job, costs: CostTable) -> tuple[SweepPoint, ...]:
-    """What other budgets would buy, as predicted."""
+def frontier_of(job: Job, costs: CostTable, offset: float) -> tuple[SweepPoint, ...]:
+    """What other budgets would buy, as predicted; ``offset`` as in `offset_of`."""
     allowed = budgets(job.matched, job.recipe, costs, FRONTIER)
     plans = sweep(job.matched, job.recipe, job.source.sha256, costs, allowed)
-    return tuple(sweep_point(job, budget, made) for budget, made in zip(allowed, plans, strict=True))
+    return tuple(sweep_point(job, budget, made, offset) for budget, made in zip(allowed, plans, strict=True))
 
 
-def sweep_point(job: Job, budget: int, plan: QuantPlan | None) -> SweepPoint:
+def sweep_point(job: Job, budget: int, plan: QuantPlan | None, offset: float) -> SweepPoint:
     """What a budget buys, as predicted."""
     if plan is None:
         return SweepPoint(budget)
-    return SweepPoint(budget, plan.predicted_bytes, mean_bits(plan, job.matched), plan.predicted_sqnr_db)
+    predicted = None if plan.predicted_sqnr_db is None else plan.predicted_sqnr_db + offset
+    return SweepPoint(budget, plan.predicted_bytes, mean_bits(plan, job.matched), predicted)
 
 
 def _few_feeds(proto: ModelProto, data: Data) -> Feeds:

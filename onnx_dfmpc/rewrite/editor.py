@@ -57,6 +57,12 @@ class Editor:
         # what will stand where each node stands now
         self._places: list[list[NodeProto]] = [[node] for node in self._nodes]
         # constants that have lost a reader
+        # positions of the nodes that read a tensor, and of those that read shapes
+        self._readers: dict[str, list[int]] = {}
+        for index, node in enumerate(self._nodes):
+            for name in node.input:
+                self._readers.setdefault(name, []).append(index)
+        self._shape_nodes = [i for i, node in enumerate(self._nodes) if node.op_type in ("Shape", "Size")]
         self._released: list[str] = []
         # float constants whose name the dequantized weight takes over
         self._superseded: set[str] = set()
@@ -120,7 +126,8 @@ class Editor:
     def _freeze_shape(self, layer: Layer, weight: str) -> None:
         """Make constants of nodes that read only the shape of a weight, or they would keep it in the file."""
         shape = layer.shape
-        for index, node in enumerate(self._nodes):
+        for index in self._shape_nodes:
+            node = self._nodes[index]
             if node.op_type not in ("Shape", "Size") or not self._same_constant(node.input[0], weight):
                 continue
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
@@ -146,7 +153,8 @@ class Editor:
             between.add(inner)
         # Whoever else reads a tensor in between only wants its shape (else matching would not have found the
         # batch norm), and that of the output is the same.
-        for node in self._nodes:
+        for index in {index for name in between for index in self._readers.get(name, ())}:
+            node = self._nodes[index]
             for position, name in enumerate(node.input):
                 if name in between:
                     node.input[position] = output

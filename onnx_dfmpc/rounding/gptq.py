@@ -68,6 +68,9 @@ SWEEPS = 4
 SKETCH_RATIO = {2: 0.75, 3: 0.85, 4: 0.95}
 """Share of the range of a row for a `sketch`: near the middle of what the search tries. Not studied."""
 
+UPPER = np.triu(np.ones((64, 64)))
+"""Of which a corner is as large as the largest leaf: a kernel of 7 x 7."""
+
 MOST_WEIGHTS = 1 << 20
 """Weights times grids that are rounded at once. A pass keeps half a dozen float64 arrays of that size."""
 
@@ -307,5 +310,8 @@ def _sweep_leaf(block: Array, values: Array, residual: Array, steps: Array, limi
         np.minimum(np.maximum(code, limits[0], out=code), limits[1], out=code)
         step = np.subtract(code, values[:, j], out=steps[:, j])
         values[:, j] = code
-        residual += block[:, :, j, None] * step[:, None]
-    return bool(steps.any())
+        residual[:, j + 1 :] += block[:, j + 1 :, j, None] * step[:, None]
+    if not steps.any():
+        return False
+    residual += (block * UPPER[: block.shape[1], : block.shape[1]]) @ steps  # of those before, and their own
+    return True

@@ -14,7 +14,7 @@ from onnx_dfmpc.errors import DfmpcError
 
 Value = NDArray[Any]
 
-IN_MEMORY = 1 << 23
+IN_MEMORY = 1 << 26
 """Bytes that all batches of a tensor may take in memory: a few such tensors live at a time, beside the model.
 """
 

@@ -68,9 +68,17 @@ class PartialRun:
 
     def value(self, tensor: str) -> Batches:
         """Value of a tensor for each batch."""
-        if tensor not in self._live:
-            self._run(tensor)
-        return self._live[tensor]
+        return self.values([tensor])[0]
+
+    def values(self, tensors: Sequence[str]) -> list[Batches]:
+        """Values of some tensors for each batch; what is missing is run at once. Of tensors that no node still
+        needs, only the last one is remembered.
+        """
+        found = {tensor: self._live[tensor] for tensor in tensors if tensor in self._live}
+        missing = [tensor for tensor in tensors if tensor not in found]
+        if missing:
+            found |= self._run(missing)
+        return [found[tensor] for tensor in tensors]
 
     def put(self, tensor: str, values: Iterable[Value]) -> None:
         """Let the nodes that have not run yet see other values of a tensor, one for each batch."""
@@ -145,13 +153,13 @@ class PartialRun:
                 stack.extend((read, False) for read in self._reads[index])
         return order
 
-    def _run(self, tensor: str) -> None:
-        """Run the segment up to a tensor, keep what others still need of it, and forget what nobody does."""
-        indices = self._ancestors(tensor)
+    def _run(self, tensors: Sequence[str]) -> dict[str, Batches]:
+        """Run the segment up to some tensors, keep what others still need of it, and forget what nobody does."""
+        indices = list(dict.fromkeys(index for tensor in tensors for index in self._ancestors(tensor)))
         nodes = [self._nodes[index] for index in indices]
         for index in indices:
             self._waiting.subtract(self._reads[index])
-        keep = sorted(name for name in _outputs(nodes) if self._waiting[name] > 0 or name == tensor)
+        keep = sorted(name for name in _outputs(nodes) if self._waiting[name] > 0 or name in tensors)
         session, inputs = self._segment(nodes, keep, {})
 
         def run(batch: int) -> list[Value | Stored]:
@@ -160,12 +168,15 @@ class PartialRun:
             return [stored(value, self._batches) for value in results]
 
         results = _side_by_side(run, self._batches)
-        for position, name in enumerate(keep):
-            self._live[name] = Batches(result[position] for result in results)
-        for name in {name for index in indices for name in self._reads[index]}:
+        made = {
+            name: Batches(result[position] for result in results) for position, name in enumerate(keep)
+        }
+        self._live |= made
+        for name in {*tensors, *(name for index in indices for name in self._reads[index])} - {tensors[-1]}:
             if self._waiting[name] <= 0:
                 self._live.pop(name, None)
                 self._replaced.pop(name, None)
+        return {tensor: made[tensor] for tensor in tensors}
 
     def _segment(
         self, nodes: Sequence[NodeProto], outputs: Sequence[str], opened: Mapping[str, Value]

@@ -13,12 +13,21 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate.fixed import layer_plan
 from onnx_dfmpc.compensate import respond
-from onnx_dfmpc.methods import METHODS, Repair, Rounded, correct, grid_spec, noise_share, round_layer
+from onnx_dfmpc.methods import (
+    METHODS,
+    Repair,
+    Rounded,
+    alike,
+    correct,
+    grid_spec,
+    noise_share,
+    round_layer,
+)
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rounding.grids import dequantize
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
-from onnx_dfmpc.rounding.rounding import ROUNDINGS
-from onnx_dfmpc.spec import Array, InputStatistics, Layer
+from onnx_dfmpc.rounding.rounding import ROUNDINGS, Sketch, split
+from onnx_dfmpc.spec import Array, InputStatistics, Layer, LayerPlan
 from onnx_dfmpc.spec.ops import from_rows, taps, to_rows
 
 
@@ -32,30 +41,62 @@ class Candidate:
 
 
 def candidates(
-    layer: Layer,
-    weight: NDArray[np.floating],
-    statistics: InputStatistics,
-    widths: Sequence[int],
+    layers: Sequence[Layer],
+    weights: Sequence[NDArray[np.floating]],
+    statistics: Sequence[InputStatistics],
+    widths: Sequence[Sequence[int]],
     recipe: Recipe,
-) -> dict[int, Candidate]:
-    """Candidates of one layer by width; ``weight`` has shape ``layer.shape``, statistics are of its input."""
-    plans = [layer_plan(layer, "inner", width, "", recipe) for width in widths]
-    sketch = ROUNDINGS[recipe.rounding or METHODS[recipe.method].rounding].sketch
-    if sketch is None or any(plan.grid != "asymmetric" for plan in plans):
-        rounded = [round_layer(layer, plan, weight, statistics) for plan in plans]
-    else:
-        rows = to_rows(weight.astype(np.float64), layer)
-        trusted = regularize(statistics.covariance, taps(layer), statistics.samples)
-        uncertain = with_mean_uncertainty(trusted, statistics.mean, taps(layer))
-        sketched = sketch(rows, [grid_spec(layer, plan) for plan in plans], uncertain)
-        # Predicted by the covariance that rounding trusts: it fits the one that was measured too well.
-        responses = [respond(rows, dequantize(codes), statistics.mean, trusted) for codes in sketched]
-        rounded = [
-            Rounded(layer, plan, rows, codes, response, statistics)
-            for plan, codes, response in zip(plans, sketched, responses, strict=True)
-        ]
+) -> list[dict[int, Candidate]]:
+    """Candidates of layers by width; weights have the shapes of the layers, statistics are of their inputs."""
+    found: dict[int, dict[int, Candidate]] = {}
     switches = Repair(recipe.repairs_gain, recipe.repairs_mean)
-    return {one.plan.bits: repaired(one, switches) for one in rounded}
+    for some in alike(layers, statistics, [tuple(one) for one in widths]):
+        plans = [[layer_plan(layers[i], "inner", width, "", recipe) for width in widths[i]] for i in some]
+        sketch = ROUNDINGS[recipe.rounding or METHODS[recipe.method].rounding].sketch
+        if sketch is None or any(plan.grid != "asymmetric" for plan in plans[0]):
+            rounded = [
+                [round_layer(layers[i], plan, weights[i], statistics[i]) for plan in own]
+                for i, own in zip(some, plans, strict=True)
+            ]
+        else:
+            rounded = _sketched(
+                [layers[i] for i in some], plans, [weights[i] for i in some], [statistics[i] for i in some], sketch
+            )
+        for i, own in zip(some, rounded, strict=True):
+            found[i] = {one.plan.bits: repaired(one, switches) for one in own}
+    return [found[index] for index in range(len(layers))]
+
+
+def _sketched(
+    layers: Sequence[Layer],
+    plans: Sequence[Sequence[LayerPlan]],
+    weights: Sequence[NDArray[np.floating]],
+    statistics: Sequence[InputStatistics],
+    sketch: Sketch,
+) -> list[list[Rounded]]:
+    """Sketches of layers that are alike, on the grids of their plans."""
+    rows = [to_rows(weight.astype(np.float64), layer) for weight, layer in zip(weights, layers, strict=True)]
+    trusted = [
+        regularize(seen.covariance, taps(layer), seen.samples)
+        for seen, layer in zip(statistics, layers, strict=True)
+    ]
+    uncertain = [
+        with_mean_uncertainty(one, seen.mean, taps(layer))
+        for one, seen, layer in zip(trusted, statistics, layers, strict=True)
+    ]
+    together = uncertain[0]
+    if len(layers) > 1:
+        together = np.concatenate([one for one in uncertain if isinstance(one, np.ndarray)])
+    grids = [grid_spec(layers[0], plan) for plan in plans[0]]
+    found: list[list[Rounded]] = [[] for _ in layers]
+    for grid, codes in zip(range(len(grids)), sketch(np.concatenate(rows), grids, together), strict=True):
+        for index, part in enumerate(split(codes, len(layers))):
+            # Predicted by the covariance that rounding trusts: it fits the one that was measured too well.
+            response = respond(rows[index], dequantize(part), statistics[index].mean, trusted[index])
+            found[index].append(
+                Rounded(layers[index], plans[index][grid], rows[index], part, response, statistics[index])
+            )
+    return found
 
 
 def repaired(rounded: Rounded, switches: Repair) -> Candidate:

@@ -21,8 +21,8 @@ from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.inputs.synthetic import synthetic, synthetic_feeds
 from onnx_dfmpc.recipe import Data
 
-FEWEST, MOST = 8, 32
-POSITIONS = 1 << 15
+FEWEST, MOST = 4, 16
+POSITIONS = 1 << 14
 """Samples are as many as have about this many positions, within the bounds above: a bound on time."""
 
 BATCHES = 4
@@ -41,8 +41,7 @@ def mixed_synthetic_feeds(
     """Synthetic inputs, half of each kind."""
     specs = model_inputs(proto, shapes)
     # Another seed than that of the statistics: the layers were rounded for those pictures.
-    first = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=1)[0]
-    half = _enough(first) // 2
+    half = _enough(synthetic_feeds(specs, "white", samples=1)[0]) // 2
     pictures = synthetic_feeds(specs, seed=seed + 1, input_range=input_range, samples=half)
     noise = synthetic(specs, samples=half, seed=seed + 1, input_range=input_range)
     noise = replace(noise, batch=noise.batch if fixed_batch(specs) else max(1, half // (BATCHES // 2)))

@@ -56,8 +56,8 @@ class OutputNoise:
         ] = {}  # by name: a network may have outputs that the first layer misses
 
     def noise(self, layer: Layer, candidates: Mapping[int, Candidate]) -> dict[int, float]:
-        """Noise at the network's outputs when this layer alone is quantized, relative to the signal there, by
-        width.
+        """Noise at the network's worst output when this layer alone is quantized, relative to the signal there,
+        by width.
         """
         weight = self._table[layer.weight]
         self._run.value(layer.input)
@@ -68,9 +68,7 @@ class OutputNoise:
         for width, candidate in candidates.items():
             shift = _shift(candidate.shift, layer, weight)
             quantized = self._float | rest.with_weight(candidate.weight.astype(weight.dtype), shift)
-            noise[width] = float(
-                np.mean([relative(self._float[name], quantized[name]) for name in self._float])
-            )
+            noise[width] = max(relative(self._float[name], quantized[name]) for name in self._float)
         return noise
 
 

@@ -24,6 +24,7 @@ from onnx_dfmpc.spec import (
     Array,
     CostTable,
     Grid,
+    Layer,
     LayerStatistics,
     MatchReport,
     Progress,
@@ -35,7 +36,13 @@ from onnx_dfmpc.spec import (
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 WIDEST_TRIED = 4
-"""Wider codes are not tried: their noise falls with the square of their step."""
+"""Wider codes are not tried: their noise falls with the square of their step. Between the narrowest and this
+one it falls by equal factors.
+"""
+
+PROBED = 16
+"""Layers, about, from which the way to the outputs is measured; the cost of a prediction is proportional to it.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,38 +115,84 @@ def predict(
 ) -> tuple[CostTable, tuple[str, ...]]:
     """Cost table with the noise at the network's outputs when one layer alone is quantized, and remarks.
 
-    The noise is measured on ``feeds``, or computed in closed form where they are None or the model cannot be
+    What a layer's noise becomes on its way to the outputs is a factor that hardly depends on how much of it
+    there is. It is measured on ``feeds`` at the narrowest width, and multiplies the noise at the layer's own
+    output at every width; or it is computed in closed form, where ``feeds`` are None or the model cannot be
     run from the middle. ``source`` names where it comes from: "bn", "probe" or "measured".
     """
     constants = ConstantTable(proto)
-    measured = None if feeds is None else OutputNoise(proto, constants, matched.layers, feeds)
     widths = sizes.table.widths
     allowed = dict(zip(sizes.table.layers, sizes.allowed, strict=True))
+    layers = [
+        layer for layer in matched.layers if layer.name in allowed and statistics[layer.name].input is not None
+    ]
+    probed = set() if feeds is None else _probed(layers)
+    measured = None if feeds is None else OutputNoise(proto, constants, matched.layers, feeds)
     local: dict[str, Array] = {}
-    noise: dict[str, Array] = {}
+    factors: dict[str, float] = {}
     notes: tuple[str, ...] = ()
-    for layer in matched.layers:
-        seen = statistics[layer.name].input if layer.name in allowed else None
-        if seen is None:
-            continue
-        weight = constants[layer.weight].astype(np.float32)
-        tried = candidates(layer, weight, seen, _tried(widths, allowed[layer.name]), recipe)
+    every = candidates(
+        layers,
+        [constants[layer.weight].astype(np.float32) for layer in layers],
+        [seen for layer in layers if (seen := statistics[layer.name].input) is not None],
+        [_tried(widths, allowed[layer.name]) for layer in layers],
+        recipe,
+    )
+    for layer, tried in zip(layers, every, strict=True):
         local[layer.name] = spread({width: one.noise for width, one in tried.items()}, widths)
-        if measured is not None:
+        narrowest = min(tried)
+        if measured is not None and layer.name in probed and tried[narrowest].noise > 0:
             try:
-                noise[layer.name] = spread(measured.noise(layer, tried), widths)
+                at_outputs = measured.noise(layer, {narrowest: tried[narrowest]})[narrowest]
+                factors[layer.name] = at_outputs / tried[narrowest].noise
             except (ModelError, UnsupportedError) as error:
                 measured, source, notes = None, "bn", (f"noise at the outputs in closed form: {error}",)
         if progress is not None:
-            progress("predict", len(local), len(allowed))
-    if measured is None:
-        amplified = amplification(proto, matched.layers, statistics)
-        noise = {
-            layer.name: noise_at_outputs(amplified, layer, 1.0) * local[layer.name]
-            for layer in matched.layers
-            if layer.name in local
-        }
-    return replace(sizes.table, noise=np.stack([noise[name] for name in local]), source=source), notes
+            progress("predict", len(local), len(layers))
+    amplified = amplification(proto, matched.layers, statistics)
+    computed = {layer.name: noise_at_outputs(amplified, layer, 1.0) for layer in layers}
+    found = computed if measured is None else _interpolated(layers, factors, computed)
+    noise = np.stack([found[layer.name] * local[layer.name] for layer in layers])
+    return replace(sizes.table, noise=noise, source=source), notes
+
+
+def _probed(layers: Sequence[Layer]) -> set[str]:
+    """Layers whose way to the outputs is measured: all of a small network, and some of a large one, evenly
+    spread over the depth, depthwise layers and others each.
+    """
+    chosen: set[str] = set()
+    for some in _classes(layers):
+        count = max(2, round(PROBED * len(some) / len(layers)))
+        places = np.unique(np.rint(np.linspace(0, len(some) - 1, min(count, len(some)))).astype(int))
+        chosen |= {some[place].name for place in places}
+    return chosen
+
+
+def _interpolated(
+    layers: Sequence[Layer], factors: Mapping[str, float], computed: Mapping[str, float]
+) -> dict[str, float]:
+    """Factor of every layer: as measured, or as computed times what measured and computed ones differ by at
+    the layers before and after it, by powers.
+    """
+    found: dict[str, float] = dict(computed)
+    for some in _classes(layers):
+        known = [
+            index
+            for index, layer in enumerate(some)
+            if factors.get(layer.name, 0) > 0 and computed[layer.name] > 0
+        ]
+        if known:
+            ratios = np.log([factors[some[index].name] / computed[some[index].name] for index in known])
+            every = np.exp(np.interp(np.arange(len(some)), known, ratios))
+            found |= {layer.name: computed[layer.name] * each for layer, each in zip(some, every, strict=True)}
+        found |= {layer.name: factors[layer.name] for layer in some if layer.name in factors}
+    return found
+
+
+def _classes(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Layers of one group, and of several: noise passes these in other ways."""
+    split = [[layer for layer in layers if (layer.group > 1) is grouped] for grouped in (False, True)]
+    return [some for some in split if some]
 
 
 def spread(measured: Mapping[int, float], widths: Sequence[int]) -> Array:
@@ -165,9 +218,9 @@ def spread(measured: Mapping[int, float], widths: Sequence[int]) -> Array:
 
 
 def _tried(widths: Sequence[int], allowed: NDArray[np.bool_]) -> list[int]:
-    """Widths to quantize at: the narrow ones that are allowed, and the widest of those to go on from."""
-    wanted = [width for width, yes in zip(widths, allowed, strict=True) if yes]
-    return sorted({min(width, WIDEST_TRIED) for width in wanted})
+    """Widths to quantize at: the narrowest that is allowed, and the widest of those to go on from."""
+    wanted = [min(width, WIDEST_TRIED) for width, yes in zip(widths, allowed, strict=True) if yes]
+    return sorted({wanted[0], wanted[-1]})
 
 
 # ------------------------------------------------------------------------------------------ what a plan will

@@ -8,6 +8,7 @@ Arrays are never modified in place.
 
 from onnx_dfmpc.spec.arrays import Array, Feeds, InputSpec, Progress, Value, shape_text, sqnr_db
 from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, Skipped
+from onnx_dfmpc.spec.mixture import Mixture
 from onnx_dfmpc.spec.moments import Anchor, InputStatistics, LayerStatistics, Moments, Outputs
 from onnx_dfmpc.spec.planned import (
     CostTable,
@@ -19,7 +20,7 @@ from onnx_dfmpc.spec.planned import (
     StorageFormat,
     SweepPoint,
 )
-from onnx_dfmpc.spec.reported import Latency, LayerEffect, LayerReport, Suggestion, Timing, WeightHistogram
+from onnx_dfmpc.spec.reported import Expectation, KindNoise, Latency, LayerEffect, LayerReport, Suggestion, Timing, WeightHistogram
 from onnx_dfmpc.spec.stored import QuantizedLayer, QuantizedWeight
 
 __all__ = [
@@ -29,10 +30,12 @@ __all__ = [
     "Chain",
     "CostTable",
     "Edge",
+    "Expectation",
     "Feeds",
     "Grid",
     "InputSpec",
     "InputStatistics",
+    "KindNoise",
     "Latency",
     "Layer",
     "LayerEffect",
@@ -40,6 +43,7 @@ __all__ = [
     "LayerReport",
     "LayerStatistics",
     "MatchReport",
+    "Mixture",
     "Moments",
     "Outputs",
     "Progress",

@@ -36,7 +36,9 @@ class InputStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and variance of a layer's output per channel, without its own bias, float64, shape (o,)."""
+    """Mean and variance of a layer's output per channel, without its own bias, for each kind of inputs:
+    float64, shape (kinds, o).
+    """
 
     mean: Array
     variance: Array
@@ -44,7 +46,9 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """What re-anchoring to batch norm does to a layer's output, ``scale y + offset``, each of shape (o,)."""
+    """What re-anchoring to batch norm does to a layer's output, ``scale y + offset``, for each kind of inputs:
+    shape (kinds, o).
+    """
 
     scale: Array
     offset: Array
@@ -72,11 +76,13 @@ class LayerStatistics:
 @dataclass(frozen=True, eq=False)
 class Outputs:
     """Moments of a layer's output in the float network, and in the network quantized up to and including the
-    layer.
+    layer, and the weight of each kind of inputs.
 
-    Arrays of shape (o,), float64, for the same inputs of the network and before any correction of this layer.
+    Arrays of shape (kinds, o), float64, for the same inputs of the network and before any correction of this
+    layer; ``weights`` (kinds,) add up to 1.
     """
 
+    weights: Array
     mean: Array
     variance: Array
     quantized_mean: Array

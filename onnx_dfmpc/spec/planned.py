@@ -108,7 +108,9 @@ class QuantPlan:
     predicted_bytes : int or None
         Bytes of the whole file.
     predicted_sqnr_db : float or None
-        Of the network's output.
+        Of the network's worst output.
+    predicted_low_db, predicted_high_db : float or None
+        Interval of that: what the plausible kinds of inputs span. None where the model was not run on them.
     source : str
         Where the predicted noise comes from, as in `CostTable`; "" where there is none.
     """
@@ -121,6 +123,8 @@ class QuantPlan:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     predicted_bytes: int | None = None
     predicted_sqnr_db: float | None = None
+    predicted_low_db: float | None = None
+    predicted_high_db: float | None = None
     source: str = ""
 
     def __getitem__(self, name: str) -> LayerPlan:

@@ -137,3 +137,24 @@ class Latency:
     runs: int
     threads: int
     batch: int
+
+
+@dataclass(frozen=True)
+class KindNoise:
+    """SQNR of the worst output, in dB, on synthetic inputs of one kind, and how likely that kind is."""
+
+    name: str
+    weight: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Output SQNR, in dB, that is expected on real inputs: a point, and the interval that the plausible kinds
+    of inputs span.
+    """
+
+    sqnr_db: float
+    low_db: float
+    high_db: float
+    kinds: tuple[KindNoise, ...] = ()

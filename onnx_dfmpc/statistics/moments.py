@@ -1,10 +1,23 @@
-"""Mean and covariance of the patches that a layer sees, from samples of its input tensor (NumPy)."""
+"""Mean and covariance of the patches that a layer sees, from samples of its input tensor (NumPy).
+
+Where the inputs are a `Mixture`, each kind k of them has its own mean m_k, covariance C_k and power p_k, the
+mean square of the patches. Kinds differ by factors of hundreds in their power, and noise counts relative to
+the signal, so each is divided by its own:
+
+    m = sum_k u_k m_k / sum_k u_k                          u_k = weight_k / p_k
+    H = sum_k v_k ( C_k + (m_k - m)(m_k - m)' )            v_k = share_k / p_k
+
+both in units of the power 1 / sum_k u_k. The second term is what is not known of the mean: bias correction
+takes off e'm for the mean m that it knows, and where the inputs are of kind k the output still moves by
+e'(m_k - m). Rounding makes e'He small.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from dataclasses import dataclass
+from itertools import groupby, product
 from typing import Any
 
 import numpy as np
@@ -15,12 +28,13 @@ from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.linalg.matrices import Covariance, Kronecker, matrix
 from onnx_dfmpc.linalg.products import gram
 from onnx_dfmpc.linalg.products import product as matrix_product
-from onnx_dfmpc.spec import Array, InputStatistics, Layer
+from onnx_dfmpc.spec import Array, InputStatistics, Layer, Mixture
 from onnx_dfmpc.spec.ops import OPS, taps
 from onnx_dfmpc.statistics.windows import attributes, window_of
 
-MAX_PATCHES = 1 << 12
-MAX_VECTORS = 1 << 13
+import os
+MAX_PATCHES = int(os.environ.get("PATCHES", "4096"))
+MAX_VECTORS = 2 * MAX_PATCHES
 MAX_ELEMENTS = 1 << 24
 """Bounds of the sample: so many patches, or vectors where a kernel has a single tap, and so many numbers in
 it.
@@ -33,7 +47,13 @@ would use (see ``quantize``), for a fraction of time and memory.
 
 
 def measure(
-    layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], *, seed: int, source: str
+    layer: Layer,
+    node: NodeProto,
+    batches: Sequence[NDArray[Any]],
+    mixture: Mixture,
+    *,
+    seed: int,
+    source: str,
 ) -> InputStatistics:
     """Statistics of a layer's input, from a random sample of its patches.
 
@@ -44,6 +64,8 @@ def measure(
         The layer's node.
     batches : sequence of arrays
         Values of the layer's input: (N, c, *spatial) for convolutions, (..., i) for Gemm and MatMul.
+    mixture : Mixture
+        The inputs of the network that the batches come from.
     seed : int
         Of the choice of patches.
     source : str
@@ -55,16 +77,74 @@ def measure(
     """
     rng = np.random.default_rng(seed)
     if layer.op_type == "ConvTranspose":
-        return _transposed(layer, node, batches, rng, source)
+        return _transposed(layer, node, batches, mixture, rng, source)
     if not OPS[layer.op_type].spatial:
         samples = _vectors(batches, -1, rng)
     else:
         images = sum(map(len, batches))
         samples = (_gather(layer, node, batch, images, rng) for batch in batches)
-    return _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in samples), source)
+    return _summary(_grouped(samples, layer.group), mixture, source)
 
 
-def _summary(samples: Iterable[Array], source: str) -> InputStatistics:
+def _grouped(samples: Iterable[Array], groups: int) -> Iterator[Array]:
+    """Patches (c, t, P) of all channels as (g, i, t, P)."""
+    return (sample.reshape(groups, -1, *sample.shape[1:]) for sample in samples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kind:
+    """Statistics of one kind of inputs: mean (g, n), covariance, mean square of a patch, patches."""
+
+    mean: Array
+    covariance: Array | Kronecker
+    power: float
+    count: int
+
+
+def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputStatistics:
+    """Statistics of patches of shape (g, i, t, P), one array for each batch of the mixture."""
+    found: dict[int, _Kind] = {}
+    for kind, pairs in groupby(zip(mixture.kinds, samples, strict=True), key=lambda pair: pair[0]):
+        found[kind] = _one_kind(sample for _, sample in pairs)
+    if len(found) == 1:
+        (only,) = found.values()
+        return InputStatistics(only.mean, only.covariance, only.count, source)
+    kinds = list(found.values())
+    tiny = np.finfo(np.float32).tiny
+    power = np.array([max(kind.power, tiny) for kind in kinds])
+    weights, shares = (values[list(found)] / values[list(found)].sum() for values in (mixture.weights, mixture.shares))
+    unit = 1 / (weights / power).sum()
+    u, v = unit * weights / power, unit * shares / power
+    mean = sum(one * kind.mean for one, kind in zip(u, kinds, strict=True))
+    apart = [kind.mean - mean for kind in kinds]
+    count = round(1 / sum(share**2 / kind.count for share, kind in zip(shares, kinds, strict=True)))
+    covariance = _blended([kind.covariance for kind in kinds], apart, v, shares)
+    return InputStatistics(mean, covariance, count, source)
+
+
+def _blended(
+    covariances: Sequence[Array | Kronecker], apart: Sequence[Array], v: Array, shares: Array
+) -> Covariance:
+    """``sum_k v_k (C_k + d_k d_k')``; of Kronecker products, factor by factor."""
+    first = covariances[0]
+    if isinstance(first, Kronecker):
+        g, i, _ = first.channels.shape
+        channels, spatial = np.zeros(first.channels.shape), np.zeros(first.spatial.shape)
+        for one, share, covariance, d in zip(v, shares, covariances, apart, strict=True):
+            assert isinstance(covariance, Kronecker)
+            taps = d.reshape(g, i, -1)
+            channels += one * (covariance.channels + matrix_product(taps, taps.swapaxes(1, 2)) / taps.shape[2])
+            spatial += share * covariance.spatial
+        return Kronecker(channels.astype(np.float32), spatial.astype(np.float32))
+    d = np.stack(apart, axis=1)
+    total = matrix_product(d.swapaxes(1, 2) * v, d)
+    for one, covariance in zip(v, covariances, strict=True):
+        assert isinstance(covariance, np.ndarray)
+        total += one * covariance
+    return total.astype(np.float32)
+
+
+def _one_kind(samples: Iterable[Array]) -> _Kind:
     """Statistics of patches of shape (g, i, t, P), added up one sample after the other."""
     count, centre, sums = 0, np.zeros(0), list[Array]()
     for sample in samples:
@@ -76,12 +156,15 @@ def _summary(samples: Iterable[Array], source: str) -> InputStatistics:
         count += sample.shape[3]
     rest, *products = (total / count for total in sums)
     flat = rest.reshape(len(rest), -1)
-    covariance: Covariance
+    mean = (centre + rest).reshape(flat.shape).astype(np.float64)
+    covariance: Array | Kronecker
     if len(products) == 1:
         covariance = (products[0] - flat[:, :, None] * flat[:, None]).astype(np.float32)
+        variance = float(np.einsum("gnn->", covariance, dtype=np.float64))
     else:
         covariance = _pattern(products[0], products[1], rest)
-    return InputStatistics((centre + rest).reshape(flat.shape), covariance, count, source)
+        variance = float(np.einsum("gii->", covariance.channels, dtype=np.float64)) * rest.shape[2]
+    return _Kind(mean, covariance, (variance + float(np.square(mean).sum())) / mean.size, count)
 
 
 def _products(centred: Array) -> list[Array]:
@@ -153,7 +236,12 @@ def _share(available: int, channels: int, taps: int) -> float:
 
 
 def _transposed(
-    layer: Layer, node: NodeProto, batches: Sequence[NDArray[Any]], rng: np.random.Generator, source: str
+    layer: Layer,
+    node: NodeProto,
+    batches: Sequence[NDArray[Any]],
+    mixture: Mixture,
+    rng: np.random.Generator,
+    source: str,
 ) -> InputStatistics:
     """Statistics for ConvTranspose: an output place meets one tap in every ``stride`` along each axis.
 
@@ -163,7 +251,7 @@ def _transposed(
     kernel = layer.shape[2:]
     strides = attributes(node).get("strides", (1,) * len(kernel))
     vectors = _vectors(batches, 1, rng)
-    channels = _summary((sample.reshape(layer.group, -1, *sample.shape[1:]) for sample in vectors), source)
+    channels = _summary(_grouped(vectors, layer.group), mixture, source)
     phases = np.array(list(product(*map(range, kernel)))) % np.array(strides)
     same = ((phases[:, None] == phases[None]).all(axis=-1) / math.prod(strides)).astype(np.float32)
     pattern = Kronecker(matrix(channels.covariance).dense(), np.tile(same, (layer.group, 1, 1)))

@@ -1,0 +1,69 @@
+"""What a quantized model is expected to do on inputs that nobody has seen: it is run on synthetic ones of every
+kind that is plausible, none of which the statistics were taken on.
+
+The SQNR is that of the worst output, the same number that a validation on real inputs gives. How far the kinds
+of inputs are apart says how much is not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from onnx_dfmpc.evaluate.metrics import Comparison, is_finite
+from onnx_dfmpc.runtime.session import Session, is_weight_only
+from onnx_dfmpc.spec import Expectation, Feeds, KindNoise
+from onnx_dfmpc.spec.arrays import Value
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Inputs of one kind, and how likely the kind is; the weights of all trials add up to 1."""
+
+    name: str
+    weight: float
+    feeds: Feeds
+
+
+def expect(float_model: ModelProto, quantized_model: ModelProto, trials: Sequence[Trial]) -> Expectation | None:
+    """Expected output SQNR, and its interval; None where no kind of inputs gives a finite one.
+
+    The point is the mean in dB by weight, the interval reaches from the worst kind to the best.
+    """
+    # One session after the other: a large model does not fit twice.
+    expected = _outputs(float_model, False, trials)
+    actual = _outputs(quantized_model, is_weight_only(quantized_model), trials)
+    found = [
+        KindNoise(trial.name, trial.weight, sqnr)
+        for trial, a, b in zip(trials, expected, actual, strict=True)
+        if (sqnr := _worst(a, b)) is not None
+    ]
+    if not found:
+        return None
+    values = [kind.sqnr_db for kind in found]
+    point = float(np.average(values, weights=[kind.weight for kind in found]))
+    return Expectation(point, min(values), max(values), tuple(found))
+
+
+def _outputs(model: ModelProto, disable_qdq: bool, trials: Sequence[Trial]) -> list[list[list[Value]]]:
+    """Outputs by trial and batch."""
+    session = Session(model, "model", disable_qdq=disable_qdq)
+    return [[session.run(feed) for feed in trial.feeds] for trial in trials]
+
+
+def _worst(expected: Sequence[Sequence[Value]], actual: Sequence[Sequence[Value]]) -> float | None:
+    """Lowest SQNR of the outputs, in dB; None where one cannot be compared."""
+    pairs = [Comparison() for _ in expected[0]]
+    for batch, other in zip(expected, actual, strict=True):
+        for pair, a, b in zip(pairs, batch, other, strict=True):
+            if not (isinstance(a, np.ndarray) and a.dtype.kind == "f"):
+                continue
+            if a.shape != b.shape or not (is_finite(a) and is_finite(b)):
+                return None
+            pair.add(a, b)
+    values = [pair.sqnr_db for pair in pairs if pair.elements and pair.sqnr_db is not None]
+    return min(values) if values and math.isfinite(min(values)) else None
