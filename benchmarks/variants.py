@@ -126,7 +126,9 @@ def folded(proto: ModelProto) -> ModelProto | None:
     return result
 
 
-def _constants(proto: ModelProto, name: str, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
+def _constants(
+    proto: ModelProto, name: str, weight: NDArray[np.floating], bias: NDArray[np.floating]
+) -> None:
     for suffix, array in (("w", weight), ("b", bias)):
         tensor = numpy_helper.from_array(array.astype(np.float32), f"{name}::{suffix}")
         proto.graph.initializer.append(tensor)

@@ -228,7 +228,6 @@ def compare_files(
     """Compare two files with the data and gates of a recipe."""
     source, quantized = load(float_path), load(quantized_path)
     matched = match(source.proto)
-    notes: tuple[str, ...] = ()
     if recipe.data is None and recipe.input_range is None:
         specs = model_inputs(source.proto, recipe.shapes)
         likeliest = believe(source.proto, matched.layers, specs, seed=recipe.seed).likeliest
@@ -244,15 +243,6 @@ def compare_files(
         files=(float_path, quantized_path),
         progress=progress,
     )
-    validation = replace(evaluation.validation, notes=(*evaluation.validation.notes, *notes))
-    return ComparisonResult(source, quantized, validation, evaluation.per_layer, evaluation.latency)
-
-
-def range_note(inferred: tuple[float, float] | None) -> tuple[str, ...]:
-    """Remark on a range of synthetic inputs that nobody gave."""
-    if inferred is None:
-        return ()
-    low, high = inferred
-    return (
-        f"synthetic images in {low:g} to {high:g}, as the first layer suggests: --input-range says better",
+    return ComparisonResult(
+        source, quantized, evaluation.validation, evaluation.per_layer, evaluation.latency
     )

@@ -104,7 +104,7 @@ def layer_sqnr(
     """
     reference = PartialRun(float_model, ConstantTable(float_model), feeds)
     quantized = _quantized_run(quantized_model, ConstantTable(quantized_model), feeds)
-    pairs = {}
+    pairs: dict[str, Comparison | None] = {}
     for start in range(0, len(layers), TOGETHER):
         some = layers[start : start + TOGETHER]
         ends = [layer.end for layer in some]

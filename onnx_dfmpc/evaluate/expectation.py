@@ -1,8 +1,8 @@
-"""What a quantized model is expected to do on inputs that nobody has seen: it is run on synthetic ones of every
-kind that is plausible, none of which the statistics were taken on.
+"""What a quantized model is expected to do on inputs that nobody has seen: it is run on synthetic ones of
+every kind that is plausible, none of which the statistics were taken on.
 
-The SQNR is that of the worst output, the same number that a validation on real inputs gives. How far the kinds
-of inputs are apart says how much is not known.
+The SQNR is that of the worst output, the same number that a validation on real inputs gives. How far the
+kinds of inputs are apart says how much is not known.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Trial:
     feeds: Feeds
 
 
-def expect(float_model: ModelProto, quantized_model: ModelProto, trials: Sequence[Trial]) -> Expectation | None:
+def expect(
+    float_model: ModelProto, quantized_model: ModelProto, trials: Sequence[Trial]
+) -> Expectation | None:
     """Expected output SQNR, and its interval; None where no kind of inputs gives a finite one.
 
     The point is the mean in dB by weight, the interval reaches from the worst kind to the best.
@@ -60,10 +62,10 @@ def _worst(expected: Sequence[Sequence[Value]], actual: Sequence[Sequence[Value]
     pairs = [Comparison() for _ in expected[0]]
     for batch, other in zip(expected, actual, strict=True):
         for pair, a, b in zip(pairs, batch, other, strict=True):
-            if not (isinstance(a, np.ndarray) and a.dtype.kind == "f"):
+            if a.dtype.kind != "f":
                 continue
             if a.shape != b.shape or not (is_finite(a) and is_finite(b)):
                 return None
             pair.add(a, b)
-    values = [pair.sqnr_db for pair in pairs if pair.elements and pair.sqnr_db is not None]
+    values = [pair.sqnr_db for pair in pairs if pair.elements]
     return min(values) if values and math.isfinite(min(values)) else None

@@ -123,7 +123,8 @@ def _paint_leaf(image: Array, radius: float, size: int, rng: np.random.Generator
 def _colour(channels: int, rng: np.random.Generator) -> Array:
     """Random colour of variance 1, shape (channels, 1, 1)."""
     shared, own = rng.standard_normal(), rng.standard_normal((channels, 1, 1))
-    return (np.sqrt(COMMON) * shared + np.sqrt(1 - COMMON) * own).astype(np.float32)
+    colour: Array = (np.sqrt(COMMON) * shared + np.sqrt(1 - COMMON) * own).astype(np.float32)
+    return colour
 
 
 def _along(x: Array, y: Array, rng: np.random.Generator) -> Array:

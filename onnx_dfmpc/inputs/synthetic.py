@@ -12,7 +12,9 @@ a batch and on its dtype, so a change of any rule here changes the bytes of all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -33,7 +35,7 @@ DYNAMIC_LENGTH = 64
 
 # Pictures: enough samples for 2^22 input positions, within bounds. At least 32, since late layers have few
 # positions per sample and a covariance of n inputs needs more than n; at most 128, for the cost. A choice.
-MAX_SAMPLES, MIN_SAMPLES = 48, 24
+MAX_SAMPLES, MIN_SAMPLES = 96, 32
 POSITIONS = 1 << 21
 
 # Pictures: 2 MiB of doubles per batch. Halved once to hold fewer activations at a time; not tuned otherwise.
@@ -93,6 +95,33 @@ def synthetic_feeds(
     return [feeds for _, _, feeds in drawn.batches()]
 
 
+@dataclass(frozen=True)
+class Hypothesis:
+    """Inputs of a kind, in a range that is four deviations wide; of a picture, its tails are clipped."""
+
+    kind: Kind
+    low: float
+    high: float
+    picture: bool = True
+
+    def __str__(self) -> str:
+        return f"{NAMES[self.kind][0 if self.picture else 1]} in {self.low:g} to {self.high:g}"
+
+
+def hypothetical(
+    specs: Sequence[InputSpec], hypothesis: Hypothesis, samples: int, seed: int
+) -> list[dict[str, AnyArray]]:
+    """Inputs as a hypothesis has them, in batches."""
+    drawn = synthetic_feeds(specs, hypothesis.kind, samples=samples, seed=seed)
+    return [placed(feed, hypothesis.low, hypothesis.high, clipped=hypothesis.picture) for feed in drawn]
+
+
+def usual_samples(specs: Sequence[InputSpec]) -> int:
+    """How many samples statistics are taken on."""
+    positions = max([1, *(math.prod(_concrete(spec, "pictures")[2:]) for spec in specs)])
+    return int(np.clip(POSITIONS // positions, MIN_SAMPLES, MAX_SAMPLES))
+
+
 def placed(feeds: Mapping[str, AnyArray], low: float, high: float, *, clipped: bool) -> dict[str, AnyArray]:
     """Inputs of mean 0 and variance 1 in a range that is four deviations wide; the tails are clipped, or not.
     Integers stay as they are.
@@ -129,7 +158,7 @@ def _count_and_batch(
         if fixed is not None:
             count = max(1, round(count / fixed)) * fixed
         return count, batch_size(fixed, elements, batch)
-    positions = max([1, *(int(np.prod(shape[2:])) for shape in shapes)])
+    positions = max([1, *(math.prod(shape[2:]) for shape in shapes)])
     count = samples or int(np.clip(POSITIONS // positions, MIN_SAMPLES, MAX_SAMPLES))
     # at least four batches, which run on as many threads
     usual = max(1, min(count // 4, BATCH_ELEMENTS // elements))
@@ -226,4 +255,4 @@ NAMES: dict[Kind, tuple[str, str]] = {
     "white": ("white noise", "white noise"),
     "spectrum": ("1/f images", "noise"),
 }
-"""What a kind is called, for images and for anything else."""
+"""What a kind is called, for pictures and for anything else."""

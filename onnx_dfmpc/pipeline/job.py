@@ -15,7 +15,7 @@ from onnx_dfmpc.allocate.fixed import selected_layers
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import check_data
 from onnx_dfmpc.evaluate.expectation import Trial
-from onnx_dfmpc.inputs.data import real_feeds
+from onnx_dfmpc.inputs.data import real_inputs
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
@@ -25,7 +25,8 @@ from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.sensitivity.table import Sizes, size_table
 from onnx_dfmpc.spec import MatchReport, Mixture, Progress, QuantPlan, Skipped, StorageFormat
 from onnx_dfmpc.spec.moments import STATISTICS
-from onnx_dfmpc.statistics.belief import Belief, believe, believed, plausible
+from onnx_dfmpc.statistics.belief import Belief, believe
+from onnx_dfmpc.statistics.mixing import believed, blended, plausible
 
 Seconds = dict[str, float]
 """Wall time by stage."""
@@ -140,24 +141,24 @@ def calibration_of(recipe: Recipe) -> Recipe:
 def _with_inputs(job: Job, *, predicted: bool) -> Job:
     """Job with the inputs that its statistics are measured on, and the range of synthetic ones."""
     recipe, proto = job.recipe, job.source.proto
-    wanted = job.needs_statistics
-    if wanted and recipe.calibration_data is not None:
-        real = real_feeds(proto, calibration_of(recipe))
-        job = replace(job, mixture=Mixture.single(real, "calibration data"))
-        wanted = False
-    if not (wanted or predicted):
+    if not (job.needs_statistics or predicted):
         return job
     specs = model_inputs(proto, dict(recipe.shapes))
-    belief = believe(
-        proto, job.matched.layers, specs, input_range=recipe.input_range, seed=recipe.seed
-    )
-    mixture = job.mixture
-    if wanted and runs_network(recipe):
-        mixture = believed(specs, belief, seed=recipe.seed)
-    trials: tuple[Trial, ...] = ()
+    real = None if recipe.calibration_data is None else real_inputs(proto, calibration_of(recipe))
+    given = recipe.input_range or (None if real is None else real.span)
+    belief = believe(proto, job.matched.layers, specs, input_range=given, seed=recipe.seed)
+    kinds = belief.hypotheses, belief.weights
+    mixture: Mixture | None = None
+    if job.needs_statistics and runs_network(recipe):
+        mixture = believed(specs, *kinds, anchored=belief.anchored, seed=recipe.seed)
+        mixture = mixture if real is None else blended(mixture, real.feeds, real.count)
+    trials: list[Trial] = []
     if predicted:
-        trials = tuple(Trial(*one) for one in plausible(specs, belief, seed=recipe.seed))
-    return replace(job, mixture=mixture, belief=belief, trials=trials)
+        trials = [Trial(*one) for one in plausible(specs, *kinds, seed=recipe.seed)]
+        if real is not None and real.held_out:
+            trials = [replace(trial, weight=trial.weight / 2) for trial in trials]
+            trials.append(Trial("calibration data that were held out", 0.5, real.held_out))
+    return replace(job, mixture=mixture, belief=belief, trials=tuple(trials))
 
 
 def _require_layers(source: LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnx_dfmpc.allocate.budget import budgets, sweep
-from onnx_dfmpc.matching.match import match
-from onnx_dfmpc.model.files import Model, load, require_writable, verify
 from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import Model, load, require_writable
+from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed
 from onnx_dfmpc.pipeline.results import PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
@@ -114,7 +115,8 @@ def plan_result(
         table = costs or cost_table(job, statistics, seconds, everything=True)[0]
         assert table is not None
         points = _swept(job, table, sweep, statistics, seconds, offset_of(made.plan, table))
-    all_notes = (*job.notes, *statistics.notes, *notes, *made.notes)
+    doubt = doubts(job.belief, made.expectation)
+    all_notes = (*job.notes, *statistics.notes, *notes, *made.notes, *doubt)
     return PlanResult(job.source, job.matched, made.plan, job.recipe, points, all_notes, seconds)
 
 
@@ -299,7 +301,12 @@ def _account(
 
 
 def _swept(
-    job: Job, costs: CostTable, wanted: int | Sequence[int], statistics: Measured, seconds: Seconds, offset: float
+    job: Job,
+    costs: CostTable,
+    wanted: int | Sequence[int],
+    statistics: Measured,
+    seconds: Seconds,
+    offset: float,
 ) -> tuple[SweepPoint, ...]:
     """Size against quality, for a number of budgets or for given ones; measured where there is data."""
     allowed = budgets(job.matched, job.recipe, costs, wanted) if isinstance(wanted, int) else wanted

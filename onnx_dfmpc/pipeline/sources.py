@@ -28,7 +28,6 @@ def measured(job: Job, names: Sequence[str]) -> dict[str, LayerStatistics]:
         source="probe" if recipe.calibration_data is None else "calibration",
         seed=recipe.seed,
         with_outputs=wants_outputs(recipe),
-        reanchored=recipe.calibration_data is None,
         progress=job.progress,
     )
 

@@ -19,6 +19,7 @@ from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import verify
+from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.pipeline.sources import SOURCES
@@ -177,9 +178,7 @@ def offset_of(plan: QuantPlan, costs: CostTable) -> float:
     if plan.predicted_sqnr_db is None:
         return 0.0
     rows = {name: row for row, name in enumerate(costs.layers)}
-    noise = sum(
-        float(costs.noise[rows[layer.name], costs.widths.index(layer.bits)]) for layer in plan.layers
-    )
+    noise = sum(float(costs.noise[rows[layer.name], costs.widths.index(layer.bits)]) for layer in plan.layers)
     return plan.predicted_sqnr_db - sqnr_db(noise) if noise > 0 else 0.0
 
 
@@ -233,7 +232,13 @@ def finish(
         chains=job.matched.chains,
         skipped=plan.skipped,
         size=rewritten.proto.ByteSize(),
-        notes=(*rewritten.notes, *job.notes, *statistics.notes, *made.notes),
+        notes=(
+            *rewritten.notes,
+            *job.notes,
+            *statistics.notes,
+            *made.notes,
+            *doubts(job.belief, made.expectation),
+        ),
         expectation=made.expectation,
         seconds=seconds,
         validation=None if evaluation is None else evaluation.validation,

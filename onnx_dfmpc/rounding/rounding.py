@@ -13,7 +13,6 @@ from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max, nearest, ternary
 from onnx_dfmpc.rounding.squant import squant
 from onnx_dfmpc.spec import Array
 
-
 Sketch = Callable[[Array, Sequence[GridSpec], Covariance], list[Codes]]
 
 
@@ -56,7 +55,9 @@ def quantize_alike(
 def split(codes: Codes, parts: int) -> list[Codes]:
     """Codes of several weights, one after the other along the groups, apart."""
     arrays = (np.split(array, parts) for array in (codes.codes, codes.scale, codes.zero_point))
-    return [Codes(*part, codes.limits) for part in zip(*arrays, strict=True)]
+    return [
+        Codes(own, scale, zero_point, codes.limits) for own, scale, zero_point in zip(*arrays, strict=True)
+    ]
 
 
 def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:

@@ -71,8 +71,8 @@ class PartialRun:
         return self.values([tensor])[0]
 
     def values(self, tensors: Sequence[str]) -> list[Batches]:
-        """Values of some tensors for each batch; what is missing is run at once. Of tensors that no node still
-        needs, only the last one is remembered.
+        """Values of some tensors for each batch; what is missing is run at once. Of tensors that no node
+        still needs, only the last one is remembered.
         """
         found = {tensor: self._live[tensor] for tensor in tensors if tensor in self._live}
         missing = [tensor for tensor in tensors if tensor not in found]
@@ -154,7 +154,7 @@ class PartialRun:
         return order
 
     def _run(self, tensors: Sequence[str]) -> dict[str, Batches]:
-        """Run the segment up to some tensors, keep what others still need of it, and forget what nobody does."""
+        """Run the segment up to some tensors, keep what others still need, and forget what nobody does."""
         indices = list(dict.fromkeys(index for tensor in tensors for index in self._ancestors(tensor)))
         nodes = [self._nodes[index] for index in indices]
         for index in indices:
@@ -168,9 +168,7 @@ class PartialRun:
             return [stored(value, self._batches) for value in results]
 
         results = _side_by_side(run, self._batches)
-        made = {
-            name: Batches(result[position] for result in results) for position, name in enumerate(keep)
-        }
+        made = {name: Batches(result[position] for result in results) for position, name in enumerate(keep)}
         self._live |= made
         for name in {*tensors, *(name for index in indices for name in self._reads[index])} - {tensors[-1]}:
             if self._waiting[name] <= 0:

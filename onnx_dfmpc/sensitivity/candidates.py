@@ -13,16 +13,7 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate.fixed import layer_plan
 from onnx_dfmpc.compensate import respond
-from onnx_dfmpc.methods import (
-    METHODS,
-    Repair,
-    Rounded,
-    alike,
-    correct,
-    grid_spec,
-    noise_share,
-    round_layer,
-)
+from onnx_dfmpc.methods import METHODS, Repair, Rounded, alike, correct, grid_spec, noise_share, round_layer
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rounding.grids import dequantize
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
@@ -47,7 +38,7 @@ def candidates(
     widths: Sequence[Sequence[int]],
     recipe: Recipe,
 ) -> list[dict[int, Candidate]]:
-    """Candidates of layers by width; weights have the shapes of the layers, statistics are of their inputs."""
+    """Candidates of layers by width; weights have their shapes, statistics are of their inputs."""
     found: dict[int, dict[int, Candidate]] = {}
     switches = Repair(recipe.repairs_gain, recipe.repairs_mean)
     for some in alike(layers, statistics, [tuple(one) for one in widths]):
@@ -60,7 +51,11 @@ def candidates(
             ]
         else:
             rounded = _sketched(
-                [layers[i] for i in some], plans, [weights[i] for i in some], [statistics[i] for i in some], sketch
+                [layers[i] for i in some],
+                plans,
+                [weights[i] for i in some],
+                [statistics[i] for i in some],
+                sketch,
             )
         for i, own in zip(some, rounded, strict=True):
             found[i] = {one.plan.bits: repaired(one, switches) for one in own}

@@ -56,8 +56,8 @@ class OutputNoise:
         ] = {}  # by name: a network may have outputs that the first layer misses
 
     def noise(self, layer: Layer, candidates: Mapping[int, Candidate]) -> dict[int, float]:
-        """Noise at the network's worst output when this layer alone is quantized, relative to the signal there,
-        by width.
+        """Noise at the network's worst output when this layer alone is quantized, relative to the signal
+        there, by width.
         """
         weight = self._table[layer.weight]
         self._run.value(layer.input)

@@ -41,8 +41,7 @@ one it falls by equal factors.
 """
 
 PROBED = 16
-"""Layers, about, from which the way to the outputs is measured; the cost of a prediction is proportional to it.
-"""
+"""Layers, about, from which the way to the outputs is measured; a prediction costs as much as there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +123,9 @@ def predict(
     widths = sizes.table.widths
     allowed = dict(zip(sizes.table.layers, sizes.allowed, strict=True))
     layers = [
-        layer for layer in matched.layers if layer.name in allowed and statistics[layer.name].input is not None
+        layer
+        for layer in matched.layers
+        if layer.name in allowed and statistics[layer.name].input is not None
     ]
     probed = set() if feeds is None else _probed(layers)
     measured = None if feeds is None else OutputNoise(proto, constants, matched.layers, feeds)
@@ -184,7 +185,9 @@ def _interpolated(
         if known:
             ratios = np.log([factors[some[index].name] / computed[some[index].name] for index in known])
             every = np.exp(np.interp(np.arange(len(some)), known, ratios))
-            found |= {layer.name: computed[layer.name] * each for layer, each in zip(some, every, strict=True)}
+            found |= {
+                layer.name: computed[layer.name] * each for layer, each in zip(some, every, strict=True)
+            }
         found |= {layer.name: factors[layer.name] for layer in some if layer.name in factors}
     return found
 

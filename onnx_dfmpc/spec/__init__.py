@@ -20,7 +20,16 @@ from onnx_dfmpc.spec.planned import (
     StorageFormat,
     SweepPoint,
 )
-from onnx_dfmpc.spec.reported import Expectation, KindNoise, Latency, LayerEffect, LayerReport, Suggestion, Timing, WeightHistogram
+from onnx_dfmpc.spec.reported import (
+    Expectation,
+    KindNoise,
+    Latency,
+    LayerEffect,
+    LayerReport,
+    Suggestion,
+    Timing,
+    WeightHistogram,
+)
 from onnx_dfmpc.spec.stored import QuantizedLayer, QuantizedWeight
 
 __all__ = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_dfmpc.spec.arrays import Array, Feeds
 
@@ -24,29 +25,19 @@ class Mixture:
     shares : float64 array, shape (kinds,)
         What part each kind has in a covariance; they add up to 1. Rounding has to be good for what is less
         likely, too, so they are more even than the weights.
-    names : tuple of str
-        What each kind is, for the reader.
+    real : bool array, shape (kinds,)
+        Which kinds are collected inputs: these are not re-anchored to batch norms.
     """
 
     feeds: Feeds
     kinds: tuple[int, ...]
     weights: Array
     shares: Array
-    names: tuple[str, ...]
-
-    @classmethod
-    def single(cls, feeds: Feeds, name: str) -> Mixture:
-        """Inputs of one kind."""
-        return cls(feeds, (0,) * len(feeds), np.ones(1), np.ones(1), (name,))
+    real: NDArray[np.bool_]
 
     def only(self, least: float) -> Mixture:
         """The kinds whose weight is at least that; the others have no batch left."""
         kept = [index for index, kind in enumerate(self.kinds) if self.weights[kind] >= least]
         weights = np.where(self.weights >= least, self.weights, 0)
-        return Mixture(
-            [self.feeds[index] for index in kept],
-            tuple(self.kinds[index] for index in kept),
-            weights / weights.sum(),
-            self.shares,
-            self.names,
-        )
+        feeds, kinds = [self.feeds[index] for index in kept], tuple(self.kinds[index] for index in kept)
+        return replace(self, feeds=feeds, kinds=kinds, weights=weights / weights.sum())

@@ -46,8 +46,8 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """What re-anchoring to batch norm does to a layer's output, ``scale y + offset``, for each kind of inputs:
-    shape (kinds, o).
+    """What re-anchoring to batch norm does to a layer's output, ``scale y + offset``, for each kind of
+    inputs: shape (kinds, o).
     """
 
     scale: Array

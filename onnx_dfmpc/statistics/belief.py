@@ -1,12 +1,13 @@
-"""What do the inputs of a network look like? A weight for every hypothesis, by what training left in the file.
+"""What do the inputs of a network look like? A weight for every hypothesis, by what training left in the
+file.
 
-Exporters do not write down how inputs were prepared. There are a few conventions for pictures, and they differ
-by factors; of anything else not even the order of magnitude is known. But a batch norm has measured what the
-layer in front of it makes of the right inputs, also where it is folded. A channel that responds to inputs of
-hypothesis h with mean m and deviation s got by training
+Exporters do not write down how inputs were prepared. There are a few conventions for pictures, and they
+differ by factors; of anything else not even the order of magnitude is known. But a batch norm has measured
+what the layer in front of it makes of the right inputs, also where it is folded. A channel that responds to
+inputs of hypothesis h with mean m and deviation s got by training
 
-    batch norm kept      mu ~ m, sigma ~ s            log p = log T((mu - m) / (sigma / 2)) + log N(2 log(s / sigma))
-    batch norm folded    (m + b) / s ~ beta / gamma   log p = log T((m + b) / s) - log s
+    batch norm kept     mu ~ m, sigma ~ s      log p = log T((m - mu) / (sigma / 2)) + log N(2 log(s / sigma))
+    batch norm folded   m / s ~ beta / gamma   log p = log T(m / s) - log s        (m includes the bias)
 
 with T Student's density of 3 degrees of freedom: trained ratios beta / gamma are of the order of 1. The term
 log s is what makes it a density of b, and keeps the largest scale from winning always. With log p averaged
@@ -21,17 +22,18 @@ it: they behave as if fed raw numbers (see `NEGLIGIBLE`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.inputs.specs import fixed_batch, is_image
-from onnx_dfmpc.inputs.synthetic import Kind, placed, synthetic_feeds
+from onnx_dfmpc.inputs.synthetic import Hypothesis, Kind, hypothetical
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
-from onnx_dfmpc.spec import Array, Feeds, InputSpec, Layer, Mixture
+from onnx_dfmpc.spec import Array, InputSpec, Layer
+from onnx_dfmpc.statistics.mixing import mixture_of
 from onnx_dfmpc.statistics.probe import affine, anchor_of, moments
 
 RANGES = ((-2.0, 2.0), (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-128.0, 127.0))
@@ -40,12 +42,6 @@ RANGES = ((-2.0, 2.0), (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-128.0, 127.0))
 DEVIATIONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Deviations of what is no picture; its mean is 0, or two deviations to either side."""
 
-PLAUSIBLE = 0.03
-"""Least weight of a hypothesis that a prediction has to hold for."""
-
-TRIAL_SAMPLES = 8
-"""Samples of each hypothesis and kind that a prediction is made on, fewer of large inputs."""
-
 WHITE_PRIOR = 0.1
 """Inputs without any correlation are rare."""
 
@@ -53,39 +49,21 @@ EVIDENCE_SAMPLES = 4
 """Samples of each hypothesis that the evidence is taken on: the densities are wide."""
 
 NEGLIGIBLE = 0.2
-"""Median ratio of bias to deviation, over channels and layers, under the best hypothesis, below which a network
-never had a batch norm: SqueezeNet has 0.04, folded networks have 0.5 to 1.4.
+"""Median ratio of bias to deviation, over channels and layers, under the best hypothesis, below which a
+network never had a batch norm: SqueezeNet has 0.04, folded networks have 0.5 to 1.4.
 """
 
 RAW = 100.0
-"""Largest value of a range from which on it is raw numbers, with their mean or without. A network without batch
-norm is homogeneous over a wide range of scales, so that nothing but custom tells them apart.
+"""Largest value of a range from which on it is raw numbers, with their mean or without. A network without
+batch norm is homogeneous over a wide range of scales, so that nothing but custom tells them apart.
 """
-
-
-SIGNALS = {"pictures": "signals", "spectrum": "noise"}
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """Inputs of a kind, in a range that is four deviations wide."""
-
-    kind: Kind
-    low: float
-    high: float
-    picture: bool = True
-
-    def __str__(self) -> str:
-        names = {"pictures": "pictures", "white": "white noise", "spectrum": "1/f noise"}
-        what = names[self.kind] if self.picture or self.kind == "white" else SIGNALS[self.kind]
-        return f"{what} in {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True, eq=False)
 class Belief:
     """Hypotheses on the inputs, and how likely each is, shape (hypotheses,); they add up to 1.
 
-    ``anchored``: every layer that sees the inputs first has a batch norm, so that behind it they are all alike.
+    ``anchored``: every layer that sees the inputs first has a batch norm, behind which they are all alike.
     """
 
     hypotheses: tuple[Hypothesis, ...]
@@ -126,9 +104,7 @@ def believe(
     return Belief(hypotheses, likelihood / likelihood.sum(), anchored)
 
 
-def _hypotheses(
-    specs: Sequence[InputSpec], input_range: tuple[float, float] | None
-) -> Iterator[Hypothesis]:
+def _hypotheses(specs: Sequence[InputSpec], input_range: tuple[float, float] | None) -> Iterator[Hypothesis]:
     """What the inputs may be, by their shapes."""
     picture = all(is_image(spec.shape[1:]) for spec in specs)
     kinds: tuple[Kind, ...] = ("pictures", "white")
@@ -138,24 +114,13 @@ def _hypotheses(
         ranges = RANGES
     else:
         ranges = [
-            (float(centre * s - 2 * s), float(centre * s + 2 * s)) for s in DEVIATIONS for centre in (-2, 0, 2)
+            (float(centre * s - 2 * s), float(centre * s + 2 * s))
+            for s in DEVIATIONS
+            for centre in (-2, 0, 2)
         ]
     for kind in kinds:
         for low, high in ranges:
             yield Hypothesis(kind, low, high, picture)
-
-
-def hypothetical(specs: Sequence[InputSpec], hypothesis: Hypothesis, samples: int, seed: int) -> Feeds:
-    """Inputs as a hypothesis has them, in batches."""
-    drawn = synthetic_feeds(specs, hypothesis.kind, samples=samples, seed=seed)
-    return [placed(feed, hypothesis.low, hypothesis.high, clipped=hypothesis.picture) for feed in drawn]
-
-
-def mixture_of(feeds: Sequence[Feeds], weights: Array, shares: Array, names: Sequence[str]) -> Mixture:
-    """Mixture of some kinds of inputs."""
-    flat = [feed for one in feeds for feed in one]
-    kinds = tuple(kind for kind, one in enumerate(feeds) for _ in one)
-    return Mixture(flat, kinds, weights, shares, tuple(names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,9 +142,9 @@ def _evidence(
     seed: int,
 ) -> _Evidence:
     samples = max(EVIDENCE_SAMPLES, fixed_batch(specs) or 1)
-    feeds = [hypothetical(specs, hypothesis, samples, seed) for hypothesis in hypotheses]
     count = len(hypotheses)
-    mixture = mixture_of(feeds, np.full(count, 1 / count), np.full(count, 1 / count), [""] * count)
+    feeds = [hypothetical(specs, hypothesis, samples, seed) for hypothesis in hypotheses]
+    mixture = mixture_of(feeds, np.full(count, 1 / count), np.full(count, 1 / count))
     table = ConstantTable(proto)
     run = PartialRun(proto, table, mixture.feeds)
     density, shape, ratios = np.zeros(count), np.zeros(count), []
@@ -192,7 +157,7 @@ def _evidence(
             off = (mean - norm.mean) / (norm.sigma / 2)
             spread = 2 * np.log(np.maximum(deviation, 1e-6 * norm.sigma) / norm.sigma)
             density += (_student(off) - np.minimum(spread**2, 100) / 2).mean(axis=1)
-            anchor = anchor_of(norm, mean, variance)
+            anchor = anchor_of(norm, mean, variance, mixture)
             run.put(layer.output, affine(values, mixture, anchor.scale, anchor.offset, layer))
         elif layer.edge != "last":
             floor = 1e-6 * deviation.max(axis=1, keepdims=True)
@@ -212,47 +177,3 @@ def _student(t: Array) -> Array:
     """Log density of Student's distribution with 3 degrees of freedom, without its constant."""
     density: Array = -2 * np.log1p(np.square(t) / 3)
     return density
-
-
-def believed(specs: Sequence[InputSpec], belief: Belief, *, seed: int) -> Mixture:
-    """Inputs as the belief has them: many of what is likely, few of the rest."""
-    import os
-    weights = belief.weights
-    broad = float(os.environ.get("BROAD", "0.5"))
-    if belief.anchored:
-        # behind the batch norm the range makes no difference
-        best = int(weights.argmax())
-        chosen = [best] + [k for k, h in enumerate(belief.hypotheses) if h.kind == "white" and (h.low, h.high) == (belief.hypotheses[best].low, belief.hypotheses[best].high)]
-        w = np.array([1.0, 0.0]); q = np.array([1 - broad / 2, broad / 2])
-    else:
-        tau = float(os.environ.get("TAU", "0.1"))
-        flat = weights**tau / (weights**tau).sum()
-        uniform = np.array([1.0 if h.kind != "white" else 0.4 for h in belief.hypotheses]); uniform /= uniform.sum()
-        q = (1 - broad) * weights + broad * (flat + uniform) / 2
-        chosen = [int(k) for k in np.argsort(-q, kind="stable")[:12]]
-        w, q = weights[chosen] / weights[chosen].sum(), q[chosen] / q[chosen].sum()
-    total = int(os.environ.get("TOTAL", "48"))
-    counts = [max(2, round(total * share)) for share in q]
-    feeds = [hypothetical(specs, belief.hypotheses[k], n, seed) for k, n in zip(chosen, counts)]
-    return mixture_of(feeds, w, q, [str(belief.hypotheses[k]) for k in chosen])
-
-
-def plausible(
-    specs: Sequence[InputSpec], belief: Belief, *, seed: int
-) -> list[tuple[str, float, Feeds]]:
-    """Inputs of every plausible hypothesis, with its name and weight, for predictions: drawn anew, half as the
-    hypothesis has them and half as noise with the spectrum of photographs, or without one.
-    """
-    kept = [
-        (hypothesis, float(weight))
-        for hypothesis, weight in zip(belief.hypotheses, belief.weights, strict=True)
-        if weight >= PLAUSIBLE and hypothesis.kind == "pictures"
-    ] or [(belief.likeliest, 1.0)]
-    total = sum(weight for _, weight in kept)
-    found = []
-    for hypothesis, weight in kept:
-        for kind in ("pictures", "spectrum"):
-            other = replace(hypothesis, kind=kind)
-            feeds = hypothetical(specs, other, TRIAL_SAMPLES, seed + 1)
-            found.append((str(other), weight / total / 2, feeds))
-    return found

@@ -32,9 +32,8 @@ from onnx_dfmpc.spec import Array, InputStatistics, Layer, Mixture
 from onnx_dfmpc.spec.ops import OPS, taps
 from onnx_dfmpc.statistics.windows import attributes, window_of
 
-import os
-MAX_PATCHES = int(os.environ.get("PATCHES", "4096"))
-MAX_VECTORS = 2 * MAX_PATCHES
+MAX_PATCHES = 1 << 11
+MAX_VECTORS = 1 << 12
 MAX_ELEMENTS = 1 << 24
 """Bounds of the sample: so many patches, or vectors where a kernel has a single tap, and so many numbers in
 it.
@@ -112,7 +111,9 @@ def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputSt
     kinds = list(found.values())
     tiny = np.finfo(np.float32).tiny
     power = np.array([max(kind.power, tiny) for kind in kinds])
-    weights, shares = (values[list(found)] / values[list(found)].sum() for values in (mixture.weights, mixture.shares))
+    weights, shares = (
+        values[list(found)] / values[list(found)].sum() for values in (mixture.weights, mixture.shares)
+    )
     unit = 1 / (weights / power).sum()
     u, v = unit * weights / power, unit * shares / power
     mean = sum(one * kind.mean for one, kind in zip(u, kinds, strict=True))
@@ -133,7 +134,9 @@ def _blended(
         for one, share, covariance, d in zip(v, shares, covariances, apart, strict=True):
             assert isinstance(covariance, Kronecker)
             taps = d.reshape(g, i, -1)
-            channels += one * (covariance.channels + matrix_product(taps, taps.swapaxes(1, 2)) / taps.shape[2])
+            channels += one * (
+                covariance.channels + matrix_product(taps, taps.swapaxes(1, 2)) / taps.shape[2]
+            )
             spatial += share * covariance.spatial
         return Kronecker(channels.astype(np.float32), spatial.astype(np.float32))
     d = np.stack(apart, axis=1)

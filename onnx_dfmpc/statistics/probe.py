@@ -21,7 +21,17 @@ from onnx import ModelProto
 
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
-from onnx_dfmpc.spec import Anchor, Array, BatchNorm, Layer, LayerStatistics, Mixture, Moments, Progress, Value
+from onnx_dfmpc.spec import (
+    Anchor,
+    Array,
+    BatchNorm,
+    Layer,
+    LayerStatistics,
+    Mixture,
+    Moments,
+    Progress,
+    Value,
+)
 from onnx_dfmpc.spec.ops import output_axis, per_channel
 from onnx_dfmpc.statistics.moments import measure
 
@@ -40,13 +50,12 @@ def probe(
     source: str,
     seed: int,
     with_outputs: bool,
-    reanchored: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, LayerStatistics]:
     """Statistics of the layers of a float model, by name.
 
     Only the ``wanted`` layers get statistics of
-    their input; ``source`` is what these are called. Synthetic inputs are ``reanchored``, real ones not.
+    their input; ``source`` is what these are called.
     Without ``with_outputs`` the moments of outputs are measured only where re-anchoring needs them. ``seed``
     is that of the choice of patches.
     """
@@ -57,7 +66,7 @@ def probe(
     for layer in layers:
         needed = layer.name in wanted
         seen = None
-        norm = layer.batch_norm if reanchored else None
+        norm = None if mixture.real.all() else layer.batch_norm
         output = anchor = None
         with_output = norm is not None or (needed and with_outputs)
         asked = [layer.input] * needed + [layer.output] * with_output
@@ -70,7 +79,7 @@ def probe(
             mean, variance = moments(values, mixture, layer)
             output = Moments(mean - own_bias(layer, table), variance)
             if norm is not None:
-                anchor = anchor_of(norm, mean, variance)
+                anchor = anchor_of(norm, mean, variance, mixture)
                 run.put(layer.output, affine(values, mixture, anchor.scale, anchor.offset, layer))
         found[layer.name] = LayerStatistics(seen, output, anchor)
         if progress is not None:
@@ -123,10 +132,13 @@ def own_bias(layer: Layer, table: ConstantTable) -> Array:
     return table[layer.bias].astype(np.float64).ravel()
 
 
-def anchor_of(norm: BatchNorm, mean: Array, variance: Array) -> Anchor:
-    """Scale and offset that give outputs of such moments, (kinds, o), those that their batch norm expects."""
+def anchor_of(norm: BatchNorm, mean: Array, variance: Array, mixture: Mixture) -> Anchor:
+    """Scale and offset that give outputs of such moments, (kinds, o), those that their batch norm expects;
+    real inputs stay as they are.
+    """
     scale = norm.sigma / np.sqrt(variance + FLOOR * norm.sigma**2)
-    return Anchor(scale, norm.mean - scale * mean)
+    offset, real = norm.mean - scale * mean, mixture.real[:, None]
+    return Anchor(np.where(real, 1, scale), np.where(real, 0, offset))
 
 
 def moments(batches: Sequence[Value], mixture: Mixture, layer: Layer) -> tuple[Array, Array]:
@@ -154,9 +166,9 @@ def _channel_sums(values: Value, axis: int) -> Array:
     enough, and many times faster.
     """
     if axis == 1 and values.ndim > 2:
-        rows = values.reshape(*values.shape[:2], -1).sum(axis=2)
-        return rows.sum(axis=0, dtype=np.float64)
-    return values.sum(axis=tuple(a for a in range(values.ndim) if a != axis), dtype=np.float64)
+        values, axis = values.reshape(*values.shape[:2], -1).sum(axis=2), 1
+    total: Array = values.sum(axis=tuple(a for a in range(values.ndim) if a != axis), dtype=np.float64)
+    return total
 
 
 def affine(

@@ -1,0 +1,118 @@
+"""Inputs for statistics and for predictions, as a belief has them, with the user's own where there are some.
+
+The likely hypotheses decide means and gains. A covariance has to be good for the others, too: rounding that
+relies on correlations which are not there is worse than plain rounding, while one that does not use some that
+are there loses little. So a part of it, `BROAD`, goes to all hypotheses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_dfmpc.inputs.specs import fixed_batch
+from onnx_dfmpc.inputs.synthetic import Hypothesis, hypothetical, usual_samples
+from onnx_dfmpc.spec import Array, Feeds, InputSpec, Mixture
+
+BROAD = {True: 0.3, False: 0.5}
+"""Part of a covariance that does not follow the weights, for pictures and for anything else, of which less is
+known. benchmarks.robustness has what it is worth.
+"""
+
+FLATTENED = 0.1
+"""Power of the weights in one half of that part; the other half is even."""
+
+MOST_KINDS = 12
+"""Hypotheses in a mixture: those with the largest shares."""
+
+FEWEST = 2
+"""Samples of a hypothesis."""
+
+KNOWN = 16
+"""Real samples that are worth as much as the belief."""
+
+PLAUSIBLE = 0.03
+"""Least weight of a hypothesis that a prediction has to hold for."""
+
+TRIAL_SAMPLES = 8
+"""Samples of each hypothesis and kind that a prediction is made on."""
+
+
+def mixture_of(feeds: Sequence[Feeds], weights: Array, shares: Array, real: Sequence[bool] = ()) -> Mixture:
+    """Mixture of some kinds of inputs, none of them real unless said so."""
+    flat = [feed for one in feeds for feed in one]
+    kinds = tuple(kind for kind, one in enumerate(feeds) for _ in one)
+    return Mixture(flat, kinds, weights, shares, np.array(real or [False] * len(feeds)))
+
+
+def believed(
+    specs: Sequence[InputSpec], hypotheses: Sequence[Hypothesis], weights: Array, *, anchored: bool, seed: int
+) -> Mixture:
+    """Inputs as a belief has them: many of what is likely, a few of the rest.
+
+    ``anchored``: behind a batch norm the ranges are all alike, so that the likeliest stands for all.
+    """
+    chosen, likely, shares = _shared(hypotheses, weights, anchored)
+    total = usual_samples(specs)
+    feeds = [
+        hypothetical(specs, hypotheses[index], max(FEWEST, round(total * share)), seed)
+        for index, share in zip(chosen, shares, strict=True)
+    ]
+    return mixture_of(feeds, likely, shares)
+
+
+def _shared(
+    hypotheses: Sequence[Hypothesis], weights: Array, anchored: bool
+) -> tuple[list[int], Array, Array]:
+    """Hypotheses of a mixture, their weights and their shares of a covariance."""
+    best = int(weights.argmax())
+    broad = BROAD[hypotheses[best].picture]
+    if anchored:
+        other = replace(hypotheses[best], kind="white")
+        chosen = [best, hypotheses.index(other)] if other in hypotheses else [best]
+        shares = np.array([1 - broad / 2, broad / 2])[: len(chosen)]
+        return chosen, np.array([1.0, 0.0])[: len(chosen)], shares / shares.sum()
+    flat, even = weights**FLATTENED, np.array([0.4 if one.kind == "white" else 1.0 for one in hypotheses])
+    shares = (1 - broad) * weights + broad / 2 * (flat / flat.sum() + even / even.sum())
+    chosen = [int(index) for index in np.argsort(-shares, kind="stable")[:MOST_KINDS]]
+    likely, shares = weights[chosen], shares[chosen]
+    return chosen, likely / likely.sum(), shares / shares.sum()
+
+
+def blended(mixture: Mixture, real: Feeds, count: int) -> Mixture:
+    """Mixture with that many real samples as one more kind: the more there are, the less the belief counts.
+
+    With n samples both weight and share of the real inputs are n / (n + `KNOWN`).
+    """
+    own = count / (count + KNOWN)
+    kinds = len(mixture.weights)
+    return Mixture(
+        [*mixture.feeds, *real],
+        (*mixture.kinds, *[kinds] * len(real)),
+        np.append((1 - own) * mixture.weights, own),
+        np.append((1 - own) * mixture.shares, own),
+        np.append(mixture.real, True),
+    )
+
+
+def plausible(
+    specs: Sequence[InputSpec], hypotheses: Sequence[Hypothesis], weights: Array, *, seed: int
+) -> Sequence[tuple[str, float, Feeds]]:
+    """Inputs of every plausible hypothesis, with its name and weight, for predictions: drawn anew, half as
+    the hypothesis has them and half as noise with the spectrum of photographs, or white where it is no
+    picture.
+    """
+    kept = [
+        (hypothesis, float(weight))
+        for hypothesis, weight in zip(hypotheses, weights, strict=True)
+        if weight >= PLAUSIBLE and hypothesis.kind == "pictures"
+    ] or [(hypotheses[int(weights.argmax())], 1.0)]
+    total = sum(weight for _, weight in kept)
+    samples = max(TRIAL_SAMPLES if usual_samples(specs) > 2 * TRIAL_SAMPLES else 4, fixed_batch(specs) or 1)
+    return [
+        (str(one), weight / total / 2, hypothetical(specs, one, samples, seed + 1))
+        for hypothesis, weight in kept
+        for one in (hypothesis, replace(hypothesis, kind="spectrum"))
+    ]
