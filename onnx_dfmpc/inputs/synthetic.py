@@ -36,14 +36,14 @@ DYNAMIC_LENGTH = 64
 # Pictures: enough samples for 2^22 input positions, within bounds. At least 32, since late layers have few
 # positions per sample and a covariance of n inputs needs more than n; at most 128, for the cost. A choice.
 MAX_SAMPLES, MIN_SAMPLES = 96, 32
-POSITIONS = 1 << 21
+POSITIONS = 1 << 20
 
 # Pictures: 2 MiB of doubles per batch. Halved once to hold fewer activations at a time; not tuned otherwise.
 BATCH_ELEMENTS = 1 << 18
 
 # Spectrum: 32 samples, fewer of inputs of more than 2^16 elements, down to 8. A choice.
 SPECTRUM_SAMPLES, SPECTRUM_FEWEST = 16, 4
-SPECTRUM_ELEMENTS = 1 << 21
+SPECTRUM_ELEMENTS = 1 << 20
 
 
 def synthetic(
@@ -108,12 +108,47 @@ class Hypothesis:
         return f"{NAMES[self.kind][0 if self.picture else 1]} in {self.low:g} to {self.high:g}"
 
 
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Inputs of a kind before they are put into a range, mean 0 and variance 1: drawn once, used for every
+    hypothesis.
+
+    ``batch`` samples are run at a time, always as many if that is ``fixed``; inputs that are not named in
+    ``batched`` are the same in all runs.
+    """
+
+    kind: Kind
+    arrays: Mapping[str, AnyArray]
+    count: int
+    batch: int
+    fixed: bool
+    batched: tuple[str, ...]
+
+
+def draw(specs: Sequence[InputSpec], kind: Kind, samples: int, seed: int) -> Units:
+    """So many samples or, where the model fixes its batch, a few more."""
+    fixed = fixed_batch(specs)
+    drawn = synthetic(specs, kind, samples=samples, seed=seed, batch=fixed)
+    batched = tuple(spec.name for spec in specs if is_batched(spec, fixed))
+    arrays = drawn.make(0, drawn.count)
+    return Units(kind, arrays, drawn.count, drawn.batch, fixed is not None, batched)
+
+
 def hypothetical(
-    specs: Sequence[InputSpec], hypothesis: Hypothesis, samples: int, seed: int
+    units: Units, hypothesis: Hypothesis, samples: int | None = None
 ) -> list[dict[str, AnyArray]]:
-    """Inputs as a hypothesis has them, in batches."""
-    drawn = synthetic_feeds(specs, hypothesis.kind, samples=samples, seed=seed)
-    return [placed(feed, hypothesis.low, hypothesis.high, clipped=hypothesis.picture) for feed in drawn]
+    """The first samples, by default all, as a hypothesis has them, in batches."""
+    count = min(samples or units.count, units.count)
+    step = units.batch if units.fixed else min(units.batch, count)
+    feeds = []
+    for start in range(0, count, step):
+        stop = start + step if units.fixed else min(start + step, count)
+        feed = {
+            name: values[start:stop] if name in units.batched else values
+            for name, values in units.arrays.items()
+        }
+        feeds.append(placed(feed, hypothesis.low, hypothesis.high, clipped=hypothesis.picture))
+    return feeds
 
 
 def usual_samples(specs: Sequence[InputSpec]) -> int:

@@ -16,8 +16,8 @@ NAMED = 3
 def doubts(belief: Belief | None, expectation: Expectation | None) -> tuple[str, ...]:
     """Remark on what the inputs may be, with the way to say better; empty where there is no doubt.
 
-    What knowing the range would buy is how far the lower end of the prediction rises once the other hypotheses
-    are out, in dB.
+    What knowing the range would buy is how far the lower end of the prediction rises once the other
+    hypotheses are out, in dB.
     """
     if belief is None or len(belief.hypotheses) == 1 or belief.weights.max() >= SURE:
         return ()

@@ -43,7 +43,7 @@ from onnx_dfmpc.spec import (
     sqnr_db,
 )
 
-LAYER_SAMPLES = 8
+LAYER_SAMPLES = 4
 """Inputs on which every layer's output is compared."""
 
 SHOWN_LAYERS = 9
@@ -221,6 +221,7 @@ def finish(
 ) -> QuantizeResult:
     """The account of a run."""
     plan, solved, rewritten = made.plan, made.solved, made.rewritten
+    doubt = doubts(job.belief, made.expectation)
     table = ConstantTable(job.source.proto)
     rows = tuple(_rows(job.matched, plan, solved, rewritten, layer_noise, table))
     return QuantizeResult(

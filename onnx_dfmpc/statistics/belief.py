@@ -28,8 +28,8 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.errors import ModelError
-from onnx_dfmpc.inputs.specs import fixed_batch, is_image
-from onnx_dfmpc.inputs.synthetic import Hypothesis, Kind, hypothetical
+from onnx_dfmpc.inputs.specs import is_image
+from onnx_dfmpc.inputs.synthetic import Hypothesis, draw, hypothetical
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import Array, InputSpec, Layer
@@ -107,7 +107,6 @@ def believe(
 def _hypotheses(specs: Sequence[InputSpec], input_range: tuple[float, float] | None) -> Iterator[Hypothesis]:
     """What the inputs may be, by their shapes."""
     picture = all(is_image(spec.shape[1:]) for spec in specs)
-    kinds: tuple[Kind, ...] = ("pictures", "white")
     if input_range is not None:
         ranges: Sequence[tuple[float, float]] = (input_range,)
     elif picture:
@@ -118,9 +117,12 @@ def _hypotheses(specs: Sequence[InputSpec], input_range: tuple[float, float] | N
             for s in DEVIATIONS
             for centre in (-2, 0, 2)
         ]
-    for kind in kinds:
-        for low, high in ranges:
-            yield Hypothesis(kind, low, high, picture)
+    for low, high in ranges:
+        yield Hypothesis("pictures", low, high, picture)
+    for low, high in (
+        ranges if input_range is not None else [span for span in ranges if span[0] < 0 < span[1]]
+    ):
+        yield Hypothesis("white", low, high, picture)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +143,9 @@ def _evidence(
     hypotheses: Sequence[Hypothesis],
     seed: int,
 ) -> _Evidence:
-    samples = max(EVIDENCE_SAMPLES, fixed_batch(specs) or 1)
     count = len(hypotheses)
-    feeds = [hypothetical(specs, hypothesis, samples, seed) for hypothesis in hypotheses]
+    units = {kind: draw(specs, kind, EVIDENCE_SAMPLES, seed) for kind in {one.kind for one in hypotheses}}
+    feeds = [hypothetical(units[one.kind], one) for one in hypotheses]
     mixture = mixture_of(feeds, np.full(count, 1 / count), np.full(count, 1 / count))
     table = ConstantTable(proto)
     run = PartialRun(proto, table, mixture.feeds)

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_dfmpc.inputs.specs import fixed_batch
-from onnx_dfmpc.inputs.synthetic import Hypothesis, hypothetical, usual_samples
+from onnx_dfmpc.inputs.synthetic import MIN_SAMPLES, Hypothesis, Kind, draw, hypothetical, usual_samples
 from onnx_dfmpc.spec import Array, Feeds, InputSpec, Mixture
 
 BROAD = {True: 0.3, False: 0.5}
@@ -37,7 +36,7 @@ PLAUSIBLE = 0.03
 """Least weight of a hypothesis that a prediction has to hold for."""
 
 TRIAL_SAMPLES = 8
-"""Samples of each hypothesis and kind that a prediction is made on."""
+"""Samples of each hypothesis and kind that a prediction is made on; half as many of large inputs."""
 
 
 def mixture_of(feeds: Sequence[Feeds], weights: Array, shares: Array, real: Sequence[bool] = ()) -> Mixture:
@@ -55,30 +54,37 @@ def believed(
     ``anchored``: behind a batch norm the ranges are all alike, so that the likeliest stands for all.
     """
     chosen, likely, shares = _shared(hypotheses, weights, anchored)
-    total = usual_samples(specs)
-    feeds = [
-        hypothetical(specs, hypotheses[index], max(FEWEST, round(total * share)), seed)
-        for index, share in zip(chosen, shares, strict=True)
-    ]
+    counts = [max(FEWEST, round(usual_samples(specs) * share)) for share in shares]
+    units = {
+        kind: draw(specs, kind, max(counts[place] for place in places), seed)
+        for kind, places in _by_kind(chosen).items()
+    }
+    feeds = [hypothetical(units[one.kind], one, count) for one, count in zip(chosen, counts, strict=True)]
     return mixture_of(feeds, likely, shares)
+
+
+def _by_kind(hypotheses: Sequence[Hypothesis]) -> dict[Kind, list[int]]:
+    """Positions of the hypotheses of every kind."""
+    places: dict[Kind, list[int]] = {}
+    for place, hypothesis in enumerate(hypotheses):
+        places.setdefault(hypothesis.kind, []).append(place)
+    return places
 
 
 def _shared(
     hypotheses: Sequence[Hypothesis], weights: Array, anchored: bool
-) -> tuple[list[int], Array, Array]:
+) -> tuple[list[Hypothesis], Array, Array]:
     """Hypotheses of a mixture, their weights and their shares of a covariance."""
     best = int(weights.argmax())
     broad = BROAD[hypotheses[best].picture]
     if anchored:
-        other = replace(hypotheses[best], kind="white")
-        chosen = [best, hypotheses.index(other)] if other in hypotheses else [best]
-        shares = np.array([1 - broad / 2, broad / 2])[: len(chosen)]
-        return chosen, np.array([1.0, 0.0])[: len(chosen)], shares / shares.sum()
+        shares = np.array([1 - broad / 2, broad / 2])
+        return [hypotheses[best], replace(hypotheses[best], kind="white")], np.array([1.0, 0.0]), shares
     flat, even = weights**FLATTENED, np.array([0.4 if one.kind == "white" else 1.0 for one in hypotheses])
     shares = (1 - broad) * weights + broad / 2 * (flat / flat.sum() + even / even.sum())
     chosen = [int(index) for index in np.argsort(-shares, kind="stable")[:MOST_KINDS]]
     likely, shares = weights[chosen], shares[chosen]
-    return chosen, likely / likely.sum(), shares / shares.sum()
+    return [hypotheses[index] for index in chosen], likely / likely.sum(), shares / shares.sum()
 
 
 def blended(mixture: Mixture, real: Feeds, count: int) -> Mixture:
@@ -110,9 +116,12 @@ def plausible(
         if weight >= PLAUSIBLE and hypothesis.kind == "pictures"
     ] or [(hypotheses[int(weights.argmax())], 1.0)]
     total = sum(weight for _, weight in kept)
-    samples = max(TRIAL_SAMPLES if usual_samples(specs) > 2 * TRIAL_SAMPLES else 4, fixed_batch(specs) or 1)
+    samples = TRIAL_SAMPLES if usual_samples(specs) > MIN_SAMPLES else TRIAL_SAMPLES // 2
+    kinds: tuple[Kind, ...] = ("pictures", "spectrum")
+    units = [draw(specs, kind, samples, seed + 1) for kind in kinds]
     return [
-        (str(one), weight / total / 2, hypothetical(specs, one, samples, seed + 1))
+        (str(other), weight / total / len(units), hypothetical(one, other))
         for hypothesis, weight in kept
-        for one in (hypothesis, replace(hypothesis, kind="spectrum"))
+        for one in units
+        for other in [replace(hypothesis, kind=one.kind)]
     ]
