@@ -41,7 +41,7 @@ from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
 
 Bias = NDArray[np.floating] | None
 
-TOGETHER = 1 << 17
+TOGETHER = 1 << 18
 """Weights of layers of one shape that are rounded at once. Speed and memory alone."""
 
 NOISE_FLOOR = 1e-15

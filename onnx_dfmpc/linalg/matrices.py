@@ -37,8 +37,8 @@ class Dense:
         return self.values[:, start:stop, start:stop]
 
     def part(self, target: slice, source: slice, columns: Array) -> Array:
-        """M[target, source] times columns (g, inputs of the source, m), float64."""
-        return product(self.values[:, target, source], columns)
+        """M[target, source] times columns (g, inputs of the source, m), in the dtype of these."""
+        return product(self.values[:, target, source], columns, columns.dtype)
 
     def dense(self) -> Array:
         """All elements, shape (g, n, n)."""
@@ -61,6 +61,10 @@ class Dense:
         # reversed is lower triangular when reversed back. GPTQ gets the same L by way of the inverse of M.
         factor = cholesky(self.values[:, ::-1, ::-1])
         return Dense(np.ascontiguousarray(factor[:, ::-1, ::-1].transpose(0, 2, 1)))
+
+    def astype(self, dtype: type[np.floating]) -> Dense:
+        """The same matrix in a dtype."""
+        return Dense(self.values.astype(dtype, copy=False))
 
     def unit_diagonal(self) -> Dense:
         """M with each row divided by its element on the diagonal."""
@@ -104,12 +108,13 @@ class Kronecker:
         return _kronecker(self.channels[:, chosen, chosen], self.spatial)
 
     def part(self, target: slice, source: slice, columns: Array) -> Array:
-        """M[target, source] times columns (g, inputs of the source, m), float64: C X R' for each column."""
+        """M[target, source] times columns (g, inputs of the source, m), in the dtype of these: C X R' for each."""
         t = self.grain
         g, _, m = columns.shape
         to, of = (slice(inputs.start // t, inputs.stop // t) for inputs in (target, source))
-        mixed_channels = product(self.channels[:, to, of], columns.reshape(g, -1, t * m))
-        return product(self.spatial[:, None], mixed_channels.reshape(g, -1, t, m)).reshape(g, -1, m)
+        mixed_channels = product(self.channels[:, to, of], columns.reshape(g, -1, t * m), columns.dtype)
+        mixed = product(self.spatial[:, None], mixed_channels.reshape(g, -1, t, m), columns.dtype)
+        return mixed.reshape(g, -1, m)
 
     def diagonal(self) -> Array:
         """Diagonal, shape (g, n)."""
@@ -125,6 +130,10 @@ class Kronecker:
         """Lower triangular L with L'L = M; LinAlgError if M is not positive definite."""
         channels, spatial = (Dense(factor).cholesky() for factor in (self.channels, self.spatial))
         return Kronecker(channels.values, spatial.values)
+
+    def astype(self, dtype: type[np.floating]) -> Kronecker:
+        """The same matrix in a dtype."""
+        return Kronecker(self.channels.astype(dtype, copy=False), self.spatial.astype(dtype, copy=False))
 
     def unit_diagonal(self) -> Kronecker:
         """M with each row divided by its element on the diagonal."""
@@ -158,7 +167,7 @@ def through(rows: Array, covariance: Covariance) -> Array:
         return rows * covariance.variances[:, None].astype(np.float64)
     if isinstance(covariance, Kronecker):
         every = slice(0, covariance.inputs)
-        return covariance.part(every, every, rows.transpose(0, 2, 1)).transpose(0, 2, 1)
+        return covariance.part(every, every, rows.transpose(0, 2, 1).astype(np.float64)).transpose(0, 2, 1)
     return product(rows, covariance)
 
 

@@ -26,8 +26,8 @@ BASE = 32
 """Matrices of at most this size are LAPACK's, which uses one thread for them."""
 
 
-def product(a: Array, b: Array) -> Array:
-    """``a @ b`` of arrays (..., m, k) and (..., k, n), float64.
+def product(a: Array, b: Array, dtype: type[np.floating] | np.dtype[np.floating] = np.float64) -> Array:
+    """``a @ b`` of arrays (..., m, k) and (..., k, n), in a dtype.
 
     Examples
     --------
@@ -37,10 +37,10 @@ def product(a: Array, b: Array) -> Array:
     """
     total: Array | None = None
     for start in range(0, a.shape[-1], INNER):
-        left = a[..., start : start + INNER].astype(np.float64, copy=False)
-        right = b[..., start : start + INNER, :].astype(np.float64, copy=False)
+        left = a[..., start : start + INNER].astype(dtype, copy=False)
+        right = b[..., start : start + INNER, :].astype(dtype, copy=False)
         total = left @ right if total is None else np.add(total, left @ right, out=total)
-    return np.zeros((*a.shape[:-1], b.shape[-1])) if total is None else total
+    return np.zeros((*a.shape[:-1], b.shape[-1]), dtype) if total is None else total
 
 
 def gram(a: Array) -> Array:

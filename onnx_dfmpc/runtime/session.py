@@ -77,6 +77,10 @@ class Session:
         options.log_severity_level = SILENT
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         options.enable_cpu_mem_arena = arena
+        if (
+            threads == 0
+        ):  # a thread that waits for work in a loop is faster, and costs as much as one that works
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if isinstance(model, str | os.PathLike) and not Path(model).is_file():
             raise ModelError(f"{model}: not a file" if Path(model).exists() else f"{model}: no such file")
         try:

@@ -32,12 +32,17 @@ from onnx_dfmpc.spec import Array, InputStatistics, Layer, Mixture
 from onnx_dfmpc.spec.ops import OPS, taps
 from onnx_dfmpc.statistics.windows import attributes, window_of
 
+PATCHES_PER_INPUT = 8
+MIN_PATCHES = 1 << 9
 MAX_PATCHES = 1 << 11
 MAX_VECTORS = 1 << 12
 MAX_ELEMENTS = 1 << 24
 """Bounds of the sample: so many patches, or vectors where a kernel has a single tap, and so many numbers in
 it.
 """
+
+JOINED = 1 << 20
+"""Numbers that are put together before products are taken of them. Speed and memory alone."""
 
 MANY_INPUTS = 1024
 """From here on, only the channels and one pattern of the taps are measured: that is nearly all that rounding
@@ -78,7 +83,7 @@ def measure(
     if layer.op_type == "ConvTranspose":
         return _transposed(layer, node, batches, mixture, rng, source)
     if not OPS[layer.op_type].spatial:
-        samples = _vectors(batches, -1, rng)
+        samples = _vectors(batches, -1, 1, rng)
     else:
         images = sum(map(len, batches))
         samples = (_gather(layer, node, batch, images, rng) for batch in batches)
@@ -104,7 +109,7 @@ def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputSt
     """Statistics of patches of shape (g, i, t, P), one array for each batch of the mixture."""
     found: dict[int, _Kind] = {}
     for kind, pairs in groupby(zip(mixture.kinds, samples, strict=True), key=lambda pair: pair[0]):
-        found[kind] = _one_kind(sample for _, sample in pairs)
+        found[kind] = _one_kind(_joined(sample for _, sample in pairs))
     if len(found) == 1:
         (only,) = found.values()
         return InputStatistics(only.mean, only.covariance, only.count, source)
@@ -145,6 +150,18 @@ def _blended(
         assert isinstance(covariance, np.ndarray)
         total += one * covariance
     return total.astype(np.float32)
+
+
+def _joined(samples: Iterable[Array]) -> Iterator[Array]:
+    """The same patches in fewer arrays: products of small ones are slow."""
+    waiting: list[Array] = []
+    for sample in samples:
+        waiting.append(sample)
+        if sum(one.size for one in waiting) >= JOINED:
+            yield np.concatenate(waiting, axis=3)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting, axis=3)
 
 
 def _one_kind(samples: Iterable[Array]) -> _Kind:
@@ -193,10 +210,12 @@ def _pattern(channels: Array, taps_of_each: Array, rest: Array) -> Kronecker:
     return Kronecker(channels.astype(np.float32), spatial.astype(np.float32))
 
 
-def _vectors(batches: Sequence[NDArray[Any]], axis: int, rng: np.random.Generator) -> Iterator[Array]:
+def _vectors(
+    batches: Sequence[NDArray[Any]], axis: int, groups: int, rng: np.random.Generator
+) -> Iterator[Array]:
     """Sample of vectors along an axis of the batches, as arrays of shape (i, 1, P), float32."""
     channels = batches[0].shape[axis]
-    share = _share(sum(batch.size // channels for batch in batches), channels, 1)
+    share = _share(sum(batch.size // channels for batch in batches), channels, 1, groups)
     for batch in batches:
         vectors = np.moveaxis(batch, axis, -1).reshape(-1, channels)
         chosen = vectors[np.sort(rng.permutation(len(vectors))[: max(1, round(share * len(vectors)))])]
@@ -219,7 +238,7 @@ def _gather(
         raise UnsupportedError(
             f"node {layer.name!r}: its kernel is larger than its input of shape {batch.shape}"
         )
-    keep = max(1, round(_share(images * total, batch.shape[1], taps(layer)) * total))
+    keep = max(1, round(_share(images * total, batch.shape[1], taps(layer), layer.group) * total))
     chosen = np.sort(rng.permutation(total)[:keep])
     corners = [index * s for index, s in zip(np.unravel_index(chosen, places), at.strides, strict=True)]
     count, channels = batch.shape[:2]
@@ -231,11 +250,11 @@ def _gather(
     return gathered.reshape(channels, taps(layer), -1)
 
 
-def _share(available: int, channels: int, taps: int) -> float:
-    """Share of the available patches to keep."""
-    return min(
-        1.0, min(MAX_VECTORS if taps == 1 else MAX_PATCHES, MAX_ELEMENTS / (channels * taps)) / available
-    )
+def _share(available: int, channels: int, taps: int, groups: int) -> float:
+    """Share of the available patches to keep, of so many channels in each group."""
+    most = MAX_VECTORS if taps == 1 else MAX_PATCHES
+    wanted = min(max(PATCHES_PER_INPUT * channels * taps // groups, MIN_PATCHES), most)
+    return min(1.0, min(wanted, MAX_ELEMENTS / (channels * taps)) / available)
 
 
 def _transposed(
@@ -253,7 +272,7 @@ def _transposed(
     """
     kernel = layer.shape[2:]
     strides = attributes(node).get("strides", (1,) * len(kernel))
-    vectors = _vectors(batches, 1, rng)
+    vectors = _vectors(batches, 1, layer.group, rng)
     channels = _summary(_grouped(vectors, layer.group), mixture, source)
     phases = np.array(list(product(*map(range, kernel)))) % np.array(strides)
     same = ((phases[:, None] == phases[None]).all(axis=-1) / math.prod(strides)).astype(np.float32)
