@@ -69,7 +69,8 @@ def validate(
     data : path, mapping of arrays, array, callable, or Recipe, optional
         Real inputs, with their labels under ``labels`` where there are any. A `Recipe` says more: how many
         samples, how pictures become inputs, shapes of inputs with open dimensions, the range of synthetic
-        inputs. None takes seeded synthetic inputs: a sanity check, not accuracy.
+        inputs. None takes seeded synthetic inputs: a sanity check, not accuracy, so that classes are not
+        compared.
     gates : Recipe or mapping, optional
         Limits by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
         (fractions). They hold for the worst output.
@@ -108,10 +109,10 @@ def validate(
     check_same_interface(float_session, quantized_session)
     outputs = float_session.outputs
     samples = samples_of(float_session.specs(), data)
-    check_gates(gates, labelled=samples.labels is not None)
+    check_gates(gates, labelled=samples.labels is not None, synthetic=samples.synthetic)
     samples = _runnable(float_session, samples)
 
-    tally = Tally(outputs, samples.labels)
+    tally = Tally(outputs, samples.labels, classes=not samples.synthetic)
     default_run = None
     for start, stop, batch in samples.batches():
         actual = quantized_session.run(batch, outputs)
@@ -178,7 +179,7 @@ def check_data(float_model: Model, recipe: Recipe) -> None:
     """Raise now, before a model is quantized, what `validate` would say to data and gates afterwards."""
     session = Session(float_model, "float model")
     samples = samples_of(session.specs(), recipe)
-    check_gates(recipe, labelled=samples.labels is not None)
+    check_gates(recipe, labelled=samples.labels is not None, synthetic=samples.synthetic)
     if not samples.synthetic:
         _runnable(session, samples if fixed_batch(session.specs()) else replace(samples, batch=1))
 
@@ -212,6 +213,8 @@ def examine(
             )
         except (ModelError, UnsupportedError) as error:  # the validation is worth showing all the same
             notes = (f"per layer: {error}",)
+    if validation.synthetic:
+        effects = tuple(replace(effect, own_top1_agreement=None) for effect in effects)
     times = measure_latency(*models, data, progress=progress) if latency else None
     return Evaluation(replace(validation, notes=(*validation.notes, *notes)), effects, times)
 

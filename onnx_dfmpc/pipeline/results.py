@@ -26,6 +26,7 @@ from onnx_dfmpc.spec import (
     SweepPoint,
     WeightHistogram,
 )
+from onnx_dfmpc.statistics.belief import Belief
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,8 @@ class PlanResult:
     notes : tuple of str
     seconds : dict
         Wall time of each stage.
+    expectation : Expectation or None
+        As in `QuantizeResult`.
     """
 
     source: LoadedModel
@@ -152,3 +155,23 @@ class PlanResult:
     sweep: tuple[SweepPoint, ...]
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    expectation: Expectation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class InspectResult:
+    """What there is to quantize, and what the inputs are taken for.
+
+    Attributes
+    ----------
+    source : LoadedModel
+    report : MatchReport
+    belief : Belief or None
+        None where nobody can tell: there is no layer, or an input is no tensor of numbers.
+    notes : tuple of str
+    """
+
+    source: LoadedModel
+    report: MatchReport
+    belief: Belief | None
+    notes: tuple[str, ...]

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from onnx_dfmpc.allocate.budget import budgets, sweep
 from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import Model, load, require_writable
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed
-from onnx_dfmpc.pipeline.results import PlanResult, QuantizeResult
+from onnx_dfmpc.pipeline.results import InspectResult, PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
     Made,
     Measured,
@@ -34,6 +36,7 @@ from onnx_dfmpc.pipeline.steps import (
 )
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import CostTable, MatchReport, Progress, QuantPlan, SweepPoint
+from onnx_dfmpc.statistics.belief import Belief, believe
 
 ATTEMPTS = 3
 """Times that bits are allocated anew when a promised SQNR is missed."""
@@ -65,6 +68,17 @@ def inspect(model: Model) -> MatchReport:
     (16, 0, '/conv/Conv')
     """
     return match(load(model).proto)
+
+
+def inspect_result(model: Model) -> InspectResult:
+    """`inspect`, with what the inputs are taken for."""
+    source = load(model)
+    matched = match(source.proto)
+    belief: Belief | None = None
+    if matched.layers:
+        with suppress(UnsupportedError):  # an input that nobody can feed
+            belief = believe(source.proto, matched.layers, model_inputs(source.proto))
+    return InspectResult(source, matched, belief, doubts(belief, None))
 
 
 def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
@@ -117,7 +131,9 @@ def plan_result(
         points = _swept(job, table, sweep, statistics, seconds, offset_of(made.plan, table))
     doubt = doubts(job.belief, made.expectation)
     all_notes = (*job.notes, *statistics.notes, *notes, *made.notes, *doubt)
-    return PlanResult(job.source, job.matched, made.plan, job.recipe, points, all_notes, seconds)
+    return PlanResult(
+        job.source, job.matched, made.plan, job.recipe, points, all_notes, seconds, made.expectation
+    )
 
 
 def apply(
