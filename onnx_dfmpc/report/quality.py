@@ -67,8 +67,9 @@ def _predicted(predicted: Predicted) -> str:
     """Point and interval."""
     if predicted.sqnr_db is None:
         return ""
-    ends = interval(predicted.low_db, predicted.high_db) or (predicted.source and f"from {predicted.source}")
-    return f"{decibels(predicted.sqnr_db)} predicted" + (f", {ends}" if ends else "")
+    ends = interval(predicted.low_db, predicted.high_db)
+    grounds = f", {ends}" if ends else f" ({predicted.source})" if predicted.source else ""
+    return f"{decibels(predicted.sqnr_db)} predicted{grounds}"
 
 
 def _grounds(predicted: Predicted) -> str:
