@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,8 @@ def test_bits_edited_by_hand(file: Path) -> None:
 
 def test_a_plan_without_an_interval_is_read(file: Path) -> None:
     """As versions made it that did not have it."""
-    plan = edited(
-        file, lambda content: [content["predicted"].pop(key) for key in ("low_db", "high_db", "kinds")]
-    )
+    keys = ("low_db", "high_db", "kinds")
+    plan = edited(file, lambda content: [content["predicted"].pop(key) for key in keys])
     assert plan == replace(PLAN, predicted_low_db=None, predicted_high_db=None)
 
 
