@@ -11,10 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from onnx_dfmpc.allocate.budget import budgets, sweep
+from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import Model, load, require_writable, verify
+from onnx_dfmpc.pipeline.advice import Trial, advise, changes, remarks
 from onnx_dfmpc.pipeline.job import Job, Seconds, metadata_of, needs_statistics, prepare, timed
 from onnx_dfmpc.pipeline.results import PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
@@ -26,13 +30,18 @@ from onnx_dfmpc.pipeline.steps import (
     frontier_of,
     measure,
     sweep_point,
+    validation_data,
+    weight_bytes,
     with_predicted_bytes,
 )
 from onnx_dfmpc.recipe import Recipe
-from onnx_dfmpc.rewrite.apply import rewrite
+from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.sensitivity.table import with_costs, with_noise
 from onnx_dfmpc.solve import solve
-from onnx_dfmpc.spec import CostTable, MatchReport, Progress, QuantPlan, SweepPoint
+from onnx_dfmpc.spec import CostTable, MatchReport, Progress, QuantizedLayer, QuantPlan, SweepPoint
+
+PLANNED = "nothing was tried to improve on a plan: give the worst layers more bits in it, or plan for more"
+"""A remark: there is no flag to add, since a plan has decided."""
 
 
 def inspect(model: Model) -> MatchReport:
@@ -167,9 +176,10 @@ def apply(
     job = prepare(model, recipe, progress, seconds, plan=plan, statistics=needed, validated=validated)
     names = tuple(layer.name for layer in plan.layers)
     statistics = measure(job, names, seconds)
-    return _carry_out(
+    result = _carry_out(
         job, plan, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency
     )
+    return replace(result, notes=(*result.notes, *((PLANNED,) if per_layer else ())))
 
 
 def quantize(
@@ -203,7 +213,8 @@ def quantize(
     validated : bool
         Whether to compare with the float model.
     per_layer : bool
-        Also measure what every layer alone does to the outputs.
+        Also measure what every layer alone does to the outputs, and try what helps: up to three
+        quantizations more.
     latency : bool
         Also time inferences of both models.
 
@@ -234,6 +245,8 @@ def quantize(
         job, made, statistics, costs, seconds, validated=validated, per_layer=per_layer, latency=latency
     )
     result = replace(result, notes=(*result.notes, *notes))
+    if per_layer:
+        result = _with_advice(job, statistics, costs, result, seconds)
     if output is None or not result.passed:
         return result
     return result.save(output, external_data=external_data, overwrite=overwrite)
@@ -254,15 +267,9 @@ def _carry_out(
     proto, matched = job.source.proto, job.matched
     if plan.predicted_bytes is None:
         plan = with_predicted_bytes(job, plan)
-    with timed(seconds, "quantize"):
-        solved = solve(proto, matched, plan, job.recipe, statistics.layers, job.feeds, job.progress)
+    solved, rewritten = _rewritten(job, plan, statistics, seconds)
     if plan.predicted_sqnr_db is None and statistics.layers:
         plan = with_noise(plan, proto, matched, solved, statistics.layers)
-    with timed(seconds, "rewrite"):
-        names = [layer.name for layer in plan.layers]
-        bits = {layer.name: layer.bits for layer in plan.layers}
-        metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
-        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
     with timed(seconds, "check"):
         verify(rewritten.proto, "the quantized model")
     layer_noise: Mapping[str, float | None] = {}
@@ -270,13 +277,53 @@ def _carry_out(
     if validated:
         with timed(seconds, "validate"):
             layer_noise, evaluation = evaluate(
-                job, rewritten.proto, solved, plan.form, per_layer=per_layer, latency=latency
+                job, rewritten.proto, solved, per_layer=per_layer, latency=latency
             )
     frontier: tuple[SweepPoint, ...] = ()
     if costs is not None:
         with timed(seconds, "allocate"):
             frontier = frontier_of(job, costs)
     return finish(job, plan, solved, rewritten, layer_noise, evaluation, frontier, statistics, seconds)
+
+
+def _rewritten(
+    job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds
+) -> tuple[Sequence[QuantizedLayer], Rewritten]:
+    """The layers of a plan, quantized, and the graph that has them."""
+    proto, matched = job.source.proto, job.matched
+    with timed(seconds, "quantize"):
+        solved = solve(proto, matched, plan, job.recipe, statistics.layers, job.feeds, job.progress)
+    with timed(seconds, "rewrite"):
+        names = [layer.name for layer in plan.layers]
+        bits = {layer.name: layer.bits for layer in plan.layers}
+        metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
+        return solved, rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
+
+
+def _with_advice(
+    job: Job, statistics: Measured, costs: CostTable | None, result: QuantizeResult, seconds: Seconds
+) -> QuantizeResult:
+    """Result with the changes to its recipe that help: each is tried with the statistics and the costs of the
+    run.
+    """
+    with timed(seconds, "advice"):
+        wanted = changes(job.recipe, result.per_layer, weight_bytes(job))
+        sqnr_db = None if result.validation is None else result.validation.sqnr_db
+        before = Trial(result.model.ByteSize(), sqnr_db)
+        attempt = partial(_attempt, job, statistics, costs)
+        advice = tuple(advise(wanted, attempt, before, job.progress))
+    return replace(result, advice=advice, notes=(*result.notes, *remarks(wanted, advice)))
+
+
+def _attempt(job: Job, statistics: Measured, costs: CostTable | None, recipe: Recipe) -> Trial | None:
+    """What another recipe with the same kind of bits gives; None where it cannot be met."""
+    job, seconds = replace(job, recipe=recipe, progress=None), Seconds()
+    try:
+        made = allocate(job, costs, seconds)
+    except UnsupportedError:
+        return None
+    proto = _rewritten(job, made, statistics, seconds)[1].proto
+    return Trial(proto.ByteSize(), validate(job.source.proto, proto, validation_data(job)).sqnr_db)
 
 
 def _swept(

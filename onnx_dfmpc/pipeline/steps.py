@@ -16,14 +16,16 @@ from onnx_dfmpc.evaluate.compare import Evaluation, examine
 from onnx_dfmpc.evaluate.diagnose import layer_sqnr
 from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
+from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.pipeline.sources import SOURCES
-from onnx_dfmpc.recipe import Data
+from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.rewrite.apply import Rewritten
+from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
-from onnx_dfmpc.sensitivity.table import predict, size_table, with_sizes
+from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_sizes
 from onnx_dfmpc.solve import weight_noise
 from onnx_dfmpc.spec import (
     CostTable,
@@ -33,7 +35,6 @@ from onnx_dfmpc.spec import (
     MatchReport,
     QuantizedLayer,
     QuantPlan,
-    StorageFormat,
     SweepPoint,
     WeightHistogram,
 )
@@ -118,17 +119,10 @@ def allocate(job: Job, costs: CostTable | None, seconds: Seconds) -> QuantPlan:
 
 
 def evaluate(
-    job: Job,
-    quantized: ModelProto,
-    solved: Sequence[QuantizedLayer],
-    form: StorageFormat,
-    *,
-    per_layer: bool,
-    latency: bool,
+    job: Job, quantized: ModelProto, solved: Sequence[QuantizedLayer], *, per_layer: bool, latency: bool
 ) -> tuple[Mapping[str, float | None], Evaluation]:
     """Every layer's output on a few inputs, and the network's outputs on all."""
-    proto, recipe = job.source.proto, job.recipe
-    data = recipe if recipe.data is not None else replace(recipe, input_range=job.input_range)
+    proto, data = job.source.proto, validation_data(job)
     names = {done.name for done in solved}
     layers = [layer for layer in job.matched.layers if layer.name in names]
     measured = layer_sqnr(proto, quantized, layers, _few_feeds(proto, data))
@@ -137,12 +131,17 @@ def evaluate(
         quantized,
         job.matched,
         data,
-        gates=recipe,
+        gates=job.recipe,
         per_layer=per_layer,
         latency=latency,
-        form=form,
         progress=job.progress,
     )
+
+
+def validation_data(job: Job) -> Recipe:
+    """The recipe's data; for synthetic ones, with the range that was found."""
+    recipe = job.recipe
+    return recipe if recipe.data is not None else replace(recipe, input_range=job.input_range)
 
 
 def finish(
@@ -195,6 +194,16 @@ def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
     bits = {layer.name: layer.bits for layer in plan.layers}
     metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
     return with_sizes(plan, job.source.proto, job.matched, job.recipe, metadata)
+
+
+def weight_bytes(job: Job) -> dict[str, dict[int, int]]:
+    """Bytes of every layer's weight by width, by layer name."""
+    grid = METHODS[job.recipe.method].grid(8)
+    table = stored_sizes(job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid).tolist()
+    return {
+        layer.name: dict(zip(WIDTHS, row, strict=True))
+        for layer, row in zip(job.matched.layers, table, strict=True)
+    }
 
 
 def frontier_of(job: Job, costs: CostTable) -> tuple[SweepPoint, ...]:

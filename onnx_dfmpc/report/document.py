@@ -25,6 +25,7 @@ from onnx_dfmpc.pipeline.results import ComparisonResult, QuantizeResult
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
 from onnx_dfmpc.runtime.session import runtime_version
 from onnx_dfmpc.spec import (
+    Advice,
     Chain,
     Latency,
     Layer,
@@ -159,6 +160,7 @@ class Document:
     notes: tuple[str, ...] = ()
     validation: Validation | None = None
     per_layer: tuple[LayerEffect, ...] = ()
+    advice: tuple[Advice, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()
     histograms: tuple[WeightHistogram, ...] = ()
     latency: Latency | None = None
@@ -279,6 +281,7 @@ def quantize_document(result: QuantizeResult) -> Json:
             "sweep": result.sweep,
             "histograms": result.histograms,
             "per_layer": result.per_layer,
+            "advice": result.advice,
             "latency": result.latency,
             "seconds": result.seconds,
         }

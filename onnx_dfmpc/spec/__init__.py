@@ -19,10 +19,11 @@ from onnx_dfmpc.spec.planned import (
     StorageFormat,
     SweepPoint,
 )
-from onnx_dfmpc.spec.reported import Latency, LayerEffect, LayerReport, Suggestion, Timing, WeightHistogram
+from onnx_dfmpc.spec.reported import Advice, Latency, LayerEffect, LayerReport, Timing, WeightHistogram
 from onnx_dfmpc.spec.stored import QuantizedLayer, QuantizedWeight
 
 __all__ = [
+    "Advice",
     "Anchor",
     "Array",
     "BatchNorm",
@@ -50,7 +51,6 @@ __all__ = [
     "Rounding",
     "Skipped",
     "StorageFormat",
-    "Suggestion",
     "SweepPoint",
     "Timing",
     "Value",
