@@ -136,7 +136,7 @@ def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> 
         "notes": ["opset 17 -> 25 because of UINT2 weights"],
         "validation": validation(),
         "per_layer": [ranked(layers[2]), ranked(layers[1])],
-        "advice": [{"flag": "--target-size", "value": "11300", "extra_bytes": 1152, "gain_db": 2.25}],
+        "advice": [{"flag": "--set", "value": f"^{NASTY}$=6", "extra_bytes": 1152, "gain_db": 2.25}],
         "sweep": [
             {
                 "budget": size * n,

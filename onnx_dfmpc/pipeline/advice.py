@@ -79,10 +79,12 @@ def advise(
     ``attempt`` makes the run, and returns None where it cannot be made. A higher target has to bring more
     than the ones before it; flags that are added do not exclude each other.
     """
+    if before.sqnr_db is None:  # nothing differs, or something is not finite: no gain can be told
+        return
     least = WORTH_DB
     for step, change in enumerate(wanted, 1):
         after = attempt(change.recipe)
-        if after is not None and before.sqnr_db is not None and after.sqnr_db is not None:
+        if after is not None and after.sqnr_db is not None:
             gain = after.sqnr_db - before.sqnr_db
             if gain >= least:
                 least = least if change.flag == "--set" else gain + WORTH_DB

@@ -3,7 +3,7 @@
     prepare -> measure -> predict -> allocate -> solve -> rewrite -> evaluate -> finish
 
 Each step is a function of what the steps before it returned; nothing is lazy, and nothing is changed in
-place.
+place. Advice (`advice`) is what other recipes give in the steps from allocate to evaluate.
 """
 
 from __future__ import annotations
