@@ -49,13 +49,6 @@ def ranked(row: Json) -> Json:
         "own_sqnr_db": 14.5,
         "own_top1_agreement": 0.83,
         "own_share": 0.41,
-        "suggestion": {
-            "set": f"^{row['name']}$=6",
-            "bits": 6,
-            "extra_bytes": 1152,
-            "own_sqnr_db": 30.0,
-            "gain_db": 2.25,
-        },
     }
 
 
@@ -142,7 +135,8 @@ def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> 
         },
         "notes": ["opset 17 -> 25 because of UINT2 weights"],
         "validation": validation(),
-        "per_layer": [ranked(layers[2]), {**ranked(layers[1]), "suggestion": None}],
+        "per_layer": [ranked(layers[2]), ranked(layers[1])],
+        "advice": [{"flag": "--set", "value": f"^{NASTY}$=6", "extra_bytes": 1152, "gain_db": 2.25}],
         "sweep": [
             {
                 "budget": size * n,

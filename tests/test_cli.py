@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -143,7 +142,6 @@ def test_what_broke_and_how_fast_it_is(
     plain = json.loads(out)
     assert plain["per_layer"][0]["name"] == name
     assert plain["per_layer"][0]["bits"] == 2
-    assert plain["per_layer"][0]["suggestion"]["set"].startswith(f"^{re.escape(name)}$=")
     assert [timing["name"] for timing in plain["latency"]["timings"]] == [
         "float",
         "quantized, default",
@@ -152,7 +150,10 @@ def test_what_broke_and_how_fast_it_is(
     assert "per layer: measured on 32 samples" in plain["validation"]["notes"]
     code, out, err = run("validate", digits_bn, target, "--samples", 8, "--per-layer")
     assert (code, err) == (0, "")
-    assert f"--set '^{re.escape(name)}$=" in out
+    assert "--set" not in out  # of the settings that made the file, nothing is known
+    assert "What helps depends on the settings that made the file: onnx-dfmpc quantize tries it" in " ".join(
+        out.split()
+    )
 
 
 def test_a_gate_that_fails_leaves_no_output(run: Run, digits_bn: Path, target: Path, tmp_path: Path) -> None:

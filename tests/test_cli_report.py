@@ -54,6 +54,7 @@ def test_reports_of_a_run_are_those_of_its_document(run: Run, digits_bn: Path, t
     assert all(
         f"### {title}\n" in written for title in ("Validation on synthetic inputs", "Worst layers", "Latency")
     )
+    assert "What helps, to add to the command" in written
     assert "\n--set '^" in written
     assert json.loads(document.read_text(encoding="utf-8"))["command_line"] == shlex.join(
         [PROGRAM, *map(str, argv)]

@@ -32,6 +32,7 @@ from onnx_dfmpc.report.outline import Chart
 from onnx_dfmpc.report.renderers import outline, render
 from onnx_dfmpc.report.schema import from_json, to_json
 from onnx_dfmpc.spec import (
+    Advice,
     Expectation,
     KindNoise,
     Latency,
@@ -40,7 +41,6 @@ from onnx_dfmpc.spec import (
     LayerReport,
     QuantPlan,
     Skipped,
-    Suggestion,
     SweepPoint,
     Timing,
     WeightHistogram,
@@ -76,18 +76,7 @@ LATENCY = Latency(
 )
 
 
-EFFECT = LayerEffect(
-    "head[bold]",
-    "Conv",
-    2,
-    1234,
-    9.5,
-    0.94,
-    12.25,
-    0.75,
-    0.8,
-    Suggestion(r"^head\[bold\]$=6", 6, 4321, 38.5, 6.75),
-)
+EFFECT = LayerEffect("head[bold]", "Conv", 2, 1234, 9.5, 0.94, 12.25, 0.75, 0.8)
 
 
 EXPECTATION = Expectation(
@@ -162,6 +151,7 @@ def result() -> Any:
         histograms=(WeightHistogram("head[bold]", -1.0, 1.0, (1, 2, 1), (2, 0, 2)),),
         latency=LATENCY,
         per_layer=(EFFECT,),
+        advice=(Advice("--set", r"^head\[bold\]$=6", 4321, 6.75),),
     )
 
 
@@ -284,8 +274,15 @@ def test_layers_that_do_harm_come_with_what_helps(result: Any) -> None:
     shown = quantized(result)
     assert re.search(r"head\[bold\] +2 +1,234 +9\.5 +12\.2 +80\.0 % +75\.0 %", shown)
     assert r"--set '^head\[bold\]$=6'" in shown.splitlines()
-    assert "+4,321 bytes, alone then 38.5 dB, all layers together 6.8 dB better:" in shown
-    many = tuple(replace(EFFECT, name=f"layer {number}", suggestion=None) for number in range(12))
+    assert "What helps, to add to the command; tried one at a time:" in shown
+    assert "+4,321 bytes, output SQNR +6.8 dB:" in shown
+    result.advice = (Advice("--target-bits", "4.5", 4321, 6.75),)
+    shown = quantized(result)
+    assert "What helps, in place of the present target; tried one at a time:" in shown
+    assert "--target-bits 4.5" in shown.splitlines()
+    result.advice = ()
+    assert "What helps" not in quantized(result)
+    many = tuple(replace(EFFECT, name=f"layer {number}") for number in range(12))
     result.per_layer = many
     short, full = (quantized(result, wide=wide) for wide in (False, True))
     assert "layer 9 " in short

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -155,7 +156,8 @@ def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
 
 def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     if args.output is None and not args.dry_run:
-        raise RecipeError("no output file", hint=f"{PROGRAM} quantize {args.model} -o OUT.onnx, or --dry-run")
+        typed_again = shlex.join([PROGRAM, "quantize", args.model, "-o", "OUT.onnx"])
+        raise RecipeError("no output file", hint=f"{typed_again}, or --dry-run")
     asked = {"per_layer": args.per_layer, "latency": args.latency}
     if args.plan is None:
         recipe = recipe_of(args)

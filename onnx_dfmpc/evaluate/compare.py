@@ -28,7 +28,7 @@ from onnx_dfmpc.recipe import Data, DataSource, Gates, Recipe
 from onnx_dfmpc.recipe.values import from_mapping
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.runtime.session import Model, Session, check_same_interface, is_weight_only
-from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress, StorageFormat
+from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress
 from onnx_dfmpc.statistics.belief import believe
 
 
@@ -194,13 +194,11 @@ def examine(
     per_layer: bool = False,
     latency: bool = False,
     files: tuple[Model, Model] | None = None,
-    form: StorageFormat | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Validation, and, where they are asked for, the effects of the layers and inference times.
 
-    ``matched`` is that of the float model, ``files`` where the models lie, ``form`` how codes are stored,
-    where that is known.
+    ``matched`` is that of the float model, ``files`` where the models lie.
     """
     models = files or (float_model, quantized_model)
     validation = validate(*models, data, gates=gates, progress=progress)
@@ -208,9 +206,7 @@ def examine(
     notes: tuple[str, ...] = ()
     if per_layer:
         try:
-            effects, notes = diagnose(
-                float_model, quantized_model, matched, data, form=form, progress=progress
-            )
+            effects, notes = diagnose(float_model, quantized_model, matched, data, progress=progress)
         except (ModelError, UnsupportedError) as error:  # the validation is worth showing all the same
             notes = (f"per layer: {error}",)
     if validation.synthetic:

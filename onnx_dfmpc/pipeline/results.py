@@ -15,6 +15,7 @@ from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel, save
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
+    Advice,
     Chain,
     Expectation,
     Latency,
@@ -66,6 +67,8 @@ class QuantizeResult:
         None where it was not asked for.
     per_layer : tuple of LayerEffect
         What every layer alone does to the outputs, the worst first; empty where it was not asked for.
+    advice : tuple of Advice
+        Changes to the recipe that were tried and help; empty where ``per_layer`` is.
     """
 
     model: ModelProto
@@ -85,6 +88,7 @@ class QuantizeResult:
     sweep: tuple[SweepPoint, ...] = ()
     latency: Latency | None = None
     per_layer: tuple[LayerEffect, ...] = ()
+    advice: tuple[Advice, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -25,6 +25,7 @@ from onnx_dfmpc.pipeline.results import ComparisonResult, InspectResult, Quantiz
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
 from onnx_dfmpc.runtime.session import runtime_version
 from onnx_dfmpc.spec import (
+    Advice,
     Chain,
     Expectation,
     KindNoise,
@@ -175,6 +176,7 @@ class Document:
     notes: tuple[str, ...] = ()
     validation: Validation | None = None
     per_layer: tuple[LayerEffect, ...] = ()
+    advice: tuple[Advice, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()
     histograms: tuple[WeightHistogram, ...] = ()
     latency: Latency | None = None
@@ -315,6 +317,7 @@ def quantize_document(result: QuantizeResult) -> Json:
             "sweep": result.sweep,
             "histograms": result.histograms,
             "per_layer": result.per_layer,
+            "advice": result.advice,
             "latency": result.latency,
             "seconds": result.seconds,
         }

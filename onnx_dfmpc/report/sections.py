@@ -63,7 +63,7 @@ def run_outline(document: Document) -> Outline:
         figures=tuple(_figures(document)),
         sections=(
             *_validation(document.validation),
-            *_worst_layers(document.per_layer),
+            *_worst_layers(document),
             *section("Size and bits", charts.sizes(layers), charts.bits(layers)),
             *section("Noise", *charts.noise(layers, document.synthetic)),
             *section("Trade-off", charts.frontier(document), _sweep(document.sweep), reach(document)),
@@ -265,8 +265,9 @@ def _sessions(validation: ValidationReport) -> Line:
     return Line(text)
 
 
-def _worst_layers(effects: Sequence[LayerEffect]) -> tuple[Section, ...]:
-    """Layers by what each of them alone does to the outputs, and the flags that help the worst."""
+def _worst_layers(document: Document) -> tuple[Section, ...]:
+    """Layers by what each of them alone does to the outputs, and the flags that help."""
+    effects = document.per_layer
     if not effects:
         return ()
 
@@ -288,21 +289,26 @@ def _worst_layers(effects: Sequence[LayerEffect]) -> tuple[Section, ...]:
     )
     text = (
         "Worst first. “here” is at the output of the layer, “alone” at the output of the network when only "
-        "this layer is quantized."
+        "this layer is quantized." + (" On synthetic inputs." if document.synthetic else "")
     )
-    helps = [_help(effect) for effect in effects if effect.suggestion is not None]
-    lead = Line("What helps, to add to onnx-dfmpc quantize:") if helps else None
-    return section("Worst layers", Line(text), charts.ranking(effects), ranking, lead, *helps)
+    return section("Worst layers", Line(text), charts.ranking(effects), ranking, *_helps(document))
 
 
-def _help(effect: LayerEffect) -> Code:
-    """A flag that gives a layer more bits, with its price and what it is expected to bring."""
-    suggestion = effect.suggestion
-    assert suggestion is not None
-    price = signed(0, " bytes")(suggestion.extra_bytes)
-    alone, together = decibels(suggestion.own_sqnr_db), decibels(suggestion.gain_db)
-    effect_text = f"{price}, alone then {alone}, all layers together {together} better"
-    return Code(f"--set {shlex.quote(suggestion.set)}", effect_text)
+def _helps(document: Document) -> Iterator[Block]:
+    """Flags that help, with their price and what they bring; how to get them where nothing was tried."""
+    if document.command == "validate":
+        yield Line(
+            "What helps depends on the settings that made the file: onnx-dfmpc quantize tries it, with the "
+            "same settings and --per-layer."
+        )
+    added = [advice.flag == "--set" for advice in document.advice]
+    if added:
+        how = "to add to the command" if all(added) else "in place of the present target"
+        yield Line(f"What helps, {how}; tried one at a time:")
+    for advice in document.advice:
+        price, gain = signed(0, " bytes")(advice.extra_bytes), signed(1, " dB")(advice.gain_db)
+        where = " on synthetic inputs" if document.synthetic else ""
+        yield Code(f"{advice.flag} {shlex.quote(advice.value)}", f"{price}, output SQNR {gain}{where}")
 
 
 def _sweep(points: Sequence[SweepPoint]) -> Table | None:
