@@ -108,6 +108,10 @@ def timing(name: str, median: float) -> Json:
     }
 
 
+def kind(name: str, weight: float, sqnr_db: float) -> Json:
+    return {"name": name, "weight": weight, "sqnr_db": sqnr_db}
+
+
 def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> Json:
     """Document of ``quantize`` with every key there is."""
     layers = [layer(position, width, len(bits)) for position, width in enumerate(bits)]
@@ -122,7 +126,14 @@ def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> 
         "output": {"path": "small.onnx", "bytes": size, "opset": 25},
         "recipe": {"target_size": 10240, "method": "dfmpc", "set": [["^a$", 4]], "nodes_to_exclude": []},
         "form": {"storage": "native", "unpack": "none"},
-        "predicted": {"bytes": size - 7, "sqnr_db": 18.25, "source": "probe"},
+        "predicted": {
+            "bytes": size - 7,
+            "sqnr_db": 18.25,
+            "source": "probe",
+            "low_db": 12.5,
+            "high_db": 22.0,
+            "kinds": [kind("1/f images in -0.6 to 0.6", 0.25, 12.5), kind(NASTY, 0.75, 22.0)],
+        },
         "layers": layers,
         "chains": [],
         "skipped": [{"name": "gru", "op": "GRU", "reason": "its weight is used inside a subgraph"}],

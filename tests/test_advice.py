@@ -18,7 +18,9 @@ from onnx_dfmpc.recipe.recipe import KINDS
 from onnx_dfmpc.spec import LayerEffect
 from tests.conftest import Run
 
-PROMISE = re.compile(r"(?P<bytes>\S+) bytes, output SQNR (?P<gain>\S+) dB(?: on synthetic inputs)?:\n(?P<line>--.+)\n")
+PROMISE = re.compile(
+    r"(?P<bytes>\S+) bytes, output SQNR (?P<gain>\S+) dB(?: on synthetic inputs)?:\n(?P<line>--.+)\n"
+)
 
 WITHIN_DB = 1.5
 

@@ -225,32 +225,25 @@ def tried() -> Json:
     return found | {"synthetic": True, "labelled": 0, "outputs": outputs}
 
 
-KINDS = [
-    {"name": "1/f images in 0 to 1", "weight": 0.25, "sqnr_db": 12.5},
-    {"name": "pictures in 0 to 1", "weight": 0.75, "sqnr_db": 22.0},
-]
-PREDICTED = {"bytes": 9000, "sqnr_db": 18.25, "source": "probe", "low_db": 12.5, "high_db": 22.0}
-
-
 def test_a_prediction_has_its_interval() -> None:
-    predicted = PREDICTED | {"kinds": KINDS}
-    outline = run_outline(quantized(predicted=predicted))
+    outline = run_outline(quantized())
     notes = {figure.label: figure.note for figure in outline.figures}
     assert notes["Output SQNR"] == "worst output, 18.2 dB predicted, 12.5 to 22.0"
     for changes in ({"validation": None}, {"validation": None, "command": "plan"}, {"validation": tried()}):
-        figures = {f.label: f for f in run_outline(quantized(predicted=predicted, **changes)).figures}
+        figures = {f.label: f for f in run_outline(quantized(**changes)).figures}
         assert figures["Predicted SQNR"].value == "18.2 dB"
         assert figures["Predicted SQNR"].note == "12.5 to 22.0: worst output, on 2 kinds of inputs"
     assert "from 5.8 dB below to 3.8 dB above" in " ".join(shown(outline).split())
     (table,) = tables(outline, "What the inputs may be")
-    assert column(table, "inputs") == ["pictures in 0 to 1", "1/f images in 0 to 1"]
+    assert column(table, "inputs") == [NASTY, "1/f images in -0.6 to 0.6"]
     assert column(table, "weight") == ["75 %", "25 %"]
     assert column(table, "predicted SQNR, dB") == ["22.0", "12.5"]
 
 
 def test_documents_without_an_interval_have_reports() -> None:
     """Those of versions that did not have it."""
-    outline = run_outline(quantized())
+    predicted = {"bytes": 9000, "sqnr_db": 18.25, "source": "probe"}
+    outline = run_outline(quantized(predicted=predicted))
     notes = {figure.label: figure.note for figure in outline.figures}
     assert notes["Output SQNR"] == "worst output, 18.2 dB predicted (probe)"
     assert "What the inputs may be" not in [part.title for part in outline.sections]

@@ -58,7 +58,7 @@ def diagnose(
     """What every quantized layer does, among the others and alone, and remarks.
 
     The layer that adds most noise to the network's outputs comes first; outputs that only squash scores (a
-    softmax) are measured in front of that. 32 samples of ``data`` are taken, and down to 8 of large inputs.
+    softmax) are measured in front of that. 16 samples of ``data`` are taken, and down to 4 of large inputs.
     ``progress`` is called with ``("per layer", layers finished, layers)``.
     """
     segments, missing = find_segments(

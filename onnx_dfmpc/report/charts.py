@@ -259,7 +259,7 @@ def _upright(ends: Row) -> Spec:
     """A line from the lower to the upper end of an interval."""
     tips = _tips(("low", "lower end, dB", ".1f"), ("high", "upper end, dB", ".1f"))
     encoding = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}, "tooltip": tips}
-    mark = {"type": "rule", "strokeWidth": 2}
+    mark = {"type": "rule", "strokeWidth": 1.5}
     return {"data": {"values": [ends]}, "mark": mark, "encoding": {**encoding, "color": {"value": MARK}}}
 
 
@@ -270,8 +270,8 @@ def kinds(found: Sequence[KindNoise]) -> Chart | None:
     ordered = sorted(found, key=lambda kind: -kind.weight)
     values = [{"name": kind.name, "weight": kind.weight, "sqnr": kind.sqnr_db} for kind in ordered]
     encoding = {
-        "y": _names(END),
-        "x": _number("sqnr", "SQNR, dB", scale=FREE, axis={"tickCount": 5}),
+        "y": _names("datum.label"),
+        "x": _number("sqnr", "SQNR, dB", scale={**FREE, "padding": 12}, axis={"tickCount": 5}),
         "size": _number("weight", "weight", legend=None, scale={"domain": [0, 1], "range": [30, 400]}),
         "tooltip": _tips(("name", "inputs"), ("weight", "weight", ".0%"), ("sqnr", "SQNR, dB", ".1f")),
     }
