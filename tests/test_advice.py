@@ -94,12 +94,14 @@ TARGETS = (
     "--preset smallest",
 )
 SLOW = ("--bits 3", "--low-bits 2 --high-bits 6", "", "--target-size 60KiB")
+"""With the default method."""
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        *(f"-c FAST {flags}" for flags in (*FIXED, *TARGETS)),
+        *(f"-c FAST {flags}" for flags in (*FIXED[:2], *TARGETS)),
+        *(pytest.param(f"-c FAST {flags}", marks=pytest.mark.slow) for flags in FIXED[2:]),
         *(pytest.param(flags, marks=pytest.mark.slow) for flags in SLOW),
     ],
 )
@@ -197,6 +199,7 @@ def test_only_what_helps_is_told() -> None:
     assert remarks([], []) == ()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_met_is_not_told(run: Run, digits_bn: Path, tmp_path: Path) -> None:
     """No more than 3 bits, and all layers have them: no target brings more."""
     fast = tmp_path / "fast.toml"
