@@ -105,8 +105,8 @@ def _with_bits(recipe: Recipe, name: str, bits: int) -> Change:
 
 
 def _raised(recipe: Recipe) -> Iterator[Change]:
-    kind = recipe.kind
-    for target in RAISED[kind](getattr(recipe, kind)):
+    kind, now = recipe.kind, getattr(recipe, recipe.kind)
+    for target in sorted(set(RAISED[kind](now)) - {now}):
         changed: dict[str, Any] = {kind: target}
         yield Change(settings(Bits)[kind].metadata["flag"], f"{target:.12g}", replace(recipe, **changed))
 
