@@ -45,19 +45,20 @@ def case(network: networks.Network, layer: str) -> Case:
     bad = (f"^{re.escape(layer)}$", 2)
     broken = quantize(network.path, recipe=replace(BASE, set=(bad,)), per_layer=True)
     ranking = [effect.name for effect in broken.per_layer]
-    suggestion = broken.per_layer[ranking.index(layer)].suggestion
-    if suggestion is None:
+    found = (advice for advice in broken.advice if advice.value.startswith(f"{bad[0]}="))
+    advice = next(found, None)
+    if advice is None:
         return Case(layer, ranking.index(layer) + 1, "", _sqnr(broken), _sqnr(broken), 0, 0)
-    pattern, _, bits = suggestion.set.rpartition("=")
+    pattern, _, bits = advice.value.rpartition("=")
     repaired = quantize(network.path, recipe=replace(BASE, set=(bad, (pattern, int(bits)))))
     extra = repaired.size - broken.size
     return Case(
         layer,
         ranking.index(layer) + 1,
-        suggestion.set,
+        advice.value,
         _sqnr(broken),
         _sqnr(repaired),
-        suggestion.extra_bytes,
+        advice.extra_bytes,
         extra,
     )
 

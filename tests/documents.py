@@ -49,13 +49,6 @@ def ranked(row: Json) -> Json:
         "own_sqnr_db": 14.5,
         "own_top1_agreement": 0.83,
         "own_share": 0.41,
-        "suggestion": {
-            "set": f"^{row['name']}$=6",
-            "bits": 6,
-            "extra_bytes": 1152,
-            "own_sqnr_db": 30.0,
-            "gain_db": 2.25,
-        },
     }
 
 
@@ -115,6 +108,10 @@ def timing(name: str, median: float) -> Json:
     }
 
 
+def kind(name: str, weight: float, sqnr_db: float) -> Json:
+    return {"name": name, "weight": weight, "sqnr_db": sqnr_db}
+
+
 def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> Json:
     """Document of ``quantize`` with every key there is."""
     layers = [layer(position, width, len(bits)) for position, width in enumerate(bits)]
@@ -129,7 +126,14 @@ def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> 
         "output": {"path": "small.onnx", "bytes": size, "opset": 25},
         "recipe": {"target_size": 10240, "method": "dfmpc", "set": [["^a$", 4]], "nodes_to_exclude": []},
         "form": {"storage": "native", "unpack": "none"},
-        "predicted": {"bytes": size - 7, "sqnr_db": 18.25, "source": "probe"},
+        "predicted": {
+            "bytes": size - 7,
+            "sqnr_db": 18.25,
+            "source": "probe",
+            "low_db": 12.5,
+            "high_db": 22.0,
+            "kinds": [kind("1/f images in -0.6 to 0.6", 0.25, 12.5), kind(NASTY, 0.75, 22.0)],
+        },
         "layers": layers,
         "chains": [],
         "skipped": [{"name": "gru", "op": "GRU", "reason": "its weight is used inside a subgraph"}],
@@ -142,7 +146,8 @@ def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> 
         },
         "notes": ["opset 17 -> 25 because of UINT2 weights"],
         "validation": validation(),
-        "per_layer": [ranked(layers[2]), {**ranked(layers[1]), "suggestion": None}],
+        "per_layer": [ranked(layers[2]), ranked(layers[1])],
+        "advice": [{"flag": "--set", "value": f"^{NASTY}$=6", "extra_bytes": 1152, "gain_db": 2.25}],
         "sweep": [
             {
                 "budget": size * n,

@@ -51,7 +51,10 @@ def test_reports_of_a_run_are_those_of_its_document(run: Run, digits_bn: Path, t
         assert again.read_bytes() == made.read_bytes()
     assert run("report", document, "--format", "markdown") == (0, text.read_text(encoding="utf-8"), "")
     written = text.read_text(encoding="utf-8")
-    assert all(f"### {title}\n" in written for title in ("Validation", "Worst layers", "Latency"))
+    assert all(
+        f"### {title}\n" in written for title in ("Validation on synthetic inputs", "Worst layers", "Latency")
+    )
+    assert "What helps, to add to the command" in written
     assert "\n--set '^" in written
     assert json.loads(document.read_text(encoding="utf-8"))["command_line"] == shlex.join(
         [PROGRAM, *map(str, argv)]
@@ -64,7 +67,7 @@ def test_a_gate_that_fails_leaves_its_report(run: Run, digits_bn: Path, tmp_path
         "quantize", digits_bn, "-o", tmp_path / "small.onnx", *FAST, "--min-sqnr-db", 90, "--report", text
     )
     assert code == 1
-    assert "**❌ Failed.** min\\_sqnr\\_db = 90 missed." in text.read_text(encoding="utf-8")
+    assert "**❌ Failed.** min\\_sqnr\\_db = 90 missed on " in text.read_text(encoding="utf-8")
     assert not (tmp_path / "small.onnx").exists()
 
 
@@ -122,7 +125,7 @@ def test_bad_usage_is_one_line_and_a_hint(
     argv: list[str],
     words: str,
 ) -> None:
-    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "carry_out", lambda *_, **__: pytest.fail("too late"))
     before = set(tmp_path.iterdir())
     code, out, err = run(
         *(
@@ -144,7 +147,7 @@ def test_a_missing_extra_is_named_before_the_work_is_done(
     found = util.find_spec
     missing: Any = lambda name, *rest: None if name in ("jinja2", "vl_convert") else found(name, *rest)  # noqa: E731
     monkeypatch.setattr(util, "find_spec", missing)
-    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "carry_out", lambda *_, **__: pytest.fail("too late"))
     page = tmp_path / "run.html"
     for argv in (
         ["report", saved, "-o", page],

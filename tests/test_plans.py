@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ quant_plans = st.builds(
     ),
     predicted_bytes=st.none() | st.integers(0, 10**12),
     predicted_sqnr_db=st.none() | st.floats(-100, 100),
+    predicted_low_db=st.none() | st.floats(-100, 100),
+    predicted_high_db=st.none() | st.floats(-100, 100),
     source=st.sampled_from(["", "bn", "probe"]),
 )
 
@@ -64,6 +67,8 @@ PLAN = QuantPlan(
     "net.onnx",
     predicted_bytes=1500,
     predicted_sqnr_db=29.5,
+    predicted_low_db=25.5,
+    predicted_high_db=32.5,
     source="probe",
 )
 
@@ -110,9 +115,17 @@ def test_bits_edited_by_hand(file: Path) -> None:
     assert plan["conv1"].reason == "plan: 5 bits instead of 8"
     assert plan["conv2"] == PLAN["conv2"]
     assert (plan.predicted_bytes, plan.predicted_sqnr_db, plan.source) == (None, None, "")
+    assert (plan.predicted_low_db, plan.predicted_high_db) == (None, None)
     again = file.with_name("again.json")
     save_plan(plan, again)
     assert load_plan(again) == plan
+
+
+def test_a_plan_without_an_interval_is_read(file: Path) -> None:
+    """As versions made it that did not have it."""
+    keys = ("low_db", "high_db", "kinds")
+    plan = edited(file, lambda content: [content["predicted"].pop(key) for key in keys])
+    assert plan == replace(PLAN, predicted_low_db=None, predicted_high_db=None)
 
 
 def test_more_bits_than_ternary(file: Path) -> None:

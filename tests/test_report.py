@@ -25,19 +25,22 @@ from onnx_dfmpc.evaluate.validation import DefaultRun, Gate, OutputMetrics, Vali
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.results import ComparisonResult, PlanResult
+from onnx_dfmpc.pipeline.run import inspect_result
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.outline import Chart
 from onnx_dfmpc.report.renderers import outline, render
 from onnx_dfmpc.report.schema import from_json, to_json
 from onnx_dfmpc.spec import (
+    Advice,
+    Expectation,
+    KindNoise,
     Latency,
     LayerEffect,
     LayerPlan,
     LayerReport,
     QuantPlan,
     Skipped,
-    Suggestion,
     SweepPoint,
     Timing,
     WeightHistogram,
@@ -73,17 +76,14 @@ LATENCY = Latency(
 )
 
 
-EFFECT = LayerEffect(
-    "head[bold]",
-    "Conv",
-    2,
-    1234,
-    9.5,
-    0.94,
-    12.25,
-    0.75,
-    0.8,
-    Suggestion(r"^head\[bold\]$=6", 6, 4321, 38.5, 6.75),
+EFFECT = LayerEffect("head[bold]", "Conv", 2, 1234, 9.5, 0.94, 12.25, 0.75, 0.8)
+
+
+EXPECTATION = Expectation(
+    20.75,
+    17.5,
+    24.25,
+    (KindNoise("pictures in 0 to 1", 0.75, 24.25), KindNoise("1/f images in 0 to 1", 0.25, 17.5)),
 )
 
 
@@ -116,6 +116,8 @@ def plan(names: Sequence[str]) -> QuantPlan:
         "in.onnx",
         predicted_bytes=248,
         predicted_sqnr_db=20.75,
+        predicted_low_db=17.5,
+        predicted_high_db=24.25,
         source="probe",
     )
 
@@ -137,6 +139,7 @@ def result() -> Any:
             ),
         ),
         chains=(),
+        expectation=EXPECTATION,
         size=250,
         notes=("opset raised from 17 to 25, for UINT2",),
         recipe=Recipe(low_bits=2),
@@ -148,6 +151,7 @@ def result() -> Any:
         histograms=(WeightHistogram("head[bold]", -1.0, 1.0, (1, 2, 1), (2, 0, 2)),),
         latency=LATENCY,
         per_layer=(EFFECT,),
+        advice=(Advice("--set", r"^head\[bold\]$=6", 4321, 6.75),),
     )
 
 
@@ -214,7 +218,7 @@ def test_a_run_fits_and_loses_nothing(result: Any, wide: bool) -> None:
         "its weight is used inside",
         "opset raised",
         "1,000 → 250 bytes (25.0 %), 248 predicted",
-        "worst output, 20.8 dB predicted (probe)",
+        "worst output, 20.8 dB predicted, 17.5 to 24.2",
         "600 weights in 4 layers, 1 stays float",
     ):
         assert words.replace(" ", "") in packed, words
@@ -270,8 +274,15 @@ def test_layers_that_do_harm_come_with_what_helps(result: Any) -> None:
     shown = quantized(result)
     assert re.search(r"head\[bold\] +2 +1,234 +9\.5 +12\.2 +80\.0 % +75\.0 %", shown)
     assert r"--set '^head\[bold\]$=6'" in shown.splitlines()
-    assert "+4,321 bytes, alone then 38.5 dB, all layers together 6.8 dB better:" in shown
-    many = tuple(replace(EFFECT, name=f"layer {number}", suggestion=None) for number in range(12))
+    assert "What helps, to add to the command; tried one at a time:" in shown
+    assert "+4,321 bytes, output SQNR +6.8 dB:" in shown
+    result.advice = (Advice("--target-bits", "4.5", 4321, 6.75),)
+    shown = quantized(result)
+    assert "What helps, in place of the present target; tried one at a time:" in shown
+    assert "--target-bits 4.5" in shown.splitlines()
+    result.advice = ()
+    assert "What helps" not in quantized(result)
+    many = tuple(replace(EFFECT, name=f"layer {number}") for number in range(12))
     result.per_layer = many
     short, full = (quantized(result, wide=wide) for wide in (False, True))
     assert "layer 9 " in short
@@ -326,9 +337,9 @@ def test_what_could_not_be_measured_is_said() -> None:
 
 
 def test_inspect_of_the_shipped_network(digits_bn: Path) -> None:
-    source = load(digits_bn)
-    matched = match(source.proto)
-    shown = text(document.inspect_document(source, matched))
+    found = inspect_result(digits_bn)
+    source, matched = found.source, found.report
+    shown = text(document.inspect_document(found))
     require_narrow(shown)
     assert all(layer.name in shown for layer in matched.layers if len(layer.name) < 27)
     assert re.search(r"/conv/Conv +Conv +12×1×3×3 +kept +Relu +producer\n", shown)
@@ -344,8 +355,24 @@ def test_inspect_without_layers() -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
     )
-    source = load(proto)
-    assert "0 weighted nodes: 0 layers" in text(document.inspect_document(source, match(source.proto)))
+    found = inspect_result(proto)
+    assert "0 weighted nodes: 0 layers" in text(document.inspect_document(found))
+    assert found.belief is None
+
+
+def test_inspect_says_what_the_inputs_may_be(digits_bn: Path) -> None:
+    found = inspect_result(digits_bn)
+    plain = document.inspect_document(found)
+    weights = [row["weight"] for row in plain["inputs"]]
+    assert weights == sorted(weights, reverse=True)
+    assert sum(weights) == pytest.approx(1)
+    assert plain["inputs"][0]["name"] == str(found.belief and found.belief.likeliest)
+    (note,) = plain["notes"]
+    assert "--input-range" in note
+    assert note in lines_of(text(plain))
+    wide = lines_of(render([plain], "terminal", wide=True))
+    assert "What the inputs may be" in wide
+    assert plain["inputs"][0]["name"] in wide
 
 
 @pytest.fixture
@@ -426,7 +453,17 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
     assert plain["schema"] == 2
     assert set(plain["model"]) == {"path", "sha256", "bytes", "opset"}
     assert set(plain["output"]) == {"path", "bytes", "opset"}
-    assert plain["predicted"] == {"bytes": 248, "sqnr_db": 20.75, "source": "probe"}
+    assert plain["predicted"] == {
+        "bytes": 248,
+        "sqnr_db": 20.75,
+        "source": "probe",
+        "low_db": 17.5,
+        "high_db": 24.25,
+        "kinds": [
+            {"name": "pictures in 0 to 1", "weight": 0.75, "sqnr_db": 24.25},
+            {"name": "1/f images in 0 to 1", "weight": 0.25, "sqnr_db": 17.5},
+        ],
+    }
     assert plain["form"] == {"storage": "native", "unpack": "none", "fold_batch_norm": "no"}
     assert plain["layers"][0]["predicted_bytes"] == 1200
     promised = (
@@ -449,11 +486,12 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
 
 
 def test_every_key_is_documented(result: Any, planned: PlanResult, digits_bn: Path) -> None:
-    source = load(digits_bn)
+    found = inspect_result(digits_bn)
+    source = found.source
     documents = (
         document.quantize_document(result),
         plans.plan_document(planned.plan, planned),
-        document.inspect_document(source, match(source.proto)),
+        document.inspect_document(found),
         document.validate_document(ComparisonResult(source, source, VALIDATION, (EFFECT,), LATENCY)),
     )
     for plain in documents:
@@ -509,11 +547,12 @@ def test_no_nan_in_json() -> None:
 
 def test_one_schema_for_both_directions(result: Any, planned: PlanResult, digits_bn: Path) -> None:
     """What is written is read back, and what a report reads of it is what was written."""
-    source = load(digits_bn)
+    found = inspect_result(digits_bn)
+    source = found.source
     for plain in (
         document.quantize_document(result),
         plans.plan_document(planned.plan, planned),
-        document.inspect_document(source, match(source.proto)),
+        document.inspect_document(found),
         document.validate_document(ComparisonResult(source, source, VALIDATION, (EFFECT,), LATENCY)),
     ):
         again = to_json(from_json(document.Document, plain, "run.json"))

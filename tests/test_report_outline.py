@@ -11,6 +11,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def test_the_first_things_to_see() -> None:
         ({"validation": validation(drop=0.05)}, "Failed", "bad"),
         ({"validation": validation() | {"failures": ["NaN in output 'y'"]}}, "Failed", "bad"),
         ({"validation": validation() | {"gates": []}}, "Measured", "muted"),
+        ({"validation": validation() | {"gates": [], "synthetic": True}}, "Tried", "muted"),
         ({"validation": None}, "Not validated", "warn"),
         ({"validation": None, "command": "plan"}, "Planned", "muted"),
     ],
@@ -197,11 +199,61 @@ def test_verdicts(changes: Json, word: str, tone: str) -> None:
 
 
 def test_synthetic_inputs_are_no_accuracy() -> None:
-    outline = run_outline(
-        quantized(validation=validation() | {"synthetic": True, "top1_float": None, "top1_quantized": None})
+    """They are never called measured, whatever the report shows of them."""
+    outline = run_outline(quantized(validation=tried()))
+    assert outline.verdict.text == "The gate holds on 200 synthetic inputs: a sanity check, not accuracy."
+    figures = {figure.label: figure.value for figure in outline.figures}
+    assert figures["SQNR on synthetic inputs"] == "17.5 dB"
+    assert "Output SQNR" not in figures
+    assert not any("top-1" in label for label in figures)
+    assert "Validation on synthetic inputs" in [part.title for part in outline.sections]
+    (table,) = tables(outline, "Layers")
+    assert "synthetic SQNR, dB" in [column.title for column in table.columns]
+    drawn = json.dumps(
+        [asdict(block) for part in outline.sections for block in part.blocks if isinstance(block, Chart)]
     )
-    assert "a sanity check, not accuracy" in outline.verdict.text
-    assert "Same top-1 as float" in [figure.label for figure in outline.figures]
+    assert "easured" not in drawn.replace("measured_sqnr_db", "")
+    assert "on synthetic inputs" in drawn
+
+
+def tried() -> Json:
+    """Validation on synthetic inputs."""
+    found = validation()
+    classes = dict.fromkeys(("top1_agreement", "top5_agreement", "kl"))
+    found |= {key: None for key in found if key.startswith("top")}
+    outputs = [output | classes for output in found["outputs"]]
+    return found | {"synthetic": True, "labelled": 0, "outputs": outputs}
+
+
+def test_a_prediction_has_its_interval() -> None:
+    outline = run_outline(quantized())
+    notes = {figure.label: figure.note for figure in outline.figures}
+    assert notes["Output SQNR"] == "worst output, 18.2 dB predicted, 12.5 to 22.0"
+    for changes in ({"validation": None}, {"validation": None, "command": "plan"}, {"validation": tried()}):
+        figures = {f.label: f for f in run_outline(quantized(**changes)).figures}
+        assert figures["Predicted SQNR"].value == "18.2 dB"
+        assert figures["Predicted SQNR"].note == "12.5 to 22.0: worst output, on 2 kinds of inputs"
+    assert "from 5.8 dB below to 3.8 dB above" in " ".join(shown(outline).split())
+    (table,) = tables(outline, "What the inputs may be")
+    assert column(table, "inputs") == [NASTY, "1/f images in -0.6 to 0.6"]
+    assert column(table, "weight") == ["75 %", "25 %"]
+    assert column(table, "predicted SQNR, dB") == ["22.0", "12.5"]
+
+
+def test_documents_without_an_interval_have_reports() -> None:
+    """Those of versions that did not have it."""
+    predicted = {"bytes": 9000, "sqnr_db": 18.25, "source": "probe"}
+    outline = run_outline(quantized(predicted=predicted))
+    notes = {figure.label: figure.note for figure in outline.figures}
+    assert notes["Output SQNR"] == "worst output, 18.2 dB predicted (probe)"
+    assert "What the inputs may be" not in [part.title for part in outline.sections]
+
+
+def test_synthetic_and_real_inputs_are_not_compared() -> None:
+    real, synthetic = quantized(), quantized(validation=tried() | {"sqnr_db": 15.0})
+    assert "dB" not in diff_outline(real, synthetic).verdict.text
+    better = diff_outline(synthetic, quantized(validation=tried()))
+    assert "+2.5 dB of output SQNR on synthetic inputs" in better.verdict.text
 
 
 def test_worst_layers_come_with_the_line_to_paste() -> None:

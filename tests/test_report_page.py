@@ -149,7 +149,7 @@ def test_page_is_sound(browser: Any, path: Path, document: Json, size: str) -> N
             bar = opened.page.locator(".mark-rect path").first
             drawn[scheme] = bar.evaluate("(element) => getComputedStyle(element).fill")
         assert drawn["light"] != drawn["dark"]
-        assert opened.page.locator("[data-chart] svg").count() == len(charts) == 8
+        assert opened.page.locator("[data-chart] svg").count() == len(charts) == 9
         opened.page.set_viewport_size({"width": 740, "height": 1000})
         opened.page.emulate_media(media="print")
         assert not opened.page.locator("nav").is_visible()
@@ -276,6 +276,8 @@ def test_every_chart_is_one(document: Json) -> None:
     assert charts["SQNR of every layer's output"].count('aria-roledescription="point"') == 2 * count
     assert charts["Predicted against measured"].count('aria-roledescription="point"') == count
     assert charts[LONG].count('aria-roledescription="rect mark"') == 10
+    assert charts["Predicted SQNR by inputs"].count('aria-roledescription="point"') == 2
+    assert charts["File size against output quality"].count('aria-roledescription="rule mark"') == 1
     assert all(labels.values()), labels
 
 

@@ -341,7 +341,19 @@ def test_gates_hold_or_do_not() -> None:
 
 
 def test_a_gate_at_its_limit_holds() -> None:
-    assert validate(classifier(), classifier(), gates={"min_cosine": 1.0, "min_top1_agreement": 1.0})
+    gates = {"min_cosine": 1.0, "min_top1_agreement": 1.0}
+    assert validate(classifier(), classifier(), images(4), gates=gates)
+
+
+def test_classes_of_synthetic_inputs_are_not_compared() -> None:
+    report = validate(classifier(), classifier())
+    found = [(out.top1_agreement, out.top5_agreement, out.kl) for out in report.outputs]
+    assert found == [(None, None, None)] * len(report.outputs)
+    assert report.top1_agreement is None
+    assert report.cosine == 1
+    with pytest.raises(RecipeError, match="min_top1_agreement needs real inputs") as raised:
+        validate(classifier(), classifier(), gates={"min_top1_agreement": 0.9})
+    assert "--data" in raised.value.hint
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def allocate_budget(matched: MatchReport, recipe: Recipe, model_sha256: str, tab
         best = sqnr_db(float(np.where(allowed, table.noise, np.inf).min(axis=1).sum()))
         raise UnsupportedError(
             f"target_sqnr_db = {recipe.target_sqnr_db:g} cannot be met: with the most bits that are allowed "
-            f"the predicted output SQNR is {best:.1f} dB",
+            f"the predicted output SQNR is {math.floor(10 * best) / 10:.1f} dB",
             hint="ask for less, allow more bits, or leave layers float with nodes_to_exclude",
         )
     return _plan(matched, recipe, model_sha256, table, bounds, allowed, choice)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +24,8 @@ from onnx_dfmpc.cli.flags import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
 from onnx_dfmpc.evaluate.compare import compare_files
 from onnx_dfmpc.evaluate.validation import ValidationReport, typed
-from onnx_dfmpc.matching.match import match
-from onnx_dfmpc.model.files import load, require_writable
-from onnx_dfmpc.pipeline.run import apply, plan_result, quantize
+from onnx_dfmpc.model.files import require_writable
+from onnx_dfmpc.pipeline.run import apply, inspect_result, plan_result, quantize
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.renderers import format_of, render, require_format
@@ -145,8 +145,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:
-    source = load(args.model)
-    return _Outcome(document.inspect_document(source, match(source.proto)))
+    return _Outcome(document.inspect_document(inspect_result(args.model)))
 
 
 def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
@@ -157,7 +156,8 @@ def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
 
 def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     if args.output is None and not args.dry_run:
-        raise RecipeError("no output file", hint=f"{PROGRAM} quantize {args.model} -o OUT.onnx, or --dry-run")
+        typed_again = shlex.join([PROGRAM, "quantize", args.model, "-o", "OUT.onnx"])
+        raise RecipeError("no output file", hint=f"{typed_again}, or --dry-run")
     asked = {"per_layer": args.per_layer, "latency": args.latency}
     if args.plan is None:
         recipe = recipe_of(args)

@@ -207,7 +207,7 @@ def _add_config(group: argparse._ActionsContainer) -> argparse._ActionsContainer
 
 def _add_validation(parser: _Parser) -> None:
     section = _add_settings(parser, Data)
-    about = "what every layer alone does to the outputs, worst first, with what helps"
+    about = "what every layer alone does to the outputs, worst first; quantize also tries what helps"
     section.add_argument("--per-layer", action="store_true", help=about)
     section.add_argument("--latency", action="store_true", help="time inferences of both models")
     _add_settings(parser, Gates)

@@ -28,7 +28,7 @@ from onnx_dfmpc.recipe import Data, DataSource, Gates, Recipe
 from onnx_dfmpc.recipe.values import from_mapping
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.runtime.session import Model, Session, check_same_interface, is_weight_only
-from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress, StorageFormat
+from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress
 from onnx_dfmpc.statistics.belief import believe
 
 
@@ -69,7 +69,8 @@ def validate(
     data : path, mapping of arrays, array, callable, or Recipe, optional
         Real inputs, with their labels under ``labels`` where there are any. A `Recipe` says more: how many
         samples, how pictures become inputs, shapes of inputs with open dimensions, the range of synthetic
-        inputs. None takes seeded synthetic inputs: a sanity check, not accuracy.
+        inputs. None takes seeded synthetic inputs: a sanity check, not accuracy, so that classes are not
+        compared.
     gates : Recipe or mapping, optional
         Limits by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
         (fractions). They hold for the worst output.
@@ -108,10 +109,10 @@ def validate(
     check_same_interface(float_session, quantized_session)
     outputs = float_session.outputs
     samples = samples_of(float_session.specs(), data)
-    check_gates(gates, labelled=samples.labels is not None)
+    check_gates(gates, labelled=samples.labels is not None, synthetic=samples.synthetic)
     samples = _runnable(float_session, samples)
 
-    tally = Tally(outputs, samples.labels)
+    tally = Tally(outputs, samples.labels, classes=not samples.synthetic)
     default_run = None
     for start, stop, batch in samples.batches():
         actual = quantized_session.run(batch, outputs)
@@ -178,7 +179,7 @@ def check_data(float_model: Model, recipe: Recipe) -> None:
     """Raise now, before a model is quantized, what `validate` would say to data and gates afterwards."""
     session = Session(float_model, "float model")
     samples = samples_of(session.specs(), recipe)
-    check_gates(recipe, labelled=samples.labels is not None)
+    check_gates(recipe, labelled=samples.labels is not None, synthetic=samples.synthetic)
     if not samples.synthetic:
         _runnable(session, samples if fixed_batch(session.specs()) else replace(samples, batch=1))
 
@@ -193,13 +194,11 @@ def examine(
     per_layer: bool = False,
     latency: bool = False,
     files: tuple[Model, Model] | None = None,
-    form: StorageFormat | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Validation, and, where they are asked for, the effects of the layers and inference times.
 
-    ``matched`` is that of the float model, ``files`` where the models lie, ``form`` how codes are stored,
-    where that is known.
+    ``matched`` is that of the float model, ``files`` where the models lie.
     """
     models = files or (float_model, quantized_model)
     validation = validate(*models, data, gates=gates, progress=progress)
@@ -207,11 +206,11 @@ def examine(
     notes: tuple[str, ...] = ()
     if per_layer:
         try:
-            effects, notes = diagnose(
-                float_model, quantized_model, matched, data, form=form, progress=progress
-            )
+            effects, notes = diagnose(float_model, quantized_model, matched, data, progress=progress)
         except (ModelError, UnsupportedError) as error:  # the validation is worth showing all the same
             notes = (f"per layer: {error}",)
+    if validation.synthetic:
+        effects = tuple(replace(effect, own_top1_agreement=None) for effect in effects)
     times = measure_latency(*models, data, progress=progress) if latency else None
     return Evaluation(replace(validation, notes=(*validation.notes, *notes)), effects, times)
 

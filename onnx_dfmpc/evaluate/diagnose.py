@@ -5,18 +5,17 @@
 2. What every layer does to its own output, and alone to the network's: one walk through both networks. Alone
    means that the quantized model's nodes make the layer's output of the float network's tensors, and the
    float network goes on from there.
-3. How many bits would help the layers that stand out, what these cost, and what they are predicted to bring.
+3. How many bits may help the layers that stand out. Whether they do is tried before anybody is told.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,29 +27,13 @@ from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import framed_size
 from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.rewrite.apply import PREFIX
-from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.runtime.session import is_weight_only
 from onnx_dfmpc.sensitivity.feeds import few_samples
 from onnx_dfmpc.sensitivity.outputs import scores
-from onnx_dfmpc.spec import (
-    Feeds,
-    Layer,
-    LayerEffect,
-    MatchReport,
-    Progress,
-    StorageFormat,
-    Suggestion,
-    sqnr_db,
-)
-from onnx_dfmpc.spec.planned import Unpack
-from onnx_dfmpc.storage.layouts import STORAGES
+from onnx_dfmpc.spec import Feeds, Layer, LayerEffect, MatchReport, Progress
 
 Batches = Sequence[NDArray[Any]]
-
-WIDTHS = (2, 3, 4, 5, 6, 7, 8)
-SUGGESTIONS = 5
-"""Layers that get a suggestion, at most: more than one repairs at a time."""
 
 TOGETHER = 8
 """Layers whose outputs are in memory at once when layers are compared."""
@@ -70,14 +53,12 @@ def diagnose(
     matched: MatchReport,
     data: Data,
     *,
-    form: StorageFormat | None = None,
     progress: Progress | None = None,
 ) -> tuple[tuple[LayerEffect, ...], tuple[str, ...]]:
     """What every quantized layer does, among the others and alone, and remarks.
 
     The layer that adds most noise to the network's outputs comes first; outputs that only squash scores (a
-    softmax) are measured in front of that. 32 samples of ``data`` are taken, and down to 8 of large inputs.
-    ``form`` is how codes are stored, for the price of a suggestion; by default the sizes in the file tell.
+    softmax) are measured in front of that. 16 samples of ``data`` are taken, and down to 4 of large inputs.
     ``progress`` is called with ``("per layer", layers finished, layers)``.
     """
     segments, missing = find_segments(
@@ -92,8 +73,9 @@ def diagnose(
     feeds = [feed for _, _, feed in samples.batches()]
     outputs = scores(float_model, matched.layers)
     effects = _ranked(_effects(float_model, quantized_model, segments, outputs, feeds, progress))
-    notes.append(f"per layer: measured on {samples.count} samples")
-    return tuple(_with_suggestions(effects, float_model, matched, form)), tuple(notes)
+    how = "tried on {} synthetic inputs" if samples.synthetic else "measured on {} samples"
+    notes.append(f"per layer: {how.format(samples.count)}")
+    return tuple(effects), tuple(notes)
 
 
 def layer_sqnr(
@@ -338,70 +320,29 @@ def _compare(expected: Batches, actual: Batches) -> Comparison | None:
 
 
 # ------------------------------------------------------------------------------------------------------
-# what would help
+# what may help
 
 
-def _with_suggestions(
-    effects: Sequence[LayerEffect], proto: ModelProto, matched: MatchReport, form: StorageFormat | None
-) -> list[LayerEffect]:
-    """Effects, the largest first, of which the worst say what would help.
+def wider(effects: Sequence[LayerEffect], sizes: Mapping[str, Mapping[int, int]]) -> list[tuple[str, int]]:
+    """Layers that stand out, the worst first, with more bits that may help each.
 
-    The worst layer, and those after it that make more than their share of the noise, get as many bits as
-    bring them down to what the others make on average: noise falls with the square of the step. Wider codes
-    that take no more bytes come for free.
+    They are the worst layer, and those after it that make more than their share of the noise. They get as
+    many bits as bring them down to what the others make on average: noise falls with the square of the step.
+    Wider codes that take no more bytes come for free. ``effects`` are the worst first, ``sizes`` bytes by
+    layer and width.
     """
-    sizes = _sizes(effects, proto, matched, form)
-    result = []
-    for rank, effect in enumerate(effects):
-        stands_out = rank == 0 or effect.own_share * len(effects) > 1
-        if rank < SUGGESTIONS and stands_out and effect.own_sqnr_db != math.inf:
-            effect = replace(effect, suggestion=_suggestion(effect, effects, sizes[effect.name]))
-        result.append(effect)
-    return result
+    standing_out = [e for rank, e in enumerate(effects) if rank == 0 or e.own_share * len(effects) > 1]
+    found = ((effect.name, _enough(effect, effects, sizes[effect.name])) for effect in standing_out)
+    return [(name, bits) for name, bits in found if bits is not None]
 
 
-def _suggestion(
-    effect: LayerEffect, effects: Sequence[LayerEffect], sizes: Mapping[int, int]
-) -> Suggestion | None:
-    """``sizes`` are bytes by width."""
+def _enough(effect: LayerEffect, effects: Sequence[LayerEffect], sizes: Mapping[int, int]) -> int | None:
+    """Bits with which a layer no longer stands out; None where it cannot have more, or makes no noise."""
     own, bits = _noise(effect), effect.bits
-    if bits is None or bits not in sizes or bits == max(WIDTHS) or not math.isfinite(own):
+    if bits is None or bits not in sizes or bits == max(sizes) or not 0 < own < math.inf:
         return None
-    others = [
-        power for power in (_noise(other) for other in effects if other is not effect) if math.isfinite(power)
-    ]
-    rest = sum(others)
-    wider = [width for width in WIDTHS if width > bits]
-    noise = {width: own * ((2**bits - 1) / (2**width - 1)) ** 2 for width in wider}
-    enough = next((width for width in wider if noise[width] * len(others) <= rest), wider[-1])
-    best = max(width for width in wider if width >= enough and sizes[width] <= sizes[enough])
-    return Suggestion(
-        set=f"^{re.escape(effect.name)}$={best}",
-        bits=best,
-        extra_bytes=sizes[best] - sizes[bits],
-        own_sqnr_db=sqnr_db(noise[best]),
-        gain_db=sqnr_db((noise[best] + rest) / (own + rest)),
-    )
-
-
-def _sizes(
-    effects: Sequence[LayerEffect], proto: ModelProto, matched: MatchReport, form: StorageFormat | None
-) -> dict[str, dict[int, int]]:
-    """Bytes by layer and width; without a form, in the one that fits the bytes of the file best."""
-
-    def stored(candidate: StorageFormat) -> dict[str, dict[int, int]]:
-        table = stored_sizes(proto, matched, WIDTHS, candidate).tolist()
-        return {
-            layer.name: dict(zip(WIDTHS, row, strict=True))
-            for layer, row in zip(matched.layers, table, strict=True)
-        }
-
-    def distance(candidate: Mapping[str, Mapping[int, int]]) -> int:
-        return sum(abs(candidate[effect.name].get(effect.bits or 0, 0) - effect.bytes) for effect in effects)
-
-    return min((stored(candidate) for candidate in ([form] if form else _forms())), key=distance)
-
-
-def _forms() -> list[StorageFormat]:
-    """All ways to store codes."""
-    return [StorageFormat(storage, unpack) for storage in STORAGES for unpack in get_args(Unpack)]
+    others = [_noise(other) for other in effects if other is not effect and math.isfinite(_noise(other))]
+    more = [width for width in sorted(sizes) if width > bits]
+    noise = {width: own * ((2**bits - 1) / (2**width - 1)) ** 2 for width in more}
+    enough = next((width for width in more if noise[width] * len(others) <= sum(others)), more[-1])
+    return max(width for width in more if width >= enough and sizes[width] <= sizes[enough])

@@ -9,11 +9,18 @@ from onnx_dfmpc.evaluate.validation import Gate, ValidationReport
 from onnx_dfmpc.recipe import Gates
 
 
-def check_gates(gates: Gates, *, labelled: bool) -> None:
-    """Raise RecipeError for a gate on top-1 where there are no labels."""
+def check_gates(gates: Gates, *, labelled: bool, synthetic: bool) -> None:
+    """Raise RecipeError for a gate on top-1 where there are no labels, and for one on classes where the
+    inputs are not real.
+    """
     if gates.max_top1_drop is not None and not labelled:
         raise RecipeError(
             "max_top1_drop needs labelled data", hint="give --data and --labels, or use min_top1_agreement"
+        )
+    if gates.min_top1_agreement is not None and synthetic:
+        raise RecipeError(
+            "min_top1_agreement needs real inputs: classes of synthetic ones say nothing",
+            hint="give --data, or use min_sqnr_db",
         )
 
 

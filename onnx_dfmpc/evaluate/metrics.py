@@ -117,11 +117,14 @@ class Tally:
     """Everything that adds up over the batches of a validation.
 
     ``names`` are the outputs in the order in which `add` gets them. ``labels`` (samples,), checked by
-    `check_classes`, belong to the first output that is a classification.
+    `check_classes`, belong to the first output that is a classification. Without ``classes`` no output is
+    taken for one: which class a synthetic input gets says nothing.
     """
 
-    def __init__(self, names: Sequence[str], labels: NDArray[np.int64] | None = None) -> None:
-        self.labels = labels
+    def __init__(
+        self, names: Sequence[str], labels: NDArray[np.int64] | None = None, *, classes: bool = True
+    ) -> None:
+        self.labels, self.classes = labels, classes
         self.failures: dict[str, str] = {}  # by what failed, so that each is told once and not batch by batch
         self._outputs = {name: _OutputTally() for name in names}
         self._classifier: str | None = None
@@ -135,6 +138,8 @@ class Tally:
                 tally.comparable = False
                 continue
             tally.pair.add(a, b)
+            if not self.classes:
+                continue
             scores, other = class_scores(a, stop - start), class_scores(b, stop - start)
             if scores is None or other is None:
                 continue

@@ -38,7 +38,7 @@ class OutputMetrics:
 
     ``cosine``, ``sqnr_db`` (dB), ``max_abs`` and ``mean_abs`` are None where the outputs could not be
     compared (see ``ValidationReport.failures``), the others also for an output that is not of shape (N,
-    classes).
+    classes), and for synthetic inputs.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class ValidationReport:
     data : str
         Where the samples come from, in words.
     synthetic : bool
-        True for generated inputs: a sanity check, not accuracy.
+        True for generated inputs: a sanity check, not accuracy. Classes are not compared then.
     outputs : tuple of OutputMetrics
         For each output its name, cosine, SQNR in dB, largest and mean absolute difference, and for
         classifications the agreement of the classes.

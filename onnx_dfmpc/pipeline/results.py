@@ -15,6 +15,7 @@ from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel, save
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
+    Advice,
     Chain,
     Expectation,
     Latency,
@@ -26,6 +27,7 @@ from onnx_dfmpc.spec import (
     SweepPoint,
     WeightHistogram,
 )
+from onnx_dfmpc.statistics.belief import Belief
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,8 @@ class QuantizeResult:
         None where it was not asked for.
     per_layer : tuple of LayerEffect
         What every layer alone does to the outputs, the worst first; empty where it was not asked for.
+    advice : tuple of Advice
+        Changes to the recipe that were tried and help; empty where ``per_layer`` is.
     """
 
     model: ModelProto
@@ -84,6 +88,7 @@ class QuantizeResult:
     sweep: tuple[SweepPoint, ...] = ()
     latency: Latency | None = None
     per_layer: tuple[LayerEffect, ...] = ()
+    advice: tuple[Advice, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -143,6 +148,8 @@ class PlanResult:
     notes : tuple of str
     seconds : dict
         Wall time of each stage.
+    expectation : Expectation or None
+        As in `QuantizeResult`.
     """
 
     source: LoadedModel
@@ -152,3 +159,23 @@ class PlanResult:
     sweep: tuple[SweepPoint, ...]
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    expectation: Expectation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class InspectResult:
+    """What there is to quantize, and what the inputs are taken for.
+
+    Attributes
+    ----------
+    source : LoadedModel
+    report : MatchReport
+    belief : Belief or None
+        None where nobody can tell: there is no layer, or an input is no tensor of numbers.
+    notes : tuple of str
+    """
+
+    source: LoadedModel
+    report: MatchReport
+    belief: Belief | None
+    notes: tuple[str, ...]

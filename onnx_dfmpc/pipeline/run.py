@@ -3,22 +3,27 @@
     prepare -> measure -> predict -> allocate -> solve -> rewrite -> evaluate -> finish
 
 Each step is a function of what the steps before it returned; nothing is lazy, and nothing is changed in
-place.
+place. Advice (`advice`) is what other recipes give in the steps from allocate to evaluate.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from onnx_dfmpc.allocate.budget import budgets, sweep
 from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.evaluate.compare import validate
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import Model, load, require_writable
+from onnx_dfmpc.pipeline.advice import Trial, advise, changes, remarks
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed
-from onnx_dfmpc.pipeline.results import PlanResult, QuantizeResult
+from onnx_dfmpc.pipeline.results import InspectResult, PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
     Made,
     Measured,
@@ -31,15 +36,21 @@ from onnx_dfmpc.pipeline.steps import (
     measure,
     offset_of,
     sweep_point,
+    validation_data,
+    weight_bytes,
 )
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import CostTable, MatchReport, Progress, QuantPlan, SweepPoint
+from onnx_dfmpc.statistics.belief import Belief, believe
 
 ATTEMPTS = 3
 """Times that bits are allocated anew when a promised SQNR is missed."""
 
 MARGIN_DB = 0.3
 """What a target is raised by beyond what it missed: bits come in steps."""
+
+PLANNED = "nothing was tried to improve on a plan: give the worst layers more bits in it, or plan for more"
+"""A remark: there is no flag to add, since a plan has decided."""
 
 
 def inspect(model: Model) -> MatchReport:
@@ -65,6 +76,17 @@ def inspect(model: Model) -> MatchReport:
     (16, 0, '/conv/Conv')
     """
     return match(load(model).proto)
+
+
+def inspect_result(model: Model) -> InspectResult:
+    """`inspect`, with what the inputs are taken for."""
+    source = load(model)
+    matched = match(source.proto)
+    belief: Belief | None = None
+    if matched.layers:
+        with suppress(UnsupportedError):  # an input that nobody can feed
+            belief = believe(source.proto, matched.layers, model_inputs(source.proto))
+    return InspectResult(source, matched, belief, doubts(belief, None))
 
 
 def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
@@ -117,7 +139,9 @@ def plan_result(
         points = _swept(job, table, sweep, statistics, seconds, offset_of(made.plan, table))
     doubt = doubts(job.belief, made.expectation)
     all_notes = (*job.notes, *statistics.notes, *notes, *made.notes, *doubt)
-    return PlanResult(job.source, job.matched, made.plan, job.recipe, points, all_notes, seconds)
+    return PlanResult(
+        job.source, job.matched, made.plan, job.recipe, points, all_notes, seconds, made.expectation
+    )
 
 
 def apply(
@@ -172,9 +196,10 @@ def apply(
     names = tuple(layer.name for layer in plan.layers)
     statistics = measure(job, names, seconds)
     made = carry_out(job, plan, statistics, seconds)
-    return _account(
+    result = _account(
         job, made, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency
     )
+    return replace(result, notes=(*result.notes, *((PLANNED,) if per_layer else ())))
 
 
 def quantize(
@@ -208,7 +233,8 @@ def quantize(
     validated : bool
         Whether to compare with the float model.
     per_layer : bool
-        Also measure what every layer alone does to the outputs.
+        Also measure what every layer alone does to the outputs, and try what helps: up to three
+        quantizations more.
     latency : bool
         Also time inferences of both models.
 
@@ -239,6 +265,8 @@ def quantize(
         job, made, statistics, costs, seconds, validated=validated, per_layer=per_layer, latency=latency
     )
     result = replace(result, notes=(*result.notes, *notes))
+    if per_layer:
+        result = _with_advice(job, statistics, costs, result, seconds)
     if output is None or not result.passed:
         return result
     return result.save(output, external_data=external_data, overwrite=overwrite)
@@ -291,13 +319,40 @@ def _account(
     if validated:
         with timed(seconds, "validate"):
             layer_noise, evaluation = evaluate(
-                job, made.rewritten.proto, made.solved, made.plan.form, per_layer=per_layer, latency=latency
+                job, made.rewritten.proto, made.solved, per_layer=per_layer, latency=latency
             )
     frontier: tuple[SweepPoint, ...] = ()
     if costs is not None:
         with timed(seconds, "allocate"):
             frontier = frontier_of(job, costs, offset_of(made.plan, costs))
     return finish(job, made, layer_noise, evaluation, frontier, statistics, seconds)
+
+
+def _with_advice(
+    job: Job, statistics: Measured, costs: CostTable | None, result: QuantizeResult, seconds: Seconds
+) -> QuantizeResult:
+    """Result with the changes to its recipe that help: each is tried with the statistics and the costs of the
+    run.
+    """
+    with timed(seconds, "advice"):
+        wanted = changes(job.recipe, result.per_layer, weight_bytes(job))
+        sqnr_db = None if result.validation is None else result.validation.sqnr_db
+        before = Trial(result.model.ByteSize(), sqnr_db)
+        attempt = partial(_attempt, job, statistics, costs)
+        advice = tuple(advise(wanted, attempt, before, job.progress))
+    return replace(result, advice=advice, notes=(*result.notes, *remarks(wanted, advice)))
+
+
+def _attempt(job: Job, statistics: Measured, costs: CostTable | None, recipe: Recipe) -> Trial | None:
+    """What another recipe with the same kind of bits gives; None where it cannot be met."""
+    # Only bits for a promise depend on predictions.
+    trials = () if recipe.target_sqnr_db is None else job.trials
+    job = replace(job, recipe=recipe, progress=None, trials=trials)
+    try:
+        proto = _made(job, statistics, costs, Seconds()).rewritten.proto
+    except UnsupportedError:
+        return None
+    return Trial(proto.ByteSize(), validate(job.source.proto, proto, validation_data(job)).sqnr_db)
 
 
 def _swept(

@@ -17,16 +17,18 @@ from onnx_dfmpc.evaluate.diagnose import layer_sqnr
 from onnx_dfmpc.evaluate.expectation import expect
 from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
+from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import verify
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.pipeline.sources import SOURCES
-from onnx_dfmpc.recipe import Data
+from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
+from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
-from onnx_dfmpc.sensitivity.table import predict, size_table, with_noise, with_sizes
+from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_noise, with_sizes
 from onnx_dfmpc.solve import solve, weight_noise
 from onnx_dfmpc.spec import (
     CostTable,
@@ -37,7 +39,6 @@ from onnx_dfmpc.spec import (
     MatchReport,
     QuantizedLayer,
     QuantPlan,
-    StorageFormat,
     SweepPoint,
     WeightHistogram,
     sqnr_db,
@@ -183,17 +184,10 @@ def offset_of(plan: QuantPlan, costs: CostTable) -> float:
 
 
 def evaluate(
-    job: Job,
-    quantized: ModelProto,
-    solved: Sequence[QuantizedLayer],
-    form: StorageFormat,
-    *,
-    per_layer: bool,
-    latency: bool,
+    job: Job, quantized: ModelProto, solved: Sequence[QuantizedLayer], *, per_layer: bool, latency: bool
 ) -> tuple[Mapping[str, float | None], Evaluation]:
     """Every layer's output on a few inputs, and the network's outputs on all."""
-    proto, recipe = job.source.proto, job.recipe
-    data = recipe if recipe.data is not None else replace(recipe, input_range=job.input_range)
+    proto, data = job.source.proto, validation_data(job)
     names = {done.name for done in solved}
     layers = [layer for layer in job.matched.layers if layer.name in names]
     measured = layer_sqnr(proto, quantized, layers, _few_feeds(proto, data))
@@ -202,12 +196,17 @@ def evaluate(
         quantized,
         job.matched,
         data,
-        gates=recipe,
+        gates=job.recipe,
         per_layer=per_layer,
         latency=latency,
-        form=form,
         progress=job.progress,
     )
+
+
+def validation_data(job: Job) -> Recipe:
+    """The recipe's data; for synthetic ones, with the range that was found."""
+    recipe = job.recipe
+    return recipe if recipe.data is not None else replace(recipe, input_range=job.input_range)
 
 
 def finish(
@@ -221,7 +220,6 @@ def finish(
 ) -> QuantizeResult:
     """The account of a run."""
     plan, solved, rewritten = made.plan, made.solved, made.rewritten
-    doubt = doubts(job.belief, made.expectation)
     table = ConstantTable(job.source.proto)
     rows = tuple(_rows(job.matched, plan, solved, rewritten, layer_noise, table))
     return QuantizeResult(
@@ -267,6 +265,16 @@ def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
     bits = {layer.name: layer.bits for layer in plan.layers}
     metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
     return with_sizes(plan, job.source.proto, job.matched, job.recipe, metadata)
+
+
+def weight_bytes(job: Job) -> dict[str, dict[int, int]]:
+    """Bytes of every layer's weight by width, by layer name."""
+    grid = METHODS[job.recipe.method].grid(8)
+    table = stored_sizes(job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid).tolist()
+    return {
+        layer.name: dict(zip(WIDTHS, row, strict=True))
+        for layer, row in zip(job.matched.layers, table, strict=True)
+    }
 
 
 def frontier_of(job: Job, costs: CostTable, offset: float) -> tuple[SweepPoint, ...]:

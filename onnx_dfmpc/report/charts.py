@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx_dfmpc.report.document import Document, LayerRow
 from onnx_dfmpc.report.outline import Chart, size
-from onnx_dfmpc.spec import LayerEffect, Timing, WeightHistogram
+from onnx_dfmpc.spec import KindNoise, LayerEffect, Timing, WeightHistogram
 
 Row = Mapping[str, Any]
 Spec = dict[str, Any]
@@ -31,6 +31,7 @@ NOW, BEFORE, OTHER, MARK = "var(--now)", "var(--before)", "var(--other)", "var(-
 SOLID, DASHED = [1, 0], [4, 3]
 LOOKS: Mapping[str, tuple[str, list[int], str]] = {
     "measured": (NOW, SOLID, "circle"),
+    "on synthetic inputs": (NOW, SOLID, "circle"),
     "predicted": (OTHER, DASHED, "diamond"),
     "this run": (MARK, SOLID, "triangle-up"),
     "A": (OTHER, DASHED, "diamond"),
@@ -142,9 +143,12 @@ def bits(layers: Sequence[LayerRow]) -> Chart | None:
     return _bars("Bits of every layer", text, values, len(layers), y, colour, tips)
 
 
-def noise(layers: Sequence[LayerRow]) -> Iterator[Chart]:
-    """SQNR of every layer's output, predicted and measured: along the network, and one against the other."""
-    keys = {"measured": "measured_sqnr_db", "predicted": "predicted_sqnr_db"}
+def noise(layers: Sequence[LayerRow], synthetic: bool = False) -> Iterator[Chart]:
+    """SQNR of every layer's output, predicted and measured, or tried on synthetic inputs: along the network,
+    and one against the other.
+    """
+    ran = "on synthetic inputs" if synthetic else "measured"
+    keys = {ran: "measured_sqnr_db", "predicted": "predicted_sqnr_db"}
     rows: list[Spec] = [
         {"depth": depth, "name": layer.name, "bits": layer.bits}
         | {title: getattr(layer, key) for title, key in keys.items()}
@@ -161,25 +165,26 @@ def noise(layers: Sequence[LayerRow]) -> Iterator[Chart]:
         y = _number("sqnr", "SQNR, dB", scale=FREE)
         drawn = _lines(values, {"x": _along(len(rows)), "y": y, "tooltip": tips})
         text = "SQNR of every layer's output along the depth of the network"
-        note = "Measured in the quantized network, so with the noise of the layers before."
-        measured = any(row["series"] == "measured" for row in values)
-        yield _chart("SQNR of every layer's output", text, values, 220, note if measured else "", **drawn)
-    pairs = [row for row in rows if None not in (row["measured"], row["predicted"])]
+        note = f"{ran.capitalize()}, in the quantized network, so with the noise of the layers before."
+        shown = any(row["series"] == ran for row in values)
+        yield _chart("SQNR of every layer's output", text, values, 220, note if shown else "", **drawn)
+    pairs = [row for row in rows if None not in (row[ran], row["predicted"])]
     if pairs:
         ends = [row[title] for title in keys for row in pairs]
         low, high = math.floor(min(ends) - 1), math.ceil(max(ends) + 1)
         even: Spec = {"scale": {"domain": [low, high], "nice": False}, "axis": {"tickCount": 6}}
-        axes = {"x": "predicted", "y": "measured"}
+        axes = {"x": "predicted", "y": ran}
+        titles = {"predicted": "predicted SQNR, dB", ran: f"SQNR, dB, {ran}"}
         diagonal = {"values": [dict.fromkeys(keys, end) for end in (low, high)]}
         dashed = {"type": "line", "color": "var(--ink-soft)", "strokeDash": [4, 4], "strokeWidth": 1}
         point = {"type": "point", "filled": True, "size": 45, "opacity": 0.8, "color": NOW}
         yield _chart(
-            "Predicted against measured",
-            "Measured over predicted SQNR of every layer's output",
+            f"Predicted against {'synthetic inputs' if synthetic else ran}",
+            f"SQNR of every layer's output, {ran}, over the predicted one",
             pairs,
             220,
             "One point for each layer; on the dashed line both are the same.",
-            encoding={axis: _number(title, f"{title} SQNR, dB", **even) for axis, title in axes.items()},
+            encoding={axis: _number(title, titles[title], **even) for axis, title in axes.items()},
             layer=[{"data": diagonal, "mark": dashed}, {"mark": point, "encoding": {"tooltip": tips}}],
         )
 
@@ -209,9 +214,11 @@ def compared(before: Mapping[str, LayerRow], after: Mapping[str, LayerRow]) -> I
 def frontier(document: Document) -> Chart | None:
     """What other budgets buy, and where this run stands."""
     validation, predicted, written = document.validation, document.predicted, document.written_bytes
-    measured = None if validation is None else validation.sqnr_db
+    measured = None if validation is None or document.synthetic else validation.sqnr_db
     top1 = None if validation is None else validation.top1_quantized
     here = predicted.sqnr_db if measured is None else measured
+    if here is None and validation is not None:
+        here = validation.sqnr_db
     rows = [("this run", written, here, document.totals.nominal_bits, top1)]
     for point in document.sweep:
         common = (point.nominal_bits, point.top1)
@@ -239,7 +246,39 @@ def frontier(document: Document) -> Chart | None:
         "tooltip": _tips(("series", "point"), *tips),
     }
     text = "Output SQNR over file size for other budgets, and this run"
-    return _chart("File size against output quality", text, values, 240, **_lines(values, encoding))
+    drawn = _lines(values, encoding)
+    note = ""
+    if None not in (written, predicted.low_db, predicted.high_db):
+        ends = {"low": predicted.low_db, "high": predicted.high_db}
+        drawn["layer"].append(_upright({"bytes": written, **ends}))
+        note = "Upright line: the interval of the prediction of this run."
+    return _chart("File size against output quality", text, values, 240, note, **drawn)
+
+
+def _upright(ends: Row) -> Spec:
+    """A line from the lower to the upper end of an interval."""
+    tips = _tips(("low", "lower end, dB", ".1f"), ("high", "upper end, dB", ".1f"))
+    encoding = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}, "tooltip": tips}
+    mark = {"type": "rule", "strokeWidth": 1.5}
+    return {"data": {"values": [ends]}, "mark": mark, "encoding": {**encoding, "color": {"value": MARK}}}
+
+
+def kinds(found: Sequence[KindNoise]) -> Chart | None:
+    """Predicted SQNR on every kind of inputs; the likelier one is, the larger."""
+    if len(found) < 2:
+        return None
+    ordered = sorted(found, key=lambda kind: -kind.weight)
+    values = [{"name": kind.name, "weight": kind.weight, "sqnr": kind.sqnr_db} for kind in ordered]
+    encoding = {
+        "y": _names("datum.label"),
+        "x": _number("sqnr", "SQNR, dB", scale={**FREE, "padding": 12}, axis={"tickCount": 5}),
+        "size": _number("weight", "weight", legend=None, scale={"domain": [0, 1], "range": [30, 400]}),
+        "tooltip": _tips(("name", "inputs"), ("weight", "weight", ".0%"), ("sqnr", "SQNR, dB", ".1f")),
+    }
+    mark = {"type": "point", "filled": True, "opacity": 0.8, "color": OTHER}
+    text = "Predicted output SQNR on every kind of inputs that is plausible"
+    title, note = "Predicted SQNR by inputs", "The larger, the likelier."
+    return _chart(title, text, values, 26 * len(values), note, mark=mark, encoding=encoding)
 
 
 def histogram(counted: WeightHistogram) -> Chart | None:

@@ -21,22 +21,25 @@ from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel, write_whole
 from onnx_dfmpc.model.opset import opset_of
-from onnx_dfmpc.pipeline.results import ComparisonResult, QuantizeResult
+from onnx_dfmpc.pipeline.results import ComparisonResult, InspectResult, QuantizeResult
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
 from onnx_dfmpc.runtime.session import runtime_version
 from onnx_dfmpc.spec import (
+    Advice,
     Chain,
+    Expectation,
+    KindNoise,
     Latency,
     Layer,
     LayerEffect,
     LayerPlan,
     LayerReport,
-    MatchReport,
     QuantPlan,
     Skipped,
     SweepPoint,
     WeightHistogram,
 )
+from onnx_dfmpc.statistics.belief import Belief
 
 SCHEMA = 2
 
@@ -60,11 +63,25 @@ class File:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What is predicted of the file and of the network's output; `source` says where the noise comes from."""
+    """What is predicted of the file and of the network's worst output: a point, and the interval that the
+    `kinds` of inputs span on which the quantized model was tried. `source` says where the noise of the layers
+    comes from.
+    """
 
     bytes: Count | None = None
     sqnr_db: float | None = None
     source: str | None = None
+    low_db: float | None = None
+    high_db: float | None = None
+    kinds: tuple[KindNoise, ...] = ()
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """What the inputs may be, and how likely that is."""
+
+    name: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -159,10 +176,17 @@ class Document:
     notes: tuple[str, ...] = ()
     validation: Validation | None = None
     per_layer: tuple[LayerEffect, ...] = ()
+    advice: tuple[Advice, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()
     histograms: tuple[WeightHistogram, ...] = ()
     latency: Latency | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    inputs: tuple[InputRow, ...] = ()
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether outputs were compared on generated inputs."""
+        return self.validation is not None and self.validation.synthetic
 
     @property
     def written_bytes(self) -> int | None:
@@ -222,10 +246,11 @@ def skipped_rows(skipped: Iterable[Skipped]) -> list[SkippedRow]:
     return [SkippedRow(node.name, node.op_type, node.reason) for node in skipped]
 
 
-def inspect_document(source: LoadedModel, matched: MatchReport) -> Json:
-    """Document of ``inspect``: what there is to quantize."""
+def inspect_document(result: InspectResult) -> Json:
+    """Document of ``inspect``: what there is to quantize, and what the inputs may be."""
+    matched = result.report
     return to_json(
-        head("inspect", model_row(source))
+        head("inspect", model_row(result.source))
         | {
             "layers": [_matched_layer(layer) for layer in matched.layers],
             "chains": matched.chains,
@@ -237,8 +262,21 @@ def inspect_document(source: LoadedModel, matched: MatchReport) -> Json:
                 "chains": len(matched.chains),
                 "weights": sum(layer.size for layer in matched.layers),
             },
+            "inputs": _inputs(result.belief),
+            "notes": result.notes,
         }
     )
+
+
+def _inputs(belief: Belief | None) -> list[Json]:
+    """Hypotheses on the inputs, the likeliest first."""
+    if belief is None:
+        return []
+    rows = [
+        {"name": str(one), "kind": one.kind, "low": one.low, "high": one.high, "weight": weight}
+        for one, weight in zip(belief.hypotheses, belief.weights.tolist(), strict=True)
+    ]
+    return sorted(rows, key=lambda row: -row["weight"])
 
 
 def _matched_layer(layer: Layer) -> Json:
@@ -263,7 +301,7 @@ def quantize_document(result: QuantizeResult) -> Json:
             "output": {"path": result.output, "bytes": result.size, "opset": opset_of(result.model)},
             "recipe": result.recipe.to_dict(),
             "form": result.plan.form,
-            "predicted": predicted_row(result.plan),
+            "predicted": predicted_row(result.plan, result.expectation),
             "layers": [_quantized_layer(layer, result.plan[layer.name]) for layer in result.layers],
             "chains": result.chains,
             "skipped": skipped_rows(result.skipped),
@@ -279,6 +317,7 @@ def quantize_document(result: QuantizeResult) -> Json:
             "sweep": result.sweep,
             "histograms": result.histograms,
             "per_layer": result.per_layer,
+            "advice": result.advice,
             "latency": result.latency,
             "seconds": result.seconds,
         }
@@ -298,9 +337,16 @@ def validate_document(result: ComparisonResult) -> Json:
     )
 
 
-def predicted_row(plan: QuantPlan) -> Predicted:
-    """What a plan predicts."""
-    return Predicted(plan.predicted_bytes, plan.predicted_sqnr_db, plan.source or None)
+def predicted_row(plan: QuantPlan, expectation: Expectation | None = None) -> Predicted:
+    """What a plan predicts, with the kinds of inputs that its interval comes from."""
+    return Predicted(
+        plan.predicted_bytes,
+        plan.predicted_sqnr_db,
+        plan.source or None,
+        plan.predicted_low_db,
+        plan.predicted_high_db,
+        () if expectation is None else expectation.kinds,
+    )
 
 
 def _quantized_layer(layer: LayerReport, planned: LayerPlan) -> Json:

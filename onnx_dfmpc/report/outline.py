@@ -255,6 +255,17 @@ def decibels(value: Number) -> str:
     return "" if value is None else f"{value:.1f} dB"
 
 
+def interval(low: Number, high: Number) -> str:
+    """Both ends, where both are known.
+
+    Examples
+    --------
+    >>> interval(20.94, 30.1), interval(None, None)
+    ('20.9 to 30.1', '')
+    """
+    return "" if low is None or high is None else f"{low:.1f} to {high:.1f}"
+
+
 def seconds(value: Number) -> str:
     """A time in the unit that fits it.
 

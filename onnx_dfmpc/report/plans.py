@@ -107,7 +107,7 @@ def plan_document(plan: QuantPlan, result: PlanResult | None = None) -> Json:
     document = head("plan", model if result is None else model | model_row(result.source)) | {
         "recipe": plan.recipe,
         "form": plan.form,
-        "predicted": predicted_row(plan),
+        "predicted": predicted_row(plan, None if result is None else result.expectation),
         "layers": rows,
         "skipped": skipped_rows(plan.skipped),
     }
@@ -186,6 +186,8 @@ def load_plan(path: str | os.PathLike[str]) -> QuantPlan:
         recipe=_recipe(f"{path}: recipe", plan.recipe).to_dict() if plan.recipe else {},
         predicted_bytes=predicted.bytes,
         predicted_sqnr_db=predicted.sqnr_db,
+        predicted_low_db=predicted.low_db,
+        predicted_high_db=predicted.high_db,
         source=predicted.source or "",
     )
 

@@ -40,6 +40,7 @@ from onnx_dfmpc.report.outline import (
     size,
     whole,
 )
+from onnx_dfmpc.report.quality import accuracy, kinds_of_inputs, quality, reach, samples
 from onnx_dfmpc.spec import Chain, Latency, LayerEffect, SweepPoint, Timing
 
 NAMED = 3
@@ -53,7 +54,7 @@ SESSION = "session.disable_quant_qdq=1"
 
 def run_outline(document: Document) -> Outline:
     """Report of one run."""
-    layers, planned = document.layers, document.command == "plan"
+    layers = document.layers
     inspected = document.command == "inspect"
     return Outline(
         title=_model_name(document),
@@ -62,13 +63,14 @@ def run_outline(document: Document) -> Outline:
         figures=tuple(_figures(document)),
         sections=(
             *_validation(document.validation),
-            *_worst_layers(document.per_layer),
+            *_worst_layers(document),
             *section("Size and bits", charts.sizes(layers), charts.bits(layers)),
-            *section("Noise", *charts.noise(layers)),
-            *section("Trade-off", charts.frontier(document), _sweep(document.sweep)),
+            *section("Noise", *charts.noise(layers, document.synthetic)),
+            *section("Trade-off", charts.frontier(document), _sweep(document.sweep), reach(document)),
+            *kinds_of_inputs(document),
             *section("Weights", *map(charts.histogram, document.histograms)),
             *_latency(document.latency),
-            *section("Layers", _matched(document) if inspected else _layers(layers, planned), folded=True),
+            *section("Layers", _matched(document) if inspected else _layers(document), folded=True),
             *section("Chains", *map(_chain, document.chains if inspected else ()), folded=True),
             *section("Stays float", _skipped(document)),
             *section("Notes", *map(Line, _notes(document))),
@@ -109,8 +111,13 @@ def _footer(document: Document) -> str:
 
 
 def _measured_sqnr(document: Document) -> float | None:
-    """SQNR of the worst output, in dB; None where it was not measured, or nothing differs."""
-    return None if document.validation is None else document.validation.sqnr_db
+    """SQNR of the worst output on real inputs, in dB; None where it was not measured, or nothing differs."""
+    return None if document.validation is None or document.synthetic else document.validation.sqnr_db
+
+
+def _tried_sqnr(document: Document) -> float | None:
+    """The same on synthetic inputs."""
+    return None if document.validation is None or not document.synthetic else document.validation.sqnr_db
 
 
 def _verdict(document: Document) -> Verdict:
@@ -122,15 +129,17 @@ def _verdict(document: Document) -> Verdict:
         if document.command == "plan":
             return Verdict("Planned", "Sizes and quality are predictions: no weight was touched.", "muted")
         return Verdict("Not validated", "Nothing was compared with the float model.", "warn")
-    caveat = " Synthetic inputs: a sanity check, not accuracy." if validation.synthetic else ""
     gates = validation.gates
+    where = f" on {samples(validation)}" if validation.synthetic else ""
+    caveat = ": a sanity check, not accuracy." if validation.synthetic else "."
     if not validation:
         missed = [f"{gate.name} = {typed(gate.limit)} missed" for gate in gates if not gate.passed]
-        return Verdict("Failed", "; ".join([*validation.failures, *missed]) + "." + caveat, "bad")
+        return Verdict("Failed", "; ".join([*validation.failures, *missed]) + where + caveat, "bad")
     if not gates:
-        return Verdict("Measured", "Nothing failed, and no gate was set." + caveat, "muted")
-    held = {1: "The gate holds.", 2: "Both gates hold."}.get(len(gates), f"All {len(gates)} gates hold.")
-    return Verdict("Passed", held + caveat, "good")
+        word = "Tried" if validation.synthetic else "Measured"
+        return Verdict(word, f"Nothing failed{where}, and no gate was set{caveat}", "muted")
+    held = {1: "The gate holds", 2: "Both gates hold"}.get(len(gates), f"All {len(gates)} gates hold")
+    return Verdict("Passed", held + where + caveat, "good")
 
 
 def _inspected(document: Document) -> Verdict:
@@ -145,7 +154,7 @@ def _inspected(document: Document) -> Verdict:
 
 def _figures(document: Document) -> Iterator[Figure]:
     """Size, bits, accuracy and noise; what is not known is left out."""
-    validation, predicted, totals = document.validation, document.predicted, document.totals
+    validation, totals = document.validation, document.totals
     before, after = document.model.bytes, document.written_bytes
     if after is not None:
         yield Figure("File size" if document.output else "Predicted size", size(after), _shrunk(document))
@@ -157,15 +166,8 @@ def _figures(document: Document) -> Iterator[Figure]:
         note += f", {skipped} {'stays' if skipped == 1 else 'stay'} float" if skipped else ""
         yield Figure("Bits per weight", fixed(2)(totals.nominal_bits), note)
     if validation is not None:
-        yield from _accuracy(validation)
-    source = f" ({predicted.source})" if predicted.source else ""
-    if validation is None and predicted.sqnr_db is not None:
-        yield Figure("Predicted SQNR", decibels(predicted.sqnr_db), f"of the outputs{source}")
-    elif validation is not None and validation.sqnr_db is not None:
-        note = "" if predicted.sqnr_db is None else f", {decibels(predicted.sqnr_db)} predicted{source}"
-        yield Figure("Output SQNR", decibels(validation.sqnr_db), "worst output" + note)
-    elif validation is not None and validation.max_abs == 0:
-        yield Figure("Output SQNR", "∞", "the outputs are the same")
+        yield from accuracy(validation)
+    yield from quality(document)
 
 
 def _shrunk(document: Document) -> str:
@@ -180,20 +182,6 @@ def _shrunk(document: Document) -> str:
     return note + (f", {whole(predicted)} predicted" if document.output and predicted is not None else "")
 
 
-def _accuracy(validation: ValidationReport) -> Iterator[Figure]:
-    """The best there is: labelled top-1, else agreement with the float model, else the worst cosine."""
-    samples = plural(validation.samples, "synthetic input" if validation.synthetic else "input")
-    before, after = validation.top1_float, validation.top1_quantized
-    if before is not None and after is not None:
-        points = signed(1, " points")(100 * (after - before))
-        note = f"float {percent()(before)}: {points} on {plural(validation.labelled, 'labelled input')}"
-        yield Figure("Top-1", percent()(after), note)
-    elif validation.top1_agreement is not None:
-        yield Figure("Same top-1 as float", percent()(validation.top1_agreement), f"on {samples}")
-    elif validation.cosine is not None:
-        yield Figure("Cosine with float", fixed(5)(validation.cosine), f"worst output, on {samples}")
-
-
 # ----------------------------------------------------------------------------
 # quality and speed
 
@@ -204,7 +192,7 @@ def _validation(validation: ValidationReport | None) -> tuple[Section, ...]:
         return ()
     caveat = ": a sanity check, not accuracy" if validation.synthetic else ""
     return section(
-        "Validation",
+        "Validation on synthetic inputs" if validation.synthetic else "Validation",
         *(Line(f"FAILED {failure}", "bad") for failure in validation.failures),
         *map(_gate, validation.gates),
         _labelled(validation),
@@ -277,8 +265,9 @@ def _sessions(validation: ValidationReport) -> Line:
     return Line(text)
 
 
-def _worst_layers(effects: Sequence[LayerEffect]) -> tuple[Section, ...]:
-    """Layers by what each of them alone does to the outputs, and the flags that help the worst."""
+def _worst_layers(document: Document) -> tuple[Section, ...]:
+    """Layers by what each of them alone does to the outputs, and the flags that help."""
+    effects = document.per_layer
     if not effects:
         return ()
 
@@ -300,21 +289,26 @@ def _worst_layers(effects: Sequence[LayerEffect]) -> tuple[Section, ...]:
     )
     text = (
         "Worst first. “here” is at the output of the layer, “alone” at the output of the network when only "
-        "this layer is quantized."
+        "this layer is quantized." + (" On synthetic inputs." if document.synthetic else "")
     )
-    helps = [_help(effect) for effect in effects if effect.suggestion is not None]
-    lead = Line("What helps, to add to onnx-dfmpc quantize:") if helps else None
-    return section("Worst layers", Line(text), charts.ranking(effects), ranking, lead, *helps)
+    return section("Worst layers", Line(text), charts.ranking(effects), ranking, *_helps(document))
 
 
-def _help(effect: LayerEffect) -> Code:
-    """A flag that gives a layer more bits, with its price and what it is expected to bring."""
-    suggestion = effect.suggestion
-    assert suggestion is not None
-    price = signed(0, " bytes")(suggestion.extra_bytes)
-    alone, together = decibels(suggestion.own_sqnr_db), decibels(suggestion.gain_db)
-    effect_text = f"{price}, alone then {alone}, all layers together {together} better"
-    return Code(f"--set {shlex.quote(suggestion.set)}", effect_text)
+def _helps(document: Document) -> Iterator[Block]:
+    """Flags that help, with their price and what they bring; how to get them where nothing was tried."""
+    if document.command == "validate":
+        yield Line(
+            "What helps depends on the settings that made the file: onnx-dfmpc quantize tries it, with the "
+            "same settings and --per-layer."
+        )
+    added = [advice.flag == "--set" for advice in document.advice]
+    if added:
+        how = "to add to the command" if all(added) else "in place of the present target"
+        yield Line(f"What helps, {how}; tried one at a time:")
+    for advice in document.advice:
+        price, gain = signed(0, " bytes")(advice.extra_bytes), signed(1, " dB")(advice.gain_db)
+        where = " on synthetic inputs" if document.synthetic else ""
+        yield Code(f"{advice.flag} {shlex.quote(advice.value)}", f"{price}, output SQNR {gain}{where}")
 
 
 def _sweep(points: Sequence[SweepPoint]) -> Table | None:
@@ -387,9 +381,11 @@ def _ratio(time: float, reference: float) -> str:
 # layers, and how to do it again
 
 
-def _layers(layers: Sequence[LayerRow], planned: bool) -> Table | None:
+def _layers(document: Document) -> Table | None:
     """Every layer with its bits; the reasons are what a plan is for."""
-    ranks = list(enumerate(layers, 1))
+    planned = document.command == "plan"
+    sqnr = "synthetic SQNR, dB" if document.synthetic else "SQNR, dB"
+    ranks = list(enumerate(document.layers, 1))
     return Rows(ranks).table(
         (Column("#", "number", "page"), lambda row: cell(whole, row[0])),
         (Column("layer", "code"), lambda row: Cell(row[1].name)),
@@ -399,7 +395,7 @@ def _layers(layers: Sequence[LayerRow], planned: bool) -> Table | None:
         (Column("bits", "bits"), lambda row: cell(whole, row[1].bits)),
         (Column("stored"), lambda row: Cell(row[1].storage)),
         (Column("bytes", "number"), lambda row: cell(whole, row[1].bytes)),
-        (Column("SQNR, dB", "number"), lambda row: cell(fixed(1), row[1].sqnr_db)),
+        (Column(sqnr, "number"), lambda row: cell(fixed(1), row[1].sqnr_db)),
         (Column("predicted, dB", "number", "page"), lambda row: cell(fixed(1), row[1].predicted_sqnr_db)),
         (
             Column("alone, dB", "number", "always" if planned else "page"),
@@ -561,7 +557,11 @@ def _size_change(first: Document, second: Document) -> str:
 
 
 def _quality_change(first: Document, second: Document) -> str:
-    return signed(1, " dB of output SQNR")(_minus(_measured_sqnr(second), _measured_sqnr(first)))
+    measured = signed(1, " dB of output SQNR")(_minus(_measured_sqnr(second), _measured_sqnr(first)))
+    tried = signed(1, " dB of output SQNR on synthetic inputs")(
+        _minus(_tried_sqnr(second), _tried_sqnr(first))
+    )
+    return measured or tried
 
 
 def _minus(after: Number, before: Number) -> Number:
@@ -586,7 +586,10 @@ QUANTITIES: Sequence[Quantity] = (
     ("layers", lambda document: document.totals.layers, whole, signed(0), 0),
     ("stay float", lambda document: document.totals.skipped, whole, signed(0), 0),
     ("output SQNR, dB", _measured_sqnr, fixed(2), signed(2), 1),
+    ("output SQNR on synthetic inputs, dB", _tried_sqnr, fixed(2), signed(2), 1),
     ("predicted SQNR, dB", lambda document: document.predicted.sqnr_db, fixed(2), signed(2), 1),
+    ("its lower end, dB", lambda document: document.predicted.low_db, fixed(2), signed(2), 1),
+    ("its upper end, dB", lambda document: document.predicted.high_db, fixed(2), signed(2), 1),
     ("cosine", _of_validation("cosine"), fixed(6), signed(6), 1),
     ("same top-1", _of_validation("top1_agreement"), percent(), _points, 1),
     ("top-1", _of_validation("top1_quantized"), percent(), _points, 1),

@@ -21,18 +21,19 @@ from onnx_dfmpc.spec.planned import (
     SweepPoint,
 )
 from onnx_dfmpc.spec.reported import (
+    Advice,
     Expectation,
     KindNoise,
     Latency,
     LayerEffect,
     LayerReport,
-    Suggestion,
     Timing,
     WeightHistogram,
 )
 from onnx_dfmpc.spec.stored import QuantizedLayer, QuantizedWeight
 
 __all__ = [
+    "Advice",
     "Anchor",
     "Array",
     "BatchNorm",
@@ -63,7 +64,6 @@ __all__ = [
     "Rounding",
     "Skipped",
     "StorageFormat",
-    "Suggestion",
     "SweepPoint",
     "Timing",
     "Value",

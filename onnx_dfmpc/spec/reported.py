@@ -47,26 +47,23 @@ class WeightHistogram:
 
 
 @dataclass(frozen=True)
-class Suggestion:
-    """More bits for a layer that stands out, what they cost and what they are predicted to bring.
+class Advice:
+    """A change to a command that helps. It was tried, alone: a run with it has these numbers.
 
     Attributes
     ----------
-    set : str
-        ``REGEX=BITS``, for ``--set`` and for `Recipe.set`; matches this layer alone.
-    bits : int
+    flag, value : str
+        As on the command line, before a shell's quotes. ``--set`` is added to the command, and its regular
+        expression matches one layer alone; a target takes the place of the present one.
     extra_bytes : int
-        In the file.
-    own_sqnr_db : float
-        `LayerEffect.own_sqnr_db` to expect, in dB.
+        In the file; external data may take a few more or less.
     gain_db : float
-        By how much the noise of all layers together is expected to fall, in dB.
+        By how much the output SQNR rises, in dB, on the same samples.
     """
 
-    set: str
-    bits: int
+    flag: str
+    value: str
     extra_bytes: int
-    own_sqnr_db: float
     gain_db: float
 
 
@@ -91,7 +88,6 @@ class LayerEffect:
         Fraction of samples whose highest score stays the same then; None for a network without scores.
     own_share : float
         Of the noise of all layers, each alone.
-    suggestion : Suggestion or None
     """
 
     name: str
@@ -103,7 +99,6 @@ class LayerEffect:
     own_sqnr_db: float | None
     own_top1_agreement: float | None
     own_share: float = 0.0
-    suggestion: Suggestion | None = None
 
 
 @dataclass(frozen=True)
