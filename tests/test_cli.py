@@ -149,7 +149,7 @@ def test_what_broke_and_how_fast_it_is(
         "quantized, default",
         "quantized, recommended",
     ]
-    assert "per layer: measured on 32 samples" in plain["validation"]["notes"]
+    assert "per layer: measured on 16 samples" in plain["validation"]["notes"]
     code, out, err = run("validate", digits_bn, target, "--samples", 8, "--per-layer")
     assert (code, err) == (0, "")
     assert f"--set '^{re.escape(name)}$=" in out
@@ -377,7 +377,7 @@ def test_a_disk_that_refuses(
 def test_data_of_an_old_output_is_found_before_the_work_is_done(
     run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "carry_out", lambda *_, **__: pytest.fail("too late"))
     data = target.with_name("small.onnx.data")
     data.write_bytes(b"precious")
     code, _, err = run("quantize", digits_bn, "-o", target, "--save-as-external-data", *FAST)
@@ -390,14 +390,14 @@ def test_data_of_an_old_output_is_found_before_the_work_is_done(
 def test_bad_data_is_found_before_the_work_is_done(
     run: Run, digits_bn: Path, target: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "carry_out", lambda *_, **__: pytest.fail("too late"))
     assert run("quantize", digits_bn, "-o", target, *flags)[0] == 2
 
 
 def test_labels_of_other_classes_are_found_before_the_work_is_done(
     run: Run, digits_bn: Path, digits_data: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "carry_out", lambda *_, **__: pytest.fail("too late"))
     with np.load(digits_data) as data:
         np.save(target.with_name("labels.npy"), data["labels"] + 1)
     flags = ("--data", digits_data, "--labels", target.with_name("labels.npy"), "--bits", 4)

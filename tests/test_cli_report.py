@@ -122,7 +122,7 @@ def test_bad_usage_is_one_line_and_a_hint(
     argv: list[str],
     words: str,
 ) -> None:
-    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "carry_out", lambda *_, **__: pytest.fail("too late"))
     before = set(tmp_path.iterdir())
     code, out, err = run(
         *(
@@ -144,7 +144,7 @@ def test_a_missing_extra_is_named_before_the_work_is_done(
     found = util.find_spec
     missing: Any = lambda name, *rest: None if name in ("jinja2", "vl_convert") else found(name, *rest)  # noqa: E731
     monkeypatch.setattr(util, "find_spec", missing)
-    monkeypatch.setattr(pipeline, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pipeline, "carry_out", lambda *_, **__: pytest.fail("too late"))
     page = tmp_path / "run.html"
     for argv in (
         ["report", saved, "-o", page],

@@ -216,7 +216,7 @@ def test_everything_excluded_is_nothing_to_quantize():
 
 @pytest.mark.parametrize("knobs", [{"data": "no.npz"}, {"max_top1_drop": 0.1}, {"data": __file__}])
 def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]):
-    for room in ("measure", "allocate", "solve"):
+    for room in ("measure", "allocate", "carry_out"):
         monkeypatch.setattr(running, room, lambda *_, **__: pytest.fail("too late"))
     for run_it in (quantize, plan):
         with pytest.raises(RecipeError):
@@ -227,7 +227,7 @@ def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPat
 def test_an_existing_file_is_found_before_the_work_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    monkeypatch.setattr(running, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(running, "carry_out", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(RecipeError, match="exists already"):
         quantize(chain(), tmp_path / "small.onnx", external_data=True)
