@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper, parser
+from onnx import ModelProto, TensorProto, numpy_helper, parser
 
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import Hypothesis, synthetic, usual_samples
@@ -181,6 +181,20 @@ def test_a_range_that_is_given_leaves_only_its_kinds(monkeypatch: pytest.MonkeyP
     found = belief_of(proto, input_range=(-3.0, 5.0))
     assert found.hypotheses == (Hypothesis("pictures", -3.0, 5.0), Hypothesis("white", -3.0, 5.0))
     np.testing.assert_allclose(found.weights, [10 / 11, 1 / 11])
+
+
+def test_a_network_in_float16_is_believed_what_it_is_in_float32() -> None:
+    """The squares of its numbers leave float16."""
+    proto = trained(inputs(PICTURE, 0, 255), 2, folded=True)
+    half = ModelProto()
+    half.CopyFrom(proto)
+    half.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    half.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    for tensor in half.graph.initializer:
+        tensor.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
+        )
+    np.testing.assert_allclose(belief_of(half).weights, belief_of(proto).weights, atol=0.02)
 
 
 def test_where_nothing_can_be_told_all_are_as_likely() -> None:
