@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.job import Job, prepare
 from onnx_dfmpc.pipeline.run import plan_result
-from onnx_dfmpc.pipeline.steps import allocate, cost_table, measure
+from onnx_dfmpc.pipeline.steps import allocate, cost_table, measure, offset_of, sweep_point
 from onnx_dfmpc.recipe import bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, stored_sizes
 from onnx_dfmpc.spec import CostTable
@@ -196,3 +197,24 @@ def test_any_size_is_used_up(shared_model: Path) -> None:
         assert made.predicted_bytes is not None
         assert made.predicted_bytes <= budget
         assert made.predicted_bytes >= 0.94 * budget or all(layer.bits == 8 for layer in made.layers)
+
+
+def test_what_is_expected_shifts_what_a_table_adds_up_to(digits_bn: Path) -> None:
+    """Budgets are compared with one another by the table, and with the result by what the result was found
+    to do: the plan that was made lies on its own curve.
+    """
+    recipe = Recipe(target_bits=4)
+    job = prepare(digits_bn, recipe, None, {}, statistics=True, predicted=False)
+    costs, _ = cost_table(job, measure(job, job.planned, {}), {})
+    assert costs is not None
+    made = allocate(job, costs, {})
+    assert made.predicted_sqnr_db is not None
+    assert made.predicted_bytes is not None
+    assert offset_of(made, costs) == pytest.approx(0)
+    worse = replace(made, predicted_sqnr_db=made.predicted_sqnr_db - 3)
+    offset = offset_of(worse, costs)
+    assert offset == pytest.approx(-3)
+    assert sweep_point(job, made.predicted_bytes, made, offset).predicted_sqnr_db == pytest.approx(
+        worse.predicted_sqnr_db
+    )
+    assert offset_of(replace(made, predicted_sqnr_db=None), costs) == 0
