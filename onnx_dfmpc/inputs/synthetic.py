@@ -59,7 +59,7 @@ def synthetic(
     """Samples for a model, without data. Sample i is the same whatever the batch size or their number.
 
     `samples` is how many, by default as many as the kind needs; `batch` how many per run, where the model
-    leaves that open. Floats have mean 0 and variance 1 where they are in `unit`s or no `input_range` is given;
+    leaves that open. Floats have mean 0 and variance 1 in `unit`s, or where no `input_range` is given;
     integers are 0 to 255, or 0 and 1 where they are no image and the kind is "spectrum".
     """
     fixed = fixed_batch(specs)
