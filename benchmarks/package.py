@@ -29,7 +29,7 @@ def quantize(model: Model, recipe: Recipe, changes: Mapping[str, Any] | None = N
     changes : mapping, optional
         Fields of every `LayerPlan` to replace, such as ``{"per_channel": False}``.
     """
-    job = prepare(model, recipe, None, {}, statistics=needs_statistics(recipe), validated=False)
+    job = prepare(model, recipe, None, {}, statistics=needs_statistics(recipe), predicted=False)
     statistics = Measured({}) if job.sizes is None else measure(job, job.planned, {})
     costs, _ = cost_table(job, statistics, {})
     plan = allocate(job, costs, {})

@@ -50,7 +50,8 @@ from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.outputs import relative, scores
 from onnx_dfmpc.sensitivity.table import Sizes, predict
 from onnx_dfmpc.spec import CostTable, Layer, LayerStatistics, MatchReport
-from onnx_dfmpc.statistics.input_range import infer_range
+from onnx_dfmpc.statistics.belief import believe
+from onnx_dfmpc.statistics.mixing import mixture_of
 from onnx_dfmpc.statistics.probe import probe
 
 SCHEMA = 1
@@ -110,7 +111,7 @@ def quantized(
         for width in bits:
             rounded = round_layer(layer, layer_plan(layer, "inner", width, "", RECIPE), weight, known)
             found[layer.name, width] = repaired(rounded, Repair(RECIPE.repairs_gain, RECIPE.repairs_mean))
-        sketched = candidates(layer, weight, known, WIDTHS, RECIPE)
+        (sketched,) = candidates([layer], [weight], [known], [WIDTHS], RECIPE)
         local |= {(layer.name, width): candidate.noise for width, candidate in sketched.items()}
     return found, local
 
@@ -202,9 +203,9 @@ def _raw(layer: Layer, table: ConstantTable, width: int) -> float:
 
 
 def _statistics(proto: ModelProto, report: MatchReport, span: Range) -> dict[str, LayerStatistics]:
-    feeds = synthetic_feeds(model_inputs(proto), input_range=span)
+    mixture = mixture_of([synthetic_feeds(model_inputs(proto), input_range=span)], np.ones(1), np.ones(1))
     names = [layer.name for layer in report.layers]
-    return probe(proto, report.layers, names, feeds, source="probe", seed=0, with_outputs=False)
+    return probe(proto, report.layers, names, mixture, source="probe", seed=0, with_outputs=False)
 
 
 def _other(source: Network, images: int) -> Value:
@@ -229,7 +230,8 @@ def compare(source: Network, *, bits: Sequence[int], images: int) -> tuple[list[
     """Predictions against the truth for one network."""
     proto = load(source.path).proto
     report = match(proto)
-    span = infer_range(proto, report.layers, model_inputs(proto))
+    likeliest = believe(proto, report.layers, model_inputs(proto)).likeliest
+    span = likeliest.low, likeliest.high
     candidates, local = quantized(proto, report, span, bits)
     true, count = truth(source, proto, report, candidates, images)
     predicted, seconds = predictions(source, proto, report, span, images)

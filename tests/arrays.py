@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer
+from onnx_dfmpc.spec import BatchNorm, Feeds, InputStatistics, Layer, Mixture
 
 # op, shape of the stored weight, group, output-channel axis
 FORMS: tuple[tuple[str, tuple[int, ...], int, int], ...] = (
@@ -53,3 +53,8 @@ def statistics(g: int, n: int, rng: np.random.Generator, samples: int = 10**6) -
     return InputStatistics(
         rng.standard_normal((g, n)), covariance(g, n, rng).astype(np.float32), samples, "test"
     )
+
+
+def one_kind(feeds: Feeds, *, real: bool = False) -> Mixture:
+    """Inputs that are all of one kind."""
+    return Mixture(feeds, (0,) * len(feeds), np.ones(1), np.ones(1), np.array([real]))

@@ -147,7 +147,7 @@ def test_what_broke_and_how_fast_it_is(
         "quantized, default",
         "quantized, recommended",
     ]
-    assert "per layer: measured on 32 samples" in plain["validation"]["notes"]
+    assert "per layer: measured on 16 samples" in plain["validation"]["notes"]
     code, out, err = run("validate", digits_bn, target, "--samples", 8, "--per-layer")
     assert (code, err) == (0, "")
     assert "--set" not in out  # of the settings that made the file, nothing is known

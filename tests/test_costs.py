@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from onnx_dfmpc import Recipe, apply, plan, quantize
+from onnx_dfmpc import Recipe, apply, plan, quantize, validate
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.job import Job, prepare
 from onnx_dfmpc.pipeline.run import plan_result
-from onnx_dfmpc.pipeline.steps import allocate, cost_table, measure
+from onnx_dfmpc.pipeline.steps import allocate, cost_table, measure, offset_of, sweep_point
 from onnx_dfmpc.recipe import bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, stored_sizes
 from onnx_dfmpc.spec import CostTable
 
 
 def prepared(path: Path, recipe: Recipe) -> Job:
-    return prepare(path, recipe, None, {}, statistics=True, validated=False)
+    return prepare(path, recipe, None, {}, statistics=True, predicted=False)
 
 
 def costs_of(path: Path, recipe: Recipe) -> CostTable:
@@ -66,27 +67,34 @@ def test_the_bytes_of_the_file_are_predicted(
 
 
 @pytest.mark.parametrize("bits", [3, 6])
-def test_a_plan_knows_what_quantize_finds(digits_bn: Path, bits: int) -> None:
+def test_a_plan_knows_what_quantize_finds(digits_bn: Path, digits_data: Path, bits: int) -> None:
     made = plan(digits_bn, Recipe(bits=bits))
     result = quantize(digits_bn, None, Recipe(bits=bits))
-    assert (made.source, result.plan.source) == ("probe", "bn")
-    assert made.predicted_bytes == result.plan.predicted_bytes
-    assert [layer.bytes for layer in made.layers] == [layer.bytes for layer in result.plan.layers]
-    assert made.predicted_sqnr_db is not None
-    assert result.validation is not None
-    assert abs(made.predicted_sqnr_db - result.validation.sqnr_db) < 6
-    noise = sum(layer.noise or 0 for layer in made.layers)
-    assert made.predicted_sqnr_db == pytest.approx(-10 * np.log10(noise))
+    assert made == result.plan
+    assert result.expectation is not None
+    low, point, high = made.predicted_low_db, made.predicted_sqnr_db, made.predicted_high_db
+    assert (low, point, high) == (
+        result.expectation.low_db,
+        result.expectation.sqnr_db,
+        result.expectation.high_db,
+    )
+    assert low <= point <= high
+    real = validate(digits_bn, result.model, digits_data)
+    assert abs(point - real.sqnr_db) < 6
 
 
-def test_the_closed_form_comes_with_every_run(digits_bn: Path) -> None:
-    found = [quantize(digits_bn, None, Recipe(bits=bits, input_range=(0, 1))) for bits in (2, 4)]
+def test_the_closed_form_comes_where_the_result_is_not_run(digits_bn: Path) -> None:
+    recipes = [Recipe(bits=bits, input_range=(0, 1)) for bits in (2, 4)]
+    closed = quantize(digits_bn, None, recipes[0], validated=False)
+    assert (closed.expectation, closed.plan.predicted_low_db) == (None, None)
+    noise = sum(layer.noise or 0 for layer in closed.plan.layers)
+    assert closed.plan.predicted_sqnr_db == pytest.approx(-10 * np.log10(noise))
+    found = [quantize(digits_bn, None, recipe) for recipe in recipes]
+    assert [layer.noise for layer in found[0].plan.layers] == [layer.noise for layer in closed.plan.layers]
     predicted = [result.plan.predicted_sqnr_db for result in found]
     measured = [result.validation.sqnr_db for result in found if result.validation is not None]
     assert predicted[0] + 6 < predicted[1]
     assert measured[0] + 6 < measured[1]
-    noise = sum(layer.noise or 0 for layer in found[0].plan.layers)
-    assert predicted[0] == pytest.approx(-10 * np.log10(noise))
 
 
 def test_plain_rounding_predicts_bytes_alone(digits_bn: Path) -> None:
@@ -187,3 +195,24 @@ def test_any_size_is_used_up(shared_model: Path) -> None:
         assert made.predicted_bytes is not None
         assert made.predicted_bytes <= budget
         assert made.predicted_bytes >= 0.94 * budget or all(layer.bits == 8 for layer in made.layers)
+
+
+def test_what_is_expected_shifts_what_a_table_adds_up_to(digits_bn: Path) -> None:
+    """Budgets are compared with one another by the table, and with the result by what the result was found
+    to do: the plan that was made lies on its own curve.
+    """
+    recipe = Recipe(target_bits=4)
+    job = prepare(digits_bn, recipe, None, {}, statistics=True, predicted=False)
+    costs, _ = cost_table(job, measure(job, job.planned, {}), {})
+    assert costs is not None
+    made = allocate(job, costs, {})
+    assert made.predicted_sqnr_db is not None
+    assert made.predicted_bytes is not None
+    assert offset_of(made, costs) == pytest.approx(0)
+    worse = replace(made, predicted_sqnr_db=made.predicted_sqnr_db - 3)
+    offset = offset_of(worse, costs)
+    assert offset == pytest.approx(-3)
+    assert sweep_point(job, made.predicted_bytes, made, offset).predicted_sqnr_db == pytest.approx(
+        worse.predicted_sqnr_db
+    )
+    assert offset_of(replace(made, predicted_sqnr_db=None), costs) == 0

@@ -42,7 +42,7 @@ def quantized(path: Path, recipe: Recipe, nodes: Iterable[str] = ()) -> onnx.Mod
 @pytest.fixture(scope="module")
 def images() -> dict[str, np.ndarray]:
     with np.load(Path(__file__).parents[1] / "models" / "digits_test.npz") as arrays:
-        return {"input": arrays["input"][:32], "labels": arrays["labels"][:32]}
+        return {"input": arrays["input"][:16], "labels": arrays["labels"][:16]}
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_own_noise_is_that_of_a_model_with_one_quantized_layer(
     result = pipeline.quantize(path, recipe=recipe, validated=False)
     proto = result.source.proto
     effects, notes = diagnose(proto, result.model, match(proto), Data(data=images))
-    assert notes == ("per layer: measured on 32 samples",)
+    assert notes == ("per layer: measured on 16 samples",)
     assert {effect.name: effect.bits for effect in effects} == {row.name: row.bits for row in result.layers}
     noises = [10 ** (-(effect.own_sqnr_db or 0) / 10) for effect in effects]
     assert noises == sorted(noises, reverse=True)
@@ -84,7 +84,7 @@ def test_sqnr_of_the_outputs_of_layers(digits_bn: Path, images: dict[str, np.nda
     proto, x = load(digits_bn).proto, images["input"]
     model = quantized(digits_bn, Recipe(bits=3, storage="portable", unpack="float", **PLAIN))  # type: ignore[arg-type]
     layers = match(proto).layers
-    rows = layer_sqnr(proto, model, layers, [{"input": x[:20]}, {"input": x[20:]}])
+    rows = layer_sqnr(proto, model, layers, [{"input": x[:10]}, {"input": x[10:]}])
     effects = {effect.name: effect for effect in diagnose(proto, model, match(proto), Data(data=images))[0]}
     pairs = zip(layers, whole(proto, layers, x), whole(model, layers, x), strict=True)
     for layer, a, b in pairs:

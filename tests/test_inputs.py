@@ -15,11 +15,11 @@ from onnx import ModelProto, numpy_helper, parser
 from PIL import Image
 
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
-from onnx_dfmpc.inputs.data import real_feeds, samples_of
+from onnx_dfmpc.inputs.data import real_inputs, samples_of
 from onnx_dfmpc.inputs.samples import Samples, from_data
-from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.specs import is_image, model_inputs
 from onnx_dfmpc.inputs.stored import stored_arrays
-from onnx_dfmpc.inputs.synthetic import Kind, synthetic, synthetic_feeds
+from onnx_dfmpc.inputs.synthetic import Hypothesis, Kind, draw, hypothetical, synthetic, synthetic_feeds
 from onnx_dfmpc.recipe import Data, Preprocessing
 from onnx_dfmpc.spec import InputSpec
 
@@ -515,9 +515,9 @@ def drawn(shape: tuple[int | str, ...], kind: Kind = "pictures", dtype: Any = np
 @pytest.mark.parametrize(
     ("shape", "kind", "values"),
     [
-        (("N", 3, 12, 10), "pictures", [1.28636, 0.11174, -1.28005, 1.15411, 1.28433, 1.10899]),
-        (("N", 3, 12, 10), "spectrum", [-0.21761, 1.00147, -1.63084, -0.80455, 0.64439, -0.71305]),
-        (("N", 6, 20), "pictures", [-1.59619, 1.64699, -1.2102, 0.80893, 1.44972, -0.17099]),
+        (("N", 3, 12, 10), "pictures", [0.54395, 2.7439, -0.25619, 0.36143, -0.40619, -1.45028]),
+        (("N", 3, 12, 10), "spectrum", [-0.52598, 1.14427, 0.94383, 0.88719, 0.13502, 0.0282]),
+        (("N", 6, 20), "pictures", [-2.28685, 0.72877, 1.30091, 0.55923, 1.40201, 0.27523]),
         (("N", 6, 20), "spectrum", [-0.80193, 1.1703, -1.28249, 0.42604, 0.63561, 0.23106]),
     ],
 )
@@ -543,7 +543,7 @@ def test_synthetic_values_are_those_that_files_were_made_from(
         ]
     ),
     st.sampled_from([np.float32, np.float16, np.float64, np.uint8, np.int8, np.int64, np.bool_]),
-    st.sampled_from(["pictures", "spectrum"]),
+    st.sampled_from(["pictures", "white", "spectrum"]),
     st.integers(0, 2**32 - 2),
 )
 def test_synthetic_inputs_fit_the_model(
@@ -566,7 +566,7 @@ def test_synthetic_inputs_fit_the_model(
     assert changed == bool(shape)
 
 
-@pytest.mark.parametrize("kind", ["pictures", "spectrum"])
+@pytest.mark.parametrize("kind", ["pictures", "white", "spectrum"])
 @pytest.mark.parametrize("shape", [("N", 3, 8, 8), ("N", 6, 20)])
 def test_a_sample_is_the_same_in_any_batch(shape: tuple[int | str, ...], kind: Kind) -> None:
     many = drawn(shape, kind, samples=12, batch=4)
@@ -577,19 +577,22 @@ def test_a_sample_is_the_same_in_any_batch(shape: tuple[int | str, ...], kind: K
 
 
 @pytest.mark.parametrize("shape", [("N", 3, 8, 8), ("N", 6, 20)])
-def test_pictures_come_with_their_negatives(shape: tuple[int | str, ...]) -> None:
-    x = drawn(shape, samples=8)
-    for first in (0, 1, 4, 5):
-        np.testing.assert_array_equal(x[first], -x[first + 2])
-    assert np.unique(np.abs(x[:, 0]).reshape(8, -1).sum(axis=1)).size == 4
+def test_pictures_come_with_their_negatives_and_turned(shape: tuple[int | str, ...]) -> None:
+    x = drawn(shape, samples=16)
+    turned = np.flip(x, tuple(range(2, x.ndim)))
+    for first in (0, 1, 8, 9):
+        for start, values in ((first, x), (first + 4, turned)):
+            np.testing.assert_array_equal(x[start], values[first])
+            np.testing.assert_array_equal(x[start + 2], -values[first])
+    for first in (0, 8):  # so their mean is that of the inputs
+        np.testing.assert_array_equal(x[first : first + 8].sum(axis=0, dtype=np.float64), 0)
+    assert len({row.tobytes() for row in x}) == 16
 
 
 def test_pictures_fill_their_last_batch() -> None:
     assert len(drawn(("N", 3, 8, 8), samples=7, batch=3)) == 9
     assert len(drawn(("N", 3, 8, 8), "spectrum", samples=7, batch=3)) == 7
-    assert [len(feed["x"]) for feed in synthetic_feeds([InputSpec("x", np.dtype("f4"), ("N", 5))])] == [
-        32
-    ] * 4
+    assert len({len(feed["x"]) for feed in synthetic_feeds([InputSpec("x", np.dtype("f4"), ("N", 5))])}) == 1
 
 
 def test_an_input_without_the_batch_axis_is_the_same_in_all_runs() -> None:
@@ -652,6 +655,76 @@ def test_dynamic_sizes_get_a_number(kind: Kind, side: int) -> None:
     assert drawn(("N", 2, "t"), kind, samples=1).shape == (1, 2, 64)
 
 
+def test_white_noise_is_white() -> None:
+    white = drawn(("N", 3, 16, 16), "white", samples=64)
+    assert abs(white.mean()) < 0.03
+    assert white.std() == pytest.approx(1, abs=0.03)
+    for one, other in (
+        (white[..., 1:], white[..., :-1]),
+        (white[:, :, 1:], white[:, :, :-1]),
+        (white[:, 0], white[:, 1]),
+    ):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("shape", [("N", 3, 12, 10), ("N", 6, 21), ("N", 4, 7, 20)])
+@pytest.mark.parametrize("kind", ["pictures", "spectrum"])
+def test_filtered_noise_keeps_its_variance(shape: tuple[int | str, ...], kind: Kind) -> None:
+    """Of a real transform, the frequencies between the lowest and the highest stand for two: sides that are
+    even and odd.
+    """
+    values = drawn(shape, kind, samples=400)
+    assert np.square(values).mean(dtype=np.float64) == pytest.approx(1, abs=0.2)
+
+
+# --------------------------------------------------------------------------------------------------------
+# hypotheses on inputs
+
+
+@pytest.mark.parametrize("picture", [True, False])
+@pytest.mark.parametrize("kind", ["pictures", "white", "spectrum"])
+def test_a_hypothesis_is_a_range_four_deviations_wide(kind: Kind, picture: bool) -> None:
+    spec = InputSpec("x", np.dtype(np.float32), ("N", 3, 16, 16))
+    units = draw([spec], kind, 24, 5)
+    plain = units.arrays["x"].astype(np.float64)
+    feeds = hypothetical(units, Hypothesis(kind, 10.0, 50.0, picture))
+    values = np.concatenate([feed["x"] for feed in feeds])
+    assert values.dtype == np.float32
+    expected = 30 + 10 * plain
+    np.testing.assert_allclose(values, np.clip(expected, 10, 50) if picture else expected, atol=1e-5)
+    assert bool(values.min() >= 10 and values.max() <= 50) is picture
+    few = hypothetical(units, Hypothesis(kind, 10.0, 50.0, picture), 5)
+    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in few]), values[:5])
+
+
+def test_a_hypothesis_leaves_integers_and_what_all_samples_share() -> None:
+    specs = [
+        InputSpec("x", np.dtype(np.float32), (2, 3, 8, 8)),
+        InputSpec("k", np.dtype(np.int64), (2,)),
+        InputSpec("scale", np.dtype(np.float32), (1, 4)),
+    ]
+    units = draw(specs, "pictures", 5, 0)
+    assert units.count == 6  # the model fixes its batch to 2
+    feeds = hypothetical(units, Hypothesis("pictures", 0.0, 255.0), 3)
+    assert [[feed[spec.name].shape for spec in specs] for feed in feeds] == [[(2, 3, 8, 8), (2,), (1, 4)]] * 2
+    assert feeds[0]["k"].dtype == np.int64
+    np.testing.assert_array_equal(feeds[0]["scale"], feeds[1]["scale"])
+    np.testing.assert_array_equal(feeds[0]["k"], units.arrays["k"][:2])
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "words"),
+    [
+        (Hypothesis("pictures", -2.0, 2.0), "pictures in -2 to 2"),
+        (Hypothesis("pictures", -0.06, 0.06, False), "smooth noise in -0.06 to 0.06"),
+        (Hypothesis("white", 0.0, 255.0), "white noise in 0 to 255"),
+        (Hypothesis("spectrum", 0.0, 1.0), "1/f images in 0 to 1"),
+    ],
+)
+def test_hypotheses_say_what_they_are(hypothesis: Hypothesis, words: str) -> None:
+    assert str(hypothesis) == words
+
+
 # --------------------------------------------------------------------------------------------------------
 # inputs of a model
 
@@ -682,15 +755,84 @@ def test_inputs_that_cannot_be_drawn(kind: str) -> None:
         model_inputs(parse(f"g ({kind} x) => ({kind} y) {{ y = Identity(x) }}"))
 
 
-def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred() -> None:
-    model = parse("g (float[N, 5] s) => (float[] y) { y = Relu(s) }")
+SIGNALS = "g (float[N, 5] s) => (float[] y) { y = Relu(s) }"
+
+
+def rows_of(feeds: Any) -> np.ndarray:
+    return np.concatenate([feed["s"] for feed in feeds]) if feeds else np.zeros((0, 5), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("count", "held_out"), [(1, 0), (2, 0), (15, 0), (16, 2), (30, 3), (128, 16), (400, 16)]
+)
+def test_real_inputs_are_the_users_rows_some_of_them_held_out(count: int, held_out: int) -> None:
+    data = signals(count)
+    found = real_inputs(parse(SIGNALS), Data(data={"s": data}))
+    assert found.count == count - held_out
+    np.testing.assert_array_equal(rows_of(found.feeds), data[: found.count])
+    np.testing.assert_array_equal(rows_of(found.held_out), data[found.count :])
+
+
+def test_real_inputs_are_not_more_than_a_few_hundred() -> None:
     data = signals(700)
-    few = real_feeds(model, Data(data={"s": data[:30]}))
-    np.testing.assert_array_equal(np.concatenate([feed["s"] for feed in few]), data[:30])
-    many = np.concatenate([feed["s"] for feed in real_feeds(model, Data(data={"s": data}))])
-    assert len(many) == 512
+    found = real_inputs(parse(SIGNALS), Data(data={"s": data}))
+    many = np.concatenate([rows_of(found.feeds), rows_of(found.held_out)])
+    assert (len(many), found.count) == (512, 496)
+    assert len({row.tobytes() for row in many}) == 512  # none is on both sides
     assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
-    loaded = real_feeds(
-        model, Data(data=lambda: ({"s": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
-    )
-    np.testing.assert_array_equal(np.concatenate([feed["s"] for feed in loaded]), data[:28])
+    loader = lambda: ({"s": data[start : start + 7]} for start in range(0, 14, 7))  # noqa: E731
+    loaded = real_inputs(parse(SIGNALS), Data(data=loader, samples=3))
+    np.testing.assert_array_equal(rows_of(loaded.feeds), data[:14])
+
+
+def test_a_fixed_batch_is_held_out_as_a_whole_or_not_at_all() -> None:
+    model = parse("g (float[4, 5] s) => (float[] y) { y = Relu(s) }")
+    for count, held_out in ((16, 0), (32, 4), (64, 8)):
+        found = real_inputs(model, Data(data={"s": signals(count)}))
+        assert (found.count, len(rows_of(found.held_out))) == (count - held_out, held_out)
+        assert {len(feed["s"]) for feed in [*found.feeds, *found.held_out]} == {4}
+
+
+def test_the_span_of_real_inputs_is_four_deviations_about_their_mean() -> None:
+    data = 3 * signals(40) + np.float32(1000)
+    found = real_inputs(parse(SIGNALS), Data(data={"s": data}))
+    mean, deviation = data[:35].mean(dtype=np.float64), data[:35].std(dtype=np.float64)
+    assert found.span == pytest.approx((mean - 2 * deviation, mean + 2 * deviation), rel=1e-6)
+    still = real_inputs(parse(SIGNALS), Data(data={"s": np.ones((3, 5), np.float32)}))
+    assert still.span is None
+    whole = parse("g (int64[N, 5] s) => (int64[] y) { y = Identity(s) }")
+    assert real_inputs(whole, Data(data={"s": np.arange(10).reshape(2, 5)})).span is None
+
+
+# --------------------------------------------------------------------------------------------------------
+# what is a picture
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((3, 32, 32), True),
+        ((3, 224, 160), True),
+        ((3, 4, 100), True),  # three colours, and sides that are longer than three
+        ((3, 3, 32), False),
+        ((32, 32, 3), True),
+        ((3, "h", "w"), True),
+        ((1, 64, 64), True),
+        ((1, 28, 28), True),
+        ((1, 8, 20), True),
+        ((1, 8, 21), False),  # as a spectrogram
+        ((1, 49, 10), False),
+        ((1, 40, 101), False),
+        ((1, 7, 7), False),  # as a window of a few sensors
+        ((1, 1, 128), False),
+        ((1, "h", "w"), True),  # nothing speaks against it
+        ((1, "h", 64), True),
+        ((64, 64, 1), False),
+        ((6, 32, 32), False),
+        ((3, 32), False),
+        ((128,), False),
+        ((), False),
+    ],
+)
+def test_what_may_be_an_image(shape: tuple[int | str, ...], expected: bool) -> None:
+    assert is_image(shape) is expected

@@ -124,7 +124,12 @@ def test_products_against_numpy(n, k):
     rng = np.random.default_rng(n)
     a = rng.standard_normal((2, n, k)).astype(np.float32)
     exact = a.astype(np.float64)
-    np.testing.assert_allclose(gram(a), exact @ exact.transpose(0, 2, 1), atol=1e-10)
+    np.testing.assert_allclose(gram(exact), exact @ exact.transpose(0, 2, 1), atol=1e-10)
+    # In the dtype of its input: within what rounding every term and every sum can do.
+    bound = (k + 1) * 2.0**-24 * (np.abs(exact) @ np.abs(exact).transpose(0, 2, 1))
+    assert (np.abs(gram(a) - exact @ exact.transpose(0, 2, 1)) <= bound).all()
+    assert gram(a).dtype == np.float64
+    np.testing.assert_array_equal(gram(a), gram(a).transpose(0, 2, 1))
     np.testing.assert_allclose(product(a, a[0].T), exact @ exact[0].T, atol=1e-10)
 
 

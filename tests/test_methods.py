@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from onnx_dfmpc.compensate import MAX_GAIN
-from onnx_dfmpc.methods import METHODS, Repair, Repaired, Rounded, round_layer
+from onnx_dfmpc.linalg.matrices import Diagonal
+from onnx_dfmpc.methods import METHODS, Repair, Repaired, Rounded, alike, round_layer, round_layers
 from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max
 from onnx_dfmpc.rounding.rounding import ROUNDINGS, RoundingMethod
 from onnx_dfmpc.spec import BatchNorm, InputStatistics, Layer, LayerPlan, Outputs, QuantizedLayer
@@ -328,12 +330,89 @@ def test_measured_outputs_count_the_noise_of_the_layers_before():
     rng = np.random.default_rng(0)
     rounded = round_layer(at, plan(), weight_of(at, 0), known(at, 0))
     signal = repair(rounded).correction.gain
-    measured = Outputs(rng.standard_normal(4), np.full(4, 2.0), rng.standard_normal(4), np.full(4, 2.5))
+    measured = Outputs(
+        np.ones(1),
+        rng.standard_normal((1, 4)),
+        np.full((1, 4), 2.0),
+        rng.standard_normal((1, 4)),
+        np.full((1, 4), 2.5),
+    )
     correction = METHODS["dfmpc"].repair(rounded, Repair(), measured, None, False).correction
     np.testing.assert_allclose(correction.gain, np.sqrt(signal * np.sqrt(2.0 / 2.5)))
     np.testing.assert_allclose(
-        correction.gain * measured.quantized_mean - correction.shift, measured.mean, atol=1e-12
+        correction.gain * measured.quantized_mean[0] - correction.shift, measured.mean[0], atol=1e-12
     )
-    silent = replace(measured, variance=np.zeros(4))  # nothing to keep the size of: the signal gain alone
+    silent = replace(
+        measured, variance=np.zeros((1, 4))
+    )  # nothing to keep the size of: the signal gain alone
     correction = METHODS["dfmpc"].repair(rounded, Repair(), silent, None, False).correction
     np.testing.assert_allclose(correction.gain, signal)
+
+
+def test_the_shift_is_the_best_one_for_all_kinds_of_inputs():
+    """It minimises the error of the mean relative to the power of each kind, by how likely the kind is."""
+    at, rng = layer(), np.random.default_rng(0)
+    rounded = round_layer(at, plan(), weight_of(at, 0), known(at, 0))
+    scale = np.array([[1.0], [300.0], [0.05]])
+    measured = Outputs(
+        np.array([0.5, 0.3, 0.2]),
+        scale * rng.standard_normal((3, 4)),
+        scale**2 * rng.uniform(1, 2, (3, 4)),
+        scale * rng.standard_normal((3, 4)),
+        scale**2 * rng.uniform(1, 2, (3, 4)),
+    )
+    correction = METHODS["dfmpc"].repair(rounded, Repair(), measured, None, False).correction
+
+    def error(shift: np.ndarray) -> float:
+        total = 0.0
+        for kind in range(3):
+            off = correction.gain * measured.quantized_mean[kind] - shift - measured.mean[kind]
+            total += measured.weights[kind] * np.square(off).sum() / measured.variance[kind].sum()
+        return total
+
+    found = optimize.minimize(error, np.zeros(4), tol=1e-12)
+    np.testing.assert_allclose(correction.shift, found.x, atol=1e-5)
+    # A kind that is not likely has no say, whatever it measured.
+    sure = replace(measured, weights=np.array([0.0, 1.0, 0.0]))
+    alone = replace(sure, **{f: getattr(sure, f)[1:2] for f in FIELDS}, weights=np.ones(1))
+    one, other = (
+        METHODS["dfmpc"].repair(rounded, Repair(), m, None, False).correction for m in (sure, alone)
+    )
+    np.testing.assert_allclose(one.gain, other.gain)
+    np.testing.assert_allclose(one.shift, other.shift)
+
+
+FIELDS = ("mean", "variance", "quantized_mean", "quantized_variance")
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "squant", "gptq"])
+@pytest.mark.parametrize("paper", [False, True])
+def test_layers_that_are_rounded_at_once_get_the_codes_that_each_gets_alone(monkeypatch, rounding, paper):
+    forms = [FORMS[i] for i in (0, 1, 0, 5, 2, 1, 0, 8, 5, 2, 9, 9, 0)]
+    layers = [layer(*form, name=f"l{place}") for place, form in enumerate(forms)]
+    bits = [2 + place % 2 for place in range(len(layers))]
+    plans = [plan(width, paper=paper, rounding=rounding) for width in bits]
+    weights = [weight_of(at, place) for place, at in enumerate(layers)]
+    seen = [known(at, place) for place, at in enumerate(layers)]
+    seen[0] = replace(seen[0], covariance=Diagonal(np.diagonal(seen[0].covariance, axis1=1, axis2=2)))
+    alone = [round_layer(*each) for each in zip(layers, plans, weights, seen, strict=True)]
+    for together in (1 << 17, 300, 1):
+        monkeypatch.setattr("onnx_dfmpc.methods.TOGETHER", together)
+        found = round_layers(layers, plans, weights, seen)
+        assert [one.layer for one in found] == layers
+        for one, other in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(one.codes.codes, other.codes.codes)
+            np.testing.assert_array_equal(one.codes.scale, other.codes.scale)
+            np.testing.assert_array_equal(one.codes.zero_point, other.codes.zero_point)
+            np.testing.assert_allclose(one.response.own, other.response.own)
+
+
+def test_layers_are_alike_by_shape_and_settings_and_not_too_many_at_once(monkeypatch):
+    layers = [layer(*FORMS[i]) for i in (0, 0, 1, 0, 1, 0)]
+    seen = [known(at, 0) for at in layers]
+    keys = ["a", "a", "a", "b", "a", "a"]
+    assert list(alike(layers, seen, keys)) == [[0, 1, 5], [2, 4], [3]]
+    monkeypatch.setattr("onnx_dfmpc.methods.TOGETHER", 2 * layers[0].size)
+    assert list(alike(layers, seen, keys)) == [[0, 1], [5], [2, 4], [3]]
+    seen[1] = replace(seen[1], covariance=Diagonal(np.ones((1, 27))))
+    assert list(alike(layers, seen, keys)) == [[0, 5], [1], [2, 4], [3]]

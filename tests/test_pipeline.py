@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, checker, load, numpy_helper, parser
+from onnx import ModelProto, load, numpy_helper, parser
 
 from onnx_dfmpc import Recipe, apply, inspect, plan, quantize, validate
 from onnx_dfmpc.errors import DfmpcError, ModelError, RecipeError, UnsupportedError
@@ -23,44 +23,9 @@ from onnx_dfmpc.pipeline import job, steps
 from onnx_dfmpc.pipeline import run as running
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.runtime.session import session_options
+from onnx_dfmpc.statistics import belief
 from tests.conftest import ROOT
-
-CHAIN = """<ir_version: 8, opset_import: ["" : 17], metadata_props: ["author" : "me"]>
-g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
-    [stem] s = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
-    s1 = Relu(s)
-    [one] a = Conv <pads = [1, 1, 1, 1]> (s1, w1)
-    n = BatchNormalization(a, gamma, beta, mean, var)
-    r = Relu(n)
-    [two] b = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)
-    m = BatchNormalization(b, gamma2, beta2, mean2, var2)
-    q = Relu(m)
-    [last] y = Conv(q, w3)
-}"""
-
-
-def chain(seed: int = 0, beta: float = 0.0, bn: bool = True) -> ModelProto:
-    """A chain whose batch norms expect about what they get."""
-    rng = np.random.default_rng(seed)
-    model = parser.parse_model(CHAIN)
-    shapes = {"w0": (6, 3, 3, 3), "w1": (8, 6, 3, 3), "w2": (8, 8, 3, 3), "w3": (4, 8, 1, 1)}
-    arrays: dict[str, Any] = {
-        name: rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()
-    }
-    arrays |= {"b0": rng.standard_normal(6) * 0.1, "b2": rng.standard_normal(8) * 0.1}
-    for end in ("", "2"):
-        arrays |= {f"gamma{end}": rng.uniform(0.5, 1.5, 8), f"beta{end}": rng.standard_normal(8) * 0.3 + beta}
-        arrays |= {f"mean{end}": rng.standard_normal(8) * 0.1, f"var{end}": rng.uniform(0.3, 1, 8)}
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(a, np.float32), name) for name, a in arrays.items()
-    )
-    if not bn:
-        for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
-            for node in model.graph.node:
-                node.input[:] = [norm.input[0] if name == norm.output[0] else name for name in node.input]
-            model.graph.node.remove(norm)
-    checker.check_model(model, full_check=True)
-    return model
+from tests.graphs import FAST, chain
 
 
 def run(model: ModelProto, x: np.ndarray) -> np.ndarray:
@@ -74,7 +39,6 @@ def digest(model: ModelProto) -> str:
 
 
 X = np.random.default_rng(9).standard_normal((16, 3, 8, 8)).astype(np.float32)
-FAST = {"samples": 4, "input_range": (-2.0, 2.0)}  # what the chain was made for
 
 
 # Promises
@@ -216,7 +180,7 @@ def test_everything_excluded_is_nothing_to_quantize():
 
 @pytest.mark.parametrize("knobs", [{"data": "no.npz"}, {"max_top1_drop": 0.1}, {"data": __file__}])
 def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]):
-    for room in ("measure", "allocate", "solve"):
+    for room in ("measure", "allocate", "carry_out"):
         monkeypatch.setattr(running, room, lambda *_, **__: pytest.fail("too late"))
     for run_it in (quantize, plan):
         with pytest.raises(RecipeError):
@@ -227,7 +191,7 @@ def test_bad_data_is_found_before_the_work_is_done(monkeypatch: pytest.MonkeyPat
 def test_an_existing_file_is_found_before_the_work_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    monkeypatch.setattr(running, "solve", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(running, "carry_out", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(RecipeError, match="exists already"):
         quantize(chain(), tmp_path / "small.onnx", external_data=True)
@@ -252,19 +216,26 @@ def test_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 PLAIN = {"bits": 4, "rounding": "nearest", "repair": "none"}
 
 
-def test_the_range_of_the_inputs_is_inferred_only_where_it_is_needed(
+def test_what_the_inputs_are_is_asked_only_where_it_is_needed(
     digits_bn: Path, digits_data: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    asked = []
-    infer = job.infer_range
-    monkeypatch.setattr(job, "infer_range", lambda *args, **kwargs: asked.append(1) or infer(*args, **kwargs))
-    quantize(digits_bn, None, Recipe(**PLAIN), validated=False)
-    with_data = quantize(digits_bn, None, Recipe(**PLAIN, data=str(digits_data), samples=4))
-    assert asked == []
-    assert not any("synthetic" in note for note in with_data.notes)
-    synthetic = quantize(digits_bn, None, Recipe(**PLAIN, samples=4))
-    assert asked == [1]
-    assert any("synthetic" in note for note in synthetic.notes)
+    asked: list[Any] = []
+    believe, evidence = job.believe, belief._evidence
+    monkeypatch.setattr(job, "believe", lambda *a, **k: asked.append("belief") or believe(*a, **k))
+    monkeypatch.setattr(belief, "_evidence", lambda *a: asked.append("evidence") or evidence(*a))
+    data = str(digits_data)
+    for knobs, validated, expected in (
+        ({}, False, []),
+        ({}, True, ["belief", "evidence"]),
+        ({"input_range": (-1, 1)}, True, ["belief"]),
+        ({"calibration_data": data}, True, ["belief"]),
+        ({"data": data}, True, ["belief", "evidence"]),  # a prediction does not look at the data
+    ):
+        asked.clear()
+        result = quantize(digits_bn, None, Recipe(**PLAIN, samples=4, **knobs), validated=validated)
+        assert asked == expected, knobs
+        doubts = [note for note in result.notes if note.startswith("the inputs are not known")]
+        assert len(doubts) == expected.count("evidence")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])

@@ -85,6 +85,49 @@ def test_a_partial_run_keeps_a_shortcut_until_it_is_added():
     np.testing.assert_allclose(tested.value("y"), whole(model, ["y"], feeds)[0])
 
 
+@pytest.mark.parametrize("asked", [["x", "a"], ["a", "b"], ["b", "a"], ["y", "r", "z"], ["r", "r"], []])
+def test_several_values_are_those_of_the_whole_model(asked: list[str]) -> None:
+    model = forked()
+    feeds = [{"x": noise(2, 3, 6, 6, seed=s)} for s in (1, 2)]
+    tested = partial(model, feeds)
+    for _ in range(2 if asked == ["x", "a"] else 1):
+        found = tested.values(asked)
+        assert len(found) == len(asked)
+        for name, actual in zip(asked, found, strict=True):
+            expected = [feed["x"] for feed in feeds] if name == "x" else whole(model, [name], feeds)[0]
+            for one, other in zip(actual, expected, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_of_several_values_those_are_remembered_that_are_still_read_and_the_last() -> None:
+    model = parse("""g (float[N, 4] x) => (float[] y) {
+        a = Neg(x)  b = Relu(a)  c = Neg(b)  d = Relu(c)  y = Add(d, a) }""")
+    feeds = [{"x": noise(3, 4)}]
+    tested = partial(model, feeds)
+    found = tested.values(["b", "c", "d"])
+    # b and c have been read by whoever reads them; a waits to be added; d was asked for last, and is read.
+    assert set(tested._live) == {"a", "d"}
+    for actual, expected in zip(found, whole(model, ["b", "c", "d"], feeds), strict=True):
+        np.testing.assert_allclose(actual, expected)
+    tested.put("d", [np.ones((3, 4), np.float32)])
+    (y,) = tested.values(["y"])
+    np.testing.assert_allclose(y[0], 1 - feeds[0]["x"])
+    assert set(tested._live) == {"y"}
+
+
+def test_several_values_take_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = forked()
+    tested = partial(model, [{"x": noise(2, 3, 6, 6)}])
+    ran, segment = [], PartialRun._segment
+    monkeypatch.setattr(
+        PartialRun, "_segment", lambda self, *args: ran.append(len(args[0])) or segment(self, *args)
+    )
+    tested.values(["a", "r", "b"])
+    assert ran == [3]
+    tested.values(["r", "b"])  # what is there is not run again
+    assert ran == [3]
+
+
 def test_what_is_put_is_what_the_nodes_after_it_see():
     model = forked()
     feeds = [{"x": noise(2, 3, 6, 6)}]

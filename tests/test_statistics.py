@@ -1,31 +1,29 @@
-"""Statistics of layer inputs: the stream against one run of the whole model, moments against loops, inputs as
-the model declares them.
+"""Statistics of layer inputs: moments against loops, mixtures against weighted samples, the quantized network
+beside the float one.
 """
 
+from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.inputs import synthetic
-from onnx_dfmpc.inputs.data import real_feeds
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.runtime.partial import PartialRun
-from onnx_dfmpc.spec import InputSpec
+from onnx_dfmpc.spec import InputStatistics, Layer, Mixture
 from onnx_dfmpc.spec.ops import to_rows
+from onnx_dfmpc.statistics.mixing import mixture_of
 from onnx_dfmpc.statistics.moments import measure
-from onnx_dfmpc.statistics.probe import QuantizedRun, _moments, probe
-from tests.arrays import layer, seeds
+from onnx_dfmpc.statistics.probe import QuantizedRun, moments, probe
+from tests.arrays import layer, one_kind, seeds
 from tests.graphs import forked, noise, parse, whole
 
 # Moments
@@ -42,6 +40,13 @@ CONVS = [
     ("one axis", (4, 3, 5), 1, (12,), "pads = [2, 1], strides = [3]"),
     ("pointwise", (4, 3, 1, 1), 1, (5, 4), "strides = [2, 2]"),
 ]
+
+
+def measured(
+    at: Layer, node: NodeProto, batches: list[np.ndarray], mixture: Mixture | None = None, seed: int = 0
+) -> InputStatistics:
+    """Statistics of a layer's input, by default from inputs of one kind."""
+    return measure(at, node, batches, mixture or one_kind([{}] * len(batches)), seed=seed, source="test")
 
 
 def single(op: str, attributes: str) -> ModelProto:
@@ -70,7 +75,7 @@ def test_moments_of_patches_are_those_of_the_inputs_that_each_tap_sees(shape, gr
     batches = [noise(3, shape[1] * group, *spatial, seed=s) + 0.5 for s in (0, 1)]
     at = layer("Conv", shape, group)
     node = single("Conv", attributes).graph.node[0]
-    found = measure(at, node, batches, seed=0, source="test")
+    found = measured(at, node, batches)
     n = int(np.prod(shape[1:]))
     assert found.mean.shape == (group, n)
     assert found.covariance.shape == (group, n, n)
@@ -90,9 +95,7 @@ def test_moments_of_vectors(op, shape, axis):
         noise(*((5,) if op == "Gemm" else (5, 3)), 7, seed=s) * np.arange(1, 8, dtype=np.float32)
         for s in (0, 1)
     ]
-    found = measure(
-        layer(op, shape, 1, axis), helper.make_node(op, ["x", "w"], ["y"]), batches, seed=0, source="test"
-    )
+    found = measured(layer(op, shape, 1, axis), helper.make_node(op, ["x", "w"], ["y"]), batches)
     every = np.concatenate([batch.reshape(-1, 7) for batch in batches]).astype(np.float64)
     np.testing.assert_allclose(found.mean, every.mean(axis=0)[None], atol=1e-5)
     np.testing.assert_allclose(found.covariance, np.cov(every.T, bias=True)[None], rtol=1e-4, atol=1e-4)
@@ -111,9 +114,9 @@ def test_of_many_inputs_the_channels_and_one_pattern_of_the_taps_are_measured(mo
         layer("Conv", shape, group),
         helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 2 * len(spatial)),
     )
-    every = measure(at, node, batches, seed=0, source="test")
+    every = measured(at, node, batches)
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
-    found = measure(at, node, batches, seed=0, source="test")
+    found = measured(at, node, batches)
     i, t = shape[1], int(np.prod(shape[2:]))
     blocks = every.covariance.reshape(group, i, t, i, t)
     channels = np.einsum("giaja->gij", blocks) / t
@@ -128,11 +131,9 @@ def test_a_dead_channel_does_not_spoil_the_pattern_of_the_others(monkeypatch):
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
     batches = [noise(5, 3, 6, 6)]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
-    alive = measure(
-        layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches], seed=0, source="test"
-    )
+    alive = measured(layer("Conv", (4, 2, 3, 3)), node, [batch[:, :2] for batch in batches])
     batches[0][:, 2] = 1.5
-    found = measure(at, node, batches, seed=0, source="test")
+    found = measured(at, node, batches)
     np.testing.assert_allclose(found.covariance.spatial, alive.covariance.spatial, atol=1e-5)
     assert np.isfinite(found.covariance.channels).all()
 
@@ -143,10 +144,10 @@ def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
     ]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 1 << 20)
-    every = measure(at, node, batches, seed=0, source="test")
+    every = measured(at, node, batches)
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 4000)
-    some = measure(at, node, batches, seed=0, source="test")
-    again, other = (measure(at, node, batches, seed=seed, source="test") for seed in (0, 1))
+    some = measured(at, node, batches)
+    again, other = (measured(at, node, batches, seed=seed) for seed in (0, 1))
     assert every.samples == 16 * 28 * 28
     assert 3900 <= some.samples <= 4100
     np.testing.assert_array_equal(some.covariance, again.covariance)
@@ -180,7 +181,7 @@ def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(
         "ConvTranspose",
         f"group = {group}, strides = {list(strides)}, pads = {[k - 1 for k in shape[2:]] * 2}",
     )
-    found = measure(at, model.graph.node[0], [x[:100], x[100:]], seed=0, source="test")
+    found = measured(at, model.graph.node[0], [x[:100], x[100:]])
     weight = noise(*shape) + 0.5
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     output = whole(model, ["y"], [{"x": x}])[0][0].astype(np.float64)  # padded so far that no border is left
@@ -201,110 +202,10 @@ def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(
 def test_a_kernel_larger_than_its_input_is_named():
     node = helper.make_node("Conv", ["x", "w"], ["y"])
     with pytest.raises(UnsupportedError, match="'conv'"):
-        measure(layer("Conv", (4, 3, 5, 5)), node, [noise(2, 3, 4, 4)], seed=0, source="test")
+        measured(layer("Conv", (4, 3, 5, 5)), node, [noise(2, 3, 4, 4)])
 
 
-# Inputs
-
-shapes = st.sampled_from(
-    [("N", 3, 12, 10), (2, 3, 8, 8), ("N", 4, 20), (1, 5), ("N", 6, 6, 3), ("N", 1, 9, 9), ()]
-)
-dtypes = st.sampled_from([np.float32, np.float16, np.float64, np.uint8, np.int8, np.int64, np.bool_])
-
-
-@settings(max_examples=50)
-@given(shapes, dtypes, seeds)
-def test_synthetic_feeds_fit_the_model(shape, dtype, seed):
-    spec = InputSpec("x", np.dtype(dtype), shape)
-    with mock.patch.multiple(synthetic, MAX_SAMPLES=8, MIN_SAMPLES=8):
-        feeds, again, changed = (synthetic_feeds([spec], seed=s) for s in (seed, seed, seed + 1))
-    assert feeds
-    for feed in feeds:
-        x = feed["x"]
-        assert x.dtype == dtype
-        assert x.ndim == len(shape)
-        assert all(
-            size == wanted for size, wanted in zip(x.shape, shape, strict=True) if isinstance(wanted, int)
-        )
-        assert np.isfinite(x.astype(np.float64)).all()
-        if x.dtype.kind in "iu":
-            assert x.min() >= 0
-    assert all((one["x"] == other["x"]).all() for one, other in zip(feeds, again, strict=True))
-    if shape:
-        assert any((one["x"] != other["x"]).any() for one, other in zip(feeds, changed, strict=True))
-
-
-@pytest.mark.parametrize("shape", [("N", 3, 16, 16), ("N", 6, 50), ("N", 20), ("N", 16, 16, 3)])
-def test_synthetic_floats_have_mean_zero_and_variance_one(shape):
-    values = np.concatenate(
-        [feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])]
-    )
-    assert abs(values.mean()) < 0.2
-    assert 0.7 < values.std() < 1.4
-    assert values.reshape(len(values), -1).std(axis=0).min() > 0.5  # every input moves
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-@pytest.mark.parametrize("interval", [(0.0, 1.0), (10.0, 200.0)])
-def test_input_range_is_respected_and_used(dtype, interval):
-    feeds = synthetic_feeds([InputSpec("x", np.dtype(dtype), ("N", 3, 16, 16))], input_range=interval)
-    values = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
-    assert values.min() >= interval[0]
-    assert values.max() <= interval[1]
-    assert values.max() - values.min() > 0.8 * (interval[1] - interval[0])
-
-
-def test_photographs_are_smooth_and_their_colours_go_together():
-    images = np.concatenate(
-        [feed["x"] for feed in synthetic_feeds([InputSpec("x", np.dtype(np.float32), ("N", 3, 32, 32))])]
-    )
-    neighbours = np.corrcoef(images[..., 1:].ravel(), images[..., :-1].ravel())[0, 1]
-    far = np.corrcoef(images[..., 16:].ravel(), images[..., :-16].ravel())[0, 1]
-    colours = np.corrcoef(images[:, 0].ravel(), images[:, 1].ravel())[0, 1]
-    assert neighbours > 0.7
-    assert neighbours > far + 0.2
-    assert colours > 0.5
-
-
-def test_dynamic_sizes_get_a_number():
-    image, signal = (
-        synthetic_feeds([InputSpec("x", np.dtype(np.float32), shape)])[0]["x"]
-        for shape in [(4, 2, "h", "w"), (4, 2, "t")]
-    )
-    assert image.shape[:2] == signal.shape[:2] == (4, 2)
-    assert min(image.shape[2:]) >= 32
-    assert signal.shape[2] >= 32
-
-
-def test_inputs_as_the_file_declares_them():
-    model = parse(
-        "g (float[N, 3, 8, 8] x, int64[2] size, float[?, 4] z, float[4] w) => (float[] y) { y = Identity(x) }",
-        w=noise(4),
-    )
-    assert [(spec.name, spec.dtype, spec.shape) for spec in model_inputs(model)] == [
-        ("x", np.float32, ("N", 3, 8, 8)),
-        ("size", np.int64, (2,)),
-        ("z", np.float32, ("?", 4)),
-    ]
-
-
-def test_inputs_that_cannot_be_drawn():
-    with pytest.raises(UnsupportedError, match="'x'"):
-        model_inputs(parse("g (string[N] x) => (string[] y) { y = Identity(x) }"))
-
-
-def test_real_feeds_are_the_users_rows_and_not_more_than_a_few_hundred():
-    model = parse("g (float[N, 4] x) => (float[] y) { y = Relu(x) }")
-    data = noise(700, 4)
-    few = real_feeds(model, Data(data={"x": data[:30]}))
-    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in few]), data[:30])
-    many = np.concatenate([feed["x"] for feed in real_feeds(model, Data(data={"x": data}))])
-    assert len(many) == 512
-    assert {row.tobytes() for row in many} <= {row.tobytes() for row in data}
-    loaded = real_feeds(
-        model, Data(data=lambda: ({"x": data[start : start + 7]} for start in range(0, 28, 7)), samples=3)
-    )
-    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in loaded]), data[:28])
+# In the network
 
 
 def test_matched_layers_can_be_measured_one_after_the_other():
@@ -313,7 +214,7 @@ def test_matched_layers_can_be_measured_one_after_the_other():
     tested = PartialRun(model, ConstantTable(model), feeds)
     nodes = {node.output[0]: node for node in model.graph.node}
     for found in match(model).layers:
-        known = measure(found, nodes[found.output], tested.value(found.input), seed=0, source="test")
+        known = measured(found, nodes[found.output], tested.value(found.input))
         assert known.covariance.shape[1] == found.size // found.channels
 
 
@@ -322,10 +223,10 @@ def test_a_skipped_layer_is_the_same_in_both_networks(digits_bn):
     layers = match(proto).layers
     table = ConstantTable(proto)
     feeds = synthetic_feeds(model_inputs(proto), samples=8)
-    measured = probe(proto, layers, (), feeds, source="probe", seed=0, with_outputs=True)
-    run = QuantizedRun(proto, feeds)
+    known = probe(proto, layers, (), one_kind(feeds), source="probe", seed=0, with_outputs=True)
+    run = QuantizedRun(proto, one_kind(feeds))
     for one in layers[:3]:
-        found, now = measured[one.name], run.respond(one, np.asarray(table[one.weight]))
+        found, now = known[one.name], run.respond(one, np.asarray(table[one.weight]))
         assert found.output is not None
         np.testing.assert_allclose(now.mean, found.output.mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(now.variance, found.output.variance, rtol=1e-4, atol=1e-5)
@@ -336,33 +237,194 @@ def test_behind_a_layer_both_networks_have_what_its_batch_norm_expects(digits_bn
     proto = load(digits_bn).proto
     first = match(proto).layers[0]
     feeds = synthetic_feeds(model_inputs(proto), samples=32)
-    measured = probe(proto, [first], (), feeds, source="probe", seed=0, with_outputs=True)[first.name]
-    found, run = measured.output, QuantizedRun(proto, feeds)
+    mixture = one_kind(feeds)
+    known = probe(proto, [first], (), mixture, source="probe", seed=0, with_outputs=True)[first.name]
+    found, run = known.output, QuantizedRun(proto, mixture)
     assert found is not None
     weight = np.sign(np.asarray(ConstantTable(proto)[first.weight])) * np.float32(0.1)
     now = run.respond(first, weight)
-    gain = np.sqrt(found.variance / now.variance)
-    run.commit(first, gain, gain * now.mean - found.mean, measured.anchor)
-    mean, variance = _moments(run._run.value(first.output), first)
+    gain = np.sqrt(found.variance / now.variance)[0]
+    run.commit(first, gain, gain * now.mean[0] - found.mean[0], known.anchor)
+    mean, variance = moments(run._run.value(first.output), mixture, first)
     assert first.batch_norm is not None
     alive = (
-        found.variance > 0.1 * first.batch_norm.sigma**2
+        found.variance[0] > 0.1 * first.batch_norm.sigma**2
     )  # a channel that is nearly dead on synthetic inputs is not blown up
     assert alive.any()
-    np.testing.assert_allclose(mean, first.batch_norm.mean, atol=0.02 * float(first.batch_norm.sigma.max()))
-    np.testing.assert_allclose(variance[alive], first.batch_norm.sigma[alive] ** 2, rtol=0.02)
+    np.testing.assert_allclose(
+        mean[0], first.batch_norm.mean, atol=0.02 * float(first.batch_norm.sigma.max())
+    )
+    np.testing.assert_allclose(variance[0, alive], first.batch_norm.sigma[alive] ** 2, rtol=0.02)
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.sampled_from(["Conv", "MatMul"]), seeds)
-def test_moments_of_batches_are_those_of_all_samples_together(sizes, op, seed):
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 2)), min_size=1, max_size=6),
+    st.sampled_from(["Conv", "MatMul"]),
+    seeds,
+)
+def test_moments_of_batches_are_those_of_all_samples_of_a_kind_together(sizes, op, seed):
     rng = np.random.default_rng(seed)
     shape = (4, 3, 3) if op == "Conv" else (3, 4)
-    batches = [(10 + 3 * rng.standard_normal((size, *shape))).astype(np.float32) for size in sizes]
-    mean, variance = _moments(
-        batches, layer(op, (4, 3, 1, 1) if op == "Conv" else (3, 4), axis=0 if op == "Conv" else 1)
+    batches = [
+        (10 * kind + 3 * rng.standard_normal((size, *shape))).astype(np.float32) for size, kind in sizes
+    ]
+    kinds = tuple(kind for _, kind in sizes)
+    mixture = mixture_of([[], [], []], np.full(3, 1 / 3), np.full(3, 1 / 3))
+    mean, variance = moments(
+        batches,
+        replace(mixture, kinds=kinds),
+        layer(op, (4, 3, 1, 1) if op == "Conv" else (3, 4), axis=0 if op == "Conv" else 1),
     )
-    together = (
-        np.moveaxis(np.concatenate(batches), 1 if op == "Conv" else -1, 0).reshape(4, -1).astype(np.float64)
+    for kind in range(3):
+        own = [batch for batch, its in zip(batches, kinds, strict=True) if its == kind]
+        if not own:  # of which nothing is known
+            np.testing.assert_array_equal([mean[kind], variance[kind]], [np.zeros(4), np.ones(4)])
+            continue
+        together = np.moveaxis(np.concatenate(own), 1 if op == "Conv" else -1, 0).reshape(4, -1)
+        np.testing.assert_allclose(mean[kind], together.mean(axis=1, dtype=np.float64), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(variance[kind], together.var(axis=1, dtype=np.float64), rtol=1e-4)
+
+
+# Several kinds of inputs
+
+
+def weighed(patches: list[np.ndarray], weights: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Mean and covariance of a mixture, patch by patch; patches of a kind have shape (P, n).
+
+    Every patch counts with the weight, or the share, of its kind over the number and the power of its
+    patches. What is subtracted is the one mean of all of them: that of the kind has no part in it.
+    """
+    power = [sum(float(value) ** 2 for value in kind.ravel()) / kind.size for kind in patches]
+    total = sum(weight / p for weight, p in zip(weights, power, strict=True))
+    n = patches[0].shape[1]
+    mean, covariance = np.zeros(n), np.zeros((n, n))
+    for kind, weight, p in zip(patches, weights, power, strict=True):
+        for patch in kind:
+            mean += weight / p / total / len(kind) * patch
+    for kind, share, p in zip(patches, shares, power, strict=True):
+        for patch in kind:
+            covariance += share / p / total / len(kind) * np.outer(patch - mean, patch - mean)
+    return mean, covariance
+
+
+SCALES, CENTRES = (1.0, 0.02, 60.0), (0.0, 0.01, 80.0)
+WEIGHTS, SHARES = np.array([0.6, 0.1, 0.3]), np.array([0.3, 0.5, 0.2])
+
+
+def kinds_of(*shape: int, batches: int = 2) -> tuple[list[np.ndarray], Mixture]:
+    """Batches of three kinds whose power differs by millions."""
+    values = [
+        [scale * noise(*shape, seed=10 * kind + batch) + np.float32(centre) for batch in range(batches)]
+        for kind, (scale, centre) in enumerate(zip(SCALES, CENTRES, strict=True))
+    ]
+    values = [[batch.astype(np.float32) for batch in kind] for kind in values]
+    mixture = mixture_of([[{}] * batches for _ in SCALES], WEIGHTS, SHARES)
+    return [batch for kind in values for batch in kind], mixture
+
+
+def assert_near(found: np.ndarray, expected: np.ndarray) -> None:
+    """Relative to the diagonal: a covariance of float32."""
+    size = np.sqrt(np.diag(expected))
+    np.testing.assert_allclose(found / np.outer(size, size), expected / np.outer(size, size), atol=2e-4)
+
+
+def test_a_mixture_of_vectors_is_that_of_weighed_samples():
+    batches, mixture = kinds_of(9, 5)
+    found = measured(
+        layer("MatMul", (5, 4), 1, 1), helper.make_node("MatMul", ["x", "w"], ["y"]), batches, mixture
     )
-    np.testing.assert_allclose(mean, together.mean(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(variance, together.var(axis=1), rtol=1e-4)
+    patches = [np.concatenate(batches[k : k + 2]).astype(np.float64) for k in (0, 2, 4)]
+    mean, covariance = weighed(patches, WEIGHTS, SHARES)
+    np.testing.assert_allclose(found.mean[0], mean, rtol=1e-4)
+    assert_near(found.covariance[0], covariance)
+
+
+@pytest.mark.parametrize(("shape", "group"), [((4, 3, 3, 3), 1), ((4, 2, 2, 3), 2)])
+def test_a_mixture_of_images_is_that_of_weighed_patches(monkeypatch, shape, group):
+    batches, mixture = kinds_of(2, shape[1] * group, 5, 4)
+    at, node = layer("Conv", shape, group), helper.make_node("Conv", ["x", "w"], ["y"], group=group)
+    found = measured(at, node, batches, mixture)
+    n = int(np.prod(shape[1:]))
+    probes = np.tile(np.eye(n, dtype=np.float32), (group, 1)).reshape(group * n, *shape[1:])
+    seen = [
+        responses(at, f"group = {group}", probes, batches[k : k + 2]).reshape(group, n, -1) for k in (0, 2, 4)
+    ]
+    # The power is that of all groups: kinds are weighed alike in each.
+    power = [float(np.square(kind).mean()) for kind in seen]
+    u = 1 / (WEIGHTS / power).sum() * WEIGHTS / power
+    v = 1 / (WEIGHTS / power).sum() * SHARES / power
+    for g in range(group):
+        mean = sum(one * kind[g].mean(axis=1) for one, kind in zip(u, seen, strict=True))
+        covariance = sum(
+            one * np.mean([np.outer(patch - mean, patch - mean) for patch in kind[g].T], axis=0)
+            for one, kind in zip(v, seen, strict=True)
+        )
+        np.testing.assert_allclose(found.mean[g], mean, rtol=1e-4)
+        assert_near(found.covariance[g], covariance)
+    # Of many inputs, the channels of the same, over all taps: each tap has the mean of its own.
+    monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
+    few = measured(at, node, batches, mixture)
+    t = n // shape[1]
+    blocks = found.covariance.reshape(group, shape[1], t, shape[1], t)
+    np.testing.assert_allclose(few.mean, found.mean)
+    for g in range(group):
+        assert_near(few.covariance.channels[g], np.einsum("iaja->ij", blocks[g]) / t)
+    np.testing.assert_allclose(np.einsum("gtt->gt", few.covariance.spatial).mean(axis=1), 1, rtol=1e-5)
+
+
+def test_a_kind_without_weight_moves_no_mean_and_one_without_share_no_covariance():
+    batches, mixture = kinds_of(9, 5)
+    at, node = layer("MatMul", (5, 4), 1, 1), helper.make_node("MatMul", ["x", "w"], ["y"])
+    one, other = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
+    alone = measured(at, node, batches[:2])
+    found = measured(at, node, batches, replace(mixture, weights=one, shares=one))
+    np.testing.assert_allclose(found.mean, alone.mean, rtol=1e-6)
+    np.testing.assert_allclose(found.covariance, alone.covariance, rtol=1e-5, atol=1e-7)
+    assert found.samples == alone.samples
+    # What is rounded for is the second kind, and how far its mean is from the one that is known.
+    found = measured(at, node, batches, replace(mixture, weights=one, shares=other))
+    np.testing.assert_allclose(found.mean, alone.mean, rtol=1e-6)
+    patches = [np.concatenate(batches[k : k + 2]).astype(np.float64) for k in (0, 2, 4)]
+    assert_near(found.covariance[0], weighed(patches, one, other)[1])
+
+
+def test_every_kind_is_anchored_by_its_own_moments(digits_bn):
+    proto = load(digits_bn).proto
+    layers = match(proto).layers[:4]
+    names = [one.name for one in layers]
+    feeds = [
+        [{name: scale * values + centre for name, values in feed.items()} for feed in drawn]
+        for scale, centre, drawn in zip(
+            np.float32([1, 20, 0.1]),
+            np.float32([0, 50, 0.3]),
+            [synthetic_feeds(model_inputs(proto), samples=8, seed=seed) for seed in (0, 1, 2)],
+            strict=True,
+        )
+    ]
+    mixture = mixture_of(feeds, WEIGHTS, SHARES, [False, False, True])
+    together = probe(proto, layers, names, mixture, source="probe", seed=0, with_outputs=True)
+    for kind, own in enumerate(feeds):
+        mixture = one_kind(own, real=kind == 2)
+        alone = probe(proto, layers, names, mixture, source="probe", seed=0, with_outputs=True)
+        for one in layers:
+            found, expected = together[one.name], alone[one.name]
+            assert found.output is not None
+            assert found.anchor is not None
+            assert expected.output is not None
+            np.testing.assert_allclose(found.output.mean[kind], expected.output.mean[0], rtol=1e-4, atol=1e-3)
+            np.testing.assert_allclose(found.output.variance[kind], expected.output.variance[0], rtol=1e-3)
+            if kind == 2:  # real ones are measured as they are
+                assert expected.anchor is None
+                np.testing.assert_array_equal(found.anchor.scale[kind], 1)
+                np.testing.assert_array_equal(found.anchor.offset[kind], 0)
+            else:
+                assert expected.anchor is not None
+                np.testing.assert_allclose(found.anchor.scale[kind], expected.anchor.scale[0], rtol=1e-3)
+
+
+def test_what_is_unlikely_is_not_run():
+    mixture = mixture_of([[{"x": noise(1)}] * 2, [{"x": noise(2)}], [{"x": noise(3)}]], WEIGHTS, SHARES)
+    likely = mixture.only(0.2)
+    assert likely.kinds == (0, 0, 2)
+    assert [len(feed["x"]) for feed in likely.feeds] == [1, 1, 3]
+    np.testing.assert_allclose(likely.weights, [2 / 3, 0, 1 / 3])

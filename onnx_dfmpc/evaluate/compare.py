@@ -21,7 +21,7 @@ from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import DefaultRun, ValidationReport
 from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.samples import Samples
-from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs
+from onnx_dfmpc.inputs.specs import fixed_batch, has_floats, model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import LoadedModel, load
 from onnx_dfmpc.recipe import Data, DataSource, Gates, Recipe
@@ -229,8 +229,9 @@ def compare_files(
     matched = match(source.proto)
     if recipe.data is None and recipe.input_range is None:
         specs = model_inputs(source.proto, recipe.shapes)
-        likeliest = believe(source.proto, matched.layers, specs, seed=recipe.seed).likeliest
-        recipe = replace(recipe, input_range=(likeliest.low, likeliest.high))
+        if has_floats(specs):
+            likeliest = believe(source.proto, matched.layers, specs, seed=recipe.seed).likeliest
+            recipe = replace(recipe, input_range=(likeliest.low, likeliest.high))
     evaluation = examine(
         source.proto,
         quantized.proto,

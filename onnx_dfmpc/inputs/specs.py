@@ -82,6 +82,11 @@ def listing(specs: Sequence[InputSpec]) -> str:
     return "the model's inputs are " + "; ".join(map(str, specs))
 
 
+def has_floats(specs: Sequence[InputSpec]) -> bool:
+    """Whether any input has floats, whose range a file does not tell."""
+    return any(spec.dtype.kind == "f" for spec in specs)
+
+
 def fixed_batch(specs: Sequence[InputSpec]) -> int | None:
     """Batch size that the model is fixed to, None where it takes any; the first input decides."""
     first = next((spec.shape[0] for spec in specs if spec.shape), 1)

@@ -54,12 +54,13 @@ def synthetic(
     seed: int = 0,
     input_range: Range | None = None,
     batch: int | None = None,
+    unit: bool = False,
 ) -> Samples:
     """Samples for a model, without data. Sample i is the same whatever the batch size or their number.
 
     `samples` is how many, by default as many as the kind needs; `batch` how many per run, where the model
-    leaves that open. Floats have mean 0 and variance 1 unless `input_range` is given; integers are 0 to 255,
-    or 0 and 1 where they are no image and the kind is "spectrum".
+    leaves that open. Floats have mean 0 and variance 1 in `unit`s, or where no `input_range` is given;
+    integers are 0 to 255, or 0 and 1 where they are no image and the kind is "spectrum".
     """
     fixed = fixed_batch(specs)
     shapes = [_concrete(spec, kind) for spec in specs]
@@ -71,7 +72,8 @@ def synthetic(
         for position, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
             # an input without the batch axis is the same in all runs
             rows = range(start, stop) if is_batched(spec, fixed) else range(shape[0] if shape else 0)
-            drawn = [draw(spec, shape[1:], input_range, (seed, index, position)) for index in rows]
+            between = None if unit and spec.dtype.kind == "f" else input_range
+            drawn = [draw(spec, shape[1:], between, (seed, index, position)) for index in rows]
             feeds[spec.name] = np.stack(drawn) if shape else np.ones((), spec.dtype)
         return feeds
 
@@ -125,10 +127,14 @@ class Units:
     batched: tuple[str, ...]
 
 
-def draw(specs: Sequence[InputSpec], kind: Kind, samples: int, seed: int) -> Units:
-    """So many samples or, where the model fixes its batch, a few more."""
+def draw(
+    specs: Sequence[InputSpec], kind: Kind, samples: int, seed: int, input_range: Range | None = None
+) -> Units:
+    """So many samples or, where the model fixes its batch, a few more; the range is that of integers."""
     fixed = fixed_batch(specs)
-    drawn = synthetic(specs, kind, samples=samples, seed=seed, batch=fixed)
+    drawn = synthetic(
+        specs, kind, samples=samples, seed=seed, batch=fixed, input_range=input_range, unit=True
+    )
     batched = tuple(spec.name for spec in specs if is_batched(spec, fixed))
     arrays = drawn.make(0, drawn.count)
     return Units(kind, arrays, drawn.count, drawn.batch, fixed is not None, batched)

@@ -16,7 +16,7 @@ from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import check_data
 from onnx_dfmpc.evaluate.expectation import Trial
 from onnx_dfmpc.inputs.data import real_inputs
-from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.inputs.specs import has_floats, model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.files import LoadedModel, Model, load
@@ -66,7 +66,7 @@ class Job:
     @property
     def input_range(self) -> tuple[float, float] | None:
         """Of synthetic inputs: as given, else the likeliest."""
-        if self.belief is None:
+        if self.belief is None or not has_floats(model_inputs(self.source.proto)):
             return self.recipe.input_range
         return self.belief.likeliest.low, self.belief.likeliest.high
 
@@ -150,11 +150,14 @@ def _with_inputs(job: Job, *, predicted: bool) -> Job:
     kinds = belief.hypotheses, belief.weights
     mixture: Mixture | None = None
     if job.needs_statistics and runs_network(recipe):
-        mixture = believed(specs, *kinds, anchored=belief.anchored, seed=recipe.seed)
+        mixture = believed(
+            specs, *kinds, anchored=belief.anchored, seed=recipe.seed, input_range=recipe.input_range
+        )
         mixture = mixture if real is None else blended(mixture, real.feeds, real.count)
     trials: list[Trial] = []
     if predicted:
-        trials = [Trial(*one) for one in plausible(specs, *kinds, seed=recipe.seed)]
+        found = plausible(specs, *kinds, seed=recipe.seed, input_range=recipe.input_range)
+        trials = [Trial(*one) for one in found]
         if real is not None and real.held_out:
             trials = [replace(trial, weight=trial.weight / 2) for trial in trials]
             trials.append(Trial("calibration data that were held out", 0.5, real.held_out))

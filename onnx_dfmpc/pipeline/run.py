@@ -293,7 +293,7 @@ def _made(job: Job, statistics: Measured, costs: CostTable | None, seconds: Seco
         except UnsupportedError:  # even the most bits promise less
             break
         if [layer.bits for layer in plan.layers] == [layer.bits for layer in best.plan.layers]:
-            break
+            continue  # bits come in steps, and this was less than one
         best = carry_out(job, plan, statistics, seconds)
     low = best.plan.predicted_low_db
     if low is None or low >= wanted:

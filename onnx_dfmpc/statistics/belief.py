@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.errors import ModelError
-from onnx_dfmpc.inputs.specs import is_image
+from onnx_dfmpc.inputs.specs import has_floats, is_image
 from onnx_dfmpc.inputs.synthetic import Hypothesis, draw, hypothetical
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
@@ -85,17 +86,26 @@ def believe(
     seed: int = 0,
 ) -> Belief:
     """Belief about the inputs of a network; a range that is given leaves no doubt of it."""
-    hypotheses = tuple(_hypotheses(specs, input_range))
+    floats = has_floats(specs)
+    # Integers are what they are: hypotheses do not move them.
+    hypotheses = tuple(_hypotheses(specs, input_range or (None if floats else (0.0, 255.0))))
     first = [layer for layer in layers if layer.edge == "first"]
     anchored = bool(first) and all(layer.batch_norm is not None for layer in first)
     prior = np.array([WHITE_PRIOR if one.kind == "white" else 1.0 for one in hypotheses])
-    if not any(spec.dtype.kind == "f" for spec in specs) or not layers or input_range is not None:
+    if not floats or not layers or input_range is not None:
         return Belief(hypotheses, prior / prior.sum(), anchored)
     try:
         # Behind a batch norm all hypotheses look alike: what its layers say is all there is.
-        evidence = _evidence(proto, first if anchored else layers, specs, hypotheses, seed)
+        with np.errstate(over="ignore", invalid="ignore"):
+            evidence = _evidence(proto, first if anchored else layers, specs, hypotheses, seed)
     except ModelError:  # no runtime runs it; the closed form does without
         return Belief(hypotheses, prior / prior.sum(), anchored)
+    # A hypothesis under which numbers overflow is wrong, and would spoil what is measured on the others.
+    fits = np.isfinite(evidence.density)
+    if not fits.any():
+        return Belief(hypotheses, prior / prior.sum(), anchored)
+    hypotheses, prior = tuple(compress(hypotheses, fits)), prior[fits]
+    evidence = _Evidence(evidence.density[fits], evidence.shape[fits], evidence.ratio[fits])
     found = evidence.density
     if not anchored and evidence.ratio[evidence.density.argmax()] < NEGLIGIBLE:
         found = evidence.shape
@@ -153,6 +163,7 @@ def _evidence(
     for layer in layers:
         values = run.value(layer.output)
         mean, variance = moments(values, mixture, layer)
+        density[~(np.isfinite(mean) & np.isfinite(variance)).all(axis=1)] = -np.inf
         deviation = np.sqrt(variance)
         if layer.batch_norm is not None:
             norm = layer.batch_norm

@@ -47,16 +47,22 @@ def mixture_of(feeds: Sequence[Feeds], weights: Array, shares: Array, real: Sequ
 
 
 def believed(
-    specs: Sequence[InputSpec], hypotheses: Sequence[Hypothesis], weights: Array, *, anchored: bool, seed: int
+    specs: Sequence[InputSpec],
+    hypotheses: Sequence[Hypothesis],
+    weights: Array,
+    *,
+    anchored: bool,
+    seed: int,
+    input_range: tuple[float, float] | None = None,
 ) -> Mixture:
-    """Inputs as a belief has them: many of what is likely, a few of the rest.
+    """Inputs as a belief has them: many of what is likely, a few of the rest; the range is that of integers.
 
     ``anchored``: behind a batch norm the ranges are all alike, so that the likeliest stands for all.
     """
     chosen, likely, shares = _shared(hypotheses, weights, anchored)
     counts = [max(FEWEST, round(usual_samples(specs) * share)) for share in shares]
     units = {
-        kind: draw(specs, kind, max(counts[place] for place in places), seed)
+        kind: draw(specs, kind, max(counts[place] for place in places), seed, input_range)
         for kind, places in _by_kind(chosen).items()
     }
     feeds = [hypothetical(units[one.kind], one, count) for one, count in zip(chosen, counts, strict=True)]
@@ -104,7 +110,12 @@ def blended(mixture: Mixture, real: Feeds, count: int) -> Mixture:
 
 
 def plausible(
-    specs: Sequence[InputSpec], hypotheses: Sequence[Hypothesis], weights: Array, *, seed: int
+    specs: Sequence[InputSpec],
+    hypotheses: Sequence[Hypothesis],
+    weights: Array,
+    *,
+    seed: int,
+    input_range: tuple[float, float] | None = None,
 ) -> Sequence[tuple[str, float, Feeds]]:
     """Inputs of every plausible hypothesis, with its name and weight, for predictions: drawn anew, half as
     the hypothesis has them and half as noise with the spectrum of photographs, or white where it is no
@@ -118,7 +129,7 @@ def plausible(
     total = sum(weight for _, weight in kept)
     samples = TRIAL_SAMPLES if usual_samples(specs) > MIN_SAMPLES else TRIAL_SAMPLES // 2
     kinds: tuple[Kind, ...] = ("pictures", "spectrum")
-    units = [draw(specs, kind, samples, seed + 1) for kind in kinds]
+    units = [draw(specs, kind, samples, seed + 1, input_range) for kind in kinds]
     return [
         (str(other), weight / total / len(units), hypothetical(one, other))
         for hypothesis, weight in kept

@@ -148,6 +148,7 @@ def moments(batches: Sequence[Value], mixture: Mixture, layer: Layer) -> tuple[A
     shape = len(mixture.weights), layer.channels
     count, mean, squares = np.zeros(shape[0]), np.zeros(shape), np.zeros(shape)
     for kind, batch in zip(mixture.kinds, batches, strict=True):
+        batch = batch.astype(np.promote_types(batch.dtype, np.float32), copy=False)  # squares leave float16
         axis = output_axis(layer, batch.ndim)
         more = batch.size // batch.shape[axis]
         own = _channel_sums(batch, axis) / more
