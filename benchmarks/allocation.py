@@ -87,7 +87,7 @@ class Subject:
     def work(self) -> tuple[Job, CostTable]:
         """The network with its cost table, which all targets share."""
         recipe = Recipe(target_bits=4, **self.knobs)
-        job = prepare(self.source.path, recipe, None, {}, statistics=True, validated=False)
+        job = prepare(self.source.path, recipe, None, {}, statistics=True, predicted=False)
         costs, _ = cost_table(job, measure(job, job.planned, {}), {})
         assert costs is not None
         return job, costs

@@ -28,14 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.networks import LABELLED, Network, available
+from benchmarks.package import inputs_of, real_mixture
 from onnx_dfmpc.inputs.specs import model_inputs
-from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.linalg.matrices import matrix
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.spec import InputStatistics, Layer
+from onnx_dfmpc.spec import InputStatistics, Layer, Mixture
 from onnx_dfmpc.statistics.closed_form import closed_form
-from onnx_dfmpc.statistics.input_range import infer_range
 from onnx_dfmpc.statistics.probe import probe
 
 PROVIDERS = ("closed form", "probe", "calibration")
@@ -94,7 +93,7 @@ def compare(
     real, other = _real(source, images)
     walks = {provider: _provide(provider, proto, layers, other) for provider in providers}
     found, seconds = [], dict.fromkeys(providers, 0.0)
-    for layer, true in measured(proto, layers, feeds(proto, real), "calibration"):
+    for layer, true in measured(proto, layers, real_mixture(feeds(proto, real)), "calibration"):
         for provider, walk in walks.items():
             start = time.process_time()
             ready, estimate = next(walk)
@@ -140,30 +139,20 @@ def _provide(
     provider: str, proto: ModelProto, layers: Sequence[Layer], other: NDArray[Any]
 ) -> Iterator[tuple[Layer, InputStatistics]]:
     if provider == "calibration":
-        return measured(proto, layers, feeds(proto, other), provider)
-    specs = model_inputs(proto)
-    span = infer_range(proto, layers, specs)
+        return measured(proto, layers, real_mixture(feeds(proto, other)), provider)
+    believed = inputs_of(proto, layers)
     if provider == "probe":
-        return measured(proto, layers, synthetic_feeds(specs, input_range=span), provider)
-    statistics = closed_form(proto, layers, input_range=span)
+        return measured(proto, layers, believed.mixture, provider)
+    statistics = closed_form(proto, layers, input_range=believed.span)
     return ((layer, statistics[layer.name]) for layer in layers)
 
 
 def measured(
-    proto: ModelProto, layers: Sequence[Layer], batches: Sequence[Mapping[str, NDArray[Any]]], provider: str
+    proto: ModelProto, layers: Sequence[Layer], mixture: Mixture, provider: str
 ) -> Iterator[tuple[Layer, InputStatistics]]:
     """Statistics of every layer from running the model."""
     names = [layer.name for layer in layers]
-    found = probe(
-        proto,
-        layers,
-        names,
-        batches,
-        source=provider,
-        seed=0,
-        with_outputs=False,
-        reanchored=provider == "probe",
-    )
+    found = probe(proto, layers, names, mixture, source=provider, seed=0, with_outputs=False)
     for layer in layers:
         seen = found[layer.name].input
         assert seen is not None

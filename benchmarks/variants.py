@@ -141,7 +141,7 @@ def rescaled(proto: ModelProto, factor: float, offset: float) -> ModelProto | No
     result = ModelProto()
     result.CopyFrom(proto)
     producer = {node.output[0]: node for node in result.graph.node if node.output}
-    found = _readers(proto, [layer for layer in layers.values()])
+    found = _readers(proto, list(layers.values()))
     if not found:
         return None
     for layer in found:
