@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from onnx_dfmpc import QuantizeResult, Recipe, apply
+from onnx_dfmpc import QuantizeResult, Recipe
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.pipeline.job import needs_statistics, prepare
-from onnx_dfmpc.pipeline.steps import Measured, allocate, cost_table, measure
+from onnx_dfmpc.pipeline.steps import allocate, carry_out, cost_table, finish, measure
 from onnx_dfmpc.spec import Feeds, Layer, Mixture
 from onnx_dfmpc.statistics.belief import believe
 from onnx_dfmpc.statistics.mixing import believed, mixture_of
@@ -35,11 +35,12 @@ def quantize(model: Model, recipe: Recipe, changes: Mapping[str, Any] | None = N
         Fields of every `LayerPlan` to replace, such as ``{"per_channel": False}``.
     """
     job = prepare(model, recipe, None, {}, statistics=needs_statistics(recipe), predicted=False)
-    statistics = Measured({}) if job.sizes is None else measure(job, job.planned, {})
+    statistics = measure(job, job.planned, {})
     costs, _ = cost_table(job, statistics, {})
     plan = allocate(job, costs, {})
     changed = replace(plan, layers=tuple(replace(layer, **(changes or {})) for layer in plan.layers))
-    return apply(model, changed, recipe, validated=False)
+    made = carry_out(job, changed, statistics, {})
+    return finish(job, made, {}, None, (), statistics, {})
 
 
 @dataclass(frozen=True, eq=False)
