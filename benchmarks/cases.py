@@ -66,7 +66,8 @@ class Row:
     @property
     def name(self) -> str:
         """The case in words."""
-        parts = [self.network, "folded" if self.folded else "", self.range, f"{self.setting} bits"]
+        setting = f"{self.setting} bits" if self.setting[-1].isdecimal() else self.setting
+        parts = [self.network, "folded" if self.folded else "", self.range, setting]
         if self.folded and self.network.endswith("_folded"):
             parts[1] = ""
         return " ".join(part for part in parts if part)
