@@ -172,6 +172,10 @@ def rescaled(proto: ModelProto, factor: float, offset: float) -> ModelProto | No
         weight = table[layer.weight].astype(np.float64) / factor
         moved = offset * weight.reshape(layer.channels, -1).sum(axis=1)
         bias = table[layer.bias].astype(np.float64).ravel() if layer.bias else np.zeros(layer.channels)
+        if layer.bias is None and not moved.any():  # zeros would tell that there never was a batch norm
+            _constants(result, node.output[0], weight, bias)
+            node.input[1] = f"{node.output[0]}::w"
+            continue
         if layer.batch_norm is None or layer.bias:
             _constants(result, node.output[0], weight, bias - moved)
             del node.input[1:]
