@@ -148,11 +148,12 @@ def folded(proto: ModelProto) -> ModelProto | None:
 
 
 def _constants(
-    proto: ModelProto, name: str, weight: NDArray[np.floating], bias: NDArray[np.floating]
+    proto: ModelProto, name: str, weight: NDArray[np.floating], bias: NDArray[np.floating] | None
 ) -> None:
     for suffix, array in (("w", weight), ("b", bias)):
-        tensor = numpy_helper.from_array(array.astype(np.float32), f"{name}::{suffix}")
-        proto.graph.initializer.append(tensor)
+        if array is not None:
+            tensor = numpy_helper.from_array(array.astype(np.float32), f"{name}::{suffix}")
+            proto.graph.initializer.append(tensor)
 
 
 def rescaled(proto: ModelProto, factor: float, offset: float) -> ModelProto | None:
@@ -173,7 +174,7 @@ def rescaled(proto: ModelProto, factor: float, offset: float) -> ModelProto | No
         moved = offset * weight.reshape(layer.channels, -1).sum(axis=1)
         bias = table[layer.bias].astype(np.float64).ravel() if layer.bias else np.zeros(layer.channels)
         if layer.bias is None and not moved.any():  # zeros would tell that there never was a batch norm
-            _constants(result, node.output[0], weight, bias)
+            _constants(result, node.output[0], weight, None)
             node.input[1] = f"{node.output[0]}::w"
             continue
         if layer.batch_norm is None or layer.bias:
