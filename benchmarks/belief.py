@@ -42,7 +42,7 @@ from rich.console import Console
 from benchmarks.cases import NETWORKS, Subject, family, subjects
 from benchmarks.ledger import Ledger
 from benchmarks.readme import markdown
-from benchmarks.variants import NO_PICTURES, USUAL, own_range
+from benchmarks.variants import NO_PICTURES, USUAL, in_words, own_range
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import Hypothesis
@@ -213,7 +213,7 @@ def networks_table(rows: Iterable[Row]) -> str:
     mine = [row for row in rows if (row.freedom, row.layers, row.samples) == USED[:3]]
     lines = [
         (
-            f"{row.network}{' folded' if row.folded and not row.network.endswith('_folded') else ''}",
+            in_words(row.network, row.folded),
             row.range or "its own",
             f"{math.exp(row.log_weights[_label(*USED[3:])]):.2f}",
             row.likeliest,

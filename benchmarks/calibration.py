@@ -30,7 +30,7 @@ from benchmarks.evaluate import Reference, reference_of
 from benchmarks.ledger import Ledger
 from benchmarks.networks import LABELLED, Network, available
 from benchmarks.readme import markdown
-from benchmarks.variants import Variant, variants
+from benchmarks.variants import Variant, in_words, variants
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.statistics import mixing
@@ -140,7 +140,7 @@ def table(rows: Iterable[Row]) -> str:
         for count in COUNTS:
             number = most if count == last else count
             cells += [_cell(found.get((source, number))) for source in (BLENDED, ALONE)]
-        shown = first.network + (" folded" if first.folded and not first.network.endswith("_folded") else "")
+        shown = in_words(first.network, first.folded)
         truth = "-" if first.float_top1 is None else f"{100 * first.float_top1:.1f}"
         lines.append((shown, str(first.bits), truth, *cells))
     return markdown(header, lines)

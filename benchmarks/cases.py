@@ -17,7 +17,7 @@ from benchmarks.evaluate import Reference, reference_of
 from benchmarks.ledger import Ledger
 from benchmarks.methods import BARE, NO_COMPENSATION
 from benchmarks.networks import LABELLED, UNLABELLED, available
-from benchmarks.variants import Variant, variants
+from benchmarks.variants import Variant, in_words, variants
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError
 
@@ -67,10 +67,7 @@ class Row:
     def name(self) -> str:
         """The case in words."""
         setting = f"{self.setting} bits" if self.setting[-1].isdecimal() else self.setting
-        parts = [self.network, "folded" if self.folded else "", self.range, setting]
-        if self.folded and self.network.endswith("_folded"):
-            parts[1] = ""
-        return " ".join(part for part in parts if part)
+        return f"{in_words(*self.variant)} {setting}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""How good a quantized model is: the float model's outputs are computed forward_only and kept, every
+"""How good a quantized model is: the float model's outputs are computed once and kept, every
 quantized model is compared with them.
 """
 

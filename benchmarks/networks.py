@@ -104,7 +104,7 @@ def network(name: str) -> Network:
 
 def resnet50_shape() -> Path:
     """A network of the shape of ResNet-50, 25.5 M random weights with batch norm: it has a cost, but no
-    accuracy. Made forward_only per machine.
+    accuracy. Made once per machine.
     """
     path = Path(tempfile.gettempdir()) / "onnx_dfmpc_benchmarks" / f"{RESNET50}.onnx"
     if not path.is_file():

@@ -68,8 +68,7 @@ class Variant:
     @property
     def name(self) -> str:
         """Network, form and range in words."""
-        folded = " folded" if self.folded and not self.network.endswith("_folded") else ""
-        return f"{self.network}{folded} {self.range}".rstrip()
+        return in_words(self.network, self.folded, self.range)
 
     def inputs(self, arrays: Array) -> Array:
         """The inputs of the network as given, as this one takes them."""
@@ -97,6 +96,12 @@ def variants(network: Network, *, ranges: Collection[str] | None = None) -> Iter
                 changed = rescaled(base, factor, offset)
                 if changed is not None:
                     yield Variant(network.name, changed, is_folded, text, factor, offset)
+
+
+def in_words(network: str, folded: bool, moved: str = "") -> str:
+    """A variant in words; "folded" is one that was made here."""
+    made = "folded" if folded and network.endswith("_bn") else ""
+    return " ".join(part for part in (network, made, moved) if part)
 
 
 def own_range(name: str) -> str:
