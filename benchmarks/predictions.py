@@ -82,7 +82,7 @@ def summary(rows: Iterable[Row]) -> list[str]:
     missed = sorted((_missing(row), row.name) for row in rows if _missing(row) < 0)
     share = 1 - len(missed) / len(rows)
     lines = [f"{'met' if share >= BAR else 'missed'}: {100 * share:.1f} % hold, the bar is {100 * BAR:.0f} %"]
-    return lines + [f"{name}: {less:.1f} dB below the interval" for less, name in missed]
+    return lines + [f"{name}: {-less:.1f} dB below the interval" for less, name in missed]
 
 
 def _missing(row: Row) -> float:
