@@ -1,4 +1,4 @@
-"""How good a quantized model is: the float model's outputs are computed forward_only and kept, every
+"""How good a quantized model is: the float model's outputs are computed once and kept, every
 quantized model is compared with them.
 """
 
@@ -57,8 +57,13 @@ class Reference:
 
 def reference(network: Network, data: str) -> Reference:
     """Run the float model of a network on one of its data sets."""
-    proto = load(network.path).proto
-    arrays, labels = network.inputs(data)
+    return reference_of(load(network.path).proto, *network.inputs(data))
+
+
+def reference_of(
+    proto: ModelProto, arrays: NDArray[Any], labels: NDArray[np.int64] | None = None
+) -> Reference:
+    """Run a float model on inputs for its only input."""
     specs = model_inputs(proto)
     samples = from_data(specs, {specs[0].name: arrays}, labels)
     session = _session(proto)

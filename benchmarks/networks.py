@@ -39,6 +39,21 @@ LABELLED = (
 )
 """Networks whose top-1 can be measured."""
 
+UNLABELLED = ("ultraface_rfb_320_bn", "fastestdet_folded", "fer_xception_bn", "yunet_s_dynamic")
+"""Networks with real inputs, but no labels."""
+
+FACES, FACE_CROPS = "face_photos_320x240", "face_crops_160x160"
+CROPS, SIDE = ((0, 40), (30, 80), (60, 120)), 160
+"""Upper left corners and side of the squares that are cut from every photograph, for a network that reads
+faces.
+"""
+
+STAND_INS = {"fastestdet_folded": (FACES,), "fer_xception_bn": (FACE_CROPS,)}
+"""Inputs of networks for which the manifest names none."""
+
+MOST_SAMPLES, FEWEST_SAMPLES, POSITIONS = 192, 24, 1 << 21
+"""Bounds on the real inputs that a comparison without labels takes, and about how many pixels they have."""
+
 RESNET50 = "resnet50_shape"
 RESNET50_BLOCKS = ((3, 64), (4, 128), (6, 256), (3, 512))
 
@@ -57,7 +72,17 @@ class Network:
         if data == DIGITS_DATA:
             with np.load(MODELS / f"{data}.npz") as arrays:
                 return arrays["input"], arrays["labels"].astype(np.int64)
+        if data == FACE_CROPS:
+            photographs, _ = zoo.dataset(FACES)
+            cut = [image[y : y + SIDE, x : x + SIDE] for image in photographs for y, x in CROPS]
+            return zoo.preprocess(np.stack(cut), zoo.entry(self.name)), None
         return zoo.samples(zoo.entry(self.name), data)
+
+    def some_inputs(self) -> NDArray[Any]:
+        """A few dozen real inputs, or more where they are small: enough to tell an SQNR."""
+        arrays, _ = self.inputs(self.data[0])
+        positions = max(1, int(np.prod(arrays.shape[2:])))
+        return arrays[: int(np.clip(POSITIONS // positions, FEWEST_SAMPLES, MOST_SAMPLES))]
 
 
 def network(name: str) -> Network:
@@ -74,12 +99,12 @@ def network(name: str) -> Network:
         return Network(name, resnet50_shape(), ())
     entry = zoo.entry(name)
     calibration = "cifar10_calibration" if name.startswith("cifar10_") else None
-    return Network(name, zoo.fetch(entry), entry.data, calibration)
+    return Network(name, zoo.fetch(entry), entry.data or STAND_INS.get(name, ()), calibration)
 
 
 def resnet50_shape() -> Path:
     """A network of the shape of ResNet-50, 25.5 M random weights with batch norm: it has a cost, but no
-    accuracy. Made forward_only per machine.
+    accuracy. Made once per machine.
     """
     path = Path(tempfile.gettempdir()) / "onnx_dfmpc_benchmarks" / f"{RESNET50}.onnx"
     if not path.is_file():

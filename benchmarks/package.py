@@ -1,19 +1,24 @@
-"""The package's own pipeline as a benchmark needs it: the method alone, and plans with an ingredient taken
-out.
+"""The package's own pipeline as a benchmark needs it: the method alone, plans with an ingredient taken out,
+and the inputs that statistics are measured on.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
-from onnx_dfmpc import QuantizeResult, Recipe, apply
+from onnx_dfmpc import QuantizeResult, Recipe
+from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.pipeline.job import needs_statistics, prepare
-from onnx_dfmpc.pipeline.steps import Measured, allocate, cost_table, measure
+from onnx_dfmpc.pipeline.steps import allocate, carry_out, cost_table, finish, measure
+from onnx_dfmpc.spec import Feeds, Layer, Mixture
+from onnx_dfmpc.statistics.belief import believe
+from onnx_dfmpc.statistics.mixing import believed, mixture_of
 
 Model = str | os.PathLike[str] | ModelProto
 
@@ -30,8 +35,30 @@ def quantize(model: Model, recipe: Recipe, changes: Mapping[str, Any] | None = N
         Fields of every `LayerPlan` to replace, such as ``{"per_channel": False}``.
     """
     job = prepare(model, recipe, None, {}, statistics=needs_statistics(recipe), predicted=False)
-    statistics = Measured({}) if job.sizes is None else measure(job, job.planned, {})
+    statistics = measure(job, job.planned, {})
     costs, _ = cost_table(job, statistics, {})
     plan = allocate(job, costs, {})
     changed = replace(plan, layers=tuple(replace(layer, **(changes or {})) for layer in plan.layers))
-    return apply(model, changed, recipe, validated=False)
+    made = carry_out(job, changed, statistics, {})
+    return finish(job, made, {}, None, (), statistics, {})
+
+
+@dataclass(frozen=True, eq=False)
+class Believed:
+    """What the inputs of a network are taken for: kinds to measure on, and the likeliest range."""
+
+    mixture: Mixture
+    span: tuple[float, float]
+
+
+def inputs_of(proto: ModelProto, layers: Sequence[Layer], *, seed: int = 0) -> Believed:
+    """Inputs as the pipeline takes them where a recipe says nothing about them."""
+    specs = model_inputs(proto)
+    belief = believe(proto, layers, specs, seed=seed)
+    mixture = believed(specs, belief.hypotheses, belief.weights, anchored=belief.anchored, seed=seed)
+    return Believed(mixture, (belief.likeliest.low, belief.likeliest.high))
+
+
+def real_mixture(feeds: Feeds) -> Mixture:
+    """Collected inputs, and nothing else."""
+    return mixture_of([feeds], np.ones(1), np.ones(1), [True])

@@ -36,9 +36,9 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.networks import LABELLED, Network, available
+from benchmarks.package import Believed, inputs_of
 from onnx_dfmpc.allocate.fixed import layer_plan
 from onnx_dfmpc.inputs.specs import model_inputs
-from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import Repair, relative_noise, round_layer
 from onnx_dfmpc.model.constants import ConstantTable
@@ -50,8 +50,6 @@ from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.outputs import relative, scores
 from onnx_dfmpc.sensitivity.table import Sizes, predict
 from onnx_dfmpc.spec import CostTable, Layer, LayerStatistics, MatchReport
-from onnx_dfmpc.statistics.belief import believe
-from onnx_dfmpc.statistics.mixing import mixture_of
 from onnx_dfmpc.statistics.probe import probe
 
 SCHEMA = 1
@@ -63,7 +61,6 @@ EFFECTS = ("noise", "kl", "top1", "drop")
 
 Value = NDArray[Any]
 Key = tuple[str, int]
-Range = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -96,12 +93,12 @@ class Summary:
 
 
 def quantized(
-    proto: ModelProto, report: MatchReport, span: Range, bits: Sequence[int]
+    proto: ModelProto, report: MatchReport, believed: Believed, bits: Sequence[int]
 ) -> tuple[dict[Key, Candidate], dict[Key, float]]:
     """Every layer at every width, as the default method would store it, and its noise at its own output, as
     the cost model sees it.
     """
-    table, statistics = ConstantTable(proto), _statistics(proto, report, span)
+    table, statistics = ConstantTable(proto), _statistics(proto, report, believed)
     found: dict[Key, Candidate] = {}
     local: dict[Key, float] = {}
     for layer in report.layers:
@@ -172,7 +169,7 @@ def truth(
 
 
 def predictions(
-    source: Network, proto: ModelProto, report: MatchReport, span: Range, images: int
+    source: Network, proto: ModelProto, report: MatchReport, believed: Believed, images: int
 ) -> tuple[dict[str, dict[Key, float]], dict[str, float]]:
     """Noise by every prediction but the local one, and the seconds that each of the providers took."""
     table = ConstantTable(proto)
@@ -187,11 +184,11 @@ def predictions(
     for kind in SOURCES:
         feeds: Sequence[Mapping[str, Value]] | None = None
         if kind == "probe":
-            feeds = mixed_synthetic_feeds(proto, input_range=span)
+            feeds = mixed_synthetic_feeds(proto, input_range=believed.span)
         elif kind == "measured":
             feeds = user_feeds(proto, Data(data=_other(source, images)))
         start = time.process_time()
-        statistics = _statistics(proto, report, span)
+        statistics = _statistics(proto, report, believed)
         predicted, _ = predict(proto, report, sizes, RECIPE, statistics, feeds=feeds, source=kind)
         seconds[kind] = time.process_time() - start
         found[kind] = dict(zip(keys, predicted.noise.ravel().tolist(), strict=True))
@@ -202,10 +199,9 @@ def _raw(layer: Layer, table: ConstantTable, width: int) -> float:
     return relative_noise(layer, table[layer.weight].astype(np.float32), width)
 
 
-def _statistics(proto: ModelProto, report: MatchReport, span: Range) -> dict[str, LayerStatistics]:
-    mixture = mixture_of([synthetic_feeds(model_inputs(proto), input_range=span)], np.ones(1), np.ones(1))
+def _statistics(proto: ModelProto, report: MatchReport, believed: Believed) -> dict[str, LayerStatistics]:
     names = [layer.name for layer in report.layers]
-    return probe(proto, report.layers, names, mixture, source="probe", seed=0, with_outputs=False)
+    return probe(proto, report.layers, names, believed.mixture, source="probe", seed=0, with_outputs=False)
 
 
 def _other(source: Network, images: int) -> Value:
@@ -230,11 +226,10 @@ def compare(source: Network, *, bits: Sequence[int], images: int) -> tuple[list[
     """Predictions against the truth for one network."""
     proto = load(source.path).proto
     report = match(proto)
-    likeliest = believe(proto, report.layers, model_inputs(proto)).likeliest
-    span = likeliest.low, likeliest.high
-    candidates, local = quantized(proto, report, span, bits)
+    believed = inputs_of(proto, report.layers)
+    candidates, local = quantized(proto, report, believed, bits)
     true, count = truth(source, proto, report, candidates, images)
-    predicted, seconds = predictions(source, proto, report, span, images)
+    predicted, seconds = predictions(source, proto, report, believed, images)
     predicted["local"] = local
     rows = [
         Row(

@@ -28,14 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.networks import LABELLED, Network, available
+from benchmarks.package import inputs_of, real_mixture
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.linalg.matrices import matrix
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.spec import InputStatistics, Layer, Mixture
-from onnx_dfmpc.statistics.belief import believe
 from onnx_dfmpc.statistics.closed_form import closed_form
-from onnx_dfmpc.statistics.mixing import believed, mixture_of
 from onnx_dfmpc.statistics.probe import probe
 
 PROVIDERS = ("closed form", "probe", "calibration")
@@ -94,7 +93,7 @@ def compare(
     real, other = _real(source, images)
     walks = {provider: _provide(provider, proto, layers, other) for provider in providers}
     found, seconds = [], dict.fromkeys(providers, 0.0)
-    for layer, true in measured(proto, layers, collected(proto, real), "calibration"):
+    for layer, true in measured(proto, layers, real_mixture(feeds(proto, real)), "calibration"):
         for provider, walk in walks.items():
             start = time.process_time()
             ready, estimate = next(walk)
@@ -140,19 +139,12 @@ def _provide(
     provider: str, proto: ModelProto, layers: Sequence[Layer], other: NDArray[Any]
 ) -> Iterator[tuple[Layer, InputStatistics]]:
     if provider == "calibration":
-        return measured(proto, layers, collected(proto, other), provider)
-    specs = model_inputs(proto)
-    belief = believe(proto, layers, specs)
+        return measured(proto, layers, real_mixture(feeds(proto, other)), provider)
+    believed = inputs_of(proto, layers)
     if provider == "probe":
-        mixture = believed(specs, belief.hypotheses, belief.weights, anchored=belief.anchored, seed=0)
-        return measured(proto, layers, mixture, provider)
-    statistics = closed_form(proto, layers, input_range=(belief.likeliest.low, belief.likeliest.high))
+        return measured(proto, layers, believed.mixture, provider)
+    statistics = closed_form(proto, layers, input_range=believed.span)
     return ((layer, statistics[layer.name]) for layer in layers)
-
-
-def collected(proto: ModelProto, inputs: NDArray[Any]) -> Mixture:
-    """Real inputs, which are all of one kind."""
-    return mixture_of([feeds(proto, inputs)], np.ones(1), np.ones(1), [True])
 
 
 def measured(

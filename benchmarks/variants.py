@@ -11,14 +11,14 @@ which is the same function of the picture but for the zeros at its borders.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from benchmarks.networks import Network
+from benchmarks.networks import LABELLED, Network
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
@@ -58,36 +58,62 @@ NO_PICTURES = ("har_conv1d_bn", "har_conv1d_folded", "wakeword_bn")
 class Variant:
     """A network made from another, and its inputs, x' = factor x + offset."""
 
-    name: str
+    network: str
     proto: ModelProto
+    folded: bool = False
+    range: str = ""  # that its inputs were moved to; "" where they are the network's own
     factor: float = 1.0
     offset: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Network, form and range in words."""
+        return in_words(self.network, self.folded, self.range)
 
     def inputs(self, arrays: Array) -> Array:
         """The inputs of the network as given, as this one takes them."""
         return (np.float32(self.factor) * arrays + np.float32(self.offset)).astype(arrays.dtype)
 
 
-def variants(network: Network, *, ranges: bool = True) -> Iterator[Variant]:
-    """A network as it is; folded, where it is not; and both with inputs in each other usual range."""
+def variants(network: Network, *, ranges: Collection[str] | None = None) -> Iterator[Variant]:
+    """A network as it is; folded, where it is not and no folded twin is among the networks; and both with
+    inputs in each other usual range, or only in those of ``ranges``.
+    """
     proto = load(network.path).proto
-    bases = [(network.name, proto)]
     flat = folded(proto)
-    if flat is not None and not network.name.startswith("digits"):
-        bases.append((f"{network.name} folded", flat))
-    for name, base in bases:
-        yield Variant(name, base)
-        if not ranges:
-            continue
-        if network.name in NO_PICTURES:
-            changes = {text: (factor, 0.0) for text, factor in SCALES.items()}
-        else:
-            own = OWN.get(network.name, "-2..2")
-            changes = {text: _between(USUAL[own], span) for text, span in USUAL.items() if text != own}
+    bases = [(flat is None, proto)]
+    if flat is not None and f"{network.name.removesuffix('_bn')}_folded" not in LABELLED:
+        bases.append((True, flat))
+    if network.name in NO_PICTURES:
+        changes = {text: (factor, 0.0) for text, factor in SCALES.items()}
+    else:
+        own = own_range(network.name)
+        changes = {text: _between(USUAL[own], span) for text, span in USUAL.items() if text != own}
+    for is_folded, base in bases:
+        yield Variant(network.name, base, is_folded)
         for text, (factor, offset) in changes.items():
-            changed = rescaled(base, factor, offset)
-            if changed is not None:
-                yield Variant(f"{name} {text}", changed, factor, offset)
+            if ranges is None or text in ranges:
+                changed = rescaled(base, factor, offset)
+                if changed is not None:
+                    yield Variant(network.name, changed, is_folded, text, factor, offset)
+
+
+def in_words(network: str, folded: bool, moved: str = "") -> str:
+    """A variant in words; "folded" is one that was made here."""
+    made = "folded" if folded and network.endswith("_bn") else ""
+    return " ".join(part for part in (network, made, moved) if part)
+
+
+def own_range(name: str) -> str:
+    """The usual range that a network for pictures is fed."""
+    return OWN.get(name, "-2..2")
+
+
+def one_range(name: str) -> tuple[str]:
+    """One other range, far from the network's own."""
+    if name in NO_PICTURES:
+        return ("x30",)
+    return ("-1..1",) if max(map(abs, USUAL[own_range(name)])) > 100 else ("0..255",)
 
 
 def _between(old: tuple[float, float], new: tuple[float, float]) -> tuple[float, float]:
@@ -127,11 +153,12 @@ def folded(proto: ModelProto) -> ModelProto | None:
 
 
 def _constants(
-    proto: ModelProto, name: str, weight: NDArray[np.floating], bias: NDArray[np.floating]
+    proto: ModelProto, name: str, weight: NDArray[np.floating], bias: NDArray[np.floating] | None
 ) -> None:
     for suffix, array in (("w", weight), ("b", bias)):
-        tensor = numpy_helper.from_array(array.astype(np.float32), f"{name}::{suffix}")
-        proto.graph.initializer.append(tensor)
+        if array is not None:
+            tensor = numpy_helper.from_array(array.astype(np.float32), f"{name}::{suffix}")
+            proto.graph.initializer.append(tensor)
 
 
 def rescaled(proto: ModelProto, factor: float, offset: float) -> ModelProto | None:
@@ -141,7 +168,7 @@ def rescaled(proto: ModelProto, factor: float, offset: float) -> ModelProto | No
     result = ModelProto()
     result.CopyFrom(proto)
     producer = {node.output[0]: node for node in result.graph.node if node.output}
-    found = _readers(proto, [layer for layer in layers.values()])
+    found = _readers(proto, list(layers.values()))
     if not found:
         return None
     for layer in found:
@@ -151,6 +178,10 @@ def rescaled(proto: ModelProto, factor: float, offset: float) -> ModelProto | No
         weight = table[layer.weight].astype(np.float64) / factor
         moved = offset * weight.reshape(layer.channels, -1).sum(axis=1)
         bias = table[layer.bias].astype(np.float64).ravel() if layer.bias else np.zeros(layer.channels)
+        if layer.bias is None and not moved.any():  # zeros would tell that there never was a batch norm
+            _constants(result, node.output[0], weight, None)
+            node.input[1] = f"{node.output[0]}::w"
+            continue
         if layer.batch_norm is None or layer.bias:
             _constants(result, node.output[0], weight, bias - moved)
             del node.input[1:]

@@ -10,12 +10,28 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 from rich.console import Console
 
-from benchmarks import accuracy, broken, methods, networks, package, readme, sensitivity, speed
+from benchmarks import (
+    accuracy,
+    belief,
+    broken,
+    calibration,
+    cost,
+    methods,
+    networks,
+    package,
+    predictions,
+    readme,
+    robustness,
+    sensitivity,
+    speed,
+)
 from benchmarks.baselines import Unavailable, dfq
 from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
+from benchmarks.ledger import Ledger
 from benchmarks.measure import STEPS, measure
 from benchmarks.methods import Task
+from benchmarks.variants import folded, rescaled, variants
 from onnx_dfmpc import Recipe, validate
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.inputs.specs import model_inputs
@@ -341,4 +357,102 @@ class TestBroken:
 
     def test_mistakes_are_one_line(self, capsys):
         assert broken.main(["--network", "nothing"]) != 0
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+class TestVariants:
+    def test_folded_is_the_same_function(self, digits_bn):
+        model = onnx.load(digits_bn)
+        flat = folded(model)
+        assert flat is not None
+        assert not [node for node in flat.graph.node if node.op_type == "BatchNormalization"]
+        assert same_function(model, flat)
+        assert folded(flat) is None
+
+    @pytest.mark.parametrize("form", ["bn", "folded"])
+    def test_rescaled_is_the_same_function_of_the_picture(self, form, digits_bn, digits_folded):
+        model = onnx.load(digits_bn if form == "bn" else digits_folded)
+        other = rescaled(model, 127.5, 0.0)
+        assert other is not None
+        _, _, feeds = next(synthetic(model_inputs(model), samples=2, seed=0).batches())
+        moved = {name: np.float32(127.5) * array for name, array in feeds.items()}
+        for a, b in zip(outputs(model, feeds), outputs(other, moved), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+    def test_factors_alone_add_no_bias(self):
+        model = parser.parse_model("""
+            <ir_version: 8, opset_import: ["" : 17]>
+            g (float[N, 2, 5, 5] x) => (float[N, 1, 3, 3] y)
+            <float[1, 2, 3, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9}>
+            { y = Conv(x, w) }""")
+        other = rescaled(model, 2.0, 0.0)
+        assert other is not None
+        assert len(other.graph.node[0].input) == 2
+
+    def test_names(self):
+        found = list(variants(networks.network("digits_resnet_bn"), ranges=("0..255",)))
+        assert [variant.name for variant in found] == ["digits_resnet_bn", "digits_resnet_bn 0..255"]
+
+
+class TestCases:
+    def test_robustness_and_predictions_share_a_file(self, tmp_path, capsys):
+        path = tmp_path / "cases.json"
+        arguments = ["--networks", "digits_resnet_bn", "--json", str(path)]
+        assert robustness.main([*arguments, "--bits", "2", "--as-given"]) == 0
+        assert "1 cases, 0 below plain rounding, 0 below SQuant" in capsys.readouterr().out
+        before = path.read_bytes()
+        assert predictions.main([*arguments, "--settings", "2", "--ranges", "own"]) == 0
+        assert path.read_bytes() == before, "measured again"
+        shown = capsys.readouterr().out
+        assert "| all | 1 |" in shown
+        assert "hold, the bar is 90 %" in shown
+        assert len(json.loads(before)["rows"]) == 3
+
+    def test_files_of_another_benchmark_are_refused(self, tmp_path, capsys):
+        path = tmp_path / "other.json"
+        path.write_text(json.dumps({"rows": [{"network": "x"}]}))
+        assert robustness.main(["--networks", "--json", str(path)]) != 0
+        assert "results of another benchmark" in capsys.readouterr().err
+
+    def test_rows_of_several_files(self, tmp_path):
+        rows = [cost.Row("a", "nearest", "this", repeat, 1.0, 2.0, 3) for repeat in range(2)]
+        for row in rows:
+            Ledger(cost.Row, tmp_path / f"{row.repeat}.json").add(row)
+        joined = Ledger(cost.Row, tmp_path / "0.json", [tmp_path / "1.json"])
+        assert list(joined) == rows
+        assert ("a", "nearest", "this", 1) in joined
+
+
+class TestCalibration:
+    def test_parts_are_disjoint(self):
+        pool, (test, labels) = calibration.parted(networks.network("digits_resnet_bn"))
+        assert labels is not None
+        assert len(test) == len(labels)
+        assert len(pool) + len(test) == 597
+        assert not {one.tobytes() for one in pool[:50]} & {one.tobytes() for one in test}
+
+    def test_alone_leaves_the_constant_as_it_was(self):
+        usual = calibration.mixing.KNOWN
+        with calibration.alone():
+            assert calibration.mixing.KNOWN == 0
+        assert usual == calibration.mixing.KNOWN
+
+
+class TestBelief:
+    def test_command(self, capsys):
+        usual = belief.belief.WHITE_PRIOR
+        assert belief.main(["--networks", "digits_resnet_bn", "--used"]) == 0
+        assert "| digits_resnet_bn | 0..255 |" in capsys.readouterr().out
+        assert usual == belief.belief.WHITE_PRIOR
+
+
+class TestCost:
+    def test_command(self, capsys):
+        arguments = ["--networks", "digits_resnet_bn", "--steps", "load+save", "--repeats", "1"]
+        assert cost.main(arguments) == 0
+        assert "| digits_resnet_bn | load+save | 1 |" in capsys.readouterr().out
+
+    def test_another_directory_is_refused(self, tmp_path, capsys):
+        arguments = ["--networks", "digits_resnet_bn", "--steps", "load+save", "--repeats", "1"]
+        assert cost.main([*arguments, "--other", str(tmp_path)]) != 0
         assert capsys.readouterr().err.startswith("error: ")
