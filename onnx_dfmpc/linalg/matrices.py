@@ -108,7 +108,7 @@ class Kronecker:
         return _kronecker(self.channels[:, chosen, chosen], self.spatial)
 
     def part(self, target: slice, source: slice, columns: Array) -> Array:
-        """M[target, source] times columns (g, inputs of the source, m), in the dtype of these: C X R' for each."""
+        """M[target, source] times columns (g, inputs of the source, m), in their dtype: C X R' for each."""
         t = self.grain
         g, _, m = columns.shape
         to, of = (slice(inputs.start // t, inputs.stop // t) for inputs in (target, source))

@@ -35,7 +35,7 @@ from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import Array, InputSpec, Layer
 from onnx_dfmpc.statistics.mixing import mixture_of
-from onnx_dfmpc.statistics.probe import affine, anchor_of, moments
+from onnx_dfmpc.statistics.probe import affine, anchor_of, moments, own_bias
 
 RANGES = ((-2.0, 2.0), (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-128.0, 127.0))
 """Conventions for pictures: mean and deviation of the data set taken out, and four that need no data."""
@@ -107,7 +107,8 @@ def believe(
     hypotheses, prior = tuple(compress(hypotheses, fits)), prior[fits]
     evidence = _Evidence(evidence.density[fits], evidence.shape[fits], evidence.ratio[fits])
     found = evidence.density
-    if not anchored and evidence.ratio[evidence.density.argmax()] < NEGLIGIBLE:
+    never = all(layer.batch_norm is None for layer in layers)
+    if never and evidence.ratio[evidence.density.argmax()] < NEGLIGIBLE:
         found = evidence.shape
         prior *= [1.0 if one.high >= RAW else np.exp(-2) for one in hypotheses]
     likelihood = prior * np.exp(found - found.max())
@@ -180,8 +181,8 @@ def _evidence(
             ratio = np.where(live, _student(mean / safe), 0).sum(axis=1) / alive
             shape += ratio
             density += ratio - np.where(live, np.log(safe), 0).sum(axis=1) / alive
-            if layer.bias is not None:
-                bias = np.abs(table[layer.bias].astype(np.float64).ravel())
+            bias = np.abs(own_bias(layer, table))
+            if bias.any():  # zeros say nothing about scales
                 ratios.append(np.median(bias / np.maximum(deviation, 1e-30), axis=1))
     return _Evidence(density, shape, np.median(ratios, axis=0) if ratios else np.ones(count))
 
