@@ -106,11 +106,11 @@ def test_what_is_not_sure_is_named_with_what_knowing_it_would_buy() -> None:
         KindNoise("1/f images in 0 to 255", 0.2, 15.0),
     )
     (line,) = doubts(belief(0.6, 0.38, 0.02), Expectation(18.0, 15.0, 21.0, kinds))
-    # White noise is too unlikely to be named; without 0 to 255, the lower end is the lower of the first two.
+    # White noise counts for its range; without 0 to 255, the lower end is the lower of the first two.
     assert line == (
-        "the inputs are not known: pictures in -2 to 2 (60%), pictures in 0 to 255 (38%); --input-range -2 2, "
+        "the inputs are not known: pictures in -2 to 2 (62%), or 0 to 255 (38%); --input-range -2 2, "
         "if it is right, raises the lower end of the prediction by 4.5 dB, to 19.5; "
-        "one real sample in --calibration-data tells, too"
+        "an --images convention or one real sample in --calibration-data tells, too"
     )
     assert "\n" not in line
 
@@ -118,6 +118,6 @@ def test_what_is_not_sure_is_named_with_what_knowing_it_would_buy() -> None:
 def test_a_doubt_without_a_prediction_names_the_flags_alone() -> None:
     (line,) = doubts(belief(0.5, 0.45, 0.05), None)
     assert line == (
-        "the inputs are not known: pictures in -2 to 2 (50%), pictures in 0 to 255 (45%), white noise in -2 to 2 "
-        "(5%); --input-range -2 2, or what is right, and real samples in --calibration-data, say better"
+        "the inputs are not known: pictures in -2 to 2 (55%), or 0 to 255 (45%); "
+        "--input-range, an --images convention or one real sample in --calibration-data says better"
     )

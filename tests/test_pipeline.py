@@ -217,7 +217,7 @@ PLAIN = {"bits": 4, "rounding": "nearest", "repair": "none"}
 
 
 def test_what_the_inputs_are_is_asked_only_where_it_is_needed(
-    digits_bn: Path, digits_data: Path, monkeypatch: pytest.MonkeyPatch
+    digits_folded: Path, digits_data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[Any] = []
     believe, evidence = job.believe, belief._evidence
@@ -232,7 +232,7 @@ def test_what_the_inputs_are_is_asked_only_where_it_is_needed(
         ({"data": data}, True, ["belief", "evidence"]),  # a prediction does not look at the data
     ):
         asked.clear()
-        result = quantize(digits_bn, None, Recipe(**PLAIN, samples=4, **knobs), validated=validated)
+        result = quantize(digits_folded, None, Recipe(**PLAIN, samples=4, **knobs), validated=validated)
         assert asked == expected, knobs
         doubts = [note for note in result.notes if note.startswith("the inputs are not known")]
         assert len(doubts) == expected.count("evidence")

@@ -360,8 +360,8 @@ def test_inspect_without_layers() -> None:
     assert found.belief is None
 
 
-def test_inspect_says_what_the_inputs_may_be(digits_bn: Path) -> None:
-    found = inspect_result(digits_bn)
+def test_inspect_says_what_the_inputs_may_be(digits_folded: Path) -> None:
+    found = inspect_result(digits_folded)
     plain = document.inspect_document(found)
     weights = [row["weight"] for row in plain["inputs"]]
     assert weights == sorted(weights, reverse=True)

@@ -320,14 +320,15 @@ def test_responses_are_those_of_the_damped_covariance(kernel, seed, b):
         for u, v in ((rows, rows), (rows, quantized), (quantized, quantized))
     ]
     for found, true in zip((responses.norm, *responses.products(error)), expected, strict=True):
-        np.testing.assert_allclose(found, true, rtol=1e-8, atol=1e-8 * np.abs(expected[0]).max())
+        # The sweeps are in float32.
+        np.testing.assert_allclose(found, true, rtol=1e-4, atol=1e-5 * np.abs(expected[0]).max())
     factor = responses.best_scale(error)
     assert ((factor > 0) & (factor < 10)).all()
     better = (quantized * factor[..., None] - rows)[..., None]
     worse = [(quantized * (factor * f)[..., None] - rows)[..., None] for f in (0.99, 1.01)]
     cost = [np.einsum("grnx,gnm,grmx->gr", e, damped, e) for e in (better, *worse)]
     helped = factor != 1
-    assert all((cost[0][helped] <= other[helped] * (1 + 1e-9) + 1e-12).all() for other in cost[1:])
+    assert all((cost[0][helped] <= other[helped] * (1 + 1e-4) + 1e-9).all() for other in cost[1:])
 
 
 @given(
@@ -351,7 +352,7 @@ def test_a_product_of_factors_rounds_as_the_matrix_that_it_is(kernel, seed, b):
         rows.transpose(0, 2, 1), CholeskyFactor(whole.unit_diagonal(), whole.diagonal()), *grid
     )
     np.testing.assert_array_equal(fed[0], again[0])
-    np.testing.assert_allclose(fed[1], again[1], atol=1e-9 * np.abs(rows).max())
+    np.testing.assert_allclose(fed[1], again[1], rtol=1e-4, atol=1e-5 * np.abs(rows).max())
     start = nearest(rows, *grid)
     np.testing.assert_array_equal(
         descend(rows, second, start, *grid, sweeps=3), descend(rows, second.dense(), start, *grid, sweeps=3)
@@ -386,7 +387,7 @@ def test_how_many_rows_are_rounded_at_once_does_not_matter(monkeypatch, most):
         (apart.codes, apart.scale, apart.zero_point),
         strict=True,
     ):
-        np.testing.assert_allclose(one, other, rtol=1e-12)
+        np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 @given(kernels, seeds, st.integers(2, 5))

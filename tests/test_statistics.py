@@ -143,6 +143,7 @@ def test_a_sample_of_patches_is_close_to_all_of_them(monkeypatch):
         noise(8, 3, 30, 30, seed=s) + np.arange(3, dtype=np.float32).reshape(3, 1, 1) for s in range(2)
     ]
     at, node = layer("Conv", (4, 3, 3, 3)), helper.make_node("Conv", ["x", "w"], ["y"])
+    monkeypatch.setattr("onnx_dfmpc.statistics.moments.PATCHES_PER_INPUT", 1 << 20)
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 1 << 20)
     every = measured(at, node, batches)
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_PATCHES", 4000)
@@ -167,6 +168,7 @@ def test_moments_of_a_transposed_convolution_are_those_of_an_average_phase(
     """On inputs that are constant in space, which is what the closed form stands on: it predicts mean and
     variance of the output.
     """
+    monkeypatch.setattr("onnx_dfmpc.statistics.moments.PATCHES_PER_INPUT", 1 << 20)
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MAX_VECTORS", 1 << 20)  # all of them
     rng = np.random.default_rng(0)
     rank = len(shape) - 2
@@ -292,7 +294,7 @@ def weighed(patches: list[np.ndarray], weights: np.ndarray, shares: np.ndarray) 
     """Mean and covariance of a mixture, patch by patch; patches of a kind have shape (P, n).
 
     Every patch counts with the weight, or the share, of its kind over the number and the power of its
-    patches. What is subtracted is the one mean of all of them: that of the kind has no part in it.
+    patches. How far the mean of a kind is from that of all counts over no less than the power of all.
     """
     power = [sum(float(value) ** 2 for value in kind.ravel()) / kind.size for kind in patches]
     total = sum(weight / p for weight, p in zip(weights, power, strict=True))
@@ -302,8 +304,10 @@ def weighed(patches: list[np.ndarray], weights: np.ndarray, shares: np.ndarray) 
         for patch in kind:
             mean += weight / p / total / len(kind) * patch
     for kind, share, p in zip(patches, shares, power, strict=True):
+        own = sum(kind) / len(kind)
         for patch in kind:
-            covariance += share / p / total / len(kind) * np.outer(patch - mean, patch - mean)
+            covariance += share / p / total / len(kind) * np.outer(patch - own, patch - own)
+        covariance += share / max(p, 1 / total) / total * np.outer(own - mean, own - mean)
     return mean, covariance
 
 

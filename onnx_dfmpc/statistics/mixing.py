@@ -89,7 +89,10 @@ def _shared(
     flat, even = weights**FLATTENED, np.array([0.4 if one.kind == "white" else 1.0 for one in hypotheses])
     shares = (1 - broad) * weights + broad / 2 * (flat / flat.sum() + even / even.sum())
     chosen = [int(index) for index in np.argsort(-shares, kind="stable")[:MOST_KINDS]]
-    likely, shares = weights[chosen], shares[chosen]
+    # A small scale counts for much in a mean, where noise is relative to the signal: a hypothesis that is not
+    # even plausible must not.
+    likely = np.where(weights >= min(PLAUSIBLE, weights.max()), weights, 0)[chosen]
+    shares = shares[chosen]
     return [hypotheses[index] for index in chosen], likely / likely.sum(), shares / shares.sum()
 
 

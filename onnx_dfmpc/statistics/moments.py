@@ -5,11 +5,12 @@ mean square of the patches. Kinds differ by factors of hundreds in their power, 
 the signal, so each is divided by its own:
 
     m = sum_k u_k m_k / sum_k u_k                          u_k = weight_k / p_k
-    H = sum_k v_k ( C_k + (m_k - m)(m_k - m)' )            v_k = share_k / p_k
+    H = sum_k v_k C_k + t_k (m_k - m)(m_k - m)'            v_k = share_k / p_k    t_k = share_k / max(p_k, p)
 
-both in units of the power 1 / sum_k u_k. The second term is what is not known of the mean: bias correction
-takes off e'm for the mean m that it knows, and where the inputs are of kind k the output still moves by
-e'(m_k - m). Rounding makes e'He small.
+both in units of the power p = 1 / sum_k u_k. The second term is what is not known of the mean: bias
+correction takes off e'm for the mean m that it knows, and where the inputs are of kind k the output still
+moves by e'(m_k - m). For a kind of far less power than p nothing can make that good, so it counts as one of
+power p. Rounding makes e'He small.
 """
 
 from __future__ import annotations
@@ -121,32 +122,31 @@ def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputSt
         values[list(found)] / values[list(found)].sum() for values in (mixture.weights, mixture.shares)
     )
     unit = 1 / (weights / power).sum()
-    u, v = unit * weights / power, unit * shares / power
+    u, v, t = unit * weights / power, unit * shares / power, unit * shares / np.maximum(power, unit)
     mean = sum(one * kind.mean for one, kind in zip(u, kinds, strict=True))
     apart = [kind.mean - mean for kind in kinds]
     count = round(1 / sum(share**2 / kind.count for share, kind in zip(shares, kinds, strict=True)))
-    covariance = _blended([kind.covariance for kind in kinds], apart, v, shares)
+    covariance = _blended([kind.covariance for kind in kinds], apart, v, t, shares)
     return InputStatistics(mean, covariance, count, source)
 
 
 def _blended(
-    covariances: Sequence[Array | Kronecker], apart: Sequence[Array], v: Array, shares: Array
+    covariances: Sequence[Array | Kronecker], apart: Sequence[Array], v: Array, t: Array, shares: Array
 ) -> Covariance:
-    """``sum_k v_k (C_k + d_k d_k')``; of Kronecker products, factor by factor."""
+    """``sum_k v_k C_k + t_k d_k d_k'``; of Kronecker products, factor by factor."""
     first = covariances[0]
     if isinstance(first, Kronecker):
         g, i, _ = first.channels.shape
         channels, spatial = np.zeros(first.channels.shape), np.zeros(first.spatial.shape)
-        for one, share, covariance, d in zip(v, shares, covariances, apart, strict=True):
+        for one, other, share, covariance, d in zip(v, t, shares, covariances, apart, strict=True):
             assert isinstance(covariance, Kronecker)
             taps = d.reshape(g, i, -1)
-            channels += one * (
-                covariance.channels + matrix_product(taps, taps.swapaxes(1, 2)) / taps.shape[2]
-            )
+            spread = matrix_product(taps, taps.swapaxes(1, 2)) / taps.shape[2]
+            channels += one * covariance.channels + other * spread
             spatial += share * covariance.spatial
         return Kronecker(channels.astype(np.float32), spatial.astype(np.float32))
     d = np.stack(apart, axis=1)
-    total = matrix_product(d.swapaxes(1, 2) * v, d)
+    total = matrix_product(d.swapaxes(1, 2) * t, d)
     for one, covariance in zip(v, covariances, strict=True):
         assert isinstance(covariance, np.ndarray)
         total += one * covariance
