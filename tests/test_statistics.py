@@ -356,23 +356,24 @@ def test_a_mixture_of_images_is_that_of_weighed_patches(monkeypatch, shape, grou
     # The power is that of all groups: kinds are weighed alike in each.
     power = [float(np.square(kind).mean()) for kind in seen]
     u = 1 / (WEIGHTS / power).sum() * WEIGHTS / power
-    v = 1 / (WEIGHTS / power).sum() * SHARES / power
+    unit = 1 / (WEIGHTS / power).sum()
+    v, t = unit * SHARES / power, unit * SHARES / np.maximum(power, unit)
     for g in range(group):
         mean = sum(one * kind[g].mean(axis=1) for one, kind in zip(u, seen, strict=True))
         covariance = sum(
-            one * np.mean([np.outer(patch - mean, patch - mean) for patch in kind[g].T], axis=0)
-            for one, kind in zip(v, seen, strict=True)
+            one * np.cov(kind[g], bias=True) + other * np.outer(*[kind[g].mean(axis=1) - mean] * 2)
+            for one, other, kind in zip(v, t, seen, strict=True)
         )
         np.testing.assert_allclose(found.mean[g], mean, rtol=1e-4)
         assert_near(found.covariance[g], covariance)
     # Of many inputs, the channels of the same, over all taps: each tap has the mean of its own.
     monkeypatch.setattr("onnx_dfmpc.statistics.moments.MANY_INPUTS", 1)
     few = measured(at, node, batches, mixture)
-    t = n // shape[1]
-    blocks = found.covariance.reshape(group, shape[1], t, shape[1], t)
+    taps_of = n // shape[1]
+    blocks = found.covariance.reshape(group, shape[1], taps_of, shape[1], taps_of)
     np.testing.assert_allclose(few.mean, found.mean)
     for g in range(group):
-        assert_near(few.covariance.channels[g], np.einsum("iaja->ij", blocks[g]) / t)
+        assert_near(few.covariance.channels[g], np.einsum("iaja->ij", blocks[g]) / taps_of)
     np.testing.assert_allclose(np.einsum("gtt->gt", few.covariance.spatial).mean(axis=1), 1, rtol=1e-5)
 
 
