@@ -230,15 +230,6 @@ def _tried(widths: Sequence[int], allowed: NDArray[np.bool_]) -> list[int]:
 # cost
 
 
-def with_costs(plan: QuantPlan, table: CostTable) -> QuantPlan:
-    """Plan with what the table says about its bits."""
-    rows = {name: row for row, name in enumerate(table.layers)}
-    at = {layer.name: (rows[layer.name], table.widths.index(layer.bits)) for layer in plan.layers}
-    sizes = {name: int(table.sizes[place]) for name, place in at.items()}
-    noise = {name: float(table.noise[place]) for name, place in at.items()}
-    return _with_noise(_with_sizes(plan, sizes, table.base + sum(sizes.values())), noise, table.source)
-
-
 def with_sizes(
     plan: QuantPlan, proto: ModelProto, matched: MatchReport, recipe: Recipe, metadata: Mapping[str, str]
 ) -> QuantPlan:
