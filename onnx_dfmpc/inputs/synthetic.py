@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -213,28 +212,18 @@ def _draw_picture(
 ) -> AnyArray:
     """One sample of that shape, without the batch axis; `key` is seed, number and position of the input.
 
-    Dead leaves and surfaces take turns. Each picture is there four times: as it is, as its negative, and both
-    turned by half a turn. Light and dark, up and down are as good a sample, and cost nothing. So the mean of
-    eight samples is exactly that of the inputs.
+    Dead leaves and surfaces take turns. A negative of a picture, or the picture turned by half a turn, would
+    be a sample for nothing, but is worth less than another picture: SqueezeNet at 3 bits had 49 % instead of
+    52, MobileNetV1 23 instead of 24.
     """
     seed, index, position = key
-    kind, negative, turned, number = index % 2, index // 2 % 2, index // 4 % 2, index // 8
-    values = _positive(shape, kind, (seed, position, number, kind))
-    if turned and is_image(shape):
-        axis = 2 if channel_axis(("N", *shape)) == 3 else 0
-        values = np.flip(values, tuple({0, 1, 2} - {axis}))
-    elif turned:
-        values = np.flip(values, tuple(range(1, len(shape))))
-    return _fit(-values if negative else values, spec.dtype, input_range)
-
-
-# A negative follows its picture, and the first few are asked for in every range that may be the right one.
-@lru_cache(maxsize=8)
-def _positive(shape: tuple[int, ...], kind: int, key: tuple[int, ...]) -> Array:
-    rng = np.random.default_rng(key)
+    kind, number = index % 2, index // 2
+    rng = np.random.default_rng((seed, position, number, kind))
     if is_image(shape):
-        return _drawn_image(shape, lambda sizes: picture(kind, *sizes, rng))
-    return smooth_noise(shape, rng)
+        values = _drawn_image(shape, lambda sizes: picture(kind, *sizes, rng))
+    else:
+        values = smooth_noise(shape, rng)
+    return _fit(values, spec.dtype, input_range)
 
 
 def _draw_white(
