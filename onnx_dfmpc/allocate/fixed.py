@@ -123,7 +123,8 @@ def layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe)
     """Plan of one layer at some bits: grid and rounding are the method's."""
     method = METHODS[recipe.method]
     rounding = recipe.rounding or method.rounding
-    return LayerPlan(layer.name, bits, role, method.grid(bits), rounding, method.per_channel, reason)
+    grid = recipe.form.grid(method.grid(bits), bits)
+    return LayerPlan(layer.name, bits, role, grid, rounding, method.per_channel, reason)
 
 
 def _bounded(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, bound: BitBounds) -> LayerPlan:

@@ -120,7 +120,7 @@ def is_fixed(recipe: Recipe) -> bool:
 
 def needs_statistics(recipe: Recipe, plan: QuantPlan | None = None) -> bool:
     """Whether prediction, rounding or repair ask for what the layers see."""
-    if recipe.repairs_gain or recipe.repairs_mean:
+    if recipe.repairs_gain or recipe.repairs_mean or recipe.activations is not None:
         return True
     if plan is not None:
         return any(ROUNDINGS[layer.rounding].needs_statistics for layer in plan.layers)

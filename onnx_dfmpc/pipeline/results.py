@@ -18,6 +18,7 @@ from onnx_dfmpc.spec import (
     Advice,
     Chain,
     Expectation,
+    IntegerActivations,
     Latency,
     LayerEffect,
     LayerReport,
@@ -55,6 +56,8 @@ class QuantizeResult:
     expectation : Expectation or None
         What the output SQNR on real inputs is expected to be, from synthetic ones of every plausible kind;
         None where the model was not run.
+    activations : IntegerActivations or None
+        Which activations are in 8 bits, and what ONNX Runtime makes of them; None where they are float.
     validation : ValidationReport or None
         None where it was left out.
     output : Path or None
@@ -82,6 +85,7 @@ class QuantizeResult:
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     expectation: Expectation | None = None
+    activations: IntegerActivations | None = None
     validation: ValidationReport | None = None
     output: Path | None = None
     histograms: tuple[WeightHistogram, ...] = ()

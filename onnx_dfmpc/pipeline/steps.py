@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import ModelProto
 
+from onnx_dfmpc.activations.activate import TAU_ANCHORED, TAU_OTHERS, TAU_PICTURES, TAU_REAL, activate
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
 from onnx_dfmpc.allocate.fixed import allocate_fixed
 from onnx_dfmpc.errors import ModelError
@@ -27,13 +28,16 @@ from onnx_dfmpc.pipeline.sources import SOURCES
 from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.rewrite.sizes import stored_sizes
+from onnx_dfmpc.runtime.session import fused_kernels
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_noise, with_sizes
-from onnx_dfmpc.solve import solve, weight_noise
+from onnx_dfmpc.solve import NEGLIGIBLE, solve, weight_noise
 from onnx_dfmpc.spec import (
+    ActivationRange,
     CostTable,
     Expectation,
     Feeds,
+    IntegerActivations,
     LayerReport,
     LayerStatistics,
     MatchReport,
@@ -137,11 +141,15 @@ class Made:
     rewritten: Rewritten
     expectation: Expectation | None = None
     notes: tuple[str, ...] = ()
+    activations: IntegerActivations | None = None
 
 
 def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds) -> Made:
     """Codes and repair of every layer, the rewritten model, and what is expected of it."""
     proto, matched = job.source.proto, job.matched
+    # A plan may have been made for another form.
+    grids = [replace(layer, grid=plan.form.grid(layer.grid, layer.bits)) for layer in plan.layers]
+    plan = replace(plan, layers=tuple(grids))
     if plan.predicted_bytes is None:
         plan = with_predicted_bytes(job, plan)
     with timed(seconds, "quantize"):
@@ -153,9 +161,13 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         bits = {layer.name: layer.bits for layer in plan.layers}
         metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
         rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
+    integer = None
+    if plan.form.activations is not None:
+        with timed(seconds, "activations"):
+            rewritten, integer = _activated(job, rewritten, statistics)
     with timed(seconds, "check"):
         verify(rewritten.proto, "the quantized model")
-    made = Made(plan, solved, rewritten)
+    made = Made(plan, solved, rewritten, activations=integer)
     if not job.trials:
         return made
     with timed(seconds, "predict"):
@@ -172,6 +184,35 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         predicted_high_db=expectation.high_db,
     )
     return replace(made, plan=plan, expectation=expectation)
+
+
+def _activated(job: Job, rewritten: Rewritten, statistics: Measured) -> tuple[Rewritten, IntegerActivations]:
+    """Model with quantized activations, and an account of them."""
+    assert job.mixture is not None
+    done = activate(
+        rewritten.proto, job.matched.layers, statistics.layers, job.mixture.only(NEGLIGIBLE), _deviation(job)
+    )
+    found = tuple(
+        ActivationRange(one.name, *done.ranges[one.like], like="" if one.like == one.name else one.like)
+        for one in done.placement.activations
+    )
+    kernels = fused_kernels(done.proto)
+    account = IntegerActivations(found, len(done.placement.layers), dict(done.placement.floats), kernels)
+    return replace(rewritten, proto=done.proto), account
+
+
+def _deviation(job: Job) -> float:
+    """How well activations are known: less so without batch norm, and less still if the inputs are no
+    pictures; the better, the more real samples there are.
+    """
+    assert job.mixture is not None
+    likely = job.belief.likeliest if job.belief is not None else None
+    if any(layer.batch_norm is not None for layer in job.matched.layers):
+        tau = TAU_ANCHORED
+    else:
+        tau = TAU_PICTURES if likely is not None and likely.picture else TAU_OTHERS
+    real = float(job.mixture.weights[job.mixture.real].sum())
+    return (1 - real) * tau + real * TAU_REAL
 
 
 def offset_of(plan: QuantPlan, costs: CostTable) -> float:
@@ -239,6 +280,7 @@ def finish(
             *doubts(job.belief, made.expectation),
         ),
         expectation=made.expectation,
+        activations=made.activations,
         seconds=seconds,
         validation=None if evaluation is None else evaluation.validation,
         per_layer=() if evaluation is None else evaluation.per_layer,

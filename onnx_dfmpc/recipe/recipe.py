@@ -34,7 +34,7 @@ from onnx_dfmpc.recipe.values import (
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import StorageFormat
 from onnx_dfmpc.spec.moments import STATISTICS
-from onnx_dfmpc.spec.planned import STORAGE_FORMATS
+from onnx_dfmpc.spec.planned import ACTIVATION_BITS, STORAGE_FORMATS
 
 DataSource = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | NDArray[Any] | Callable[[], Iterable[Any]]
 LabelSource = str | os.PathLike[str] | NDArray[Any]
@@ -231,6 +231,21 @@ class Storage(Settings):
         one_of("auto", "no", "yes"), "auto",
         "--fold-batch-norm", "put batch norm into scales and biases (auto: yes for a target, else no)",
     )  # fmt: skip
+    activations: int | None = setting(
+        Value(values.integer(ACTIVATION_BITS, ACTIVATION_BITS), "8", "8", int), None,
+        "--activations", "bits of activations, for integer kernels (float); only 8",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activations is None:
+            return
+        for key, fits in (("unpack", ("none", "int8")), ("fold_batch_norm", ("auto", "yes"))):
+            if getattr(self, key) not in fits:
+                raise RecipeError(
+                    f"{key} = {getattr(self, key)!r} does not go with activations = {self.activations}",
+                    hint=f"integer kernels need {key} = {fits[-1]!r}, which is what you get without {key}",
+                )
 
 
 def _several(check: values.Check, *lengths: int) -> values.Check:
@@ -404,7 +419,11 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         What ONNX Runtime unpacks when it loads the weights.
     fold_batch_norm : {"auto", "no", "yes"}
         Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes.
-        "auto" is yes where a target decides, since bytes count there; else no, and the graph stays as it was.
+        "auto" is yes where a target decides, since bytes count there, and for integer kernels; else no, and
+        the graph stays as it was.
+    activations : {None, 8}
+        Bits of activations. 8 makes ONNX Runtime compute in integers; weights are unpacked to INT8 for it and
+        batch norm is folded.
     data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
         arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
@@ -445,8 +464,9 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         storage, fold = self.storage, self.fold_batch_norm
         return StorageFormat(
             storage=storage if storage != "auto" else "native" if fixed else "compact",
-            unpack=self.unpack,
-            fold_batch_norm=fold if fold != "auto" else "no" if fixed else "yes",
+            unpack=self.unpack if self.activations is None else "int8",
+            fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
+            activations=self.activations,
         )
 
     @classmethod

@@ -28,6 +28,7 @@ from onnx_dfmpc.spec import (
     Advice,
     Chain,
     Expectation,
+    IntegerActivations,
     KindNoise,
     Latency,
     Layer,
@@ -174,6 +175,7 @@ class Document:
     skipped: tuple[SkippedRow, ...] = ()
     totals: Totals = field(default_factory=Totals)
     notes: tuple[str, ...] = ()
+    activations: IntegerActivations | None = None
     validation: Validation | None = None
     per_layer: tuple[LayerEffect, ...] = ()
     advice: tuple[Advice, ...] = ()
@@ -313,6 +315,7 @@ def quantize_document(result: QuantizeResult) -> Json:
                 "bytes_ratio": result.size / result.source.size if result.source.size else None,
             },
             "notes": result.notes,
+            "activations": result.activations,
             "validation": _validation(result.validation),
             "sweep": result.sweep,
             "histograms": result.histograms,

@@ -41,7 +41,7 @@ from onnx_dfmpc.report.outline import (
     whole,
 )
 from onnx_dfmpc.report.quality import accuracy, kinds_of_inputs, quality, reach, samples
-from onnx_dfmpc.spec import Chain, Latency, LayerEffect, SweepPoint, Timing
+from onnx_dfmpc.spec import Chain, IntegerActivations, Latency, LayerEffect, SweepPoint, Timing
 
 NAMED = 3
 """Layers that a note names; a convention, as is the next."""
@@ -69,6 +69,7 @@ def run_outline(document: Document) -> Outline:
             *section("Trade-off", charts.frontier(document), _sweep(document.sweep), reach(document)),
             *kinds_of_inputs(document),
             *section("Weights", *map(charts.histogram, document.histograms)),
+            *_activations(document.activations),
             *_latency(document.latency),
             *section("Layers", _matched(document) if inspected else _layers(document), folded=True),
             *section("Chains", *map(_chain, document.chains if inspected else ()), folded=True),
@@ -334,6 +335,29 @@ def _sweep(points: Sequence[SweepPoint]) -> Table | None:
         (Column("longer is better"), bar),
         title="Size against quality",
     )
+
+
+def _activations(activations: IntegerActivations | None) -> tuple[Section, ...]:
+    if activations is None:
+        return ()
+    others = {op: count for op, count in activations.kernels.items() if op.startswith("QLinear")}
+    table = Rows(activations.ranges).table(
+        (Column("activation", "code"), lambda one: Cell(one.name)),
+        (Column("from", "number"), lambda one: cell(fixed(3), one.low)),
+        (Column("to", "number"), lambda one: cell(fixed(3), one.high)),
+        (Column("range of", "code"), lambda one: Cell(one.like)),
+        long=True,
+    )
+    reasons = (Line(f"{name} stays float: {reason}") for name, reason in activations.floats.items())
+    return section(
+        "Activations",
+        Line(
+            f"{plural(len(activations.ranges), 'tensor')} in 8 bits. ONNX Runtime computes "
+            f"{activations.fused} of {plural(activations.layers, 'layer')} in integers on this machine: "
+            + ", ".join(f"{count} {op}" for op, count in sorted(others.items()))
+        ),
+        *reasons,
+    ) + section("Ranges of activations", table, appendix=True)
 
 
 def _latency(latency: Latency | None) -> tuple[Section, ...]:

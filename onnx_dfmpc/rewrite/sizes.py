@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from onnx_dfmpc.activations.insert import insert
+from onnx_dfmpc.activations.placement import place
 from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import copy_fields, framed, framed_size, is_large, without_initializers
 from onnx_dfmpc.rewrite.apply import apply_edits, fold_obstacles, layers_by_name, weight_specs
@@ -77,7 +79,7 @@ def predicted_size(
     edits = _edits(proto, matched, {name: layout for name, (layout,) in layouts.items()}, form, corrected)
     shared = shared_names(edit.layout for edit in edits)
     opset = max((edit.layout.opset for edit in edits), default=0)
-    return _size(proto, matched, edits, opset, shared, metadata or {})
+    return _size(proto, matched, edits, opset, shared, metadata or {}, form)
 
 
 def base_size(
@@ -104,7 +106,7 @@ def base_size(
     opsets = {layout.opset for layout in every} or {0}
     edits = _edits(proto, matched, largest, form, corrected)
     shared = shared_names(every)
-    whole = max(_size(proto, matched, edits, opset, shared, metadata or {}) for opset in opsets)
+    whole = max(_size(proto, matched, edits, opset, shared, metadata or {}, form) for opset in opsets)
     return whole - sum(layout.size for layout in largest.values())
 
 
@@ -117,9 +119,9 @@ def _layouts(
 ) -> dict[str, list[WeightLayout]]:
     """Layouts by layer name, one for each of the layer's widths."""
     layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched)
-    asymmetric = grid == "asymmetric"
 
     def at(layer: Layer, bits: int) -> WeightLayout:
+        asymmetric = form.grid(grid, bits) == "asymmetric"
         axis = None if shares_grid(layer) else layer.axis
         spec = specs[layer.name](bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric)
         return _lay_out(spec, form)
@@ -163,11 +165,15 @@ def _size(
     opset: int,
     shared: Collection[str],
     metadata: Mapping[str, str],
+    form: StorageFormat,
 ) -> int:
     """Size of a model that is rewritten without the numbers of any large weight, plus these numbers."""
     hollow, missing = _hollow(proto, {layer.weight for layer in matched.layers})
     edited = raise_opset(hollow, opset)
     apply_edits(edited, edits, shared, metadata)
+    if form.activations is not None:
+        placement = place(edited)
+        insert(edited, placement, {one.name: (-1.0, 1.0) for one in placement.activations})
     absent = sum(edit.layout.size - edit.weight.size for edit in edits)
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
     # The length of the graph stands before it, and takes more bytes the longer it is.

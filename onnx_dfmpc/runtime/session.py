@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,21 @@ def is_weight_only(model: Model) -> bool:
         or (node.op_type == "QuantizeLinear" and node.input[0] not in constants)
         for node in proto.graph.node
     )
+
+
+def fused_kernels(model: onnx.ModelProto) -> dict[str, int]:
+    """Nodes that ONNX Runtime makes of a model when it loads it with default options, by operator."""
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+        optimized = onnx.load(path, load_external_data=False)
+    return dict(Counter(node.op_type for node in optimized.graph.node))
 
 
 def check_same_interface(reference: Session, other: Session) -> None:

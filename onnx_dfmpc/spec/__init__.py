@@ -21,8 +21,10 @@ from onnx_dfmpc.spec.planned import (
     SweepPoint,
 )
 from onnx_dfmpc.spec.reported import (
+    ActivationRange,
     Advice,
     Expectation,
+    IntegerActivations,
     KindNoise,
     Latency,
     LayerEffect,
@@ -33,6 +35,7 @@ from onnx_dfmpc.spec.reported import (
 from onnx_dfmpc.spec.stored import QuantizedLayer, QuantizedWeight
 
 __all__ = [
+    "ActivationRange",
     "Advice",
     "Anchor",
     "Array",
@@ -45,6 +48,7 @@ __all__ = [
     "Grid",
     "InputSpec",
     "InputStatistics",
+    "IntegerActivations",
     "KindNoise",
     "Latency",
     "Layer",

@@ -21,6 +21,9 @@ Rounding = str
 Unpack = Literal["none", "int8", "float"]
 YesNo = Literal["no", "yes"]
 
+ACTIVATION_BITS = 8
+"""What kernels of ONNX Runtime have for activations."""
+
 STORAGE_FORMATS: dict[str, str] = {
     "native": "codes in the narrowest ONNX type that holds them",
     "portable": "codes in 8 bits",
@@ -42,11 +45,14 @@ class StorageFormat:
         What ONNX Runtime makes of the codes when it loads the model.
     fold_batch_norm : {"no", "yes"}
         Whether batch norm goes into scales and biases, wherever it can.
+    activations : {None, 8}
+        Bits of activations; None leaves them float.
     """
 
     storage: str = "native"
     unpack: Unpack = "none"
     fold_batch_norm: YesNo = "no"
+    activations: int | None = None
 
     def __post_init__(self) -> None:
         for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo)):
@@ -54,6 +60,13 @@ class StorageFormat:
             if not isinstance(value, str) or (allowed and value not in allowed):
                 expected = f"one of {', '.join(allowed)}" if allowed else "the name of a storage format"
                 raise RecipeError(f"{key} = {value!r}: expected {expected}")
+        if self.activations not in (None, ACTIVATION_BITS):
+            raise RecipeError(f"activations = {self.activations!r}: expected {ACTIVATION_BITS} or nothing")
+
+    def grid(self, wanted: Grid, bits: int) -> Grid:
+        """Grid of a weight: integer kernels want no zero point, and 8 bits leave no room to subtract one."""
+        integer = self.activations is not None and bits == ACTIVATION_BITS
+        return "symmetric" if integer and wanted == "asymmetric" else wanted
 
 
 NATIVE = StorageFormat()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnx_dfmpc.spec.planned import Role
@@ -31,6 +31,48 @@ class LayerReport:
     measured_sqnr_db: float | None
     reason: str
     notes: tuple[str, ...] = ()
+
+
+INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+"""What ONNX Runtime calls its integer kernels for layers."""
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """One quantized activation, and the range of its 8 bits; ``like`` is the activation with which it shares
+    them, "" where they are its own.
+    """
+
+    name: str
+    low: float
+    high: float
+    like: str = ""
+
+
+@dataclass(frozen=True)
+class IntegerActivations:
+    """Activations of a model in 8 bits.
+
+    Attributes
+    ----------
+    ranges : tuple of ActivationRange
+    layers : int
+        Layers that are computed in integers.
+    floats : mapping of str to str
+        Outputs of the layers that are not, and why.
+    kernels : mapping of str to int
+        What ONNX Runtime made of the model on this machine: nodes by operator.
+    """
+
+    ranges: tuple[ActivationRange, ...]
+    layers: int
+    floats: Mapping[str, str]
+    kernels: Mapping[str, int]
+
+    @property
+    def fused(self) -> int:
+        """Layers that ONNX Runtime computes with integer kernels."""
+        return sum(self.kernels.get(op, 0) for op in INTEGER_LAYERS)
 
 
 @dataclass(frozen=True)
