@@ -149,7 +149,7 @@ def folded(proto: ModelProto) -> ModelProto | None:
         result.graph.node.remove(batch_norm)
         node.output[0] = new
         assert not any(old in other.input for other in result.graph.node)
-    return result
+    return _closed(result)
 
 
 def _constants(
@@ -192,7 +192,18 @@ def rescaled(proto: ModelProto, factor: float, offset: float) -> ModelProto | No
         node.input[1] = f"{node.output[0]}::w"
         batch_norm = next(n for n in result.graph.node if norm.node in (n.name, *n.output))
         batch_norm.input[3] = f"{node.output[0]}::b"
-    return result
+    return _closed(result)
+
+
+def _closed(proto: ModelProto) -> ModelProto:
+    """The network with no initializer among its inputs: one that is, where others are not, may be replaced by
+    whoever runs it, and is not quantized.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for index in reversed(range(len(proto.graph.input))):
+        if proto.graph.input[index].name in constants:
+            del proto.graph.input[index]
+    return proto
 
 
 def _readers(proto: ModelProto, layers: list[Layer]) -> list[Layer]:

@@ -16,7 +16,7 @@ from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.job import Job, prepare
 from onnx_dfmpc.pipeline.run import plan_result
-from onnx_dfmpc.pipeline.steps import allocate, cost_table, measure, offset_of, sweep_point
+from onnx_dfmpc.pipeline.steps import Adjustment, adjustment_of, allocate, cost_table, measure, sweep_point
 from onnx_dfmpc.recipe import bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, stored_sizes
 from onnx_dfmpc.spec import CostTable
@@ -208,11 +208,11 @@ def test_what_is_expected_shifts_what_a_table_adds_up_to(digits_bn: Path) -> Non
     made = allocate(job, costs, {})
     assert made.predicted_sqnr_db is not None
     assert made.predicted_bytes is not None
-    assert offset_of(made, costs) == pytest.approx(0)
+    assert adjustment_of(made, costs).offset_db == pytest.approx(0)
     worse = replace(made, predicted_sqnr_db=made.predicted_sqnr_db - 3)
-    offset = offset_of(worse, costs)
-    assert offset == pytest.approx(-3)
-    assert sweep_point(job, made.predicted_bytes, made, offset).predicted_sqnr_db == pytest.approx(
+    adjust = adjustment_of(worse, costs)
+    assert adjust.offset_db == pytest.approx(-3)
+    assert sweep_point(job, made.predicted_bytes, made, adjust).predicted_sqnr_db == pytest.approx(
         worse.predicted_sqnr_db
     )
-    assert offset_of(replace(made, predicted_sqnr_db=None), costs) == 0
+    assert adjustment_of(replace(made, predicted_sqnr_db=None), costs) == Adjustment()

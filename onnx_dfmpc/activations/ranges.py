@@ -1,11 +1,11 @@
 """Range of an activation for 256 levels, from a histogram: clipping against step by expected error (NumPy).
 
-A tensor x is observed on synthetic inputs of some kinds k. Real values are taken to be f x, where the factor
-f is not known: log f is normal with deviation tau, which is small where batch norm anchors the tensor. A
-range [l, h] has the step s = (h - l) / 255, and clips what is outside. Its expected error relative to the
-signal is
+A tensor x is observed on synthetic inputs of some kinds k. Real values are taken to be x_f = m + f (x - m),
+where m is the mean and the factor f is not known: log f is normal with deviation tau, which is small where
+batch norm anchors the tensor. A range [l, h] has the step s = (h - l) / 255, and clips what is outside. Its
+expected error relative to the signal is
 
-    J(l, h) = sum_k w_k / p_k  E_f [ s^2 / 12 + C E_x (f x - clip(f x, l, h))^2 ] / f^2        p_k = E_x x^2
+    J(l, h) = sum_k w_k / p_k  E_f [ s^2 / 12 + C E_x (x_f - clip(x_f, l, h))^2 ] / f^2        p_k = E_x x^2
 
 `quantization_range` minimises it. C is the cost of clipping: the error of the step is spread evenly and
 averages out in the sums of the next layer, that of clipping comes together, at the strongest responses.
@@ -17,6 +17,7 @@ bits of the fraction, taken as an integer, are the bin.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,14 +33,14 @@ SHIFT = 23 - FRACTION_BITS
 LEVELS = 255
 """Steps of an 8-bit range."""
 
-CLIPPING = 16.0
+CLIPPING = 64.0
 """C: what an error by clipping costs over one by rounding."""
 
-FACTORS = np.linspace(-2, 2, 9)
-"""Deviations of log f at which the expectation over f is taken."""
+DEVIATIONS = np.linspace(-2, 2, 9)
+"""Of log f, in units of tau, at which the expectation over f is taken."""
 
-SHARES = 2.0 ** np.linspace(-3, 2, 41)
-"""Ends of the range that are tried, as multiples of the largest value seen."""
+SHARES = 2.0 ** np.linspace(-5, 0, 61)
+"""Ends of the range that are tried, as shares of the largest value that is expected."""
 
 
 def histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -82,46 +83,45 @@ def quantization_range(
         Of the values, as the graph gives them: the range never reaches beyond.
     """
     middle = centres()
-    used = counts.sum(axis=0) > 0
-    used &= np.isfinite(middle)
-    x, n = middle[used], counts[:, used].astype(np.float64)
-    if not x.size or not np.any(x):
-        return max(bounds[0], 0.0), min(bounds[1], 1.0)
-    total = np.maximum(n.sum(axis=1), 1)
-    power = n @ np.square(x) / total
-    likely = np.where(power > 0, weights / np.where(power > 0, power, 1), 0)
-    density = likely @ (n / total[:, None])  # of all kinds together, each relative to its power
-    scale = float(likely.sum())
-    if scale <= 0:
-        return max(bounds[0], 0.0), min(bounds[1], 1.0)
-    factors = np.exp(tau * FACTORS)
-    chances = np.exp(-np.square(FACTORS) / 2)
+    factors = np.exp(tau * DEVIATIONS)
+    chances = np.exp(-np.square(DEVIATIONS) / 2)
     chances /= chances.sum()
-    ends = []
-    for sign in (-1, 1):
-        side = sign * x > 0
-        limit = sign * bounds[(sign + 1) // 2]
-        ends.append(_side(sign * x[side], density[side], factors, chances, limit))
-    (lows, below), (highs, above) = ends
-    step = np.add.outer(lows, highs) / LEVELS
-    rounding = scale * np.square(step) / 12 * float(chances @ factors**-2.0)
+    kinds = []
+    for count, likely in zip(counts, weights, strict=True):
+        used = (count > 0) & np.isfinite(middle)
+        x, share = middle[used], count[used] / max(count[used].sum(), 1)
+        power = float(share @ np.square(x))
+        if likely > 0 and power > 0:
+            mean = float(share @ x)
+            spread = mean + np.multiply.outer(factors, x - mean)  # (factors, bins): x as it may really be
+            kinds.append(
+                (np.clip(spread, *bounds), likely / power * np.multiply.outer(chances / factors**2, share))
+            )
+    if not kinds:
+        return max(bounds[0], -1.0), min(bounds[1], 1.0)
+    (lows, below), (highs, above) = (_ends(kinds, sign) for sign in (-1, 1))
+    scale = sum(float(share.sum()) for _, share in kinds)
+    rounding = scale * np.square(np.add.outer(lows, highs) / LEVELS) / 12
     error = rounding + CLIPPING * np.add.outer(below, above)
     low, high = np.unravel_index(int(error.argmin()), error.shape)
     return 0.0 - float(lows[low]), float(highs[high])
 
 
-def _side(x: Array, density: Array, factors: Array, chances: Array, limit: float) -> tuple[Array, Array]:
-    """Candidates for the end of the range on one side, and the expected error of clipping at each; ``x`` are
-    the distances of the bins from 0.
+def _ends(kinds: Sequence[tuple[Array, Array]], sign: int) -> tuple[Array, Array]:
+    """Candidates for one end of the range, as distances from 0, and the expected error of clipping at each.
+
+    A kind is its values and their shares, both (factors, bins).
     """
-    limit = max(limit, 0.0)
-    if not x.size or limit == 0:
+    largest = max(0.0, *(float((sign * values).max()) for values, _ in kinds))
+    if largest == 0:
         return np.zeros(1), np.zeros(1)
-    candidates = np.unique(np.minimum(x.max() * SHARES, limit))
-    # Clipping f x at t, relative to f: the same as clipping x at t / f.
-    reached = np.minimum(np.multiply.outer(factors, x), limit) / factors[:, None]
-    over = np.maximum(reached[None] - (candidates[:, None] / factors)[:, :, None], 0)
-    return candidates, np.einsum("tfx,x,f->t", np.square(over), density, chances)
+    candidates = largest * SHARES
+    error = np.zeros(len(candidates))
+    for values, share in kinds:
+        over = sign * values > candidates[0]
+        x, chance = sign * values[over], share[over]
+        error += np.square(np.maximum(x - candidates[:, None], 0)) @ chance
+    return candidates, error
 
 
 def scale_and_zero_point(low: float, high: float) -> tuple[np.float32, int]:

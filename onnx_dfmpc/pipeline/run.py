@@ -25,8 +25,10 @@ from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed
 from onnx_dfmpc.pipeline.results import InspectResult, PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
+    Adjustment,
     Made,
     Measured,
+    adjustment_of,
     allocate,
     carry_out,
     cost_table,
@@ -34,7 +36,6 @@ from onnx_dfmpc.pipeline.steps import (
     finish,
     frontier_of,
     measure,
-    offset_of,
     sweep_point,
     validation_data,
     weight_bytes,
@@ -136,7 +137,9 @@ def plan_result(
     if sweep is not None:
         table = costs or cost_table(job, statistics, seconds, everything=True)[0]
         assert table is not None
-        points = _swept(job, table, sweep, statistics, seconds, offset_of(made.plan, table))
+        points = _swept(
+            job, table, sweep, statistics, seconds, adjustment_of(made.plan, table, made.activations)
+        )
     doubt = doubts(job.belief, made.expectation)
     all_notes = (*job.notes, *statistics.notes, *notes, *made.notes, *doubt)
     return PlanResult(
@@ -324,7 +327,7 @@ def _account(
     frontier: tuple[SweepPoint, ...] = ()
     if costs is not None:
         with timed(seconds, "allocate"):
-            frontier = frontier_of(job, costs, offset_of(made.plan, costs))
+            frontier = frontier_of(job, costs, adjustment_of(made.plan, costs, made.activations))
     return finish(job, made, layer_noise, evaluation, frontier, statistics, seconds)
 
 
@@ -361,7 +364,7 @@ def _swept(
     wanted: int | Sequence[int],
     statistics: Measured,
     seconds: Seconds,
-    offset: float,
+    adjust: Adjustment,
 ) -> tuple[SweepPoint, ...]:
     """Size against quality, for a number of budgets or for given ones; measured where there is data."""
     allowed = budgets(job.matched, job.recipe, costs, wanted) if isinstance(wanted, int) else wanted
@@ -369,7 +372,7 @@ def _swept(
         plans = sweep(job.matched, job.recipe, job.source.sha256, costs, allowed)
     points = []
     for budget, made in zip(allowed, plans, strict=True):
-        point = sweep_point(job, budget, made, offset)
+        point = sweep_point(job, budget, made, adjust)
         if made is not None and job.recipe.data is not None:
             placed = replace(made, form=job.recipe.form)
             done = carry_out(job, placed, statistics, seconds)

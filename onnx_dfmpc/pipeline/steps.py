@@ -196,8 +196,14 @@ def _activated(job: Job, rewritten: Rewritten, statistics: Measured) -> tuple[Re
         ActivationRange(one.name, *done.ranges[one.like], like="" if one.like == one.name else one.like)
         for one in done.placement.activations
     )
-    kernels = fused_kernels(done.proto)
-    account = IntegerActivations(found, len(done.placement.layers), dict(done.placement.floats), kernels)
+    alone = expect(rewritten.proto, done.proto, job.trials) if job.trials else None
+    account = IntegerActivations(
+        ranges=found,
+        layers=len(done.placement.layers),
+        floats=done.placement.floats,
+        kernels=fused_kernels(done.proto),
+        sqnr_db=None if alone is None else alone.sqnr_db,
+    )
     return replace(rewritten, proto=done.proto), account
 
 
@@ -215,13 +221,33 @@ def _deviation(job: Job) -> float:
     return (1 - real) * tau + real * TAU_REAL
 
 
-def offset_of(plan: QuantPlan, costs: CostTable) -> float:
-    """What to add to the SQNR that a table adds up to, in dB, for what is expected when the model is run."""
+@dataclass(frozen=True)
+class Adjustment:
+    """From the SQNR that a table adds up to what is expected when the model is run: so many dB, and noise
+    relative to the signal that is there whatever the bits, that of the activations.
+    """
+
+    offset_db: float = 0.0
+    floor: float = 0.0
+
+    def __call__(self, sqnr: float) -> float:
+        """Expected SQNR in dB."""
+        return sqnr_db(10 ** (-(sqnr + self.offset_db) / 10) + self.floor)
+
+
+def adjustment_of(
+    plan: QuantPlan, costs: CostTable, activations: IntegerActivations | None = None
+) -> Adjustment:
+    """What makes the table right for a plan that was carried out."""
     if plan.predicted_sqnr_db is None:
-        return 0.0
+        return Adjustment()
     rows = {name: row for row, name in enumerate(costs.layers)}
     noise = sum(float(costs.noise[rows[layer.name], costs.widths.index(layer.bits)]) for layer in plan.layers)
-    return plan.predicted_sqnr_db - sqnr_db(noise) if noise > 0 else 0.0
+    expected = 10 ** (-plan.predicted_sqnr_db / 10)
+    alone = None if activations is None else activations.sqnr_db
+    # Noise adds, and the weights are left with at least a tenth of it.
+    floor = 0.0 if alone is None else min(10 ** (-alone / 10), 0.9 * expected)
+    return Adjustment(sqnr_db(expected - floor) - sqnr_db(noise) if noise > 0 else 0.0, floor)
 
 
 def evaluate(
@@ -319,18 +345,18 @@ def weight_bytes(job: Job) -> dict[str, dict[int, int]]:
     }
 
 
-def frontier_of(job: Job, costs: CostTable, offset: float) -> tuple[SweepPoint, ...]:
-    """What other budgets would buy, as predicted; ``offset`` as in `offset_of`."""
+def frontier_of(job: Job, costs: CostTable, adjust: Adjustment) -> tuple[SweepPoint, ...]:
+    """What other budgets would buy, as predicted."""
     allowed = budgets(job.matched, job.recipe, costs, FRONTIER)
     plans = sweep(job.matched, job.recipe, job.source.sha256, costs, allowed)
-    return tuple(sweep_point(job, budget, made, offset) for budget, made in zip(allowed, plans, strict=True))
+    return tuple(sweep_point(job, budget, made, adjust) for budget, made in zip(allowed, plans, strict=True))
 
 
-def sweep_point(job: Job, budget: int, plan: QuantPlan | None, offset: float) -> SweepPoint:
+def sweep_point(job: Job, budget: int, plan: QuantPlan | None, adjust: Adjustment) -> SweepPoint:
     """What a budget buys, as predicted."""
     if plan is None:
         return SweepPoint(budget)
-    predicted = None if plan.predicted_sqnr_db is None else plan.predicted_sqnr_db + offset
+    predicted = None if plan.predicted_sqnr_db is None else adjust(plan.predicted_sqnr_db)
     return SweepPoint(budget, plan.predicted_bytes, mean_bits(plan, job.matched), predicted)
 
 

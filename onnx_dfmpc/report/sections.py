@@ -356,6 +356,9 @@ def _activations(activations: IntegerActivations | None) -> tuple[Section, ...]:
             f"{activations.fused} of {plural(activations.layers, 'layer')} in integers on this machine: "
             + ", ".join(f"{count} {op}" for op, count in sorted(others.items()))
         ),
+        None
+        if activations.sqnr_db is None
+        else Line(f"They alone are expected to leave an output SQNR of {activations.sqnr_db:.1f} dB."),
         *reasons,
     ) + section("Ranges of activations", table, appendix=True)
 

@@ -62,12 +62,15 @@ class IntegerActivations:
         Outputs of the layers that are not, and why.
     kernels : mapping of str to int
         What ONNX Runtime made of the model on this machine: nodes by operator.
+    sqnr_db : float or None
+        Expected output SQNR against the same weights with float activations.
     """
 
     ranges: tuple[ActivationRange, ...]
     layers: int
     floats: Mapping[str, str]
     kernels: Mapping[str, int]
+    sqnr_db: float | None = None
 
     @property
     def fused(self) -> int:

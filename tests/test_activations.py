@@ -1,0 +1,341 @@
+"""Activations in 8 bits: where, in which ranges, and that the file does what it says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import ModelProto, parser
+
+import onnx_dfmpc
+from onnx_dfmpc import Recipe, quantize
+from onnx_dfmpc.activations import ranges
+from onnx_dfmpc.activations.insert import insert
+from onnx_dfmpc.activations.placement import Placement, place
+from onnx_dfmpc.activations.ranges import LEVELS, centres, histogram, quantization_range, scale_and_zero_point
+from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.report.document import quantize_document
+from onnx_dfmpc.runtime.session import fused_kernels
+
+ONE = np.ones(1)
+
+# ----------------------------------------------------------------------------
+# ranges
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50))
+def test_every_value_is_in_a_bin_whose_middle_is_near(values: list[float]) -> None:
+    x = np.array(values, np.float32)
+    for value in x:
+        counts = histogram(value)
+        assert counts.sum() == 1
+        middle = centres()[counts.argmax()]
+        assert middle == pytest.approx(float(value), rel=2.0**-ranges.FRACTION_BITS, abs=1.2e-38)
+
+
+@given(st.floats(0, 100), st.floats(0, 100))
+def test_zero_has_a_code(low: float, high: float) -> None:
+    scale, zero_point = scale_and_zero_point(-low, high)
+    assert 0 <= zero_point <= LEVELS
+    assert scale > 0
+    if low == 0:
+        assert zero_point == 0
+    # the range is kept, but for the step that puts zero on a code
+    assert (LEVELS - zero_point) * float(scale) >= high - float(scale)
+
+
+def naive(counts: np.ndarray, tau: float, low: float, high: float) -> float:
+    """J(l, h) of one kind by its formula, value by value."""
+    x, n = centres()[counts > 0], counts[counts > 0]
+    mean, power = (n @ x) / n.sum(), (n @ np.square(x)) / n.sum()
+    error = total = 0.0
+    for z in ranges.DEVIATIONS:
+        chance, f = math.exp(-(z**2) / 2), math.exp(tau * z)
+        moved = mean + f * (x - mean)
+        clipped = moved - np.clip(moved, low, high)
+        step = (high - low) / LEVELS
+        error += chance * (step**2 / 12 + ranges.CLIPPING * (n @ np.square(clipped)) / n.sum()) / f**2
+        total += chance
+    return error / total / power
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.2, 0.4])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_other_range_has_a_smaller_expected_error(seed: int, tau: float) -> None:
+    rng = np.random.default_rng(seed)
+    counts = histogram(rng.standard_normal(2000) * 3 + rng.uniform(-2, 2))
+    low, high = quantization_range(counts[None], ONE, tau)
+    best = naive(counts, tau, low, high)
+    for factor in (0.7, 0.9, 1.1, 1.4, 2.0):
+        assert naive(counts, tau, low * factor, high) >= best * (1 - 1e-9)
+        assert naive(counts, tau, low, high * factor) >= best * (1 - 1e-9)
+
+
+def test_the_less_is_known_the_wider_the_range() -> None:
+    counts = histogram(np.random.default_rng(0).standard_normal(5000))[None]
+    found = [quantization_range(counts, ONE, tau) for tau in (0.0, 0.2, 0.4)]
+    widths = [high - low for low, high in found]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
+
+
+def test_a_score_that_was_never_positive_may_be() -> None:
+    """A detector that sees nothing: all logits are far below 0, but they vary."""
+    counts = histogram(np.random.default_rng(0).normal(-20, 8, 5000).clip(-40, -0.1))[None]
+    assert quantization_range(counts, ONE, 0.0)[1] == pytest.approx(0, abs=0.1)
+    assert quantization_range(counts, ONE, 0.4)[1] > 1
+
+
+def test_a_bound_of_the_graph_is_never_left() -> None:
+    counts = histogram(np.random.default_rng(0).uniform(0, 6, 5000))[None]
+    assert quantization_range(counts, ONE, 0.5, (0.0, 6.0)) == (0.0, 6.0)
+
+
+@pytest.mark.parametrize("values", [[0.0], [math.nan, math.inf], []])
+def test_a_tensor_that_says_nothing_still_gets_a_range(values: list[float]) -> None:
+    low, high = quantization_range(histogram(np.array(values, np.float32))[None], ONE, 0.3)
+    assert low <= 0 < high
+
+
+# ----------------------------------------------------------------------------
+# placement
+
+
+HEAD = '<ir_version: 10, opset_import: ["" : 21]> g '
+
+
+def parsed(body: str, outputs: str = "float[N,4,H,W] y") -> ModelProto:
+    text = f"""{HEAD}(float[N,3,8,8] x) => ({outputs})
+    <int8[4,3,3,3] c, float[4] s, float[4] b, int8[4,4,1,1] d, float[4] t, float lo, float hi>
+    {{ w = DequantizeLinear<axis=0>(c, s) v = DequantizeLinear<axis=0>(d, t) {body} }}"""
+    model = parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "c": rng.integers(-7, 8, (4, 3, 3, 3)).astype(np.int8),
+        "d": rng.integers(-7, 8, (4, 4, 1, 1)).astype(np.int8),
+        "s": np.full(4, 0.1, np.float32),
+        "t": np.full(4, 0.1, np.float32),
+        "b": rng.standard_normal(4).astype(np.float32),
+        "lo": np.array(0, np.float32),
+        "hi": np.array(6, np.float32),
+    }
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in arrays.items())
+    return model
+
+
+def placed(body: str, outputs: str = "float[N,4,H,W] y") -> Placement:
+    return place(parsed(body, outputs))
+
+
+def names(placement: Placement) -> list[str]:
+    return [one.name for one in placement.activations]
+
+
+def test_what_a_kernel_applies_is_not_quantized_before() -> None:
+    found = placed("z = Conv(x, w, b) r = Relu(z) y = Conv(r, v)")
+    assert names(found) == ["x", "r", "y"]
+    assert found.layers == ("z", "y")
+    assert [one.unsigned for one in found.activations] == [False, True, False]
+
+
+def test_a_clip_gives_exact_bounds() -> None:
+    found = placed("z = Conv(x, w, b) r = Clip(z, lo, hi) y = Conv(r, v)")
+    assert {one.name: one.bounds for one in found.activations}["r"] == (0, 6)
+
+
+def test_an_activation_that_others_read_too_is_quantized_on_both_sides() -> None:
+    found = placed("z = Conv(x, w, b) r = Relu(z) q = Add(z, r) y = Conv(q, v)")
+    assert names(found) == ["x", "z", "r", "q", "y"]
+
+
+def test_what_moves_numbers_about_keeps_their_scale() -> None:
+    found = placed(
+        "z = Conv(x, w, b) r = Relu(z) p = MaxPool<kernel_shape=[2,2]>(r) "
+        "i = Transpose<perm=[0,1,3,2]>(p) y = Conv(i, v)"
+    )
+    assert {one.name: one.like for one in found.activations if one.like != one.name} == {"p": "r", "i": "r"}
+
+
+def test_a_tail_without_layers_stays_float() -> None:
+    found = placed("z = Conv(x, w, b) r = Relu(z) p = GlobalAveragePool(r) y = Sigmoid(p)")
+    assert names(found) == ["x", "r"]
+
+
+def test_what_has_no_kernel_is_an_island() -> None:
+    found = placed("z = Conv(x, w, b) e = Elu(z) y = Conv(e, v)")
+    assert names(found) == ["x", "z", "e", "y"]
+
+
+def test_a_float_layer_is_left_alone() -> None:
+    model = parsed("z = Conv(x, w, b) y = ConvTranspose(z, v)")
+    found = place(model)
+    assert found.layers == ("z",)
+    assert found.floats == {"y": "ONNX Runtime has no integer kernel for ConvTranspose"}
+
+
+# ----------------------------------------------------------------------------
+# the nodes
+
+
+def inserted(model: ModelProto, reach: float = 8.0) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    placement = place(copy)
+    insert(
+        copy,
+        placement,
+        {
+            one.name: (0.0 if one.unsigned else -reach, min(reach, one.bounds[1]))
+            for one in placement.activations
+        },
+    )
+    onnx.checker.check_model(copy, full_check=True)
+    return copy
+
+
+BODIES = {
+    "chain": "z = Conv(x, w, b) r = Relu(z) y = Conv(r, v)",
+    "clip": "z = Conv(x, w, b) r = Clip(z, lo, hi) y = Conv(r, v)",
+    "residual": "z = Conv(x, w, b) r = Relu(z) u = Conv(r, v) q = Add(u, r) k = Relu(q) y = Conv(k, v)",
+    "concat": (
+        "z = Conv(x, w, b) r = Relu(z) a = Conv(r, v) e = Conv(r, v, b) "
+        "k = Concat<axis=2>(a, e) y = Conv(k, v)"
+    ),
+    "pool": "z = Conv(x, w, b) r = Relu(z) p = AveragePool<kernel_shape=[2,2]>(r) y = Conv(p, v)",
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_the_model_is_close_to_the_float_one_in_another_implementation(body: str) -> None:
+    """`onnx.reference` computes QuantizeLinear and DequantizeLinear by their definition, without kernels."""
+    model = parsed(body)
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    (expected,) = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})
+    (actual,) = onnx.reference.ReferenceEvaluator(inserted(model)).run(None, {"x": x})
+    noise = np.square(actual - expected).mean() / np.square(expected).mean()
+    assert noise < 3e-3  # 25 dB: a step of a sixteenth against values around 1, a few times
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_every_layer_is_computed_in_integers(body: str) -> None:
+    model = parsed(body)
+    kernels = fused_kernels(inserted(model))
+    assert kernels["QLinearConv"] == sum(node.op_type == "Conv" for node in model.graph.node)
+    assert "Conv" not in kernels
+
+
+def test_outputs_keep_their_names() -> None:
+    model = inserted(
+        parsed("z = Conv(x, w, b) r = Relu(z) y = Conv(r, v)", "float[N,4,H,W] y, float[N,4,H,W] r")
+    )
+    assert [value.name for value in model.graph.output] == ["y", "r"]
+    assert {node.output[0]: node.op_type for node in model.graph.node}["y"] == "DequantizeLinear"
+
+
+def test_who_asks_for_a_shape_gets_the_codes() -> None:
+    body = "z = Conv(x, w, b) r = Relu(z) n = Shape(r) f = Reshape(r, n) y = Conv(f, v)"
+    model = inserted(parsed(body))
+    (shape,) = (node for node in model.graph.node if node.op_type == "Shape")
+    made = {name: node.op_type for node in model.graph.node for name in node.output}
+    assert made[shape.input[0]] == "QuantizeLinear"
+
+
+def test_a_bias_that_does_not_fit_makes_the_scale_wider() -> None:
+    """A dead channel: weights of 1e-12 and a bias of 5. In units of the two, the bias is more than 2^31."""
+    model = parsed("z = Conv(x, w, b) r = Relu(z) y = Conv(r, v)")
+    for tensor in model.graph.initializer:
+        if tensor.name == "s":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32([1e-12, 0.1, 0.1, 0.1]), "s"))
+        elif tensor.name == "b":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32([5, 0, 0, 0]), "b"))
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    (expected,) = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})
+    (actual,) = onnx.reference.ReferenceEvaluator(inserted(model)).run(None, {"x": x})
+    assert np.square(actual - expected).mean() < 1e-3 * np.square(expected).mean()
+
+
+# ----------------------------------------------------------------------------
+# the whole way
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"bits": 8},
+        {"bits": 4, "storage": "portable"},
+        {"low_bits": 2, "high_bits": 6},
+        {"target_size": "60KiB"},
+        {"bits": 3, "rounding": "nearest", "repair": "none"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["digits_bn", "digits_folded"])
+def test_small_and_in_integers(
+    name: str, recipe: dict, request: pytest.FixtureRequest, digits_data: Path
+) -> None:
+    path = request.getfixturevalue(name)
+    result = quantize(path, None, Recipe(**recipe, activations=8, data=str(digits_data)))
+    assert result.size <= result.plan.predicted_bytes <= result.size * 1.002
+    assert result.activations is not None
+    assert result.activations.fused == result.activations.layers == len(result.layers)
+    assert result.validation is not None
+    assert result.validation.top1_drop is not None
+    assert result.validation.top1_drop < 0.012
+    assert not result.validation.weight_only
+
+
+def test_the_same_bytes_twice(digits_bn: Path) -> None:
+    recipe = Recipe(bits=4, activations=8)
+    first, second = (quantize(digits_bn, None, recipe, validated=False).model for _ in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
+
+
+def test_a_plan_for_float_activations_can_be_used(digits_bn: Path) -> None:
+    """Its 8-bit weights get the grid that integer kernels want."""
+    plan = onnx_dfmpc.plan(digits_bn, Recipe(bits=8))
+    recipe = Recipe(bits=8, activations=8)
+    direct = quantize(digits_bn, None, recipe, validated=False)
+    applied = onnx_dfmpc.apply(digits_bn, replace(plan, form=recipe.form), recipe, validated=False)
+    assert applied.activations is not None
+    assert applied.activations.fused == len(applied.layers)
+    assert applied.size == direct.size
+
+
+def test_the_document_has_them(digits_bn: Path) -> None:
+    document = quantize_document(quantize(digits_bn, None, Recipe(bits=4, activations=8), validated=False))
+    assert document["form"]["activations"] == 8
+    assert document["activations"]["layers"] == 16
+    first = document["activations"]["ranges"][0]
+    assert first["name"] == "input"
+    assert first["low"] < 0 < first["high"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"activations": 4}, ["activations = 4", "8"]),
+        ({"activations": 8, "unpack": "float"}, ["unpack = 'float'", "activations = 8"]),
+        ({"activations": 8, "fold_batch_norm": "no"}, ["fold_batch_norm = 'no'", "activations = 8"]),
+    ],
+)
+def test_what_does_not_go_together(keywords: dict, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as raised:
+        Recipe(**keywords)
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_shared_networks_end_to_end(shared_model: Path) -> None:
+    """Every layer that can be is computed in integers, and the size is known to the byte."""
+    result = quantize(shared_model, None, Recipe(activations=8))
+    assert result.activations is not None
+    assert result.activations.fused == result.activations.layers
+    assert result.size <= result.plan.predicted_bytes <= result.size * 1.002
+    assert result.validation
