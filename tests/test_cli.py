@@ -489,6 +489,7 @@ def test_every_flag_becomes_a_recipe() -> None:
         "--min-cosine 0.9 --min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5 --shape x=1,3,8,8 --shape a=b=2 "
         "--images size=256 crop=224,200 mean=-1,2,3.5 --images scale=1 channels=bgr"
     )
+    assert recipe_of(parse(["quantize", "m.onnx", "--activations", "8"])).activations == 8
     given = recipe_of(parse(argv.split())).to_dict(changed_only=True)
     assert given == {
         "low_bits": 2, "high_bits": 5, "max_bits": 6,
@@ -545,7 +546,7 @@ def test_every_setting_with_a_flag_is_on_the_command_line(run: Run) -> None:
         assert all(known[metadata["flag"]].help == metadata["help"] for metadata in wanted)
         assert f"usage: {parser.prog} {command}" in run(command, "--help")[1]
     actions = [action for action in commands["quantize"]._actions if action.option_strings]
-    assert len(actions) == 42, "a flag is a promise: a rare setting belongs into the recipe file"
+    assert len(actions) == 43, "a flag is a promise: a rare setting belongs into the recipe file"
 
 
 def test_validate_takes_data_and_gates_from_a_recipe(

@@ -32,8 +32,10 @@ from onnx_dfmpc.report.outline import Chart
 from onnx_dfmpc.report.renderers import outline, render
 from onnx_dfmpc.report.schema import from_json, to_json
 from onnx_dfmpc.spec import (
+    ActivationRange,
     Advice,
     Expectation,
+    IntegerActivations,
     KindNoise,
     Latency,
     LayerEffect,
@@ -140,6 +142,9 @@ def result() -> Any:
         ),
         chains=(),
         expectation=EXPECTATION,
+        activations=IntegerActivations(
+            (ActivationRange("relu", 0.0, 6.0),), 2, {"up": "no kernel"}, {"QLinearConv": 2}, 30.0
+        ),
         size=250,
         notes=("opset raised from 17 to 25, for UINT2",),
         recipe=Recipe(low_bits=2),
@@ -191,7 +196,7 @@ def documented() -> set[str]:
     return set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", DOCS.read_text(encoding="utf-8")))))
 
 
-def keys(value: Any, *, skip: tuple[str, ...] = ("recipe", "seconds")) -> set[str]:
+def keys(value: Any, *, skip: tuple[str, ...] = ("recipe", "seconds", "kernels", "floats")) -> set[str]:
     if isinstance(value, dict):
         return set(value).union(*(keys(item) for name, item in value.items() if name not in skip))
     if isinstance(value, list):
@@ -464,7 +469,12 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
             {"name": "1/f images in 0 to 1", "weight": 0.25, "sqnr_db": 17.5},
         ],
     }
-    assert plain["form"] == {"storage": "native", "unpack": "none", "fold_batch_norm": "no"}
+    assert plain["form"] == {
+        "storage": "native",
+        "unpack": "none",
+        "fold_batch_norm": "no",
+        "activations": None,
+    }
     assert plain["layers"][0]["predicted_bytes"] == 1200
     promised = (
         "name op shape bits storage bytes source gain_min gain_max predicted_sqnr_db measured_sqnr_db reason"

@@ -69,7 +69,7 @@ LARGE = (32, 32, 3, 3)
 
 
 def label(form: object) -> str:
-    return "-".join(dataclasses.astuple(form)) if isinstance(form, StorageFormat) else ""
+    return f"{form.storage}-{form.unpack}-{form.fold_batch_norm}" if isinstance(form, StorageFormat) else ""
 
 
 def session(model: ModelProto, *, disable_quant_qdq: bool, **options: str) -> onnxruntime.InferenceSession:
