@@ -30,11 +30,12 @@ class Trial:
 
 
 def expect(
-    float_model: ModelProto, quantized_model: ModelProto, trials: Sequence[Trial]
+    float_model: ModelProto, quantized_model: ModelProto, trials: Sequence[Trial], doubt_db: float = 0.0
 ) -> Expectation | None:
     """Expected output SQNR, and its interval; None where no kind of inputs gives a finite one.
 
-    The point is the mean in dB by weight, the interval reaches from the worst kind to the best.
+    The point is the mean in dB by weight. The interval reaches to the worst and to the best kind; all kinds
+    are synthetic, so that ``doubt_db`` is added to both distances, in squares: real inputs are one kind more.
     """
     # One session after the other: a large model does not fit twice.
     expected = _outputs(float_model, False, trials)
@@ -48,7 +49,9 @@ def expect(
         return None
     values = [kind.sqnr_db for kind in found]
     point = float(np.average(values, weights=[kind.weight for kind in found]))
-    return Expectation(point, min(values), max(values), tuple(found))
+    low = point - math.hypot(point - min(values), doubt_db)
+    high = point + math.hypot(max(values) - point, doubt_db)
+    return Expectation(point, low, high, tuple(found))
 
 
 def _outputs(model: ModelProto, disable_qdq: bool, trials: Sequence[Trial]) -> list[list[list[Value]]]:
