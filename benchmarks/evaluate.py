@@ -18,6 +18,7 @@ from onnx_dfmpc.evaluate.metrics import Tally
 from onnx_dfmpc.inputs.samples import Samples, from_data
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.model.files import load
+from onnx_dfmpc.runtime.session import is_weight_only
 
 SILENT = 4
 
@@ -79,7 +80,7 @@ def standard_error(fraction: float, n: int) -> float:
 
 
 def _session(model: ModelProto) -> ort.InferenceSession:
-    options = session_options()
+    options = session_options() if is_weight_only(model) else ort.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = 1  # the same sums in the same order on every machine
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
