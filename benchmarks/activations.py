@@ -117,8 +117,7 @@ def _feeds(network: Network, data: str) -> list[dict[str, Any]]:
     if data == "our pictures":
         return synthetic_feeds(specs, "pictures")
     if data == "noise":
-        feeds = synthetic_feeds(specs, "white", samples=64)
-        return [{name: feed[name][i : i + 1] for i in [0]} for feed in feeds for _ in [0]]
+        return synthetic_feeds(specs, "white", samples=64)
     count = int(data.split()[0])
     arrays, _ = network.inputs(network.calibration or network.data[0])
     chosen = np.random.default_rng(0).permutation(len(arrays))[:count]
@@ -175,7 +174,10 @@ def measure(network: Network, what: str, *, timed: bool) -> Row:
     score = reads.score(float_model)
     size = network.path.stat().st_size
     try:
-        made = quantize(network.path, None, Recipe(**OURS[what]), validated=False).model if what in OURS else rival(network, what)  # fmt: skip
+        if what in OURS:
+            made = quantize(network.path, None, Recipe(**OURS[what]), validated=False).model
+        else:
+            made = rival(network, what)
     except Exception as error:  # a rival may raise anything
         return Row(network.name, what, score.n, 0, size, score.top1, None, None, None, str(error)[:200])
     found = reads.score(made)
@@ -190,7 +192,11 @@ def table(rows: Iterable[Row]) -> str:
     """A line for each model."""
     lines = []
     for row in rows:
-        top1 = "" if row.top1 is None or row.float_top1 is None else f"{100 * row.top1:.1f} of {100 * row.float_top1:.1f}"
+        top1 = (
+            ""
+            if row.top1 is None or row.float_top1 is None
+            else f"{100 * row.top1:.1f} of {100 * row.float_top1:.1f}"
+        )
         spread = row.times or {}
         time_1, time_8 = (
             f"{spread[b]:.2f} ({spread[f'{b} from']:.2f} to {spread[f'{b} to']:.2f})" if b in spread else ""
@@ -216,7 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, progress = Console(), Console(stderr=True)
     try:
         ledger = Ledger(Row, options.json)
-        names = options.networks if options.networks is not None else [*networks.LABELLED, *networks.UNLABELLED]
+        names = (
+            options.networks if options.networks is not None else [*networks.LABELLED, *networks.UNLABELLED]
+        )
         for network in available(names, progress):
             for what in options.what:
                 if (network.name, what) not in ledger:

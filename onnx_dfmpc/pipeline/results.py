@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -53,6 +53,8 @@ class QuantizeResult:
         Remarks on the model as a whole, such as a raised opset.
     seconds : dict
         Wall time of each stage.
+    names : dict
+        Short names in the model, and what tensors were called before; empty where it is not slim.
     expectation : Expectation or None
         What the output SQNR on real inputs is expected to be, from synthetic ones of every plausible kind;
         None where the model was not run.
@@ -84,6 +86,7 @@ class QuantizeResult:
     size: int
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    names: Mapping[str, str] = field(default_factory=dict)
     expectation: Expectation | None = None
     activations: IntegerActivations | None = None
     validation: ValidationReport | None = None

@@ -321,9 +321,7 @@ def _account(
     evaluation = None
     if validated:
         with timed(seconds, "validate"):
-            layer_noise, evaluation = evaluate(
-                job, made.rewritten.proto, made.solved, per_layer=per_layer, latency=latency
-            )
+            layer_noise, evaluation = evaluate(job, made, per_layer=per_layer, latency=latency)
     frontier: tuple[SweepPoint, ...] = ()
     if costs is not None:
         with timed(seconds, "allocate"):
@@ -352,7 +350,7 @@ def _attempt(job: Job, statistics: Measured, costs: CostTable | None, recipe: Re
     trials = () if recipe.target_sqnr_db is None else job.trials
     job = replace(job, recipe=recipe, progress=None, trials=trials)
     try:
-        proto = _made(job, statistics, costs, Seconds()).rewritten.proto
+        proto = _made(job, statistics, costs, Seconds()).final
     except UnsupportedError:
         return None
     return Trial(proto.ByteSize(), validate(job.source.proto, proto, validation_data(job)).sqnr_db)

@@ -28,6 +28,7 @@ from onnx_dfmpc.pipeline.sources import SOURCES
 from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.rewrite.sizes import stored_sizes
+from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.runtime.session import fused_kernels
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_noise, with_sizes
@@ -56,6 +57,8 @@ DOUBT_DB = {(True, True): 0.0, (True, False): 4.0, (False, True): 4.0, (False, F
 predictions of benchmarks.predictions hold in each group. Without MobileNetV1 among the networks, pictures
 without batch norm would have 3, without SqueezeNet 5.
 """
+
+SLIM = "shape arithmetic folded, names inside of the graph shortened (--slim no leaves them)"
 
 SHOWN_LAYERS = 9
 """Layers whose weights a report shows as histograms."""
@@ -140,11 +143,17 @@ def allocate(
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A plan carried out: with what is expected of it, the numbers of its layers, the model, and remarks."""
+    """A plan carried out: with what is expected of it, the numbers of its layers, the model, and remarks.
+
+    ``rewritten`` has the names of the float model; ``final`` is what is written, and ``names`` what its short
+    names were.
+    """
 
     plan: QuantPlan
     solved: tuple[QuantizedLayer, ...]
     rewritten: Rewritten
+    final: ModelProto
+    names: Mapping[str, str]
     expectation: Expectation | None = None
     notes: tuple[str, ...] = ()
     activations: IntegerActivations | None = None
@@ -171,14 +180,21 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
     if plan.form.activations is not None:
         with timed(seconds, "activations"):
             rewritten, integer = _activated(job, rewritten, statistics)
+    final = rewritten.proto
+    short: dict[str, str] = {}
+    if plan.form.slim == "yes":
+        with timed(seconds, "slim"):
+            final = ModelProto()
+            final.CopyFrom(rewritten.proto)
+            short = slim(final)
     with timed(seconds, "check"):
-        verify(rewritten.proto, "the quantized model")
-    made = Made(plan, solved, rewritten, activations=integer)
+        verify(final, "the quantized model")
+    made = Made(plan, solved, rewritten, final, short, activations=integer)
     if not job.trials:
         return made
     with timed(seconds, "predict"):
         try:
-            expectation = expect(proto, rewritten.proto, job.trials, _doubt_db(job))
+            expectation = expect(proto, final, job.trials, _doubt_db(job))
         except ModelError as error:
             return replace(made, notes=(f"predicted in closed form, since the model cannot be run: {error}",))
     if expectation is None:
@@ -265,11 +281,12 @@ def adjustment_of(
 
 
 def evaluate(
-    job: Job, quantized: ModelProto, solved: Sequence[QuantizedLayer], *, per_layer: bool, latency: bool
+    job: Job, made: Made, *, per_layer: bool, latency: bool
 ) -> tuple[Mapping[str, float | None], Evaluation]:
     """Every layer's output on a few inputs, and the network's outputs on all."""
     proto, data = job.source.proto, validation_data(job)
-    names = {done.name for done in solved}
+    quantized = made.rewritten.proto
+    names = {done.name for done in made.solved}
     layers = [layer for layer in job.matched.layers if layer.name in names]
     measured = layer_sqnr(proto, quantized, layers, _few_feeds(proto, data))
     return measured, examine(
@@ -280,6 +297,7 @@ def evaluate(
         gates=job.recipe,
         per_layer=per_layer,
         latency=latency,
+        files=(proto, made.final),
         progress=job.progress,
     )
 
@@ -304,16 +322,18 @@ def finish(
     table = ConstantTable(job.source.proto)
     rows = tuple(_rows(job.matched, plan, solved, rewritten, layer_noise, table))
     return QuantizeResult(
-        model=rewritten.proto,
+        model=made.final,
+        names=made.names,
         source=job.source,
         plan=plan,
         recipe=job.recipe,
         layers=rows,
         chains=job.matched.chains,
         skipped=plan.skipped,
-        size=rewritten.proto.ByteSize(),
+        size=made.final.ByteSize(),
         notes=(
             *rewritten.notes,
+            *((SLIM,) if plan.form.slim == "yes" else ()),
             *job.notes,
             *statistics.notes,
             *made.notes,

@@ -235,6 +235,10 @@ class Storage(Settings):
         Value(values.integer(ACTIVATION_BITS, ACTIVATION_BITS), "8", "8", int), None,
         "--activations", "bits of activations, for integer kernels (float); only 8",
     )  # fmt: skip
+    slim: Literal["auto", "no", "yes"] = setting(
+        one_of("auto", "no", "yes"), "auto",
+        "--slim", "fold shape arithmetic, shorten names inside of the graph (auto: yes for --target-size)",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -424,6 +428,9 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     activations : {None, 8}
         Bits of activations. 8 makes ONNX Runtime compute in integers; weights are unpacked to INT8 for it and
         batch norm is folded.
+    slim : {"auto", "no", "yes"}
+        Whether shape arithmetic is folded, names inside of the graph are shortened, and what exporters leave
+        goes; outputs stay the same, bit for bit. "auto" is yes where a size is asked for.
     data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
         arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
@@ -467,6 +474,7 @@ class Recipe(Bits, Method, Storage, Data, Gates):
             unpack=self.unpack if self.activations is None else "int8",
             fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
             activations=self.activations,
+            slim=self.slim if self.slim != "auto" else "no" if self.target_size is None else "yes",
         )
 
     @classmethod

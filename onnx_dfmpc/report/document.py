@@ -176,6 +176,7 @@ class Document:
     totals: Totals = field(default_factory=Totals)
     notes: tuple[str, ...] = ()
     activations: IntegerActivations | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     validation: Validation | None = None
     per_layer: tuple[LayerEffect, ...] = ()
     advice: tuple[Advice, ...] = ()
@@ -316,6 +317,7 @@ def quantize_document(result: QuantizeResult) -> Json:
             },
             "notes": result.notes,
             "activations": result.activations,
+            "names": result.names,
             "validation": _validation(result.validation),
             "sweep": result.sweep,
             "histograms": result.histograms,

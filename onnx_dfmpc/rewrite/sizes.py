@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from onnx_dfmpc.activations.insert import insert
 from onnx_dfmpc.activations.placement import place
@@ -21,11 +22,12 @@ from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import copy_fields, framed, framed_size, is_large, without_initializers
 from onnx_dfmpc.rewrite.apply import apply_edits, fold_obstacles, layers_by_name, weight_specs
 from onnx_dfmpc.rewrite.editor import Edit, shared_names
+from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import NATIVE
 from onnx_dfmpc.storage.layouts import lay_out
-from onnx_dfmpc.storage.types import WeightLayout
+from onnx_dfmpc.storage.types import ITEM_BITS, WeightLayout
 
 PLACEHOLDER = 1.2345
 """What new biases and batch norms are filled with. Any number takes the same bytes, but one that is there
@@ -174,10 +176,23 @@ def _size(
     if form.activations is not None:
         placement = place(edited)
         insert(edited, placement, {one.name: (-1.0, 1.0) for one in placement.activations})
+    if form.slim == "yes":
+        # With numbers of the right length: names change, and with them the lengths of messages.
+        for tensor in edited.graph.initializer:
+            _pad(tensor)
+        slim(edited)
+        return int(edited.ByteSize())
     absent = sum(edit.layout.size - edit.weight.size for edit in edits)
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
     # The length of the graph stands before it, and takes more bytes the longer it is.
     return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))
+
+
+def _pad(tensor: TensorProto) -> None:
+    """Give a tensor zeros for the numbers that it lacks, if it does."""
+    fields = (tensor.raw_data, tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
+    if not any(fields) and prod(tensor.dims):
+        tensor.raw_data = bytes(-(-prod(tensor.dims) * ITEM_BITS[tensor.data_type] // 8))
 
 
 def _hollow(proto: ModelProto, weights: Collection[str]) -> tuple[ModelProto, dict[str, int]]:

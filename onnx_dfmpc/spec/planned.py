@@ -47,15 +47,18 @@ class StorageFormat:
         Whether batch norm goes into scales and biases, wherever it can.
     activations : {None, 8}
         Bits of activations; None leaves them float.
+    slim : {"no", "yes"}
+        Whether shape arithmetic is folded, names are shortened, and what exporters leave goes.
     """
 
     storage: str = "native"
     unpack: Unpack = "none"
     fold_batch_norm: YesNo = "no"
     activations: int | None = None
+    slim: YesNo = "no"
 
     def __post_init__(self) -> None:
-        for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo)):
+        for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo), ("slim", YesNo)):
             value, allowed = getattr(self, key), get_args(kind)
             if not isinstance(value, str) or (allowed and value not in allowed):
                 expected = f"one of {', '.join(allowed)}" if allowed else "the name of a storage format"
