@@ -41,7 +41,7 @@ from rich.console import Console
 
 from benchmarks.cases import NETWORKS, Subject, family, subjects
 from benchmarks.ledger import Ledger
-from benchmarks.readme import markdown
+from benchmarks.tables import markdown
 from benchmarks.variants import NO_PICTURES, USUAL, in_words, own_range
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.inputs.specs import model_inputs

@@ -29,7 +29,7 @@ from rich.console import Console
 from benchmarks.evaluate import Reference, reference_of
 from benchmarks.ledger import Ledger
 from benchmarks.networks import LABELLED, Network, available
-from benchmarks.readme import markdown
+from benchmarks.tables import markdown
 from benchmarks.variants import Variant, in_words, variants
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError

@@ -32,7 +32,7 @@ from rich.console import Console
 from benchmarks import networks
 from benchmarks.ledger import Ledger
 from benchmarks.networks import RESNET50, available
-from benchmarks.readme import markdown
+from benchmarks.tables import markdown
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError
 

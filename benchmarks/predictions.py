@@ -28,7 +28,7 @@ from rich.console import Console
 
 from benchmarks.cases import BITS, DEFAULT, NETWORKS, Row, family, run, subjects
 from benchmarks.ledger import Ledger
-from benchmarks.readme import markdown
+from benchmarks.tables import markdown
 from benchmarks.variants import one_range
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.recipe import PRESETS

@@ -1,25 +1,31 @@
 """Write the tables of the pages: measure what they show, and replace what stands between their markers.
 
-python -m benchmarks.readme [--only demo|networks|targets]
+python -m benchmarks.readme [--only demo|networks|targets|activations]
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import accuracy, allocation, methods
+from benchmarks import accuracy, activations, allocation, methods
 from benchmarks.evaluate import Score, reference
 from benchmarks.networks import network
+from benchmarks.tables import markdown
 from models import demo
 from onnx_dfmpc.recipe import PRESETS, parse_size
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "bits.md", ROOT / "models" / "README.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "bits.md",
+    ROOT / "docs" / "activations.md",
+    ROOT / "models" / "README.md",
+)
 """Where tables stand; each has its markers on one of them."""
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -40,12 +46,6 @@ COMPARED = ("nearest", "squant", "dfmpc")
 
 SIZED, SIZES = "cifar10_resnet56_bn", ("220KiB", "300KiB", "450KiB")
 """Network whose file shall have at most so many bytes."""
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Table whose first column is text and whose other columns are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def replace(text: str, marker: str, content: str) -> str:
@@ -162,13 +162,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.readme", description="Measure and write the tables of the pages."
     )
-    parser.add_argument("--only", choices=["demo", "networks", "targets"], help="just one of them")
+    parser.add_argument(
+        "--only", choices=["demo", "networks", "targets", "activations"], help="just one of them"
+    )
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     if options.only in (None, "demo"):
         write("demo", demo_table())
     if options.only in (None, "networks"):
         write("networks", networks_table(console))
+    if options.only in (None, "activations"):
+        rows = activations.read(RESULTS / "activations.json")
+        activations.complete(rows, activations.SHOWN, timed=True, console=console)
+        write("activations", activations.table(rows))
+        write("fast", activations.headline(rows))
     if options.only in (None, "targets"):
         sizes, presets = targets_tables(console)
         write("sizes", sizes)

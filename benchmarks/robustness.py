@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.cases import BITS, DEFAULT, METHODS, NEAREST, NETWORKS, SQUANT, Row, family, run, subjects
 from benchmarks.ledger import Ledger
-from benchmarks.readme import markdown
+from benchmarks.tables import markdown
 from onnx_dfmpc.errors import DfmpcError
 
 HEADER = (
