@@ -16,7 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,11 @@ from rich.table import Table
 from benchmarks.evaluate import Reference, Score, reference, standard_error
 from benchmarks.networks import Network, available
 from onnx_dfmpc import quantize
-from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits
+from onnx_dfmpc.allocate.budget import budgets, mean_bits
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.pipeline.job import Job, prepare
-from onnx_dfmpc.pipeline.run import apply
 from onnx_dfmpc.pipeline.steps import cost_table, measure
 from onnx_dfmpc.recipe import Recipe, parse_size
 from onnx_dfmpc.spec import CostTable, QuantPlan
@@ -100,16 +99,12 @@ class Subject:
 
     def allocated(self, wanted: Sequence[tuple[str, str, dict[str, Any]]]) -> Iterator[Row]:
         """Targets that can be met, each with the name of its setting and of its rival."""
-        job, costs = self.work
         for setting, rival, target in wanted:
-            recipe = Recipe(**target, **self.knobs)
             start = time.perf_counter()
             try:
-                plan = allocate_budget(job.matched, recipe, job.source.sha256, costs)
+                result = quantize(self.source.path, None, Recipe(**target, **self.knobs), validated=False)
             except UnsupportedError:
                 continue
-            placed = replace(plan, form=recipe.form, recipe=recipe.to_dict())
-            result = apply(self.source.path, placed, recipe, validated=False)
             yield self._row(setting, rival, target.get("target_size"), result, time.perf_counter() - start)
 
     def _row(self, setting: str, rival: str, budget: int | None, result: Any, seconds: float) -> Row:

@@ -17,12 +17,15 @@ from onnx import ModelProto, parser
 import onnx_dfmpc
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.activations import ranges
+from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.activations.insert import insert
 from onnx_dfmpc.activations.placement import Placement, place
 from onnx_dfmpc.activations.ranges import LEVELS, centres, histogram, quantization_range, scale_and_zero_point
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.report.document import quantize_document
 from onnx_dfmpc.runtime.session import fused_kernels
+from tests.graphs import noise, parse
 
 ONE = np.ones(1)
 
@@ -209,7 +212,7 @@ BODIES = {
         "z = Conv(x, w, b) r = Relu(z) a = Conv(r, v) e = Conv(r, v, b) "
         "k = Concat<axis=2>(a, e) y = Conv(k, v)"
     ),
-    "pool": "z = Conv(x, w, b) r = Relu(z) p = AveragePool<kernel_shape=[2,2]>(r) y = Conv(p, v)",
+    "pool": "z = Conv(x, w, b) r = Relu(z) p = AveragePool<kernel_shape=[4,4]>(r) y = Conv(p, v)",
 }
 
 
@@ -262,6 +265,51 @@ def test_a_bias_that_does_not_fit_makes_the_scale_wider() -> None:
     assert np.square(actual - expected).mean() < 1e-3 * np.square(expected).mean()
 
 
+def test_a_float_pool_stays_in_front_of_what_quantizes_it() -> None:
+    """ONNX Runtime would otherwise pool integers, in the slow layout."""
+    body = "z = Conv(x, g, b) r = Relu(z) p = MaxPool<kernel_shape=[2,2]>(r) y = Conv(p, v)"
+    model = parsed(body)
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "g"))
+    kernels = fused_kernels(inserted(model))
+    assert kernels["QLinearConv"] == kernels["Conv"] == 1
+    assert "Clip" not in kernels
+    made = {node.output[0]: node for node in inserted(model).graph.node}
+    clip = next(node for node in made.values() if node.op_type == "Clip")
+    assert made[clip.input[0]].op_type == "MaxPool"
+
+
+# ----------------------------------------------------------------------------
+# what is faster
+
+
+def test_a_large_first_layer_stays_float_and_a_small_one_does_not() -> None:
+    for size, expected in ((224, ["c"]), (16, [])):
+        text = f"""g (float[N, 3, {size}, {size}] x) => (float[N, C, H, W] y) {{
+            [c] z = Conv<pads=[1,1,1,1]>(x, w)
+            r = Relu(z)
+            [d] y = Conv<pads=[1,1,1,1]>(r, v)
+        }}"""
+        model = parse(text, w=noise(32, 3, 3, 3), v=noise(32, 32, 3, 3))
+        assert list(float_layers(model, match(model))) == expected
+
+
+def test_a_network_of_thin_depthwise_layers_stays_float() -> None:
+    text = """g (float[N, 8, 64, 64] x) => (float[N, 8, 64, 64] y) {
+        [c] z = Conv<pads=[1,1,1,1], group=8>(x, w)
+        r = Relu(z)
+        [d] y = Conv<pads=[1,1,1,1], group=8>(r, v)
+    }"""
+    model = parse(text, w=noise(8, 1, 3, 3), v=noise(8, 1, 3, 3))
+    found = float_layers(model, match(model))
+    assert list(found) == ["c", "d"]
+    assert "of their float time" in found["c"]
+    result = quantize(model, None, Recipe(bits=4, activations=8))
+    assert result.activations is not None
+    assert result.activations.layers == 0
+    assert result.validation
+
+
 # ----------------------------------------------------------------------------
 # the whole way
 
@@ -286,6 +334,7 @@ def test_small_and_in_integers(
     assert result.size <= result.plan.predicted_bytes <= result.size * 1.002
     assert result.activations is not None
     assert result.activations.fused == result.activations.layers == len(result.layers)
+    assert not result.activations.floats
     assert result.validation is not None
     assert result.validation.top1_drop is not None
     assert result.validation.top1_drop < 0.012

@@ -39,6 +39,9 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"storage": "compact"},
     {"storage": "compact", "unpack": "int8"},
     {"unpack": "float"},
+    {"storage": "compact", "slim": "yes"},
+    {"activations": 8},
+    {"storage": "compact", "activations": 8, "slim": "yes"},
 )
 BITS: tuple[dict[str, Any], ...] = (
     {"bits": 2},

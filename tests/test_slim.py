@@ -14,8 +14,9 @@ from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
 from onnx_dfmpc.model.files import load
+from onnx_dfmpc.model.shapes import RULES
 from onnx_dfmpc.report.document import quantize_document
-from onnx_dfmpc.rewrite.slim import RULES, slim
+from onnx_dfmpc.rewrite.slim import slim
 from tests.graphs import noise, parse
 
 
@@ -36,7 +37,7 @@ def outputs(model: ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]
     return found
 
 
-SHUFFLE = """g (float[N, 4, H, 6] x) => (float[] y) {
+SHUFFLE = """g (float[N, 4, H, 6] x) => (float[N, C, H2, W2] y) {
     shape = Shape(x)
     zero = Constant <value = int64 {0}> ()
     one = Constant <value = int64 {1}> ()
@@ -96,11 +97,11 @@ def test_integers_are_divided_as_onnx_does(a: int, b: int) -> None:
 
 
 def test_a_body_keeps_the_names_that_it_reads() -> None:
-    text = """g (float[N, 4] x, bool c) => (float[] y) {
+    text = """g (float[N, 4] x, bool c) => (float[N, 4] y) {
         a_rather_long_name = Relu(x)
         y = If(c) <
-            then_branch = t () => (float[] z) { z = Neg(a_rather_long_name) },
-            else_branch = e () => (float[] z) { z = Abs(a_rather_long_name) }
+            then_branch = t () => (float[N, 4] z) { z = Neg(a_rather_long_name) },
+            else_branch = e () => (float[N, 4] z) { z = Abs(a_rather_long_name) }
         >
     }"""
     model = parse(text)

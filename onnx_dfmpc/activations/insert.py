@@ -59,6 +59,7 @@ def insert(proto: ModelProto, placement: Placement, ranges: Mapping[str, tuple[f
     constants = {tensor.name: tensor for tensor in graph.initializer}
     dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     nodes = [node for value in graph.input if value.name in pairs for node in pairs[value.name].nodes()]
+    lowest = f"{label}l"
     biases: set[str] = set()
     for node in graph.node:
         key = node.output[0] if node.output else ""
@@ -80,7 +81,15 @@ def insert(proto: ModelProto, placement: Placement, ranges: Mapping[str, tuple[f
                 name = f"{label}w{len(new)}"
                 new[name] = np.zeros(constants[weight.input[1]].dims, np.int8)
                 weight.input.append(name)
-        nodes += [node, *(made for name in _originals(node, pairs) for made in pairs[name].nodes())]
+        nodes.append(node)
+        if node.op_type == "MaxPool" and grid is None and node.output[0] in pairs:
+            # ONNX Runtime would move QuantizeLinear in front of it, and pool integers 20 times as slowly. It
+            # does not past a Clip, even one that does nothing and is gone later.
+            new[lowest] = np.array(np.finfo(np.float32).min)
+            plain, node.output[0] = node.output[0], f"{pairs[node.output[0]].codes}p"
+            nodes.append(helper.make_node("Clip", [node.output[0], lowest], [plain]))
+            node = nodes[-1]
+        nodes += [made for name in _originals(node, pairs) for made in pairs[name].nodes()]
     copies = [_copy(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)

@@ -21,6 +21,11 @@ LAYERS = ("Conv", "Gemm", "MatMul")
 KERNELS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 """Other operators with integer kernels, each with a scale for its output."""
 
+MANY_TAPS = 16
+"""An integer AveragePool takes 25 times as long as a float one (FastestDet, 3 x 3). That does not matter
+where there are few outputs, as in front of a classifier: with a large kernel.
+"""
+
 MOVING = (
     "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather",
     "DepthToSpace", "SpaceToDepth", "Resize", "Pad",
@@ -144,6 +149,9 @@ class _Graph:
             return False
         if node.op_type in SEVERAL:  # a constant operand would have to be quantized, too
             return all(name not in self.constants for name in node.input)
+        if node.op_type == "AveragePool":
+            sizes = [a.ints for a in node.attribute if a.name == "kernel_shape"]
+            return math.prod(sizes[0] if sizes else ()) >= MANY_TAPS
         if node.op_type == "Resize":
             return _text(node, "mode", "nearest") == "nearest"
         if node.op_type == "Pad":
@@ -185,8 +193,11 @@ def _connected(graph: _Graph, layers: Sequence[NodeProto]) -> set[int]:
     between = [node for node in graph.nodes if graph.is_between(node)]
     chosen |= {id(node) for node in between}
 
+    layer_inputs = {node.input[0] for node in layers}
+
     def made(name: str) -> bool:
-        return name in graph.floats_in or id(graph.producer.get(name)) in chosen
+        # What a layer reads is quantized, whoever made it.
+        return name in graph.floats_in or name in layer_inputs or id(graph.producer.get(name)) in chosen
 
     def read(node: NodeProto) -> bool:
         return any(id(reader) in chosen for name in node.output for reader in graph.readers.get(name, ()))

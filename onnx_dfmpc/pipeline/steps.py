@@ -9,6 +9,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.activations.activate import TAU_ANCHORED, TAU_OTHERS, TAU_PICTURES, TAU_REAL, activate
+from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
 from onnx_dfmpc.allocate.fixed import allocate_fixed
 from onnx_dfmpc.errors import ModelError
@@ -186,7 +187,7 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         with timed(seconds, "slim"):
             final = ModelProto()
             final.CopyFrom(rewritten.proto)
-            short = slim(final)
+            short = slim(final, rewritten.weights)
     with timed(seconds, "check"):
         verify(final, "the quantized model")
     made = Made(plan, solved, rewritten, final, short, activations=integer)
@@ -222,7 +223,7 @@ def _activated(job: Job, rewritten: Rewritten, statistics: Measured) -> tuple[Re
     account = IntegerActivations(
         ranges=found,
         layers=len(done.placement.layers),
-        floats=done.placement.floats,
+        floats={**float_layers(job.source.proto, job.matched), **done.placement.floats},
         kernels=fused_kernels(done.proto),
         sqnr_db=None if alone is None else alone.sqnr_db,
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, shape_inference
 
+from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.fold import fits, fold
 from onnx_dfmpc.model.constants import ConstantTable, used_names
@@ -42,11 +43,14 @@ class StoredLayer:
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """The edited model, what became of each layer by name, and remarks on the model as a whole."""
+    """The edited model, what became of each layer by name, remarks on the model as a whole, and the tensors
+    that the quantized weights are made of.
+    """
 
     proto: ModelProto
     layers: dict[str, StoredLayer]
     notes: tuple[str, ...]
+    weights: frozenset[str] = frozenset()
 
 
 def rewrite(
@@ -74,6 +78,7 @@ def rewrite(
     """
     by_name, specs = layers_by_name(matched, [layer.name for layer in layers]), weight_specs(proto, matched)
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
+    forms = layer_forms(proto, matched, form)
     edits, stored = [], {}
     for quantized in layers:
         layer, obstacle = by_name[quantized.name], obstacles.get(quantized.name)
@@ -86,7 +91,7 @@ def rewrite(
         weight = quantized.weight
         nonzero = weight.zero_point is not None and bool(np.any(weight.zero_point))
         spec = specs[layer.name](bits=weight.bits, signed=weight.signed, axis=weight.axis, zero_point=nonzero)
-        layout = lay_out(spec, form)
+        layout = lay_out(spec, forms[layer.name])
         norm = quantized.batch_norm
         edits.append(Edit(layer, layout, layout.fill(weight), quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
@@ -101,7 +106,7 @@ def rewrite(
     notes = _opset_note(opset_of(proto), opset_of(edited), reason)
     if folded:
         notes += (f"batch norm of {folded} layer{'' if folded == 1 else 's'} folded into scales and biases",)
-    return Rewritten(edited, stored, notes)
+    return Rewritten(edited, stored, notes, tensor_names(edits))
 
 
 def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, Layer]:
@@ -111,6 +116,21 @@ def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, La
         if name not in layers:
             raise DfmpcError(f"layer {name!r} is not in the match report")
     return layers
+
+
+def tensor_names(edits: Sequence[Edit]) -> frozenset[str]:
+    """Tensors that quantized weights are made of."""
+    parts = [edit.weight for edit in edits]
+    made = {name for part in parts for node in part.nodes for name in node.output}
+    shared = shared_names(edit.layout for edit in edits)
+    return frozenset(made | shared | {tensor.name for part in parts for tensor in part.initializers})
+
+
+def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) -> dict[str, StorageFormat]:
+    """How every layer is stored, by name: those that are better computed in float are unpacked for that."""
+    floats = float_layers(proto, matched) if form.activations is not None else {}
+    plain = replace(form, unpack="float", activations=None)
+    return {layer.name: plain if layer.name in floats else form for layer in matched.layers}
 
 
 def weight_specs(proto: ModelProto, matched: MatchReport) -> dict[str, partial[WeightSpec]]:

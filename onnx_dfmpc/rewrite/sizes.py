@@ -20,13 +20,21 @@ from onnx_dfmpc.activations.insert import insert
 from onnx_dfmpc.activations.placement import place
 from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import copy_fields, framed, framed_size, is_large, without_initializers
-from onnx_dfmpc.rewrite.apply import apply_edits, fold_obstacles, layers_by_name, weight_specs
+from onnx_dfmpc.rewrite.apply import (
+    apply_edits,
+    fold_obstacles,
+    layer_forms,
+    layers_by_name,
+    tensor_names,
+    weight_specs,
+)
 from onnx_dfmpc.rewrite.editor import Edit, shared_names
 from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import NATIVE
 from onnx_dfmpc.storage.layouts import lay_out
+from onnx_dfmpc.storage.planes import shared_parts
 from onnx_dfmpc.storage.types import ITEM_BITS, WeightLayout
 
 PLACEHOLDER = 1.2345
@@ -109,7 +117,16 @@ def base_size(
     edits = _edits(proto, matched, largest, form, corrected)
     shared = shared_names(every)
     whole = max(_size(proto, matched, edits, opset, shared, metadata or {}, form) for opset in opsets)
+    if form.slim == "yes":
+        # What only other layouts share is not read by these, and gone.
+        whole += _shared_size(shared) - _shared_size(shared_names(largest.values()))
     return whole - sum(layout.size for layout in largest.values())
+
+
+def _shared_size(names: Collection[str]) -> int:
+    """Bytes of constants that layouts share."""
+    initializers, nodes = shared_parts(names)
+    return sum(framed_size(part) for part in (*initializers, *nodes))
 
 
 def _layouts(
@@ -121,12 +138,13 @@ def _layouts(
 ) -> dict[str, list[WeightLayout]]:
     """Layouts by layer name, one for each of the layer's widths."""
     layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched)
+    forms = layer_forms(proto, matched, form)
 
     def at(layer: Layer, bits: int) -> WeightLayout:
         asymmetric = form.grid(grid, bits) == "asymmetric"
         axis = None if shares_grid(layer) else layer.axis
         spec = specs[layer.name](bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric)
-        return _lay_out(spec, form)
+        return _lay_out(spec, forms[layer.name])
 
     return {name: [at(layers[name], bits) for bits in row] for name, row in widths.items()}
 
@@ -180,7 +198,7 @@ def _size(
         # With numbers of the right length: names change, and with them the lengths of messages.
         for tensor in edited.graph.initializer:
             _pad(tensor)
-        slim(edited)
+        slim(edited, tensor_names(edits))
         return int(edited.ByteSize())
     absent = sum(edit.layout.size - edit.weight.size for edit in edits)
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
