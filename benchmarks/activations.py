@@ -39,6 +39,9 @@ from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.files import load
+from onnx_dfmpc.statistics.belief import believe
 
 OURS: Mapping[str, Mapping[str, Any]] = {
     "W8A8": {"bits": 8, "activations": 8},
@@ -132,7 +135,9 @@ def _feeds(network: Network, data: str) -> list[dict[str, Any]]:
     specs = model_inputs(onnx.load(network.path))
     name, dtype = specs[0].name, specs[0].dtype
     if data == "our pictures":
-        return synthetic_feeds(specs, "pictures")
+        proto = load(network.path).proto
+        likeliest = believe(proto, match(proto).layers, specs).likeliest
+        return synthetic_feeds(specs, "pictures", input_range=(likeliest.low, likeliest.high))
     if data == "noise":
         return synthetic_feeds(specs, "white", samples=64)
     count = int(data.split()[0])
@@ -202,10 +207,16 @@ def measure(network: Network, what: str, reads: Reference, score: Score, *, time
     )
 
 
+def _place(row: Row) -> tuple[int, int]:
+    """Order of rows in a table: that of `SHOWN`, and of the settings."""
+    known, settings = list(SHOWN), [*OURS, *RIVALS]
+    return (known.index(row.network) if row.network in known else len(known)), settings.index(row.what)
+
+
 def table(rows: Iterable[Row]) -> str:
     """A line for each model."""
     lines = []
-    for row in rows:
+    for row in sorted(rows, key=_place):
         top1 = (
             ""
             if row.top1 is None or row.float_top1 is None
@@ -231,6 +242,7 @@ def headline(rows: Iterable[Row]) -> str:
         (
             row.network,
             f"{row.n:,}",
+            row.what.split(" +")[0],
             f"{row.float_bytes:,}",
             f"{row.bytes:,}",
             f"{row.float_bytes / row.bytes:.1f}",
@@ -238,11 +250,11 @@ def headline(rows: Iterable[Row]) -> str:
             f"{100 * row.top1:.1f}",
             f"{row.times['1']:.2f}" if row.times and "1" in row.times else "",
         )
-        for row in rows
+        for row in sorted(rows, key=_place)
         if row.top1 is not None and row.what in HEADLINE
     ]
     header = (
-        "network", "n", "float bytes", "bytes", "times smaller", "float top-1", "top-1", "time of float, batch 1"
+        "network", "n", "weights' bits", "float bytes", "bytes", "times smaller", "float top-1", "top-1", "time of float"
     )  # fmt: skip
     return markdown(header, lines)
 

@@ -166,7 +166,13 @@ def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: 
     planned = json.loads(path.read_text(encoding="utf-8"))
     form = planned["form"]
     assert 3.8 < planned["totals"]["nominal_bits"] <= 4
-    assert form == {"storage": "compact", "unpack": "none", "fold_batch_norm": "yes", "activations": None}
+    assert form == {
+        "storage": "compact",
+        "unpack": "none",
+        "fold_batch_norm": "yes",
+        "activations": None,
+        "slim": "no",
+    }
     _, out, _ = run("quantize", digits_bn, "-o", folded, "--plan", path, "--json", "-")
     assert json.loads(out)["predicted"]["bytes"] == folded.stat().st_size
     assert "batch norm of 15 layers folded into scales and biases" in json.loads(out)["notes"]

@@ -145,6 +145,7 @@ def result() -> Any:
         activations=IntegerActivations(
             (ActivationRange("relu", 0.0, 6.0),), 2, {"up": "no kernel"}, {"QLinearConv": 2}, 30.0
         ),
+        names={"a": "a long name"},
         size=250,
         notes=("opset raised from 17 to 25, for UINT2",),
         recipe=Recipe(low_bits=2),
@@ -196,7 +197,9 @@ def documented() -> set[str]:
     return set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", DOCS.read_text(encoding="utf-8")))))
 
 
-def keys(value: Any, *, skip: tuple[str, ...] = ("recipe", "seconds", "kernels", "floats")) -> set[str]:
+def keys(
+    value: Any, *, skip: tuple[str, ...] = ("recipe", "seconds", "kernels", "floats", "names")
+) -> set[str]:
     if isinstance(value, dict):
         return set(value).union(*(keys(item) for name, item in value.items() if name not in skip))
     if isinstance(value, list):
@@ -474,6 +477,7 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
         "unpack": "none",
         "fold_batch_norm": "no",
         "activations": None,
+        "slim": "no",
     }
     assert plain["layers"][0]["predicted_bytes"] == 1200
     promised = (

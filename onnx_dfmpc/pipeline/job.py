@@ -149,7 +149,7 @@ def _with_inputs(job: Job, *, predicted: bool) -> Job:
     belief = believe(proto, job.matched.layers, specs, input_range=given, seed=recipe.seed)
     kinds = belief.hypotheses, belief.weights
     mixture: Mixture | None = None
-    if job.needs_statistics and runs_network(recipe):
+    if job.needs_statistics and (runs_network(recipe) or recipe.activations is not None):
         mixture = believed(
             specs, *kinds, anchored=belief.anchored, seed=recipe.seed, input_range=recipe.input_range
         )
