@@ -21,7 +21,7 @@ from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.activations.insert import insert
 from onnx_dfmpc.activations.placement import Placement, place
 from onnx_dfmpc.activations.ranges import LEVELS, centres, histogram, quantization_range, scale_and_zero_point
-from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.report.document import quantize_document
 from onnx_dfmpc.runtime.session import fused_kernels
@@ -307,6 +307,7 @@ def test_a_network_of_thin_depthwise_layers_stays_float() -> None:
     result = quantize(model, None, Recipe(bits=4, activations=8))
     assert result.activations is not None
     assert result.activations.layers == 0
+    assert any(note.startswith("activations stay float: ") for note in result.notes)
     assert result.validation
 
 
@@ -365,6 +366,13 @@ def test_the_document_has_them(digits_bn: Path) -> None:
     first = document["activations"]["ranges"][0]
     assert first["name"] == "input"
     assert first["low"] < 0 < first["high"]
+
+
+def test_other_floats_are_refused_before_any_work() -> None:
+    text = "g (float16[N, 8, 4, 4] x) => (float16[N, 8, 4, 4] y) { [c] y = Conv(x, w) }"
+    model = parse(text, w=noise(8, 8, 1, 1).astype(np.float16))
+    with pytest.raises(UnsupportedError, match="needs float32 weights, those of 'c' are FLOAT16"):
+        quantize(model, None, Recipe(bits=4, activations=8))
 
 
 @pytest.mark.parametrize(

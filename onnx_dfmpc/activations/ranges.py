@@ -129,8 +129,8 @@ def scale_and_zero_point(low: float, high: float) -> tuple[np.float32, int]:
 
     Examples
     --------
-    >>> scale_and_zero_point(0.0, 6.0)[1], scale_and_zero_point(-1.0, 1.0)[1]
-    (0, 128)
+    >>> scale_and_zero_point(0.0, 6.0)[1], scale_and_zero_point(-1.0, 3.0)[1]
+    (0, 64)
     """
     scale = np.float32(max(high - low, float(np.finfo(np.float32).tiny) * LEVELS) / LEVELS)
     return scale, int(np.clip(np.rint(-low / float(scale)), 0, LEVELS))

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
+from onnx import TensorProto
+
 from onnx_dfmpc.allocate.fixed import selected_layers
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import check_data
@@ -19,6 +21,7 @@ from onnx_dfmpc.inputs.data import real_inputs
 from onnx_dfmpc.inputs.specs import has_floats, model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
+from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import LoadedModel, Model, load
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
@@ -99,6 +102,8 @@ def prepare(
     else:
         _require_fit(plan, source, matched)
         _require_layers(source, plan.layers, plan.skipped)
+    if recipe.activations is not None:
+        _require_float32(source, matched)
     if recipe.data is not None or recipe.labels is not None or recipe.limits or recipe.shapes:
         check_data(source.proto, recipe)
     sizes = None
@@ -177,6 +182,18 @@ def _require_layers(source: LoadedModel, layers: Sequence[object], skipped: Sequ
     raise UnsupportedError(
         f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found"
     )
+
+
+def _require_float32(source: LoadedModel, matched: MatchReport) -> None:
+    """Integer kernels are for float32 models."""
+    table = ConstantTable(source.proto)
+    other = [layer for layer in matched.layers if table.data_type(layer.weight) != TensorProto.FLOAT]
+    if other:
+        kind = TensorProto.DataType.Name(table.data_type(other[0].weight))
+        raise UnsupportedError(
+            f"{source.label}: activations = 8 needs float32 weights, those of {other[0].name!r} are {kind}",
+            hint="leave activations out, or convert the model to float32",
+        )
 
 
 def _require_fit(plan: QuantPlan, source: LoadedModel, matched: MatchReport) -> None:

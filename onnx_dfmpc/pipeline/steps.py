@@ -181,6 +181,9 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
     if plan.form.activations is not None:
         with timed(seconds, "activations"):
             rewritten, integer = _activated(job, rewritten, statistics)
+    if integer is not None and not integer.layers:
+        reasons = "; ".join(dict.fromkeys(integer.floats.values()))
+        rewritten = replace(rewritten, notes=(*rewritten.notes, f"activations stay float: {reasons}"))
     final = rewritten.proto
     short: dict[str, str] = {}
     if plan.form.slim == "yes":
