@@ -390,9 +390,11 @@ def test_what_does_not_go_together(keywords: dict, words: list[str]) -> None:
 
 
 def test_shared_networks_end_to_end(shared_model: Path) -> None:
-    """Every layer that can be is computed in integers, and the size is known to the byte."""
+    """Every layer that can be is computed in integers, and the size is known: but for zero points, which all
+    layers are expected to have.
+    """
     result = quantize(shared_model, None, Recipe(activations=8))
     assert result.activations is not None
     assert result.activations.fused == result.activations.layers
-    assert result.size <= result.plan.predicted_bytes <= result.size * 1.002
+    assert result.size <= result.plan.predicted_bytes <= result.size * 1.003
     assert result.validation
