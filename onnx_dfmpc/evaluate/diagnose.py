@@ -68,7 +68,8 @@ def diagnose(
     if missing:
         notes.append(f"per layer: not in the quantized model by the names of their tensors: {_some(missing)}")
     if not segments:
-        return (), (*notes, "per layer: no layer of the quantized model is quantized")
+        why = "layers are found by the names of tensors, which a slim file does not keep (--slim no does)"
+        return (), (*notes, f"per layer: no layer of the quantized model is quantized, or {why}")
     samples = few_samples(float_model, data)
     feeds = [feed for _, _, feed in samples.batches()]
     outputs = scores(float_model, matched.layers)
