@@ -199,6 +199,7 @@ def apply(
     names = tuple(layer.name for layer in plan.layers)
     statistics = measure(job, names, seconds)
     made = carry_out(job, plan, statistics, seconds)
+    statistics = replace(statistics, layers={})  # nobody needs the covariances again
     result = _account(
         job, made, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency
     )
@@ -264,6 +265,8 @@ def quantize(
     statistics = measure(job, job.planned, seconds)
     costs, notes = cost_table(job, statistics, seconds)
     made = _made(job, statistics, costs, seconds)
+    if not per_layer:  # nobody needs the covariances again: half a gigabyte of a ResNet-50
+        statistics = replace(statistics, layers={})
     result = _account(
         job, made, statistics, costs, seconds, validated=validated, per_layer=per_layer, latency=latency
     )
