@@ -391,11 +391,11 @@ def _latency(latency: Latency | None) -> tuple[Section, ...]:
 def _meaning(latency: Latency) -> str:
     """What the times mean for the choice of session options."""
     if len(latency.timings) < 3:
-        float_time, ours = (timing.median for timing in latency.timings[:2])
-        return (
-            f"An inference takes {_ratio(ours, float_time)} of the float model's time. Activations are "
-            "quantized too: the default session options are the ones to use."
+        first, *others = (timing.median for timing in latency.timings)
+        took = "".join(
+            f"An inference takes {_ratio(ours, first)} of the float model's time. " for ours in others
         )
+        return f"{took}Activations are quantized too: the default session options are the ones to use."
     first, default, recommended = (timing.median for timing in latency.timings[:3])
     return (
         "Weight-only quantization buys size, not speed. With default session options ONNX Runtime "
