@@ -17,6 +17,7 @@ from onnx import ModelProto, parser
 import onnx_dfmpc
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.activations import ranges
+from onnx_dfmpc.activations.activate import _corrected
 from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.activations.insert import insert
 from onnx_dfmpc.activations.placement import Placement, place
@@ -366,6 +367,18 @@ def test_the_document_has_them(digits_bn: Path) -> None:
     first = document["activations"]["ranges"][0]
     assert first["name"] == "input"
     assert first["low"] < 0 < first["high"]
+
+
+def test_a_shared_bias_takes_the_shift_of_each_layer_once() -> None:
+    model = parsed("z = Conv(x, w, b) r = Relu(z) y = Conv(r, v, b)")
+    shifts = {"z": np.full(4, 0.25), "y": np.full(4, -1.0)}
+    made = _corrected(model, shifts)
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    before = next(onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "b")
+    for node in made.graph.node:
+        if node.op_type == "Conv":
+            expected = before - shifts[node.output[0]].astype(np.float32)
+            np.testing.assert_array_equal(arrays[node.input[2]], expected)
 
 
 def test_other_floats_are_refused_before_any_work() -> None:

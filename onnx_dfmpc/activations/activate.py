@@ -12,6 +12,7 @@ from onnx_dfmpc.activations.insert import insert
 from onnx_dfmpc.activations.observe import Network
 from onnx_dfmpc.activations.placement import Placement, place
 from onnx_dfmpc.activations.ranges import quantization_range
+from onnx_dfmpc.model.constants import used_names
 from onnx_dfmpc.spec import Array, Layer, LayerStatistics, Mixture
 
 TAU_ANCHORED, TAU_PICTURES, TAU_OTHERS, TAU_REAL = 0.2, 0.3, 0.4, 0.1
@@ -63,15 +64,24 @@ def _inserted(
 
 
 def _corrected(proto: ModelProto, shifts: Mapping[str, Array]) -> ModelProto:
-    """Model with the shifts taken off the biases of the layers that write these tensors."""
+    """Model with the shifts taken off the biases of the layers that write these tensors.
+
+    A bias that layers share becomes one for each.
+    """
     copy = ModelProto()
     copy.CopyFrom(proto)
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
+    readers = used_names(copy.graph)
     for node in copy.graph.node:
         for name in node.output:
             if name in shifts and len(node.input) > 2 and node.input[2] in constants:
                 tensor = constants[node.input[2]]
                 old = numpy_helper.to_array(tensor)
                 new = (old - shifts[name].reshape(old.shape)).astype(np.float32)
-                tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
+                if readers[tensor.name] > 1:
+                    node.input[2] = f"{name}::bias"
+                    copy.graph.initializer.append(numpy_helper.from_array(new, node.input[2]))
+                    readers[tensor.name] -= 1
+                else:
+                    tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
     return copy

@@ -101,8 +101,7 @@ def _decided(model: bytes, layers: tuple[_Layer, ...]) -> tuple[tuple[str, str],
 
 def _elements(proto: ModelProto) -> Mapping[str, int]:
     """Elements of tensors for one sample, where shapes can be inferred; the model is changed."""
-    copy = proto
-    for value in copy.graph.input:
+    for value in proto.graph.input:
         dims = value.type.tensor_type.shape.dim
         if not any(not dim.HasField("dim_value") for dim in dims):
             continue  # a weight, or an input whose size is known
@@ -112,12 +111,12 @@ def _elements(proto: ModelProto) -> Mapping[str, int]:
             elif not dim.HasField("dim_value"):
                 dim.dim_value = DYNAMIC_PIXELS if len(dims) == 4 else DYNAMIC_LENGTH
     # What was inferred for another batch would contradict.
-    del copy.graph.value_info[:]
-    for value in copy.graph.output:
+    del proto.graph.value_info[:]
+    for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
-    fold_shapes(copy)
+    fold_shapes(proto)
     return {
         name: prod(dim for dim in shape if isinstance(dim, int))
-        for name, shape in inferred_shapes(copy).items()
+        for name, shape in inferred_shapes(proto).items()
         if all(isinstance(dim, int) for dim in shape)
     }

@@ -96,7 +96,7 @@ def place(proto: ModelProto) -> Placement:
             if name in node.output and node.op_type in MOVING:
                 like = activations[node.input[0]].like
             activations[name] = Activation(name, like, bounds.get(name, FREE))
-    floats = {node.output[0]: graph.why_float(node) for node in graph.nodes if graph.why_float(node)}
+    floats = {node.output[0]: why for node in graph.nodes if (why := graph.why_float(node))}
     return Placement(tuple(activations.values()), tuple(node.output[0] for node in layers), floats)
 
 

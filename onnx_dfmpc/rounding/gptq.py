@@ -68,8 +68,8 @@ time of float64. Factors are computed in float64.
 """
 
 SWEEPS = 2
-"""Most passes of coordinate descent. None costs 1 dB, one 0.15 dB; four gain 0.05 dB for half as much time
-again.
+"""Most passes of coordinate descent, of two seeds at 2 and 3 bits: one has up to 0.4 dB less (ResNet-8), four
+have up to 0.2 dB more (ResNet-56).
 """
 
 SKETCH_RATIO = {2: 0.75, 3: 0.85, 4: 0.95}
