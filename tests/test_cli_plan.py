@@ -171,7 +171,8 @@ def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: 
         "unpack": "none",
         "fold_batch_norm": "yes",
         "activations": None,
-        "slim": "no",
+        "slim": False,
+        "reduce_range": False,
     }
     _, out, _ = run("quantize", digits_bn, "-o", folded, "--plan", path, "--json", "-")
     assert json.loads(out)["predicted"]["bytes"] == folded.stat().st_size

@@ -39,9 +39,9 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"storage": "compact"},
     {"storage": "compact", "unpack": "int8"},
     {"unpack": "float"},
-    {"storage": "compact", "slim": "yes"},
+    {"storage": "compact", "slim": True},
     {"activations": 8},
-    {"storage": "compact", "activations": 8, "slim": "yes"},
+    {"storage": "compact", "activations": 8, "slim": True},
 )
 BITS: tuple[dict[str, Any], ...] = (
     {"bits": 2},
@@ -176,7 +176,7 @@ def test_the_smallest_file_is_named_to_the_byte(digits_bn: Path, tmp_path: Path)
     target = tmp_path / "small.onnx"
     quantize(digits_bn, target, Recipe(target_size=least, **fast), validated=False)
     assert target.stat().st_size == least
-    smallest, *_ = plan_result(digits_bn, Recipe(target_bits=4, slim="yes", **fast), sweep=3).sweep
+    smallest, *_ = plan_result(digits_bn, Recipe(target_bits=4, slim=True, **fast), sweep=3).sweep
     assert (smallest.budget, smallest.bytes) == (least, least)
 
 

@@ -109,8 +109,12 @@ def _add_settings(parser: _Parser, group: type) -> argparse._ArgumentGroup:
         value: Value = key.metadata["value"]
         if not key.metadata["flag"]:
             continue
+        about = {"dest": name, "help": key.metadata["help"], "default": argparse.SUPPRESS}
+        if value.action == "flag":  # --slim and --no-slim
+            section.add_argument(key.metadata["flag"], action=argparse.BooleanOptionalAction, **about)
+            continue
         section.add_argument(
-            key.metadata["flag"], dest=name, help=key.metadata["help"], default=argparse.SUPPRESS,
+            key.metadata["flag"], **about,
             type=_word_parser(value), action=value.action, metavar=value.metavar, choices=value.choices,
             nargs="+" if value.action == "extend" else None,
         )  # fmt: skip

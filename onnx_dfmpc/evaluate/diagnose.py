@@ -68,7 +68,7 @@ def diagnose(
     if missing:
         notes.append(f"per layer: not in the quantized model by the names of their tensors: {_some(missing)}")
     if not segments:
-        why = "layers are found by the names of tensors, which a slim file does not keep (--slim no does)"
+        why = "layers are found by the names of tensors, which a slim file does not keep (--no-slim does)"
         return (), (*notes, f"per layer: no layer of the quantized model is quantized, or {why}")
     samples = few_samples(float_model, data)
     feeds = [feed for _, _, feed in samples.batches()]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from onnx_dfmpc.activations.activate import TAU_ANCHORED, TAU_OTHERS, TAU_PICTURES, TAU_REAL, activate
 from onnx_dfmpc.activations.cost import float_layers
@@ -27,10 +28,11 @@ from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, r
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.pipeline.sources import SOURCES
 from onnx_dfmpc.recipe import Data, Recipe
-from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
+from onnx_dfmpc.rewrite.apply import Rewritten, StoredLayer, rewrite
 from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.rewrite.slim import slim
-from onnx_dfmpc.runtime.session import fused_kernels
+from onnx_dfmpc.runtime.machine import saturates
+from onnx_dfmpc.runtime.session import optimized_nodes
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_noise, with_sizes
 from onnx_dfmpc.solve import NEGLIGIBLE, solve, weight_noise
@@ -40,15 +42,18 @@ from onnx_dfmpc.spec import (
     Expectation,
     Feeds,
     IntegerActivations,
+    LayerPlan,
     LayerReport,
     LayerStatistics,
     MatchReport,
     QuantizedLayer,
     QuantPlan,
+    StorageFormat,
     SweepPoint,
     WeightHistogram,
     sqnr_db,
 )
+from onnx_dfmpc.spec.reported import INTEGER_LAYERS
 
 LAYER_SAMPLES = 4
 """Inputs on which every layer's output is compared."""
@@ -59,7 +64,7 @@ predictions of benchmarks.predictions hold in each group. Without MobileNetV1 am
 without batch norm would have 3, without SqueezeNet 5.
 """
 
-SLIM = "shape arithmetic folded, names inside of the graph shortened (--slim no leaves them)"
+SLIM = "shape arithmetic folded, names inside of the graph shortened (--no-slim leaves them)"
 
 SHOWN_LAYERS = 9
 """Layers whose weights a report shows as histograms."""
@@ -147,7 +152,7 @@ class Made:
     """A plan carried out: with what is expected of it, the numbers of its layers, the model, and remarks.
 
     ``rewritten`` has the names of the float model; ``final`` is what is written, and ``names`` what its short
-    names were.
+    names were; ``kernels`` are what ONNX Runtime computes layers with, where activations are quantized.
     """
 
     plan: QuantPlan
@@ -158,15 +163,17 @@ class Made:
     expectation: Expectation | None = None
     notes: tuple[str, ...] = ()
     activations: IntegerActivations | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
 
 def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds) -> Made:
     """Codes and repair of every layer, the rewritten model, and what is expected of it."""
     proto, matched = job.source.proto, job.matched
     # A plan may have been made for another form.
-    grids = [replace(layer, grid=plan.form.grid(layer.grid, layer.bits)) for layer in plan.layers]
-    plan = replace(plan, layers=tuple(grids))
-    if plan.predicted_bytes is None:
+    layers = tuple(_in_form(layer, plan.form) for layer in plan.layers)
+    fewer = any(new.bits < old.bits for new, old in zip(layers, plan.layers, strict=True))
+    plan = replace(plan, layers=layers)
+    if plan.predicted_bytes is None or fewer:
         plan = with_predicted_bytes(job, plan)
     with timed(seconds, "quantize"):
         solved = solve(proto, matched, plan, job.recipe, statistics.layers, job.mixture, job.progress)
@@ -177,23 +184,24 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         bits = {layer.name: layer.bits for layer in plan.layers}
         metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
         rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
-    integer = None
+    integer: IntegerActivations | None = None
+    kernels: Mapping[str, str] = {}
     if plan.form.activations is not None:
         with timed(seconds, "activations"):
-            rewritten, integer = _activated(job, rewritten, statistics)
+            rewritten, integer, kernels = _activated(job, rewritten, statistics)
     if integer is not None and not integer.layers:
         reasons = "; ".join(dict.fromkeys(integer.floats.values()))
         rewritten = replace(rewritten, notes=(*rewritten.notes, f"activations stay float: {reasons}"))
     final = rewritten.proto
     short: dict[str, str] = {}
-    if plan.form.slim == "yes":
+    if plan.form.slim:
         with timed(seconds, "slim"):
             final = ModelProto()
             final.CopyFrom(rewritten.proto)
             short = slim(final, rewritten.weights)
     with timed(seconds, "check"):
         verify(final, "the quantized model")
-    made = Made(plan, solved, rewritten, final, short, activations=integer)
+    made = Made(plan, solved, rewritten, final, short, activations=integer, kernels=kernels)
     if not job.trials:
         return made
     with timed(seconds, "predict"):
@@ -212,8 +220,15 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
     return replace(made, plan=plan, expectation=expectation)
 
 
-def _activated(job: Job, rewritten: Rewritten, statistics: Measured) -> tuple[Rewritten, IntegerActivations]:
-    """Model with quantized activations, and an account of them."""
+def _in_form(layer: LayerPlan, form: StorageFormat) -> LayerPlan:
+    bits = min(layer.bits, form.most_bits)
+    return replace(layer, bits=bits, grid=form.grid(layer.grid, bits))
+
+
+def _activated(
+    job: Job, rewritten: Rewritten, statistics: Measured
+) -> tuple[Rewritten, IntegerActivations, Mapping[str, str]]:
+    """Model with quantized activations, an account of them, and the kernel of every layer."""
     assert job.mixture is not None
     done = activate(
         rewritten.proto, job.matched.layers, statistics.layers, job.mixture.only(NEGLIGIBLE), _deviation(job)
@@ -223,14 +238,23 @@ def _activated(job: Job, rewritten: Rewritten, statistics: Measured) -> tuple[Re
         for one in done.placement.activations
     )
     alone = expect(rewritten.proto, done.proto, job.trials) if job.trials else None
+    nodes = optimized_nodes(done.proto)
     account = IntegerActivations(
         ranges=found,
         layers=len(done.placement.layers),
         floats={**float_layers(job.source.proto, job.matched), **done.placement.floats},
-        kernels=fused_kernels(done.proto),
+        kernels=Counter(node.op_type for node in nodes),
+        saturates=saturates(),
         sqnr_db=None if alone is None else alone.sqnr_db,
     )
-    return replace(rewritten, proto=done.proto), account
+    kernels = {name: _kernel(stored, nodes) for name, stored in rewritten.layers.items()}
+    return replace(rewritten, proto=done.proto), account, kernels
+
+
+def _kernel(stored: StoredLayer, nodes: Sequence[NodeProto]) -> str:
+    """Integer kernel that reads what a layer's weight is made of; "float" where none does."""
+    reads = (node.op_type for node in nodes if not stored.tensors.isdisjoint(node.input))
+    return next((kernel for kernel in reads if kernel in INTEGER_LAYERS), "float")
 
 
 def _doubt_db(job: Job) -> float:
@@ -324,7 +348,7 @@ def finish(
     """The account of a run."""
     plan, solved, rewritten = made.plan, made.solved, made.rewritten
     table = ConstantTable(job.source.proto)
-    rows = tuple(_rows(job.matched, plan, solved, rewritten, layer_noise, table))
+    rows = tuple(_rows(job.matched, made, layer_noise))
     return QuantizeResult(
         model=made.final,
         names=made.names,
@@ -337,7 +361,7 @@ def finish(
         size=made.final.ByteSize(),
         notes=(
             *rewritten.notes,
-            *((SLIM,) if plan.form.slim == "yes" else ()),
+            *((SLIM,) if plan.form.slim else ()),
             *job.notes,
             *statistics.notes,
             *made.notes,
@@ -405,18 +429,11 @@ def _few_feeds(proto: ModelProto, data: Data) -> Feeds:
     return [feed for _, _, feed in (found if fixed_batch(specs) else replace(found, batch=1)).batches()]
 
 
-def _rows(
-    matched: MatchReport,
-    plan: QuantPlan,
-    solved: Sequence[QuantizedLayer],
-    rewritten: Rewritten,
-    layer_noise: Mapping[str, float | None],
-    table: ConstantTable,
-) -> Iterator[LayerReport]:
+def _rows(matched: MatchReport, made: Made, layer_noise: Mapping[str, float | None]) -> Iterator[LayerReport]:
     """What a report says about each layer."""
     layers = {layer.name: layer for layer in matched.layers}
-    for done in solved:
-        layer, planned, stored = layers[done.name], plan[done.name], rewritten.layers[done.name]
+    for done in made.solved:
+        layer, planned, stored = layers[done.name], made.plan[done.name], made.rewritten.layers[done.name]
         gain = np.ones(1) if done.gain is None else done.gain
         yield LayerReport(
             name=layer.name,
@@ -432,6 +449,7 @@ def _rows(
             predicted_sqnr_db=done.predicted_sqnr_db,
             measured_sqnr_db=layer_noise.get(done.name),
             reason=planned.reason,
+            kernel=made.kernels.get(done.name, ""),
             notes=(*layer.notes, *done.notes, *stored.notes),
         )
 

@@ -62,6 +62,7 @@ EDGE_BITS = 8
 PRESETS = {"smallest": 15.0, "balanced": 20.0, "lossless": 30.0}
 """Predicted output SQNR of each preset, in dB; docs/bits.md has what they give on real networks."""
 
+FLAG = Value(values.flag, "true or false", action="flag")
 DECIBELS = real("a number of decibels", metavar="DB")
 
 
@@ -165,6 +166,11 @@ class Bits(Settings):
         )
 
     @property
+    def most_bits(self) -> int:
+        """Bits that no layer may exceed, whatever it is given."""
+        return 8
+
+    @property
     def edge_bits(self) -> int | None:
         """Bits of the first and the last layer; None where a target decides."""
         return self.first_last_bits or (EDGE_BITS if self.kind in ("pairs", "bits") else None)
@@ -235,14 +241,23 @@ class Storage(Settings):
         Value(values.integer(ACTIVATION_BITS, ACTIVATION_BITS), "8", "8", int), None,
         "--activations", "bits of activations, for integer kernels (float); only 8",
     )  # fmt: skip
-    slim: Literal["auto", "no", "yes"] = setting(
-        one_of("auto", "no", "yes"), "auto",
-        "--slim", "fold shape arithmetic, shorten names inside of the graph (auto: yes for --target-size)",
+    reduce_range: bool = setting(
+        FLAG, False,
+        "--reduce-range", "with --activations: weights within 7 bits, for processors without VNNI",
+    )  # fmt: skip
+    slim: bool | None = setting(
+        FLAG, None,
+        "--slim", "fold shape arithmetic, shorten names inside of the graph (default: for --target-size)",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.activations is None:
+            if self.reduce_range:
+                raise RecipeError(
+                    "reduce_range is for integer kernels, and activations are float",
+                    hint="give activations = 8 (--activations 8) as well, or leave reduce_range out",
+                )
             return
         for key, fits in (("unpack", ("none", "int8")), ("fold_batch_norm", ("auto", "yes"))):
             if getattr(self, key) not in fits:
@@ -428,9 +443,12 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     activations : {None, 8}
         Bits of activations. 8 makes ONNX Runtime compute in integers; weights are unpacked to INT8 for it and
         batch norm is folded.
-    slim : {"auto", "no", "yes"}
+    reduce_range : bool
+        Whether weights stay within 7 bits, with `activations`: integer kernels of processors without VNNI
+        saturate where they use 8.
+    slim : bool, optional
         Whether shape arithmetic is folded, names inside of the graph are shortened, and what exporters leave
-        goes; outputs stay the same, bit for bit. "auto" is yes where a size is asked for.
+        goes; outputs stay the same, bit for bit. By default where a size is asked for.
     data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
         arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
@@ -461,6 +479,11 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     307200
     """
 
+    @property
+    def most_bits(self) -> int:
+        """Bits that no layer may exceed, whatever it is given."""
+        return self.form.most_bits
+
     def _default_bits(self) -> Mapping[str, Any]:
         return PAIR if METHODS[self.method].pairs else super()._default_bits()
 
@@ -474,7 +497,8 @@ class Recipe(Bits, Method, Storage, Data, Gates):
             unpack=self.unpack if self.activations is None else "int8",
             fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
             activations=self.activations,
-            slim=self.slim if self.slim != "auto" else "no" if self.target_size is None else "yes",
+            slim=self.target_size is not None if self.slim is None else self.slim,
+            reduce_range=self.reduce_range,
         )
 
     @classmethod

@@ -117,7 +117,12 @@ def bit_bounds(matched: MatchReport, recipe: Bits) -> dict[str, BitBounds]:
         if not selected:
             _refuse_unless_excluded_anyway(rule, matched)
         bounds |= {name: _after_rule(name, bounds[name], rule) for name in selected}
-    return bounds
+    return {name: _at_most(bound, recipe.most_bits) for name, bound in bounds.items()}
+
+
+def _at_most(bound: BitBounds, most: int) -> BitBounds:
+    bits = None if bound.bits is None else min(bound.bits, most)
+    return replace(bound, low=min(bound.low, most), high=min(bound.high, most), bits=bits)
 
 
 def _after_rule(name: str, before: BitBounds, rule: Rule) -> BitBounds:

@@ -30,7 +30,8 @@ UNITS |= {prefix + suffix: 1024**power for power, prefix in enumerate("KMG", 1) 
 @dataclass(frozen=True)
 class Value:
     """A kind of value: its check, what that allows in words, and how the command line takes it (`parse` turns
-    one word into a value for `check`, the rest is argparse's). `choices` may grow later.
+    one word into a value for `check`, the rest is argparse's, but for the action "flag", which takes no word
+    and has an opposite, "--no-..."). `choices` may grow later.
     """
 
     check: Check

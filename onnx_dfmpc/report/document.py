@@ -117,6 +117,7 @@ class LayerRow:
     predicted_sqnr_db: float | None = None
     measured_sqnr_db: float | None = None
     reason: str = ""
+    kernel: str = ""
     notes: tuple[str, ...] = ()
 
     @property

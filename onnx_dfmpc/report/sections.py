@@ -69,7 +69,7 @@ def run_outline(document: Document) -> Outline:
             *section("Trade-off", charts.frontier(document), _sweep(document.sweep), reach(document)),
             *kinds_of_inputs(document),
             *section("Weights", *map(charts.histogram, document.histograms)),
-            *_activations(document.activations),
+            *_activations(document),
             *_latency(document.latency),
             *section("Layers", _matched(document) if inspected else _layers(document), folded=True),
             *section("Chains", *map(_chain, document.chains if inspected else ()), folded=True),
@@ -337,7 +337,8 @@ def _sweep(points: Sequence[SweepPoint]) -> Table | None:
     )
 
 
-def _activations(activations: IntegerActivations | None) -> tuple[Section, ...]:
+def _activations(document: Document) -> tuple[Section, ...]:
+    activations = document.activations
     if activations is None:
         return ()
     others = {op: count for op, count in activations.kernels.items() if op.startswith("QLinear")}
@@ -356,11 +357,21 @@ def _activations(activations: IntegerActivations | None) -> tuple[Section, ...]:
             f"{activations.fused} of {plural(activations.layers, 'layer')} in integers on this machine: "
             + ", ".join(f"{count} {op}" for op, count in sorted(others.items()))
         ),
+        Line(_saturation(activations, document)),
         None
         if activations.sqnr_db is None
         else Line(f"They alone are expected to leave an output SQNR of {activations.sqnr_db:.1f} dB."),
         *reasons,
     ) + section("Ranges of activations", table, appendix=True)
+
+
+def _saturation(activations: IntegerActivations, document: Document) -> str:
+    """What integer kernels make of large weights on this machine."""
+    if not activations.saturates:
+        return "Integer kernels are exact on this machine."
+    if document.form.get("reduce_range"):
+        return "Integer kernels saturate on this machine (no VNNI), but not with weights within 7 bits."
+    return "Integer kernels saturate on this machine (no VNNI) where weights use 8 bits: try --reduce-range."
 
 
 def _latency(latency: Latency | None) -> tuple[Section, ...]:
@@ -426,6 +437,7 @@ def _layers(document: Document) -> Table | None:
         (Column("bits", "bits"), lambda row: cell(whole, row[1].bits)),
         (Column("stored"), lambda row: Cell(row[1].storage)),
         (Column("bytes", "number"), lambda row: cell(whole, row[1].bytes)),
+        (Column("computed by"), lambda row: Cell(row[1].kernel)),
         (Column(sqnr, "number"), lambda row: cell(fixed(1), row[1].sqnr_db)),
         (Column("predicted, dB", "number", "page"), lambda row: cell(fixed(1), row[1].predicted_sqnr_db)),
         (

@@ -33,12 +33,14 @@ class StoredLayer:
     """How one layer lies in the file.
 
     ``storage`` is the element type of its codes, such as "UINT2", or of the planes that they are in, such as
-    "UINT4+UINT2"; ``bytes`` counts codes, scale, zero point and the nodes that make a float weight of them.
+    "UINT4+UINT2"; ``bytes`` counts codes, scale, zero point and the nodes that make a float weight of them;
+    ``tensors`` are the names of these, without what layers share.
     """
 
     storage: str
     bytes: int
     notes: tuple[str, ...] = ()
+    tensors: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ def rewrite(
         edits.append(Edit(layer, layout, layout.fill(weight), quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
         notes = tuple(note for note in (layout.note, not_folded) if note)
-        stored[layer.name] = StoredLayer(layout.storage, layout.size, notes)
+        stored[layer.name] = StoredLayer(layout.storage, layout.size, notes, _own_names(edits[-1]))
     layouts = [edit.layout for edit in edits]
     # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
@@ -120,10 +122,12 @@ def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, La
 
 def tensor_names(edits: Sequence[Edit]) -> frozenset[str]:
     """Tensors that quantized weights are made of."""
-    parts = [edit.weight for edit in edits]
-    made = {name for part in parts for node in part.nodes for name in node.output}
-    shared = shared_names(edit.layout for edit in edits)
-    return frozenset(made | shared | {tensor.name for part in parts for tensor in part.initializers})
+    return frozenset(shared_names(edit.layout for edit in edits)).union(*map(_own_names, edits))
+
+
+def _own_names(edit: Edit) -> frozenset[str]:
+    made = {name for node in edit.weight.nodes for name in node.output}
+    return frozenset(made | {tensor.name for tensor in edit.weight.initializers})
 
 
 def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) -> dict[str, StorageFormat]:

@@ -117,7 +117,7 @@ def base_size(
     edits = _edits(proto, matched, largest, form, corrected)
     shared = shared_names(every)
     whole = max(_size(proto, matched, edits, opset, shared, metadata or {}, form) for opset in opsets)
-    if form.slim == "yes":
+    if form.slim:
         # What only other layouts share is not read by these, and gone.
         whole += _shared_size(shared) - _shared_size(shared_names(largest.values()))
     return whole - sum(layout.size for layout in largest.values())
@@ -194,7 +194,7 @@ def _size(
     if form.activations is not None:
         placement = place(edited)
         insert(edited, placement, {one.name: (-1.0, 1.0) for one in placement.activations})
-    if form.slim == "yes":
+    if form.slim:
         # With numbers of the right length: names change, and with them the lengths of messages.
         for tensor in edited.graph.initializer:
             _pad(tensor)

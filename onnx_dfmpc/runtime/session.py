@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,8 +148,8 @@ def is_weight_only(model: Model) -> bool:
     )
 
 
-def fused_kernels(model: onnx.ModelProto) -> dict[str, int]:
-    """Nodes that ONNX Runtime makes of a model when it loads it with default options, by operator."""
+def optimized_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Nodes that ONNX Runtime makes of a model when it loads it with default options."""
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     with tempfile.TemporaryDirectory() as directory:
@@ -161,7 +160,7 @@ def fused_kernels(model: onnx.ModelProto) -> dict[str, int]:
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
         optimized = onnx.load(path, load_external_data=False)
-    return dict(Counter(node.op_type for node in optimized.graph.node))
+    return list(optimized.graph.node)
 
 
 def check_same_interface(reference: Session, other: Session) -> None:

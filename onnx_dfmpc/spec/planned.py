@@ -32,6 +32,10 @@ STORAGE_FORMATS: dict[str, str] = {
 """Storage formats that a recipe may name, in words; `storage.layouts.STORAGES` has what they do."""
 
 
+REDUCED_BITS = 7
+"""Bits of weights with a reduced range."""
+
+
 @dataclass(frozen=True)
 class StorageFormat:
     """How codes are put into the file. RecipeError where a choice is unknown.
@@ -47,29 +51,44 @@ class StorageFormat:
         Whether batch norm goes into scales and biases, wherever it can.
     activations : {None, 8}
         Bits of activations; None leaves them float.
-    slim : {"no", "yes"}
+    slim : bool
         Whether shape arithmetic is folded, names are shortened, and what exporters leave goes.
+    reduce_range : bool
+        Whether codes stay within 7 bits, for integer kernels that saturate (see `most_bits`).
     """
 
     storage: str = "native"
     unpack: Unpack = "none"
     fold_batch_norm: YesNo = "no"
     activations: int | None = None
-    slim: YesNo = "no"
+    slim: bool = False
+    reduce_range: bool = False
 
     def __post_init__(self) -> None:
-        for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo), ("slim", YesNo)):
+        for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo)):
             value, allowed = getattr(self, key), get_args(kind)
             if not isinstance(value, str) or (allowed and value not in allowed):
                 expected = f"one of {', '.join(allowed)}" if allowed else "the name of a storage format"
                 raise RecipeError(f"{key} = {value!r}: expected {expected}")
+        for key in ("slim", "reduce_range"):
+            if not isinstance(getattr(self, key), bool):
+                raise RecipeError(f"{key} = {getattr(self, key)!r}: expected true or false")
         if self.activations not in (None, ACTIVATION_BITS):
             raise RecipeError(f"activations = {self.activations!r}: expected {ACTIVATION_BITS} or nothing")
 
     def grid(self, wanted: Grid, bits: int) -> Grid:
-        """Grid of a weight: integer kernels want no zero point, and 8 bits leave no room to subtract one."""
-        integer = self.activations is not None and bits == ACTIVATION_BITS
+        """Grid of a weight: integer kernels want no zero point, and the most bits leave no room to subtract
+        one.
+        """
+        integer = self.activations is not None and bits >= self.most_bits
         return "symmetric" if integer and wanted == "asymmetric" else wanted
+
+    @property
+    def most_bits(self) -> int:
+        """Bits that a weight may have. Without VNNI, AVX2 adds two products of UINT8 and INT8 in 16 bits, and
+        saturates: 2 x 255 x 64 fits, 2 x 255 x 127 does not.
+        """
+        return REDUCED_BITS if self.reduce_range else 8
 
 
 NATIVE = StorageFormat()

@@ -14,7 +14,8 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class LayerReport:
     """One row of the report: what was done to a layer, what it cost, what it bought. SQNR in dB, sizes in
-    bytes on disk.
+    bytes on disk; ``kernel`` is the operator with which ONNX Runtime computes it, where activations are in 8
+    bits, and "" elsewhere.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LayerReport:
     predicted_sqnr_db: float | None
     measured_sqnr_db: float | None
     reason: str
+    kernel: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -62,6 +64,8 @@ class IntegerActivations:
         Outputs of the layers that are not, and why.
     kernels : mapping of str to int
         What ONNX Runtime made of the model on this machine: nodes by operator.
+    saturates : bool
+        Whether integer kernels saturate on this machine where weights use 8 bits.
     sqnr_db : float or None
         Expected output SQNR against the same weights with float activations.
     """
@@ -70,6 +74,7 @@ class IntegerActivations:
     layers: int
     floats: Mapping[str, str]
     kernels: Mapping[str, int]
+    saturates: bool = False
     sqnr_db: float | None = None
 
     @property
