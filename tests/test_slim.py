@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,17 @@ def test_outputs_are_the_same_bit_for_bit(
     feeds = synthetic_feeds(model_inputs(plain.model), samples=4)[0]
     for a, b in zip(outputs(plain.model, feeds), outputs(small.model, feeds), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_bits_lose_the_names_of_the_layers_too(digits_bn: Path) -> None:
+    plain, small = (
+        quantize(digits_bn, None, Recipe(low_bits=2, slim=s), validated=False) for s in (False, True)
+    )
+    bits = [
+        next(json.loads(entry.value) for entry in one.model.metadata_props if entry.key == "onnx_dfmpc.bits")
+        for one in (plain, small)
+    ]
+    assert bits[1] == list(bits[0].values())
 
 
 def test_a_size_makes_it_slim_and_says_so(digits_bn: Path) -> None:

@@ -229,13 +229,17 @@ def metadata_of(
     names: Sequence[str],
     bits: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
-    """What goes into the file's metadata. Before the bits are known, any digit takes as many bytes."""
+    """What goes into the file's metadata. Before the bits are known, any digit takes as many bytes.
+
+    A slim file has the bits without the layers' names, in the order of the graph.
+    """
+    by_name = bits or dict.fromkeys(names, 8)
     settings = json.dumps(recipe.to_dict() | asdict(form), sort_keys=True)
     return {
         "version": version("onnx-dfmpc"),
         "recipe_sha256": hashlib.sha256(settings.encode()).hexdigest(),
         "input_sha256": source.sha256,
-        "bits": json.dumps(bits or dict.fromkeys(names, 8), separators=(",", ":")),
+        "bits": json.dumps(list(by_name.values()) if form.slim else by_name, separators=(",", ":")),
     }
 
 

@@ -231,7 +231,7 @@ def _activated(
     """Model with quantized activations, an account of them, and the kernel of every layer."""
     assert job.mixture is not None
     done = activate(
-        rewritten.proto, job.matched.layers, statistics.layers, job.mixture.only(NEGLIGIBLE), _deviation(job)
+        rewritten.proto, job.matched.layers, statistics.layers, job.mixture.only(NEGLIGIBLE), deviation(job)
     )
     found = tuple(
         ActivationRange(one.name, *done.ranges[one.like], like="" if one.like == one.name else one.like)
@@ -265,7 +265,7 @@ def _doubt_db(job: Job) -> float:
     return (1 - real) * doubt
 
 
-def _deviation(job: Job) -> float:
+def deviation(job: Job) -> float:
     """How well activations are known: less so without batch norm, and less still if the inputs are no
     pictures; the better, the more real samples there are.
     """
