@@ -1,4 +1,4 @@
-"""Build a page that reads drawn digits with the shipped network in 2, 3 and 4 bits, beside its float original.
+"""Build a page that reads drawn digits with the shipped network in 2, 3 and 4 bits, and in float.
 
     make web-demo      or          python -m models.web
 
@@ -44,7 +44,9 @@ class Variant:
 
     @property
     def flags(self) -> list[str]:
-        how = ["--activations", "8"] if self.activations else ["--unpack", "float", "--fold-batch-norm", "yes"]
+        how = (
+            ["--activations", "8"] if self.activations else ["--unpack", "float", "--fold-batch-norm", "yes"]
+        )
         return ["--bits", str(self.bits), *how, "--storage", "compact", "--slim", "yes"]
 
 
@@ -58,7 +60,7 @@ class BuildError(DfmpcError):
 
 
 def fetch_runtime() -> str:
-    """Version of onnxruntime-web that stands in ``build/web-npm``, after it was installed where it was missing."""
+    """Install onnxruntime-web in ``build/web-npm`` where it is missing, and return its version."""
     lock = json.loads((SOURCES / "package-lock.json").read_text(encoding="utf-8"))
     version: str = lock["packages"]["node_modules/onnxruntime-web"]["version"]
     installed = RUNTIME.parent / "package.json"
@@ -89,11 +91,12 @@ def quantize(variant: Variant, folder: Path) -> str:
     return shlex.join(["onnx-dfmpc", "quantize", MODEL.name, "-o", out, *variant.flags])
 
 
-def test_images() -> bytes:
+def held_out() -> bytes:
     """The held-out images as counts 0 to 16, 64 bytes each, and behind them a byte for each label."""
     with np.load(DATA) as data:
         counts = np.rint((data["input"] + 1) * 8).astype(np.uint8)
-        return counts.tobytes() + data["labels"].astype(np.uint8).tobytes()
+        labels = data["labels"].astype(np.uint8)
+    return bytes(counts.tobytes() + labels.tobytes())
 
 
 def build(page: Path = PAGE) -> None:
@@ -104,7 +107,9 @@ def build(page: Path = PAGE) -> None:
     for name in RUNTIME_FILES:
         shutil.copy(RUNTIME / name, page / name)
     shutil.copy(MODEL, page / "float.onnx")
-    models = [{"name": "float", "file": "float.onnx", "bits": None, "activations": None, "command": None}]
+    models: list[dict[str, str | int | None]] = [
+        {"name": "float", "file": "float.onnx", "bits": None, "activations": None, "command": None}
+    ]
     for variant in VARIANTS:
         print(f"quantizing: {variant.name}", file=sys.stderr)
         models.append(
@@ -116,7 +121,7 @@ def build(page: Path = PAGE) -> None:
                 "command": quantize(variant, page),
             }
         )
-    (page / "digits.bin").write_bytes(test_images())
+    (page / "digits.bin").write_bytes(held_out())
     versions = {"onnx_dfmpc": __version__, "onnxruntime-web": runtime}
     text = json.dumps({"models": models, "versions": versions}, indent=1) + "\n"
     (page / "models.json").write_text(text, encoding="utf-8")

@@ -3,16 +3,16 @@
 import * as ort from "./ort.wasm.bundle.min.mjs";
 import { counts, pixels } from "./digit.js";
 
-const WARM_UP = 5;
-const ROUNDS = 30;
-const RUNS = 8; // in a round: one run takes about as long as the clock's step of 0.1 ms
+const WARM_UP = 20; // rounds, until the browser has optimised what runs often
+const ROUNDS = 60;
+const RUNS = 5; // in a round: one run takes little longer than the clock's step of 0.1 ms
 
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 const paint = page.canvas.getContext("2d");
 const colour = (element) => getComputedStyle(element).color;
 
 let strokes = [];
-let sample = null; // counts of the test image that is shown, where nothing is drawn
+let sample = null; // { image, label }: a test image, where nothing is drawn
 let networks = []; // { name, bits, activations, bytes, session, row }
 let tests = null; // { images: counts, labels }
 
@@ -51,7 +51,7 @@ async function open() {
     networks.push({ ...model, bytes: file.length, session, row: null });
   }
   for (const network of networks) network.row = row(network);
-  page.commands.textContent = models.map((model) => model.command).filter(Boolean).join("\n");
+  page.commands.append(...models.filter(({ command }) => command).map(({ command }) => element("code", command)));
   page.versions.textContent = `onnx_dfmpc ${versions.onnx_dfmpc}, onnxruntime-web ${versions["onnxruntime-web"]}`;
 }
 
@@ -86,7 +86,7 @@ function row(network) {
   const head = element("th", network.bits ? `${network.bits} bits` : "float", { scope: "row" });
   head.append(element("small", network.bits ? (network.activations ? "8-bit activations" : "float activations") : "as trained"));
   made.append(head);
-  const cells = Object.fromEntries(["file", "latency", "tested", "reads"].map((name) => [name, cell(made, name)]));
+  const cells = Object.fromEntries(["reads", "file", "latency", "tested"].map((name) => [name, cell(made, name)]));
   const times = networks[0].bytes / network.bytes;
   cells.file(`${(network.bytes / 1000).toFixed(0)} kB`, network.bits ? `${times.toFixed(1)}× smaller` : "");
   made.querySelector(".file").append(bar(1 / times));
@@ -101,13 +101,18 @@ const breath = () => new Promise((done) => setTimeout(done));
 
 const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
 
+/** The numbers from 0, in any order. */
+const shuffled = (number) =>
+  [...Array(number).keys()].map((i) => [Math.random(), i]).sort(([a], [b]) => a - b).map(([, i]) => i);
+
 /** Latency of one image, all networks in turn, so that whatever slows the machine slows them all alike. */
 async function measure() {
   page.again.disabled = true;
   const image = pixels(tests.images.subarray(0, 64));
   const times = networks.map(() => []);
   for (let round = -WARM_UP; round < ROUNDS; round++) {
-    for (const [i, { session }] of networks.entries()) {
+    for (const i of shuffled(networks.length)) {
+      const { session } = networks[i];
       const started = performance.now();
       for (let n = 0; n < RUNS; n++) await run(session, image);
       if (round >= 0) times[i].push((performance.now() - started) / RUNS);
@@ -128,7 +133,7 @@ async function test() {
   for (const { session, row } of networks) {
     const logits = await run(session, images);
     const right = tests.labels.reduce((sum, label, i) => sum + (best(logits.slice(10 * i, 10 * i + 10)).digit === label), 0);
-    row.tested(`${((100 * right) / tests.labels.length).toFixed(1)} %`, `${right} right`);
+    row.tested(`${((100 * right) / tests.labels.length).toFixed(1)}\u00a0%`, `${right} right`);
     row.element.dataset.right = right;
     await breath();
   }
@@ -152,12 +157,13 @@ function none() {
   page.agreement.textContent = "nothing drawn yet";
   for (const { row } of networks) {
     row.reads("–", "");
-    row.element.classList.remove("other");
+    row.element.querySelector(".reads").classList.remove("other");
+    delete row.element.dataset.reads;
   }
 }
 
 async function read() {
-  const found = sample ?? counts(strokes);
+  const found = sample?.image ?? counts(strokes);
   show(found);
   if (!found || !networks.length) return none();
   const answers = [];
@@ -165,14 +171,15 @@ async function read() {
   const [float, ...small] = answers;
   for (const [i, { row }] of networks.entries()) {
     const { digit, share } = answers[i];
-    row.reads(String(digit), `${(100 * share).toFixed(0)} %`);
+    row.reads(String(digit), `${(100 * share).toFixed(0)}\u00a0%`);
     row.element.querySelector(".reads").classList.toggle("other", digit !== float.digit);
     row.element.dataset.reads = digit;
   }
   const least = networks.reduce((a, b) => (b.bytes < a.bytes ? b : a));
   const agree = small.filter(({ digit }) => digit === float.digit).length;
   page.answer.textContent = answers[networks.indexOf(least)].digit;
-  page.agreement.textContent = `by the smallest file, ${(least.bytes / 1000).toFixed(0)} kB; ${agree} of ${small.length} small ones read what float reads`;
+  const what = sample ? `a test image of a ${sample.label}, read ` : "";
+  page.agreement.textContent = `${what}by the smallest file, ${(least.bytes / 1000).toFixed(0)} kB; ${agree} of ${small.length} small ones read what float reads`;
 }
 
 let wanted = false;
@@ -190,7 +197,7 @@ function update() {
     }
     reading = null;
     delete document.documentElement.dataset.reading;
-  })();
+  })().catch(fail);
 }
 
 // ------------------------------------------------------------------------------------------------ drawing
@@ -209,7 +216,7 @@ function draw() {
     paint.stroke();
   }
   if (sample)
-    sample.forEach((count, i) => {
+    sample.image.forEach((count, i) => {
       paint.globalAlpha = count / 16;
       paint.fillRect(((i % 8) * width) / 8, (Math.floor(i / 8) * height) / 8, width / 8, height / 8);
     });
@@ -256,12 +263,18 @@ for (const end of ["pointerup", "pointercancel"])
 page.clear.addEventListener("click", () => change({}));
 page.sample.addEventListener("click", () => {
   const i = Math.floor(Math.random() * tests.labels.length);
-  change({ sample: tests.images.subarray(64 * i, 64 * i + 64) });
+  change({ sample: { image: tests.images.subarray(64 * i, 64 * i + 64), label: tests.labels[i] } });
 });
-page.again.addEventListener("click", measure);
+page.again.addEventListener("click", () => measure().catch(fail));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => change({ strokes, sample }));
 
 // -------------------------------------------------------------------------------------------------- start
+
+function fail(error) {
+  page.status.className = "bad";
+  page.status.textContent = `This did not work: ${error.message ?? error}`;
+  document.documentElement.dataset.failed = "";
+}
 
 page.status.textContent = "Loading ONNX Runtime and the networks…";
 draw();
@@ -274,7 +287,5 @@ try {
   await measure();
   document.documentElement.dataset.ready = "";
 } catch (error) {
-  page.status.className = "bad";
-  page.status.textContent = `This did not load: ${error.message ?? error}`;
-  document.documentElement.dataset.failed = "";
+  fail(error);
 }
