@@ -227,9 +227,8 @@ def test_one_can_draw_while_it_measures(demo: Demo) -> None:
 
 @pytest.mark.slow
 def test_a_drawing_is_counted_as_a_training_image(demo: Demo) -> None:
-    """As much ink as a digit of the data has, whatever size and place (but for rows of the bitmap that round to
-    the next column, at most four in a count); all rows used; the first row and the last begin at the same
-    column of the bitmap, so at the same or the next of eight.
+    """As much ink as a digit of the data has, in all eight rows, whatever its size and place: but for rows of
+    the bitmap that round to the next column, at most four in a count.
     """
     with np.load(web.DATA) as data:
         images = np.rint((data["input"][:, 0] + 1) * 8)
@@ -248,8 +247,6 @@ def test_a_drawing_is_counted_as_a_training_image(demo: Demo) -> None:
         assert np.quantile(ink, 0.1) < first.sum() < np.quantile(ink, 0.9)
         assert first.max() <= 16
         assert (first.sum(1) > 0).all()
-        starts = [int(np.flatnonzero(first[row])[0]) for row in (0, -1)]
-        assert abs(starts[0] - starts[1]) <= 1
 
 
 @pytest.mark.slow

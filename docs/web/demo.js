@@ -99,7 +99,8 @@ function row(network) {
 /** Give the page time to draw. */
 const breath = () => new Promise((done) => setTimeout(done));
 
-const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
+/** A quarter of the values are smaller: what else the machine does lies above it. */
+const quartile = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 4)];
 
 /** The numbers from 0, in any order. */
 const shuffled = (number) =>
@@ -119,12 +120,12 @@ async function measure() {
     }
     await breath();
   }
-  const usual = median(times[0]);
+  const usual = quartile(times[0]);
   for (const [i, { row, bits }] of networks.entries()) {
-    const time = median(times[i]);
+    const time = quartile(times[i]);
     row.latency(`${time.toFixed(2)} ms`, bits ? `${(time / usual).toFixed(2)} of float` : "");
   }
-  page.measured.textContent = `Latency: one image, one thread (WebAssembly), median of ${ROUNDS} × ${RUNS} runs in this browser just now. Test images: the ${tests.labels.length} that training has not seen, read in this browser.`;
+  page.measured.textContent = `Latency: one image, one thread (WebAssembly), lower quartile of ${ROUNDS} × ${RUNS} runs in this browser just now. Test images: the ${tests.labels.length} that training has not seen, read in this browser.`;
   page.again.disabled = false;
 }
 
