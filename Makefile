@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage lint format train wheel wheel-check clean
+.PHONY: help demo web-demo web-test test test-all coverage lint format train wheel wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -29,6 +29,12 @@ help: ## list the targets
 
 demo: .venv/core.stamp ## quantize the network that ships with the project and compare
 	$(BIN)/python -m models.demo
+
+web-demo: .venv/core.stamp ## build a page that reads drawn digits in 2 to 4 bits, into build/web-demo (needs npm)
+	$(BIN)/python -m models.web
+
+web-test: .venv/dev.stamp web-demo ## the tests of that page in Chromium
+	$(BIN)/python -m pytest tests/test_web.py
 
 test: lint ## everything that has to pass: lint, then the tests and the examples in the docstrings
 	$(BIN)/python -m pytest -n auto -m "not slow"

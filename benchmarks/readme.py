@@ -1,6 +1,6 @@
 """Write the tables of the pages: measure what they show, and replace what stands between their markers.
 
-python -m benchmarks.readme [--only demo|networks|targets|activations]
+python -m benchmarks.readme [--only demo|networks|targets|activations|web]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import accuracy, activations, allocation, methods
+from benchmarks import accuracy, activations, allocation, methods, web
 from benchmarks.evaluate import Score, reference
 from benchmarks.networks import network
 from benchmarks.tables import markdown
@@ -24,6 +24,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "bits.md",
     ROOT / "docs" / "activations.md",
+    ROOT / "docs" / "web.md",
     ROOT / "models" / "README.md",
 )
 """Where tables stand; each has its markers on one of them."""
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.readme", description="Measure and write the tables of the pages."
     )
     parser.add_argument(
-        "--only", choices=["demo", "networks", "targets", "activations"], help="just one of them"
+        "--only", choices=["demo", "networks", "targets", "activations", "web"], help="just one of them"
     )
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
@@ -180,6 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes, presets = targets_tables(console)
         write("sizes", sizes)
         write("presets", presets)
+    if options.only in (None, "web"):
+        rows_web = web.run(web.NETWORKS, console)
+        web.write(rows_web, RESULTS / "web.json")
+        write("web", web.table(rows_web))
     return 0
 
 
