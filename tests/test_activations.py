@@ -437,6 +437,17 @@ def test_the_kernel_of_every_layer_is_named(digits_bn: Path) -> None:
     assert {layer.kernel for layer in plain.layers} == {""}
 
 
+def test_a_bias_that_is_listed_as_an_input_does_not_stay_one(digits_bn: Path) -> None:
+    """Models of IR 3 list all initializers as inputs: without its initializer one would have to be fed."""
+    model = onnx.load(digits_bn)
+    listed = [t for t in model.graph.initializer if t.name not in {value.name for value in model.graph.input}]
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in listed
+    )
+    result = quantize(model, None, Recipe(bits=4, activations=8, repair="none", rounding="nearest"))
+    assert [spec.name for spec in Session(result.model, "it").specs()] == ["input"]
+
+
 def test_a_shared_bias_takes_the_shift_of_each_layer_once() -> None:
     model = parsed("z = Conv(x, w, b) r = Relu(z) y = Conv(r, v, b)")
     shifts = {"z": np.full(4, 0.25), "y": np.full(4, -1.0)}
