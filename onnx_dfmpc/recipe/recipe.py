@@ -247,7 +247,7 @@ class Storage(Settings):
     )  # fmt: skip
     slim: bool | None = setting(
         FLAG, None,
-        "--slim", "fold shape arithmetic, shorten names inside of the graph (default: for --target-size)",
+        "--slim", "fold shape arithmetic, shorten names in the graph (default: for a size, and --activations)",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -448,7 +448,7 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         saturate where they use 8.
     slim : bool, optional
         Whether shape arithmetic is folded, names inside of the graph are shortened, and what exporters leave
-        goes; outputs stay the same, bit for bit. By default where a size is asked for.
+        goes; outputs stay the same, bit for bit. By default where a size or integer kernels are asked for.
     data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
         arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
@@ -497,9 +497,15 @@ class Recipe(Bits, Method, Storage, Data, Gates):
             unpack=self.unpack if self.activations is None else "int8",
             fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
             activations=self.activations,
-            slim=self.target_size is not None if self.slim is None else self.slim,
+            slim=self._slim,
             reduce_range=self.reduce_range,
         )
+
+    @property
+    def _slim(self) -> bool:
+        # Arithmetic on shapes takes time as well: integers make ShuffleNetV2 faster only without it.
+        wanted = self.target_size is not None or self.activations is not None
+        return wanted if self.slim is None else self.slim
 
     @classmethod
     def from_dict(cls, keywords: Mapping[str, Any]) -> Recipe:
