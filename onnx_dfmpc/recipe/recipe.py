@@ -247,7 +247,7 @@ class Storage(Settings):
     )  # fmt: skip
     slim: bool | None = setting(
         FLAG, None,
-        "--slim", "fold shape arithmetic, shorten names in the graph (default: for a size, and --activations)",
+        "--slim", "fold shape arithmetic, shorten names in the graph (default: for a size and --activations)",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
