@@ -19,7 +19,8 @@ from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.matching.match import match
-from onnx_dfmpc.model.files import Model, load, require_writable
+from onnx_dfmpc.model.files import Model, load
+from onnx_dfmpc.model.writing import require_writable
 from onnx_dfmpc.pipeline.advice import Trial, advise, changes, remarks
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed

@@ -11,7 +11,6 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +18,7 @@ import onnx
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.model.files import LoadedModel, write_whole
+from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.model.opset import opset_of
 from onnx_dfmpc.pipeline.results import ComparisonResult, InspectResult, QuantizeResult
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
@@ -391,8 +390,3 @@ def read_document(path: str | os.PathLike[str]) -> Json:
     content = read_json(path, WRITE)
     parse(content, str(path))
     return dict(content)
-
-
-def write_text(target: Path, text: str) -> None:
-    """Write a file, whole or not at all; RecipeError where it cannot be written."""
-    write_whole(target, text.encode())
