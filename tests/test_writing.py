@@ -286,3 +286,35 @@ def test_two_runs_with_overwrite_leave_one_whole_pair(tmp_path):
     weight = load(path).proto.graph.initializer[0].raw_data
     assert weight in [network(seed).graph.initializer[0].raw_data for seed in range(3)]
     assert set(contents(tmp_path)) == {"net.onnx", data_of(path).name}
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("interrupted", [1, 2])
+@pytest.mark.parametrize("after", [True, False])
+def test_an_interrupt_around_a_rename(tmp_path, monkeypatch, there, interrupted, after):
+    """Just before the data or the model takes its place, or just after: all of the old, or all of the new."""
+    path = tmp_path / "net.onnx"
+    if there:
+        save(network(0), path, external_data=True)
+    before, calls = contents(tmp_path), []
+    step = "replace" if there else "link"
+    real = getattr(os, step)
+
+    def interrupt(*arguments):
+        calls.append(arguments)
+        if after:
+            real(*arguments)
+        if len(calls) == interrupted:
+            raise KeyboardInterrupt
+        if not after:
+            real(*arguments)
+
+    monkeypatch.setattr(writing.os, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(network(1), path, external_data=True, overwrite=there)
+    now = contents(tmp_path)
+    if there and after and interrupted == 2:
+        assert load(path).proto.graph.initializer == network(1).graph.initializer
+        assert set(now) == {path.name, data_of(path).name}
+    else:
+        assert now == before

@@ -37,9 +37,11 @@ def require_files(args: argparse.Namespace) -> tuple[Path, ...]:
     read = tuple(_read(args, named)) if any(os.path.lexists(target) for target, *_ in targets) else ()
     taken: list[Path] = []
     for target, external, overwrite in targets:
-        require_writable(target, external_data=external, overwrite=overwrite)
         if any(same_file(target, other) for other in (*taken, *named)):
             raise RecipeError(f"{target}: is also another file of this run", hint=ELSEWHERE)
+        if "overwrite" not in args and not overwrite and os.path.lexists(target):
+            hint = f"choose another name; {', '.join(REPORTS)} are replaced"
+            raise RecipeError(f"{target}: exists already, and its name is not that of a report", hint=hint)
         require_writable(target, external_data=external, overwrite=overwrite, protected=read)
         taken.append(target)
     return read

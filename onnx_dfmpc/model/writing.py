@@ -191,6 +191,8 @@ def _write(target: Path, file: IO[bytes], parts: Iterable[bytes]) -> None:
         if not LOCKS:
             file.close()  # Windows renames no open file
     except OSError as error:
+        with suppress(OSError):  # what is still in its buffer fails once more
+            file.close()
         raise _cannot_write(target, error) from error
 
 
@@ -248,21 +250,24 @@ def publish(drafts: Sequence[Draft]) -> None:
     with ExitStack() as stack:
         for directory in sorted({one.target.parent.resolve() for one in drafts}):
             stack.enter_context(_locked(directory))
-        new: list[Path] = []
+        new: list[Draft] = []
         try:
             for one in drafts:
                 if one.by_content and _holds(one):
                     continue
                 _refuse(one.target, one.overwrite, one.protected)
                 if not os.path.lexists(one.target):
-                    new.append(one.target)
+                    new.append(one)
                 _put(one)
         except BaseException:
-            for target in new:
-                target.unlink(missing_ok=True)
+            for one in new:
+                # An interrupt may come when the model has taken the place of another: then it needs its data.
+                if not one.by_content:
+                    one.target.unlink(missing_ok=True)
             raise
-        for one in drafts:
-            _remove_obsolete(one)
+        finally:
+            for one in drafts:
+                _remove_obsolete(one)
 
 
 def _holds(one: Draft) -> bool:
@@ -304,26 +309,42 @@ def _sync(directory: Path) -> None:
 
 
 def _remove_obsolete(one: Draft) -> None:
-    """Remove data files that earlier models of this name have left: those that no file beside them names.
+    """Remove data files that models of this name have left: those that no file beside them names.
 
-    So the data of a model that was copied or renamed stays.
+    So the data of a model that was copied or renamed stays, and so does what only looks like such a file.
     """
     directory, own = one.target.parent, one.target
-    name = re.compile(rf"{re.escape(own.stem)}\.[0-9a-f]{{{DIGITS}}}{re.escape(own.suffix)}\.data")
+    name = re.compile(rf"{re.escape(own.stem)}\.([0-9a-f]{{{DIGITS}}}){re.escape(own.suffix)}\.data")
     for file in directory.glob(f"{glob.escape(own.stem)}.*.data"):
-        if not name.fullmatch(file.name) or any(same_file(file, other) for other in one.protected):
+        found = name.fullmatch(file.name)
+        if found is None or any(same_file(file, other) for other in one.protected):
             continue
         with suppress(OSError):
-            if not any(_mentions(other, file.name.encode()) for other in directory.iterdir()):
+            if not _is_mentioned(file) and _digest(file) == found[1]:
                 file.unlink()
 
 
-def _mentions(file: Path, name: bytes) -> bool:
-    """Whether a regular file that is no data itself has a name in it; OSError where nobody can tell."""
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:DIGITS]
+
+
+def _is_mentioned(data: Path) -> bool:
+    """Whether a file beside a data file has its name in it; True where nobody can tell. A draft does not
+    count: its data is a draft as well.
+    """
+    drafts = set(data.parent.glob(DRAFT.format("?" * 16)))
+    try:
+        return any(_holds_text(file, data.name.encode()) for file in {*data.parent.iterdir()} - drafts)
+    except OSError:
+        return True
+
+
+def _holds_text(file: Path, text: bytes) -> bool:
     if file.suffix == ".data" or not file.is_file() or not file.stat().st_size:
         return False
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(name) >= 0
+        return content.find(text) >= 0
 
 
 def write_whole(target: Path, content: bytes | Iterable[bytes], *, overwrite: bool = True) -> None:
