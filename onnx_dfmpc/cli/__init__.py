@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -23,9 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from onnx_dfmpc.cli.files import replaceable, require_files
 from onnx_dfmpc.cli.flags import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.cli.limits import LIMIT_EXCEEDED, Stopped, limited
-from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
+from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed, printable
 from onnx_dfmpc.evaluate.compare import compare_files
-from onnx_dfmpc.evaluate.validation import ValidationReport, typed
+from onnx_dfmpc.evaluate.validation import ValidationReport, next_steps, typed
 from onnx_dfmpc.model.writing import Draft, draft, publish
 from onnx_dfmpc.pipeline.run import apply, inspect_result, plan_result, quantize
 from onnx_dfmpc.recipe import Recipe
@@ -134,9 +135,9 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _complain(message: str, hint: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     if hint:
-        print("hint: " + " ".join(hint.split()), file=sys.stderr)
+        print("hint: " + printable(" ".join(hint.split())), file=sys.stderr)
 
 
 def _run(args: argparse.Namespace, protected: tuple[Path, ...], stack: ExitStack) -> None:
@@ -144,7 +145,8 @@ def _run(args: argparse.Namespace, protected: tuple[Path, ...], stack: ExitStack
     commands = {"inspect": _inspect, "plan": _plan, "quantize": _quantize, "validate": _validate}
     with _progress(args) as callback:
         outcome = commands[args.command](args, callback, stack)
-    shown = outcome.document | {"command_line": args.command_line}
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    shown = outcome.document | {"date": now, "command_line": args.command_line}
     text = document.dumps(shown)
     overwrite = getattr(args, "overwrite", False)
     # The output of `plan` is its document; that of `quantize`, a model, is complete already.
@@ -166,7 +168,7 @@ def _run(args: argparse.Namespace, protected: tuple[Path, ...], stack: ExitStack
     written = [name for name in texts if name is not None]
     if written and args.json != "-" and not args.quiet:
         with suppress(OSError):  # everything is in place
-            sys.stdout.write(f"Written: {', '.join(written)}\n")
+            sys.stdout.write(printable(f"Written: {', '.join(written)}\n"))
             sys.stdout.flush()
     if outcome.failure is not None:
         raise outcome.failure
@@ -187,7 +189,7 @@ def _report(args: argparse.Namespace, protected: tuple[Path, ...]) -> None:
             publish([whole])
         text = f"{', '.join(args.runs)} -> {args.output}\n"
     if not args.quiet:
-        _show(text)
+        _show(text if args.output is None else printable(text))
 
 
 def _inspect(args: argparse.Namespace, _: Callback | None, __: ExitStack) -> _Outcome:
@@ -216,7 +218,7 @@ def _quantize(args: argparse.Namespace, callback: Callback | None, stack: ExitSt
         result = apply(args.model, plan, recipe, progress=callback, **asked)
     failure = None
     if result.validation is not None:
-        failure = _failure(result.validation, "nothing was written; more bits may help, or other gates")
+        failure = _failure(result.validation, args.per_layer, "nothing was written; ")
         # Until there is a file to validate, the command that was typed repeats it.
         result = replace(result, validation=replace(result.validation, command=args.command_line))
     drafts: tuple[Draft, ...] = ()
@@ -237,15 +239,16 @@ def _validate(args: argparse.Namespace, callback: Callback | None, _: ExitStack)
         per_layer=args.per_layer,
         latency=args.latency,
     )
-    failure = _failure(result.validation, "more bits may help (--per-layer says where), or other gates")
+    failure = _failure(result.validation, args.per_layer)
     return _Outcome(document.validate_document(result), failure=failure)
 
 
-def _failure(validation: ValidationReport, hint: str) -> ValidationFailed | None:
+def _failure(validation: ValidationReport, per_layer: bool, before: str = "") -> ValidationFailed | None:
     if validation:
         return None
     missed = [f"{gate.name} = {typed(gate.limit)} missed" for gate in validation.gates if not gate.passed]
-    return ValidationFailed("validation failed: " + "; ".join([*validation.failures, *missed]), hint=hint)
+    message = "validation failed: " + "; ".join([*validation.failures, *missed])
+    return ValidationFailed(message, hint=before + "; ".join(next_steps(validation, per_layer)))
 
 
 @contextmanager

@@ -111,6 +111,12 @@ def _add_settings(parser: _Parser, group: type) -> argparse._ArgumentGroup:
         value: Value = key.metadata["value"]
         if not key.metadata["flag"]:
             continue
+        if value.action == "store_true":
+            section.add_argument(
+                key.metadata["flag"], dest=name, help=key.metadata["help"], default=argparse.SUPPRESS,
+                action=value.action,
+            )  # fmt: skip
+            continue
         section.add_argument(
             key.metadata["flag"], dest=name, help=key.metadata["help"], default=argparse.SUPPRESS,
             type=_word_parser(value), action=value.action, metavar=value.metavar, choices=value.choices,

@@ -15,7 +15,7 @@ from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.evaluate.classes import check_classes
 from onnx_dfmpc.evaluate.command import repeat_command
 from onnx_dfmpc.evaluate.diagnose import diagnose
-from onnx_dfmpc.evaluate.gates import check_gates, gate_results
+from onnx_dfmpc.evaluate.gates import check_gates, gate_results, useless
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import DefaultRun, ValidationReport
@@ -73,7 +73,8 @@ def validate(
         compared.
     gates : Recipe or mapping, optional
         Limits by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
-        (fractions). They hold for the worst output.
+        (fractions). They hold for the worst output. Without ``min_sqnr_db``, an output below 6 dB on
+        synthetic inputs is a failure, unless ``no_gate`` is true.
     progress : callable, optional
         Called with ``("validate", samples finished, samples)``.
 
@@ -132,7 +133,10 @@ def validate(
         default_run=default_run,
         notes=samples.notes,
         command=repeat_command(float_model, quantized_model, data, gates),
+        lenient=bool(gates.no_gate),
     )
+    if why := useless(gates, report):
+        report = replace(report, failures=(*report.failures, why))
     return replace(report, gates=tuple(gate_results(gates, report)))
 
 
@@ -166,9 +170,9 @@ def _run_default(
     for name, a, b in zip(names, expected, actual, strict=True):
         if not isinstance(b, np.ndarray) or b.dtype.kind not in "biuf":
             continue
-        if not is_finite(b):
+        if not is_finite(b) and is_finite(a):
             return f"with default session options: quantized model: NaN or infinity in output {name!r}"
-        if is_finite(a):
+        if is_finite(a) and is_finite(b):
             pair.add(a, b)
     return (
         DefaultRun(samples, pair.max_abs, pair.sqnr_db) if pair.elements else DefaultRun(samples, None, None)

@@ -57,6 +57,7 @@ class LoadedModel:
     ``path`` is None for a model in memory. ``sha256`` is that of the file's bytes (without external data) or
     of the serialized model, ``size`` the bytes on disk with external data, or what the model would take
     there. ``files`` are the file and every file of external data: what must never be written over.
+    ``infinite`` are constants with an infinity, which is meant in a mask and cannot be quantized.
     """
 
     proto: ModelProto
@@ -64,6 +65,7 @@ class LoadedModel:
     sha256: str
     size: int
     files: tuple[Path, ...] = ()
+    infinite: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -103,9 +105,9 @@ def _load_file(path: Path) -> LoadedModel:
     other = "export the network to ONNX first, such as with torch.onnx.export"
     proto = _parse(data, str(path), "pass a complete binary .onnx file" if path.suffix == ".onnx" else other)
     external = _load_external_data(proto, path)
-    verify(proto, str(path))
+    infinite = verify(proto, str(path))
     size = len(data) + sum(file.stat().st_size for file in external)
-    return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external))
+    return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external), infinite)
 
 
 def _parse(data: bytes, label: str, hint: str) -> ModelProto:
@@ -179,12 +181,12 @@ def _load_proto(model: ModelProto) -> LoadedModel:
             )
     proto = ModelProto()
     proto.CopyFrom(model)
-    verify(proto, _GIVEN)
+    infinite = verify(proto, _GIVEN)
     digest, size = hashlib.sha256(), 0
     for part in _parts(proto):
         digest.update(part)
         size += len(part)
-    return LoadedModel(proto, None, digest.hexdigest(), size)
+    return LoadedModel(proto, None, digest.hexdigest(), size, (), infinite)
 
 
 def _parts(proto: ModelProto) -> Iterator[bytes]:
@@ -200,11 +202,11 @@ def _parts(proto: ModelProto) -> Iterator[bytes]:
 # Checking: what onnx.load, the checker and runtimes leave out
 
 
-def verify(proto: ModelProto, label: str) -> None:
-    """Raise ModelError unless a model, with its data in memory, is sound.
+def verify(proto: ModelProto, label: str) -> frozenset[str]:
+    """Raise ModelError unless a model, with its data in memory, is sound; return weights with an infinity.
 
-    It must have nodes, known versions, no name twice, finite weights that fit their inputs, batch norms with
-    ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
+    It must have nodes, known versions, no name twice, weights that are numbers and fit their inputs, batch
+    norms with ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
     """
     if not proto.graph.node:  # onnx.load is content with an empty file
         hint = "pass the .onnx file of a float network"
@@ -213,7 +215,7 @@ def verify(proto: ModelProto, label: str) -> None:
         raise ModelError(f"{label}: a {field} in it is not UTF-8", hint=_EXPORT)
     _verify_versions(proto, label)
     _verify_structure(proto, label)
-    _verify_weights(proto, label)
+    return _verify_weights(proto, label)
 
 
 def _verify_versions(proto: ModelProto, label: str) -> None:
@@ -273,8 +275,8 @@ def _verify_channels(inferred: ModelProto, label: str) -> None:
             raise _at(node, label, f"weight {node.input[1]!r} of shape {w}, group {group}, {takes}")
 
 
-def _verify_weights(proto: ModelProto, label: str) -> None:
-    table = ConstantTable(proto)
+def _verify_weights(proto: ModelProto, label: str) -> frozenset[str]:
+    table, infinite = ConstantTable(proto), set()
     for node in proto.graph.node:
         operator = op_key(node.op_type, node.domain)
         if operator not in OPS and operator != "BatchNormalization":
@@ -282,12 +284,16 @@ def _verify_weights(proto: ModelProto, label: str) -> None:
         constants = {position: name for position, name in enumerate(node.input) if name in table}
         for name in constants.values():
             what, array = f"tensor {table.source(name)!r}", table[name]
-            if array.size == 0:
-                raise _at(node, label, f"{what} of shape {list(array.shape)} is empty")
-            if not np.all(np.isfinite(array)):
+            finite = np.isfinite(array)
+            if finite.all():
+                continue
+            # Infinity may be meant, as in a mask: such a layer stays float.
+            if operator not in OPS or np.isnan(array[~finite]).any():
                 raise _at(node, label, f"{what} holds NaN or infinity", _TRAIN)
+            infinite.add(table.source(name))
         if operator == "BatchNormalization":
             _verify_batch_norm(node, {i: table[name] for i, name in constants.items()}, label)
+    return frozenset(infinite)
 
 
 def _verify_batch_norm(node: NodeProto, constants: Mapping[int, NDArray[np.generic]], label: str) -> None:

@@ -163,6 +163,7 @@ class Document:
     command: Command
     tool: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    date: str | None = None
     command_line: str | None = None
     model: File = field(default_factory=File)
     output: File | None = None
@@ -221,7 +222,7 @@ def nominal_bits(layers: Iterable[LayerReport]) -> float | None:
 
 
 def head(command: Command, model: Json) -> Json:
-    """What every document begins with; the command line is put in by the command line."""
+    """What every document begins with; date and command line are put in by the command line."""
     return {
         "schema": SCHEMA,
         "tool": {"name": "onnx-dfmpc", "version": tool_version()},
@@ -233,6 +234,7 @@ def head(command: Command, model: Json) -> Json:
             "platform": platform.platform(),
         },
         "command": command,
+        "date": None,
         "command_line": None,
         "model": model,
     }
@@ -372,7 +374,11 @@ def _validation(report: ValidationReport | None) -> Validation | None:
 
 def dumps(document: Json) -> str:
     """Document as JSON text."""
-    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    if text.replace("\n", "").isprintable():
+        return text
+    # What is not seen must do nothing to a terminal either.
+    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
 
 
 def parse(document: Any, where: str = "document") -> Document:
