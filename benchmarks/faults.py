@@ -272,7 +272,11 @@ def closed(row: Row, which: str) -> None:
         typed = 'set -o pipefail; "$@" ' + line
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.Popen(
-            ["bash", "-c", typed, "bash", *words], cwd=folder, env=env, stderr=subprocess.PIPE
+            ["bash", "-c", typed, "bash", *words],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         allowed = {"closed": (0,), "no standard error": (0,), "full": (2,), "a pipe nobody reads": (141,)}[
             which

@@ -8,7 +8,7 @@ Every error carries one line (what happened, in which file, at which node) and, 
 def printable(text: str) -> str:
     r"""Text that does nothing to a terminal: names come from files that anybody may have written.
 
-    Whatever is not seen is written as an escape: control characters (cursor, colours, title, clipboard), marks
+    Whatever is not seen is written as an escape: control characters (cursor, colours, title), marks
     that turn the direction of writing, spaces of no width. Line ends and tabs stay.
 
     >>> print(printable("conv\x1b[2J \u202egpj"))

@@ -19,6 +19,9 @@ MODELS = ("model", "float_model", "quantized_model")
 OTHERS = ("config", "plan", "data", "labels", "calibration_data")
 """Arguments that name files to read."""
 
+FOREIGN = (".tflite", ".pt", ".pth", ".pb", ".h5", ".keras", ".engine", ".plan", ".mlmodel", ".safetensors")
+"""Suffixes of models in other formats, which nobody here writes."""
+
 REPORTS = (".json", ".md", ".markdown", ".html", ".htm")
 """Suffixes of what is made anew by every run, and so replaced without being asked."""
 
@@ -56,6 +59,9 @@ def _targets(args: argparse.Namespace) -> Iterator[tuple[Path, bool, bool]]:
     """Files to write, whether they come with external data, and whether they may exist."""
     overwrite = getattr(args, "overwrite", False)
     if (output := getattr(args, "output", None)) is not None:
+        if args.command == "quantize" and Path(output).suffix.lower() in FOREIGN:
+            hint = f"-o {Path(output).with_suffix('.onnx')}, and convert that"
+            raise RecipeError(f"{output}: the output is an ONNX model, whatever its name", hint=hint)
         if args.command == "report":
             overwrite = replaceable(output)
         yield Path(output), getattr(args, "save_as_external_data", False), overwrite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,17 +103,35 @@ def _load_file(path: Path) -> LoadedModel:
     except (OSError, ValueError) as error:
         hint = "pass the .onnx file, and check its permissions"
         raise ModelError(f"{path}: cannot read: {reason(error)}", hint=hint) from error
-    other = "export the network to ONNX first, such as with torch.onnx.export"
-    proto = _parse(data, str(path), "pass a complete binary .onnx file" if path.suffix == ".onnx" else other)
+    whole = "pass a complete binary .onnx file"
+    proto = _parse(data, str(path), whole if path.suffix == ".onnx" else _EXPORT_FIRST)
     external = _load_external_data(proto, path)
     infinite = verify(proto, str(path))
     size = len(data) + sum(file.stat().st_size for file in external)
     return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external), infinite)
 
 
+_AGAIN = "download the file itself"
+_EXPORT_FIRST = "export the network to ONNX first, such as with torch.onnx.export"
+
+OTHERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS, not the model", "git lfs pull"),
+    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.I), "a web page, not a model", _AGAIN),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), "a JSON text, not a model", _AGAIN),
+    (re.compile(rb"....TFL3", re.S), "a TensorFlow Lite model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"\x89HDF"), "a Keras model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"PK\x03\x04"), "an archive, such as a PyTorch model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"\x1f\x8b"), "compressed", "gunzip it"),
+)
+"""How files begin that people take for models, what they are, and what helps."""
+
+
 def _parse(data: bytes, label: str, hint: str) -> ModelProto:
     if not data:
         raise ModelError(f"{label}: the file is empty", hint="export or download the model again")
+    for begins, what, helps in OTHERS:
+        if begins.match(data):
+            raise ModelError(f"{label}: {what}", hint=helps)
     proto = ModelProto()
     try:
         proto.ParseFromString(data)
