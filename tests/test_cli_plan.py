@@ -46,7 +46,7 @@ def edit(path: Path, change: Edit) -> None:
 def test_the_plan_is_the_document_and_writes_nothing_else(run: Run, digits_bn: Path, plan: Path) -> None:
     printed = json.loads(run("plan", digits_bn, *BITS, "--json", "-")[1])
     written = json.loads(plan.read_text(encoding="utf-8"))
-    typed = {"seconds": 0, "command_line": ""}
+    typed = {"seconds": 0, "date": "", "command_line": ""}
     assert {**printed, **typed} == {**written, **typed}
     assert [item.name for item in plan.parent.iterdir()] == ["plan.json"]
     assert run("plan", digits_bn, *NEAREST, "-q") == (0, "", "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from onnx_dfmpc.cli.limits import SHARE, TIMEOUT, default_memory
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.command import PROGRAM
 from onnx_dfmpc.recipe import Recipe, nearest, parse_size
@@ -48,6 +50,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         choice = re.fullmatch(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message)
         hint = nearest(choice[1], re.split(r",\s*", choice[2].replace("'", ""))) if choice else ""
+        if part := re.match(r"argument --(?:low-|high-)?bits: '(\d\.\d+)'", message):
+            hint = f"a layer has whole bits; --target-bits {part[1]} makes that the mean of all"
         raise RecipeError(message, hint=hint or f"{self.prog} --help")
 
 
@@ -113,6 +117,9 @@ def _add_settings(parser: _Parser, group: type) -> argparse._ArgumentGroup:
         if value.action == "flag":  # --slim and --no-slim
             section.add_argument(key.metadata["flag"], action=argparse.BooleanOptionalAction, **about)
             continue
+        if value.action == "store_true":
+            section.add_argument(key.metadata["flag"], action=value.action, **about)
+            continue
         section.add_argument(
             key.metadata["flag"], **about,
             type=_word_parser(value), action=value.action, metavar=value.metavar, choices=value.choices,
@@ -142,6 +149,28 @@ def _sweep(text: str) -> int | tuple[int, ...]:
             f"{text!r} is neither two budgets or more nor their sizes, such as 20 or 200KiB,300KiB"
         )
     return budgets
+
+
+def _unless_none(convert: Callable[[str], float]) -> Callable[[str], float | None]:
+    """A converter that takes the word none, too."""
+    return lambda text: None if text == "none" else convert(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds, or none")
+    return seconds
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except RecipeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4GiB, or none") from None
 
 
 def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
@@ -178,7 +207,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     )
     _add_settings(quantize, Method)
     output = _add_settings(quantize, Storage)
-    output.add_argument("--save-as-external-data", action="store_true", help="weights into OUT.onnx.data")
+    output.add_argument("--save-as-external-data", action="store_true", help="weights into a file beside OUT")
     output.add_argument("--overwrite", action="store_true", help="allow OUT to exist")
     output.add_argument("--dry-run", action="store_true", help="do everything but write")
     _add_validation(quantize)
@@ -200,7 +229,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     about = "that of the output, where its suffix does not say; on stdout without -o"
     show.add_argument("--format", choices=[name for name in RENDERERS if name != "terminal"], help=about)
     _add_volume(show.add_argument_group("common"))
-    show.set_defaults(json=None, report=[], overwrite=True)
+    show.set_defaults(json=None, report=[], timeout=None, max_memory=None)
     return parser, commands.choices
 
 
@@ -224,6 +253,15 @@ def _add_common(parser: _Parser, *, report: bool = False) -> None:
     if report:
         about = "write a report, repeatable: a page (.html, needs the extra 'report') or Markdown (.md)"
         section.add_argument("--report", metavar="FILE", action="append", default=[], help=about)
+    section.add_argument(
+        "--timeout", metavar="SECONDS", type=_unless_none(_seconds), default=TIMEOUT,
+        help=f"give up after so long; or none ({TIMEOUT:g})",
+    )  # fmt: skip
+    section.add_argument(
+        "--max-memory", metavar="SIZE", type=_unless_none(_size), default=default_memory(),
+        help=f"give up above so much, such as 4GiB; or none ({SHARE:.0%} of the machine or the container)"
+        .replace("%", "%%"),
+    )  # fmt: skip
     _add_volume(section)
 
 

@@ -1,13 +1,14 @@
-"""Read models, make sure that they are sound, and write files that are either complete or untouched."""
+"""Read models, make sure that they are sound, and save them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,12 +17,20 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, checker, defs, helper, numpy_helper, shape_inference
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
-from onnx_dfmpc.model.protobuf import copy_fields, is_large, skeleton, tensors, without_initializers
+from onnx_dfmpc.model.protobuf import (
+    copy_fields,
+    is_large,
+    skeleton,
+    tensors,
+    undecodable,
+    without_initializers,
+)
+from onnx_dfmpc.model.writing import Draft, draft, draft_pair, publish, reason, require_writable
 from onnx_dfmpc.spec.ops import OPS, op_key
 
 Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | gs.Graph
@@ -36,7 +45,6 @@ DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_dat
 _GIVEN = "the given model"
 _EXPORT = "export the model again"
 _TRAIN = "train or export the model again"
-_ELSEWHERE = "choose another output path"
 
 
 # Loading
@@ -50,6 +58,7 @@ class LoadedModel:
     ``path`` is None for a model in memory. ``sha256`` is that of the file's bytes (without external data) or
     of the serialized model, ``size`` the bytes on disk with external data, or what the model would take
     there. ``files`` are the file and every file of external data: what must never be written over.
+    ``infinite`` are constants with an infinity, which is meant in a mask and cannot be quantized.
     """
 
     proto: ModelProto
@@ -57,6 +66,7 @@ class LoadedModel:
     sha256: str
     size: int
     files: tuple[Path, ...] = ()
+    infinite: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -92,18 +102,36 @@ def _load_file(path: Path) -> LoadedModel:
         raise ModelError(f"{path}: no such file", hint="check the path of the model") from error
     except (OSError, ValueError) as error:
         hint = "pass the .onnx file, and check its permissions"
-        raise ModelError(f"{path}: cannot read: {_reason(error)}", hint=hint) from error
-    other = "export the network to ONNX first, such as with torch.onnx.export"
-    proto = _parse(data, str(path), "pass a complete binary .onnx file" if path.suffix == ".onnx" else other)
+        raise ModelError(f"{path}: cannot read: {reason(error)}", hint=hint) from error
+    whole = "pass a complete binary .onnx file"
+    proto = _parse(data, str(path), whole if path.suffix == ".onnx" else _EXPORT_FIRST)
     external = _load_external_data(proto, path)
-    verify(proto, str(path))
+    infinite = verify(proto, str(path))
     size = len(data) + sum(file.stat().st_size for file in external)
-    return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external))
+    return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external), infinite)
+
+
+_AGAIN = "download the file itself"
+_EXPORT_FIRST = "export the network to ONNX first, such as with torch.onnx.export"
+
+OTHERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS, not the model", "git lfs pull"),
+    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.I), "a web page, not a model", _AGAIN),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), "a JSON text, not a model", _AGAIN),
+    (re.compile(rb"....TFL3", re.S), "a TensorFlow Lite model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"\x89HDF"), "a Keras model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"PK\x03\x04"), "an archive, such as a PyTorch model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"\x1f\x8b"), "compressed", "gunzip it"),
+)
+"""How files begin that people take for models, what they are, and what helps."""
 
 
 def _parse(data: bytes, label: str, hint: str) -> ModelProto:
     if not data:
         raise ModelError(f"{label}: the file is empty", hint="export or download the model again")
+    for begins, what, helps in OTHERS:
+        if begins.match(data):
+            raise ModelError(f"{label}: {what}", hint=helps)
     proto = ModelProto()
     try:
         proto.ParseFromString(data)
@@ -118,18 +146,35 @@ def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
     for tensor in tensors(proto):
         if not uses_external_data(tensor):
             continue
-        location = ExternalDataInfo(tensor).location
+        location = _location(tensor)
         try:
             # onnx refuses absolute paths, links and paths that leave the directory.
             load_external_data_for_tensor(tensor, str(path.parent))
         except (checker.ValidationError, ValueError, OSError) as error:
             raise ModelError(
-                f"{path}: external data {location!r} of tensor {tensor.name!r}: {_reason(error)}",
+                f"{path}: external data {location!r} of tensor {tensor.name!r}: {reason(error)}",
                 hint="keep the data file next to the model, complete and under the name it was written with",
             ) from error
         tensor.ClearField("data_location")
         files[path.parent / location] = None
     return list(files)
+
+
+def external_files(path: Path) -> tuple[Path, ...]:
+    """Files of external data that a model names; none where it cannot be read, which `load` says better."""
+    proto = ModelProto()
+    try:
+        if path.is_file():
+            proto.ParseFromString(path.read_bytes())
+    except (OSError, ValueError, DecodeError):
+        return ()
+    names = {_location(tensor) for tensor in tensors(proto) if uses_external_data(tensor)}
+    return tuple(path.parent / name for name in sorted(names))
+
+
+def _location(tensor: TensorProto) -> str:
+    """File of external data, whatever else is wrong with the tensor."""
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def _export(graph: gs.Graph) -> ModelProto:
@@ -142,7 +187,7 @@ def _export(graph: gs.Graph) -> ModelProto:
     try:
         proto: ModelProto = gs.export_onnx(ours)
     except Exception as error:  # graphsurgeon raises its own, AssertionError, TypeError, ValueError ...
-        raise ModelError(f"{_GIVEN}: graphsurgeon refuses it: {_reason(error)}", hint=_EXPORT) from error
+        raise ModelError(f"{_GIVEN}: graphsurgeon refuses it: {reason(error)}", hint=_EXPORT) from error
     return proto
 
 
@@ -155,12 +200,12 @@ def _load_proto(model: ModelProto) -> LoadedModel:
             )
     proto = ModelProto()
     proto.CopyFrom(model)
-    verify(proto, _GIVEN)
+    infinite = verify(proto, _GIVEN)
     digest, size = hashlib.sha256(), 0
     for part in _parts(proto):
         digest.update(part)
         size += len(part)
-    return LoadedModel(proto, None, digest.hexdigest(), size)
+    return LoadedModel(proto, None, digest.hexdigest(), size, (), infinite)
 
 
 def _parts(proto: ModelProto) -> Iterator[bytes]:
@@ -176,18 +221,20 @@ def _parts(proto: ModelProto) -> Iterator[bytes]:
 # Checking: what onnx.load, the checker and runtimes leave out
 
 
-def verify(proto: ModelProto, label: str) -> None:
-    """Raise ModelError unless a model, with its data in memory, is sound.
+def verify(proto: ModelProto, label: str) -> frozenset[str]:
+    """Raise ModelError unless a model, with its data in memory, is sound; return weights with an infinity.
 
-    It must have nodes, known versions, no name twice, finite weights that fit their inputs, batch norms with
-    ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
+    It must have nodes, known versions, no name twice, weights that are numbers and fit their inputs, batch
+    norms with ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
     """
     if not proto.graph.node:  # onnx.load is content with an empty file
         hint = "pass the .onnx file of a float network"
         raise ModelError(f"{label}: there is no graph in it, or one without nodes", hint=hint)
+    if field := undecodable(proto):
+        raise ModelError(f"{label}: a {field} in it is not UTF-8", hint=_EXPORT)
     _verify_versions(proto, label)
     _verify_structure(proto, label)
-    _verify_weights(proto, label)
+    return _verify_weights(proto, label)
 
 
 def _verify_versions(proto: ModelProto, label: str) -> None:
@@ -213,14 +260,14 @@ def _verify_versions(proto: ModelProto, label: str) -> None:
 def _verify_structure(proto: ModelProto, label: str) -> None:
     what = ""
     try:
-        for tensor in filter(is_large, proto.graph.initializer):  # the skeleton has none of these
+        for tensor in tensors(proto):
             what = f"data of tensor {tensor.name!r} of shape {list(tensor.dims)}: "
             numpy_helper.to_array(tensor)
         what, outline = "", skeleton(proto)
         checker.check_model(outline)
         inferred = shape_inference.infer_shapes(outline, check_type=True, strict_mode=True)
     except Exception as error:  # ValidationError, InferenceError, RuntimeError, ValueError, TypeError ...
-        raise ModelError(f"{label}: {what}{_reason(error)}", hint=_EXPORT) from error
+        raise ModelError(f"{label}: {what}{reason(error)}", hint=_EXPORT) from error
     _verify_channels(inferred, label)
 
 
@@ -247,8 +294,8 @@ def _verify_channels(inferred: ModelProto, label: str) -> None:
             raise _at(node, label, f"weight {node.input[1]!r} of shape {w}, group {group}, {takes}")
 
 
-def _verify_weights(proto: ModelProto, label: str) -> None:
-    table = ConstantTable(proto)
+def _verify_weights(proto: ModelProto, label: str) -> frozenset[str]:
+    table, infinite = ConstantTable(proto), set()
     for node in proto.graph.node:
         operator = op_key(node.op_type, node.domain)
         if operator not in OPS and operator != "BatchNormalization":
@@ -256,12 +303,16 @@ def _verify_weights(proto: ModelProto, label: str) -> None:
         constants = {position: name for position, name in enumerate(node.input) if name in table}
         for name in constants.values():
             what, array = f"tensor {table.source(name)!r}", table[name]
-            if array.size == 0:
-                raise _at(node, label, f"{what} of shape {list(array.shape)} is empty")
-            if not np.all(np.isfinite(array)):
+            finite = np.isfinite(array)
+            if finite.all():
+                continue
+            # Infinity may be meant, as in a mask: such a layer stays float.
+            if operator not in OPS or np.isnan(array[~finite]).any():
                 raise _at(node, label, f"{what} holds NaN or infinity", _TRAIN)
+            infinite.add(table.source(name))
         if operator == "BatchNormalization":
             _verify_batch_norm(node, {i: table[name] for i, name in constants.items()}, label)
+    return frozenset(infinite)
 
 
 def _verify_batch_norm(node: NodeProto, constants: Mapping[int, NDArray[np.generic]], label: str) -> None:
@@ -299,81 +350,40 @@ def save(
     """Write a model, whole or not at all, and return the bytes that it takes on disk.
 
     The same model gives the same bytes; ``proto``, with its data in memory, is not changed. ``external_data``
-    puts large initializers into ``<name>.data`` beside the target, as they must be above 2 GB. RecipeError
-    where `require_writable` refuses the target, it cannot be written, or the model is too large for one file.
+    puts large initializers into a file beside the target, as they must be above 2 GB. RecipeError where
+    `require_writable` refuses the target, it cannot be written, or the model is too large for one file.
     """
-    require_writable(path, external_data=external_data, overwrite=overwrite, protected=protected)
-    target = Path(path)
-    if not external_data:
-        write_whole(target, _serialize(proto, target))
-        return target.stat().st_size
-    data_target = _data_target(target)
-    small = _serialize(_without_data(proto, data_target.name), target)
-    with _temporary(data_target, _large_data(proto)) as data, _temporary(target, small) as model:
-        _replace_pair((data, data_target), (model, target))
-    return target.stat().st_size + data_target.stat().st_size
+    with drafted(
+        proto, path, external_data=external_data, overwrite=overwrite, protected=protected
+    ) as drafts:
+        publish(drafts)
+        return sum(one.size for one in drafts)
 
 
-def write_whole(target: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file, whole or not at all; RecipeError if it cannot be written."""
-    with _temporary(target, content) as complete:
-        os.replace(complete, target)
-
-
-def require_writable(
+@contextmanager
+def drafted(
+    proto: ModelProto,
     path: str | os.PathLike[str],
     *,
     external_data: bool = False,
     overwrite: bool = False,
     protected: Collection[Path] = (),
-) -> None:
-    """Refuse a target of `save`, and with ``external_data`` its ``.data`` file, before the work is done.
-
-    RecipeError if one of them is a ``protected`` file under whatever name, is there and not a regular file,
-    has no directory that can be written, or is there and ``overwrite`` is False.
-    """
+) -> Iterator[tuple[Draft, ...]]:
+    """The files of `save`, complete and not yet in place."""
+    require_writable(path, external_data=external_data, overwrite=overwrite, protected=protected)
     target = Path(path)
-    for file in (target, _data_target(target)) if external_data else (target,):
-        if file.is_dir():
-            hint = "name the file to write inside it"
-            raise RecipeError(f"{file}: a directory, not a file name", hint=hint)
-        if not file.parent.is_dir():
-            raise RecipeError(f"{file}: there is no directory {file.parent}", hint="create it first")
-        if not os.access(file.parent, os.W_OK):
-            raise RecipeError(f"{file}: cannot write into {file.parent}", hint=_ELSEWHERE)
-        if file.exists() and not file.is_file():
-            raise RecipeError(f"{file}: a device or a pipe, not a regular file", hint=_ELSEWHERE)
-        if any(_same(file, other) for other in protected):
-            raise RecipeError(f"{file}: belongs to the input, which is never written over", hint=_ELSEWHERE)
-        if os.path.lexists(file) and not overwrite:
-            hint = f"{_ELSEWHERE}, or allow overwriting it (--overwrite)"
-            raise RecipeError(f"{file}: exists already", hint=hint)
+    if external_data:
+        small = partial(_pointing, proto, target)
+        with draft_pair(target, _large_data(proto), small, overwrite=overwrite, protected=protected) as pair:
+            yield pair
+    else:
+        with draft(target, _serialize(proto, target), overwrite=overwrite, protected=protected) as whole:
+            yield (whole,)
 
 
-def _same(one: Path, other: Path) -> bool:
-    with suppress(OSError):  # links, hard links, names that differ in case only
-        return os.path.samefile(one, other)
-    return one.resolve() == other.resolve()
-
-
-def _data_target(target: Path) -> Path:
-    return target.with_name(target.name + ".data")
-
-
-@contextmanager
-def _temporary(target: Path, content: bytes | Iterable[bytes]) -> Iterator[Path]:
-    """A complete file beside the target, gone at the end unless it has taken the target's place by then."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())  # else a crash after the rename could leave an empty file under its name
-        yield temporary
-    except OSError as error:
-        raise RecipeError(f"{target}: cannot write: {_reason(error)}", hint=_ELSEWHERE) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _pointing(proto: ModelProto, target: Path, location: str) -> bytes:
+    """The model without the data that lies in the file ``location``."""
+    return _serialize(_without_data(proto, location), target)
 
 
 def _serialize(proto: ModelProto, target: Path) -> bytes:
@@ -413,26 +423,3 @@ def _without_data(proto: ModelProto, location: str) -> ModelProto:
             stored.external_data.add(key=key, value=str(value))
         offset += length
     return small
-
-
-def _replace_pair(data: tuple[Path, Path], model: tuple[Path, Path]) -> None:
-    """Put data and model in place together: if the model cannot follow, the data from before comes back."""
-    backup = data[0].with_suffix(".bak")
-    existed = data[1].exists()
-    if existed:
-        os.replace(data[1], backup)
-    try:
-        os.replace(*data)
-        os.replace(*model)
-    except BaseException:
-        data[1].unlink(missing_ok=True)
-        if existed:
-            os.replace(backup, data[1])
-        raise
-    backup.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from onnx import TensorProto
 
 from onnx_dfmpc.allocate.fixed import selected_layers
-from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.errors import LayerError, RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import check_data
 from onnx_dfmpc.evaluate.expectation import Trial
 from onnx_dfmpc.inputs.data import real_inputs
@@ -95,7 +95,7 @@ def prepare(
     with timed(seconds, "load"):
         source = load(model)
     with timed(seconds, "match"):
-        matched = match(source.proto)
+        matched = match_finite(source)
     if plan is None:
         _require_layers(source, matched.layers, matched.skipped)
         _require_layers(source, *selected_layers(matched, recipe))
@@ -116,6 +116,29 @@ def prepare(
     with timed(seconds, "measure"):
         job = Job(source, matched, recipe, progress, sizes, statistics, None, None, (), ())
         return _with_inputs(job, predicted=predicted or recipe.target_sqnr_db is not None)
+
+
+def match_finite(source: LoadedModel) -> MatchReport:
+    """Layers of a model; those with an infinity in their weights stay float."""
+    matched = match(source.proto)
+    reasons = {}
+    for layer in matched.layers:
+        for kind, name in (("weight", layer.weight), ("bias", layer.bias)):
+            if name in source.infinite:
+                reasons[layer.name] = f"{kind} '{name}' holds infinity"
+    return matched.without(reasons)
+
+
+def without_layer(job: Job, error: LayerError) -> Job:
+    """Job in which a layer that cannot be quantized stays float; UnsupportedError where no other is left."""
+    matched = job.matched.without({error.layer: error.reason})
+    _require_layers(job.source, *selected_layers(matched, job.recipe))
+    sizes = None
+    if job.sizes is not None:
+        layers = [layer.name for layer in selected_layers(matched, job.recipe)[0]]
+        metadata = metadata_of(job.source, job.recipe, job.recipe.form, layers)
+        sizes = size_table(job.source.proto, matched, job.recipe, metadata)
+    return replace(job, matched=matched, sizes=sizes)
 
 
 def is_fixed(recipe: Recipe) -> bool:

@@ -388,11 +388,15 @@ class Gates(Settings):
         real("a fraction from 0 to 1 (0.98 is 98 %)", 0, 1),
         None, "--min-top1-agreement", "lowest share of samples with the same top-1",
     )  # fmt: skip
+    no_gate: bool | None = setting(
+        Value(values.flag, "true or false", action="store_true"),
+        None, "--no-gate", "let outputs pass that are not finite, or useless on synthetic inputs",
+    )  # fmt: skip
 
     @property
     def limits(self) -> dict[str, float]:
         """The gates that are set, by name."""
-        return values.plain(self, Gates)
+        return {name: limit for name, limit in values.plain(self, Gates).items() if name != "no_gate"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,6 +468,8 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     min_cosine, min_sqnr_db, max_top1_drop, min_top1_agreement : float, optional
         Limits that the validation has to meet at the worst output; shares are fractions (0.01 is one
         percentage point).
+    no_gate : bool, optional
+        Let outputs pass that are not finite, or below 6 dB on synthetic inputs, which else fail.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.model.writing import require_writable, write_whole
 from onnx_dfmpc.pipeline.results import PlanResult
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report.document import (
@@ -23,7 +24,6 @@ from onnx_dfmpc.report.document import (
     model_row,
     predicted_row,
     skipped_rows,
-    write_text,
 )
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
@@ -142,11 +142,8 @@ def save_plan(plan: QuantPlan, path: str | os.PathLike[str], *, overwrite: bool 
     RecipeError
         If the file exists and may not be overwritten, or cannot be written.
     """
-    if not overwrite and os.path.lexists(path):
-        raise RecipeError(
-            f"{path}: exists already", hint="choose another output path, or overwrite it on purpose"
-        )
-    write_text(Path(path), dumps(plan_document(plan)))
+    require_writable(path, overwrite=overwrite)
+    write_whole(Path(path), dumps(plan_document(plan)).encode(), overwrite=overwrite)
 
 
 def load_plan(path: str | os.PathLike[str]) -> QuantPlan:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from onnx_dfmpc.evaluate.validation import Gate, OutputMetrics, ValidationReport, measured, typed
+from onnx_dfmpc.evaluate.validation import Gate, OutputMetrics, ValidationReport, measured, next_steps, typed
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import charts
 from onnx_dfmpc.report.document import Document, File, LayerRow
@@ -62,6 +62,7 @@ def run_outline(document: Document) -> Outline:
         verdict=_verdict(document),
         figures=tuple(_figures(document)),
         sections=(
+            *section("What now", *_next_steps(document)),
             *_validation(document.validation),
             *_worst_layers(document),
             *section("Size and bits", charts.sizes(layers), charts.bits(layers)),
@@ -107,8 +108,20 @@ def _subtitle(document: Document) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _footer(document: Document) -> str:
+def _made_with(document: Document) -> str:
     return f"{document.tool.get('name', 'onnx-dfmpc')} {document.tool.get('version', '')}".strip()
+
+
+def _footer(document: Document) -> str:
+    date = (document.date or "").replace("T", " ")
+    return " · ".join(filter(None, (_made_with(document), date)))
+
+
+def _next_steps(document: Document) -> Iterator[Line]:
+    """What now, where the validation has failed."""
+    if document.validation is not None:
+        for step in next_steps(document.validation, bool(document.per_layer)):
+            yield Line(f"{step[0].upper() if not step.startswith('-') else step[0]}{step[1:]}.")
 
 
 def _measured_sqnr(document: Document) -> float | None:
@@ -526,7 +539,7 @@ def _reproduce(document: Document) -> tuple[Section, ...]:
     ]
     stages = ", ".join(f"{stage} {seconds(value)}" for stage, value in document.seconds.items())
     made_with = ", ".join(
-        [_footer(document), *(f"{key} {value}" for key, value in document.environment.items())]
+        [_made_with(document), *(f"{key} {value}" for key, value in document.environment.items())]
     )
     return section(
         "Reproduce",

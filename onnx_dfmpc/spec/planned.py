@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec.arrays import Array
-from onnx_dfmpc.spec.matched import Skipped
+from onnx_dfmpc.spec.matched import Layer, Skipped
 
 Role = Literal["low", "high", "edge", "inner"]
 Grid = Literal["ternary", "symmetric", "asymmetric"]
@@ -167,6 +167,12 @@ class QuantPlan:
             if layer.name == name:
                 return layer
         raise KeyError(name)
+
+    def without(self, layer: Layer, reason: str) -> QuantPlan:
+        """The same with one layer float, and so of another size."""
+        kept = tuple(one for one in self.layers if one.name != layer.name)
+        skipped = (*self.skipped, Skipped(layer.name, layer.op_type, reason))
+        return replace(self, layers=kept, skipped=skipped, predicted_bytes=None, predicted_sqnr_db=None)
 
 
 @dataclass(frozen=True, eq=False)

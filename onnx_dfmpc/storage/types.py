@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_dfmpc.errors import DfmpcError, UnsupportedError
+from onnx_dfmpc.errors import DfmpcError, LayerError, UnsupportedError
 from onnx_dfmpc.model.protobuf import framed, framed_size
 from onnx_dfmpc.spec import QuantizedWeight
 
@@ -114,14 +114,13 @@ def float_type(data_type: int, layer: str) -> np.dtype[np.generic]:
 
 
 def stored_scale(weight: QuantizedWeight, dtype: np.dtype[np.generic], layer: str) -> NDArray[np.generic]:
-    """Scales in the float type of the model. UnsupportedError if one overflows it, or becomes zero."""
+    """Scales in the float type of the model. LayerError if one overflows it, or becomes zero."""
     scale = np.asarray(weight.scale)
     with np.errstate(over="ignore", under="ignore"):
         stored = scale.astype(dtype)
     if not np.all(np.isfinite(stored.astype(np.float64))) or np.any((stored == 0) & (scale != 0)):
-        raise UnsupportedError(
-            f"{layer}: a scale between {scale.min():.3g} and {scale.max():.3g} does not fit {dtype}",
-            hint="exclude the layer, or export the model in float32",
+        raise LayerError(
+            layer, f"a scale between {scale.min():.3g} and {scale.max():.3g} does not fit {dtype}"
         )
     return stored
 
