@@ -193,6 +193,74 @@ def _onnxsim(function: str, *, calibrated: bool = False, opset: int | None = Non
     return prepare
 
 
+def _aimet(weights: str = "int8", *, equalized: bool = False, activations: bool = True) -> Prepare:
+    def prepare() -> Run:
+        tool = importlib.import_module("aimet_onnx")
+        equalize = importlib.import_module("aimet_onnx.cross_layer_equalization").equalize_model
+
+        def run(task: Task) -> None:
+            model = onnx.load(task.model)
+            if equalized:
+                equalize(model)
+            sim = tool.QuantizationSimModel(
+                model,
+                param_type=weights,
+                activation_type="uint8",
+                dummy_input=task.noise[0],
+                providers=["CPUExecutionProvider"],
+            )
+            for name in () if activations else sim.activation_names:
+                if name in sim.qc_quantize_op_dict:
+                    sim.qc_quantize_op_dict[name].enabled = False
+            sim.compute_encodings(task.noise)
+            onnx.save(sim.to_onnx_qdq(prequantize_constants=True), task.output)
+
+        return run
+
+    return prepare
+
+
+def _quark(preset: str, *, own: bool = False) -> Prepare:
+    def prepare() -> Run:
+        tool = importlib.import_module("quark.onnx")
+        config = importlib.import_module("quark.onnx.quantization.config")
+
+        def run(task: Task) -> None:
+            chosen = config.get_default_config(preset)
+            if own:
+                chosen.extra_options["UseRandomData"] = True
+            quantizer = tool.ModelQuantizer(config.Config(global_quant_config=chosen))
+            quantizer.quantize_model(str(task.model), str(task.output), None if own else _Reader(task.noise))
+
+        return run
+
+    return prepare
+
+
+def _modelopt(method: str = "entropy", *, own: bool = False) -> Prepare:
+    """Floats stay float: its default would be FP16, which TensorRT runs and ONNX Runtime on a CPU converts."""
+
+    def prepare() -> Run:
+        tool = importlib.import_module("modelopt.onnx.quantization")
+
+        def run(task: Task) -> None:
+            (name,) = task.noise[0]
+            noise = {name: np.concatenate([feed[name] for feed in task.noise])}
+            tool.quantize(
+                str(task.model),
+                quantize_mode="int8",
+                calibration_data=None if own else noise,
+                calibration_method=method,
+                calibration_eps=["cpu"],
+                high_precision_dtype="fp32",
+                output_path=str(task.output),
+            )
+
+        return run
+
+    return prepare
+
+
 def _onnxslim() -> Run:
     tool = importlib.import_module("onnxslim")
     return lambda task: tool.slim(str(task.model), str(task.output))
@@ -206,20 +274,17 @@ TOOLS: Mapping[str, Mapping[str, Setting]] = {
     "onnxruntime": {
         "static, min-max": Setting(W8A8, "quant_pre_process; quantize_static(per_channel, U8S8), MinMax", _static("MinMax")),
         "static, entropy": Setting(W8A8, "the same, CalibrationMethod.Entropy", _static("Entropy")),
-        "static, percentile": Setting(W8A8, "the same, CalibrationMethod.Percentile", _static("Percentile")),
         "static, QInt4": Setting(W4A8, "the same as min-max, weight_type=QInt4", _static("MinMax", "QInt4")),
         "dynamic": Setting(DYNAMIC, "quant_pre_process; quantize_dynamic(weight_type=QUInt8)", lambda: _dynamic()),
     },
     "nncf": {
         "quantize": Setting(W8A8, "quantize(), defaults: performance preset, fast bias correction", _nncf()),
         "quantize, mixed": Setting(W8A8, "quantize(preset=MIXED): asymmetric activations", _nncf(preset="MIXED")),
-        "quantize, accurate bias": Setting(W8A8, "quantize(fast_bias_correction=False)", _nncf(fast_bias_correction=False)),
         "compress_weights": Setting(W8, "compress_weights(INT8_ASYM)", _nncf_weights("INT8_ASYM")),
     },
     "quantization-rs": {
         "8 bits": Setting(W8, "quantize(bits=8, per_channel, asymmetric)", _quantization_rs(8, symmetric=False)),
         "4 bits": Setting(W4, "quantize(bits=4, per_channel, native_int4, asymmetric)", _quantization_rs(4, symmetric=False)),
-        "4 bits, symmetric": Setting(W4, "the same, symmetric", _quantization_rs(4, symmetric=True)),
         "calibrated": Setting(W8A8, "quantize_with_calibration(per_channel) on a copy with a batch of one", lambda: _quantization_rs_static()),
     },
     "onnxsim": {
@@ -229,6 +294,22 @@ TOOLS: Mapping[str, Mapping[str, Setting]] = {
         "weight only": Setting(W8, "simplify(), quantize_weight_only(), simplify()", _onnxsim("quantize_weight_only")),
         "weight only, int4": Setting(W4, "the same with opset 21 and quantize_weight_only_int4(): blocks of 32", _onnxsim("quantize_weight_only_int4", opset=21)),
         "simplify": Setting(SIZE, "simplify(): float, only the graph", _onnxsim("")),
+    },
+    "aimet-onnx": {
+        "sim": Setting(W8A8, "QuantizationSimModel(int8, uint8), its defaults; to_onnx_qdq()", _aimet()),
+        "equalized": Setting(W8A8, "the same after equalize_model()", _aimet(equalized=True)),
+        "equalized, int4": Setting(W4A8, "the same with param_type int4", _aimet("int4", equalized=True)),
+        "equalized, int4, weights only": Setting(W4, "the same with its activation quantizers switched off", _aimet("int4", equalized=True, activations=False)),
+    },
+    "amd-quark": {
+        "A8W8": Setting(W8A8, 'ModelQuantizer, get_default_config("A8W8")', _quark("A8W8")),
+        "A8W8, own random data": Setting(W8A8, "the same with UseRandomData", _quark("A8W8", own=True)),
+        "XINT8": Setting(W8A8, 'the same with get_default_config("XINT8"): powers of two', _quark("XINT8")),
+    },
+    "nvidia-modelopt": {
+        "int8": Setting(W8A8, "quantize(quantize_mode=int8, high_precision_dtype=fp32), entropy", _modelopt()),
+        "int8, own random data": Setting(W8A8, "the same without calibration_data", _modelopt(own=True)),
+        "int8, max": Setting(W8A8, "the same with noise, calibration_method=max", _modelopt(method="max")),
     },
     "onnxslim": {"slim": Setting(SIZE, "slim(): float, only the graph", lambda: _onnxslim())},
 }  # fmt: skip
