@@ -63,6 +63,22 @@ FLAGS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """Settings of this tool: what to compare with, and what is typed."""
 
+PUBLISHED = "published methods"
+PAPERS: Mapping[str, tuple[str, tuple[str, str]]] = {
+    "plain rounding, 8": (W8, ("nearest", "8")),
+    "plain rounding, 4": (W4, ("nearest", "4")),
+    "SQuant, 4": (W4, ("squant", "4")),
+    "SQuant, 3": (FEWER, ("squant", "3")),
+    "DFQ, 8": (W8, ("dfq", "8")),
+    "DFQ, 6": (FEWER, ("dfq", "6")),
+    "DFQ per channel, 4": (W4, ("dfq-channel", "4")),
+    "DF-MPC as published, 2/6": (FEWER, ("paper", "2/6")),
+}
+"""Methods for which there is no tool that writes ONNX, as `methods` has them: names and bits."""
+
+HERE = (OURS, PUBLISHED)
+"""What needs no environment of its own."""
+
 ENVIRONMENTS = ROOT / ".rivals"
 """Where ``make rivals`` installs, one folder for each tool."""
 
@@ -148,7 +164,7 @@ def noise(network: Network, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
 def measure(about: Subject, tool: str, setting: str) -> Row:
     """Make a file with a tool, and measure it."""
     network = about.network
-    kind = FLAGS[setting][0] if tool == OURS else TOOLS[tool][setting].kind
+    kind = {OURS: FLAGS, PUBLISHED: PAPERS}[tool][setting][0] if tool in HERE else TOOLS[tool][setting].kind
     assert about.score.top1 is not None
     row = Row(
         network.name, tool, setting, kind, {}, about.score.n, network.path.stat().st_size, about.score.top1
@@ -205,6 +221,15 @@ def command(tool: str, setting: str, model: Path, samples: Path, output: Path, d
             "-q",
             *FLAGS[setting][1],
         ]
+    if tool == PUBLISHED:
+        return [
+            sys.executable,
+            "-m",
+            "benchmarks.baselines.run",
+            *PAPERS[setting][1],
+            str(model),
+            str(output),
+        ]
     arguments = [tool, setting, str(model), str(samples), str(output), str(done)]
     return [str(interpreter(tool)), "-P", tools.__file__, *arguments]
 
@@ -222,7 +247,7 @@ def run(words: Sequence[str], work: Path) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, launch.__file__, str(cost), str(MOST_SECONDS), *words],
         cwd=scratch,
-        env={**os.environ, **threads, "PYTHONPATH": str(ROOT) if words[2] == "onnx_dfmpc" else ""},
+        env={**os.environ, **threads, "PYTHONPATH": str(ROOT) if words[1] == "-m" else ""},
         capture_output=True,
         text=True,
         errors="replace",
@@ -250,7 +275,7 @@ def changes(folder: Path, original: Path) -> str:
 
 def installed(tool: str) -> dict[str, str]:
     """Versions of what made a file."""
-    if tool != OURS:
+    if tool not in HERE:
         script = f"import sys, json; sys.path.insert(0, {str(Path(tools.__file__).parent)!r}); import tools; print(json.dumps(tools.versions({tool!r})))"
         asked = subprocess.run(
             [str(interpreter(tool)), "-c", script], capture_output=True, text=True, check=True
@@ -265,14 +290,20 @@ def installed(tool: str) -> dict[str, str]:
 
 def wanted(chosen: Iterable[str]) -> list[tuple[str, str]]:
     """Tools and their settings, this one first."""
-    every: Mapping[str, Iterable[str]] = {OURS: FLAGS, **TOOLS}
+    every: Mapping[str, Iterable[str]] = {OURS: FLAGS, PUBLISHED: PAPERS, **TOOLS}
     return [(tool, setting) for tool in every if tool in chosen for setting in every[tool]]
 
 
 def complete(ledger: Ledger[Row], names: Sequence[str], chosen: Iterable[str], console: Console) -> None:
     """Measure what is missing."""
     pairs = wanted(chosen)
-    for missing in sorted({tool for tool, _ in pairs if tool != OURS and not interpreter(tool).exists()}):
+    for missing in sorted(
+        {
+            tool
+            for tool, _ in pairs
+            if tool not in HERE and not (ENVIRONMENTS / tool / "installed.stamp").exists()
+        }
+    ):
         console.print(f"{missing}: left out: not installed (make rival-{missing})")
         pairs = [(tool, setting) for tool, setting in pairs if tool != missing]
     for network in available(names, console):
@@ -373,34 +404,30 @@ def chart(rows: Sequence[Row]) -> dict[str, Any]:
         {"tool": row.tool, "kind": row.kind, "bytes": row.bytes, "top1": max(least, 100 * (row.top1 or 0))}
         for row in run
     ]
-    present = [tool for tool in (OURS, *TOOLS) if any(row.tool == tool for row in run)]
+    present = [tool for tool in (*HERE, *TOOLS) if any(row.tool == tool for row in run)]
     kinds = [kind for kind in KINDS if any(row.kind == kind for row in run)]
-    x = {"field": "bytes", "type": "quantitative", "scale": {"type": "log", "nice": False, "padding": 12}}
-    y = {"field": "top1", "type": "quantitative", "title": "top-1, %"}
-    colour = {"scheme": "tableau10"} if OURS not in present else {"range": ["#000000", *COLOURS]}
+    top = 100 * max(first.float_top1, *(row.top1 or 0.0 for row in run)) + 1
+    scale = {"domain": [least, top], "zero": False, "nice": False}
     points = {
-        "mark": {"type": "point", "size": 70, "strokeWidth": 2},
+        "mark": {"type": "point", "size": 70, "strokeWidth": 2, "opacity": 1},
         "encoding": {
-            "x": {**x, "title": "bytes", "axis": {"format": "~s"}},
-            "y": {
-                **y,
-                "scale": {
-                    "domain": [least, 100 * max(first.float_top1, max(row.top1 or 0 for row in run)) + 1]
-                },
+            "x": {
+                "field": "bytes",
+                "type": "quantitative",
+                "scale": {"type": "log", "nice": False, "padding": 12},
+                "axis": {"format": "~s"},
             },
+            "y": {"field": "top1", "type": "quantitative", "title": "top-1, %", "scale": scale},
             "color": {
                 "field": "tool",
                 "type": "nominal",
-                "sort": present,
-                "scale": {"domain": present, **colour},
+                "scale": {"domain": present, "range": [COLOURS[tool] for tool in present]},
             },
-            "shape": {"field": "kind", "type": "nominal", "sort": kinds, "scale": {"domain": kinds}},
+            "shape": {"field": "kind", "type": "nominal", "scale": {"domain": kinds}},
         },
     }
-    float_line = {
-        "mark": {"type": "rule", "strokeDash": [4, 3]},
-        "encoding": {"y": {"datum": 100 * first.float_top1}},
-    }
+    line = {"type": "rule", "strokeDash": [4, 3]}
+    float_line = {"mark": line, "encoding": {"y": {"datum": 100 * first.float_top1, "scale": scale}}}
     return {
         "title": f"{SHORT[first.network]}: float {_percent(first.float_top1)} in {first.float_bytes:,} bytes",
         "background": "white",
@@ -411,8 +438,18 @@ def chart(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-COLOURS = ("#4c78a8", "#f58518", "#e45756", "#72b7b2", "#54a24b", "#b279a2", "#9d755d", "#eeca3b", "#bab0ac")
-"""Of the other tools."""
+COLOURS = {
+    OURS: "#000000",
+    PUBLISHED: "#8c8c8c",
+    "onnxruntime": "#4c78a8",
+    "nncf": "#f58518",
+    "amd-quark": "#e45756",
+    "nvidia-modelopt": "#54a24b",
+    "aimet-onnx": "#b279a2",
+    "quantization-rs": "#9d755d",
+    "onnxsim": "#39b5c4",
+    "onnxslim": "#eeca3b",
+}
 
 
 def write(rows: Sequence[Row], page: Path = PAGE, charts: Path = RESULTS) -> None:
@@ -477,7 +514,11 @@ def _settings(rows: Sequence[Row]) -> str:
     lines = []
     for tool, setting in dict.fromkeys((row.tool, row.setting) for row in rows):
         row = next(row for row in rows if (row.tool, row.setting) == (tool, setting))
-        about = f"`{' '.join(FLAGS[setting][1])}`" if tool == OURS else TOOLS[tool][setting].about
+        if tool in HERE:
+            words = {OURS: FLAGS, PUBLISHED: PAPERS}[tool][setting][1]
+            about = f"`{' '.join(words)}`" if words else "no flags"
+        else:
+            about = TOOLS[tool][setting].about
         said = ", ".join(f"{name} {number}" for name, number in row.versions.items())
         lines.append((f"{tool}: {setting}", row.kind, about, said))
     return markdown(("setting", "kind", "how", "versions"), lines)
@@ -508,8 +549,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "--tools",
         nargs="+",
-        default=[OURS, *TOOLS],
-        choices=[OURS, *TOOLS],
+        default=[*HERE, *TOOLS],
+        choices=[*HERE, *TOOLS],
         metavar="NAME",
         help="default: all that are installed",
     )
@@ -528,7 +569,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DfmpcError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    rows = sorted(ledger, key=lambda row: wanted([OURS, *TOOLS]).index((row.tool, row.setting)))
+    rows = sorted(ledger, key=lambda row: wanted([*HERE, *TOOLS]).index((row.tool, row.setting)))
     for kind in dict.fromkeys(row.kind for row in rows):
         print(accuracy(rows, kind), end="\n\n")
     if options.write:
