@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,6 @@ from benchmarks.evaluate import Reference, Score, reference, standard_error
 from benchmarks.ledger import Ledger
 from benchmarks.networks import Network, available
 from benchmarks.readme import RESULTS, ROOT
-from benchmarks.readme import replace as between
 from benchmarks.tables import markdown
 from models import zoo
 from onnx_dfmpc.errors import DfmpcError
@@ -82,7 +82,7 @@ HERE = (OURS, PUBLISHED)
 ENVIRONMENTS = ROOT / ".rivals"
 """Where ``make rivals`` installs, one folder for each tool."""
 
-PAGE = ROOT / "docs" / "rivals.md"
+PAGE, TEMPLATE = ROOT / "docs" / "rivals.md", ROOT / "benchmarks" / "rivals_page.txt"
 NOISE_SAMPLES = 64
 RUNS = 20
 """Measurements of time, of which `times` leaves out the first five."""
@@ -453,7 +453,7 @@ COLOURS = {
 
 
 def write(rows: Sequence[Row], page: Path = PAGE, charts: Path = RESULTS) -> None:
-    """Put tables between their markers on a page, and charts beside the results."""
+    """Write the page, and the charts that it shows beside the results."""
     import vl_convert  # the extra "report"
 
     by_network = {name: [row for row in rows if row.network == name] for name in NETWORKS}
@@ -478,10 +478,8 @@ def write(rows: Sequence[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
         "refused": _listed(rows, lambda row: row.refused and f"does not run: {row.refused}"),
         "failed": _listed(rows, lambda row: row.failed and f"no file: {row.failed}"),
     }
-    text = page.read_text(encoding="utf-8")
-    for marker, content in parts.items():
-        text = between(text, marker, content)
-    page.write_text(text, encoding="utf-8")
+    text = Template(TEMPLATE.read_text(encoding="utf-8"))
+    page.write_text(text.substitute(parts), encoding="utf-8")
 
 
 def _ahead(rows: Iterable[Row]) -> str:

@@ -138,7 +138,6 @@ class TestPage:
     def test_page_and_charts(self, tmp_path: Path) -> None:
         pytest.importorskip("vl_convert")
         page = tmp_path / "rivals.md"
-        page.write_text(rivals.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
         rows = [
             row(OURS, "8 + A8", 100, 0.85),
             row("nncf", "quantize", 120, 0.2),
