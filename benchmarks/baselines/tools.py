@@ -205,7 +205,7 @@ def _aimet(weights: str = "int8", *, equalized: bool = False, activations: bool 
             sim = tool.QuantizationSimModel(
                 model,
                 param_type=weights,
-                activation_type="uint8",
+                activation_type="int8",
                 dummy_input=task.noise[0],
                 providers=["CPUExecutionProvider"],
             )
@@ -296,7 +296,7 @@ TOOLS: Mapping[str, Mapping[str, Setting]] = {
         "simplify": Setting(SIZE, "simplify(): float, only the graph", _onnxsim("")),
     },
     "aimet-onnx": {
-        "sim": Setting(W8A8, "QuantizationSimModel(int8, uint8), its defaults; to_onnx_qdq()", _aimet()),
+        "sim": Setting(W8A8, "QuantizationSimModel(int8, int8), its defaults; to_onnx_qdq()", _aimet()),
         "equalized": Setting(W8A8, "the same after equalize_model()", _aimet(equalized=True)),
         "equalized, int4": Setting(W4A8, "the same with param_type int4", _aimet("int4", equalized=True)),
         "equalized, int4, weights only": Setting(W4, "the same with its activation quantizers switched off", _aimet("int4", equalized=True, activations=False)),
