@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-LIBRARIES = ("onnx", "onnxruntime", "torch")
+LIBRARIES = ("onnx", "onnxruntime", "onnxruntime-gpu", "torch")
 """Packages whose versions matter beside that of the tool."""
 
 Feeds = list[dict[str, Any]]
@@ -220,13 +220,14 @@ def _aimet(weights: str = "int8", *, equalized: bool = False, activations: bool 
     return prepare
 
 
-def _quark(preset: str, *, own: bool = False) -> Prepare:
+def _quark(preset: str, *, own: bool = False, per_channel: bool = False) -> Prepare:
     def prepare() -> Run:
         tool = importlib.import_module("quark.onnx")
         config = importlib.import_module("quark.onnx.quantization.config")
 
         def run(task: Task) -> None:
             chosen = config.get_default_config(preset)
+            chosen.per_channel = chosen.per_channel or per_channel
             if own:
                 chosen.extra_options["UseRandomData"] = True
             quantizer = tool.ModelQuantizer(config.Config(global_quant_config=chosen))
@@ -304,6 +305,7 @@ TOOLS: Mapping[str, Mapping[str, Setting]] = {
     "amd-quark": {
         "A8W8": Setting(W8A8, 'ModelQuantizer, get_default_config("A8W8")', _quark("A8W8")),
         "A8W8, own random data": Setting(W8A8, "the same with UseRandomData", _quark("A8W8", own=True)),
+        "U8S8_AAWS, per channel": Setting(W8A8, "the same with U8S8_AAWS, its preset for CPUs, and per_channel", _quark("U8S8_AAWS", per_channel=True)),
         "XINT8": Setting(W8A8, 'the same with get_default_config("XINT8"): powers of two', _quark("XINT8")),
     },
     "nvidia-modelopt": {
