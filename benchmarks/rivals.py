@@ -53,13 +53,16 @@ NETWORKS = (
 
 OURS = "onnx-dfmpc"
 FEWER, FEWER_A8 = "fewer bits, float activations", "fewer bits, 8-bit activations"
+SMALL = ("--fold-batch-norm", "yes", "--slim", "yes")
+"""What other tools do to a graph without being asked."""
+
 FLAGS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "8 + A8": (W8A8, ("--bits", "8", "--activations", "8")),
-    "mean 4 + A8": (W4A8, ("--activations", "8")),
-    "mean 3 + A8": (FEWER_A8, ("--target-bits", "3", "--activations", "8")),
-    "8": (W8, ("--bits", "8")),
-    "mean 4": (W4, ()),
-    "mean 3": (FEWER, ("--target-bits", "3")),
+    "8 + A8": (W8A8, ("--bits", "8", "--activations", "8", *SMALL)),
+    "mean 4 + A8": (W4A8, ("--activations", "8", *SMALL)),
+    "mean 3 + A8": (FEWER_A8, ("--target-bits", "3", "--activations", "8", *SMALL)),
+    "8": (W8, ("--bits", "8", *SMALL)),
+    "mean 4": (W4, SMALL),
+    "mean 3": (FEWER, ("--target-bits", "3", *SMALL)),
 }
 """Settings of this tool: what to compare with, and what is typed."""
 

@@ -135,17 +135,23 @@ def _nncf_weights(mode: str) -> Prepare:
     return prepare
 
 
-def _quantization_rs(bits: int, *, symmetric: bool) -> Prepare:
+def _quantization_rs(bits: int, *, opset: int | None = None) -> Prepare:
+    """It writes opset 21 over a model with 4-bit weights without converting its nodes, so that some are invalid;
+    ``opset`` converts them before.
+    """
+
     def prepare() -> Run:
         tool = importlib.import_module("quantize_rs")
-        return lambda task: tool.quantize(
-            str(task.model),
-            str(task.output),
-            bits=bits,
-            per_channel=True,
-            native_int4=True,
-            symmetric=symmetric,
-        )
+        converter = importlib.import_module("onnx.version_converter")
+
+        def run(task: Task) -> None:
+            source = task.model
+            if opset is not None:
+                source = task.folder / "raised.onnx"
+                onnx.save(converter.convert_version(onnx.load(task.model), opset), source)
+            tool.quantize(str(source), str(task.output), bits=bits, per_channel=True, native_int4=True)
+
+        return run
 
     return prepare
 
@@ -284,8 +290,8 @@ TOOLS: Mapping[str, Mapping[str, Setting]] = {
         "compress_weights": Setting(W8, "compress_weights(INT8_ASYM)", _nncf_weights("INT8_ASYM")),
     },
     "quantization-rs": {
-        "8 bits": Setting(W8, "quantize(bits=8, per_channel, asymmetric)", _quantization_rs(8, symmetric=False)),
-        "4 bits": Setting(W4, "quantize(bits=4, per_channel, native_int4, asymmetric)", _quantization_rs(4, symmetric=False)),
+        "8 bits": Setting(W8, "quantize(bits=8, per_channel)", _quantization_rs(8)),
+        "4 bits": Setting(W4, "quantize(bits=4, per_channel, native_int4) after onnx.version_converter to opset 21, without which ReduceMean is invalid", _quantization_rs(4, opset=21)),
         "calibrated": Setting(W8A8, "quantize_with_calibration(per_channel) on a copy with a batch of one", lambda: _quantization_rs_static()),
     },
     "onnxsim": {
