@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -82,8 +82,8 @@ PAPERS: Mapping[str, tuple[str, tuple[str, str]]] = {
 HERE = (OURS, PUBLISHED)
 """What needs no environment of its own."""
 
-ENVIRONMENTS = ROOT / ".rivals"
-"""Where ``make rivals`` installs, one folder for each tool."""
+ENVIRONMENTS, STAMP = ROOT / ".rivals", "installed.stamp"
+"""Where ``make rivals`` installs, one folder for each tool, and the file that it leaves there."""
 
 PAGE, TEMPLATE = ROOT / "docs" / "rivals.md", ROOT / "benchmarks" / "rivals_page.txt"
 NOISE_SAMPLES = 64
@@ -167,7 +167,7 @@ def noise(network: Network, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
 def measure(about: Subject, tool: str, setting: str) -> Row:
     """Make a file with a tool, and measure it."""
     network = about.network
-    kind = {OURS: FLAGS, PUBLISHED: PAPERS}[tool][setting][0] if tool in HERE else TOOLS[tool][setting].kind
+    kind = kind_of(tool, setting)
     assert about.score.top1 is not None
     row = Row(
         network.name, tool, setting, kind, {}, about.score.n, network.path.stat().st_size, about.score.top1
@@ -291,24 +291,26 @@ def installed(tool: str) -> dict[str, str]:
     return {**ours, **{package: version(package) for package in ("onnx", "onnxruntime")}}
 
 
-def wanted(chosen: Iterable[str]) -> list[tuple[str, str]]:
+def kind_of(tool: str, setting: str) -> str:
+    """What a setting is to be compared with."""
+    return {OURS: FLAGS, PUBLISHED: PAPERS}[tool][setting][0] if tool in HERE else TOOLS[tool][setting].kind
+
+
+def wanted(chosen: Collection[str], kinds: Collection[str]) -> list[tuple[str, str]]:
     """Tools and their settings, this one first."""
     every: Mapping[str, Iterable[str]] = {OURS: FLAGS, PUBLISHED: PAPERS, **TOOLS}
-    return [(tool, setting) for tool in every if tool in chosen for setting in every[tool]]
+    pairs = [(tool, setting) for tool in every if tool in chosen for setting in every[tool]]
+    return [(tool, setting) for tool, setting in pairs if kind_of(tool, setting) in kinds]
 
 
-def complete(ledger: Ledger[Row], names: Sequence[str], chosen: Iterable[str], console: Console) -> None:
+def complete(
+    ledger: Ledger[Row], names: Sequence[str], pairs: Sequence[tuple[str, str]], console: Console
+) -> None:
     """Measure what is missing."""
-    pairs = wanted(chosen)
-    for missing in sorted(
-        {
-            tool
-            for tool, _ in pairs
-            if tool not in HERE and not (ENVIRONMENTS / tool / "installed.stamp").exists()
-        }
-    ):
-        console.print(f"{missing}: left out: not installed (make rival-{missing})")
-        pairs = [(tool, setting) for tool, setting in pairs if tool != missing]
+    absent = {tool for tool, _ in pairs if not (tool in HERE or (ENVIRONMENTS / tool / STAMP).exists())}
+    for tool in sorted(absent):
+        console.print(f"{tool}: left out: not installed (make rival-{tool})")
+    pairs = [(tool, setting) for tool, setting in pairs if tool not in absent]
     for network in available(names, console):
         todo = [(tool, setting) for tool, setting in pairs if (network.name, tool, setting) not in ledger]
         if todo:
@@ -555,6 +557,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="default: all that are installed",
     )
+    add("--kinds", nargs="+", default=KINDS, choices=KINDS, metavar="KIND", help="default: all")
     add(
         "--json",
         type=Path,
@@ -566,11 +569,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         ledger = Ledger(Row, options.json)
-        complete(ledger, options.networks, options.tools, Console(stderr=True))
+        complete(ledger, options.networks, wanted(options.tools, options.kinds), Console(stderr=True))
     except DfmpcError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    rows = sorted(ledger, key=lambda row: wanted([*HERE, *TOOLS]).index((row.tool, row.setting)))
+    rows = sorted(ledger, key=lambda row: wanted([*HERE, *TOOLS], KINDS).index((row.tool, row.setting)))
     for kind in dict.fromkeys(row.kind for row in rows):
         print(accuracy(rows, kind), end="\n\n")
     if options.write:
