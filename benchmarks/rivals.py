@@ -166,29 +166,26 @@ def noise(network: Network, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
 
 def measure(about: Subject, tool: str, setting: str) -> Row:
     """Make a file with a tool, and measure it."""
-    network = about.network
-    kind = kind_of(tool, setting)
-    assert about.score.top1 is not None
-    row = Row(
-        network.name, tool, setting, kind, {}, about.score.n, network.path.stat().st_size, about.score.top1
-    )
+    network, score = about.network, about.score
+    assert score.top1 is not None
+    size, kind = network.path.stat().st_size, kind_of(tool, setting)
+    row = Row(network.name, tool, setting, kind, {}, score.n, size, score.top1)
     with tempfile.TemporaryDirectory() as directory:
         folder, work = Path(directory) / "input", Path(directory) / "work"
         folder.mkdir()
         work.mkdir()
-        copy, output, done, samples = (
-            folder / "model.onnx",
-            work / "out.onnx",
-            work / "done.json",
-            work / "noise.npz",
-        )
+        copy, samples = folder / "model.onnx", work / "noise.npz"
+        output, done = work / "out.onnx", work / "done.json"
         copy.write_bytes(network.path.read_bytes())
         np.savez(samples, allow_pickle=False, **about.noise)
         cost, said = run(command(tool, setting, copy, samples, output, done), work)
+        told: dict[str, Any] = {"versions": installed_here()}
+        if done.is_file():
+            told = json.loads(done.read_text())
         row = replace(
             row,
-            versions=json.loads(done.read_text())["versions"] if done.is_file() else installed(tool),
-            seconds=json.loads(done.read_text())["seconds"] if done.is_file() else None,
+            versions=told["versions"],
+            seconds=told.get("seconds"),
             cpu_seconds=cost["cpu"],
             peak_bytes=cost["peak"],
             changed=changes(folder, network.path),
@@ -212,27 +209,12 @@ def judged(row: Row, made: ModelProto, about: Subject) -> Row:
 
 def command(tool: str, setting: str, model: Path, samples: Path, output: Path, done: Path) -> list[str]:
     """What is run: this tool through its command line, others through `tools`."""
+    here = [sys.executable, "-m"]
     if tool == OURS:
-        return [
-            sys.executable,
-            "-m",
-            "onnx_dfmpc",
-            "quantize",
-            str(model),
-            "-o",
-            str(output),
-            "-q",
-            *FLAGS[setting][1],
-        ]
+        flags = FLAGS[setting][1]
+        return [*here, "onnx_dfmpc", "quantize", str(model), "-o", str(output), "-q", *flags]
     if tool == PUBLISHED:
-        return [
-            sys.executable,
-            "-m",
-            "benchmarks.baselines.run",
-            *PAPERS[setting][1],
-            str(model),
-            str(output),
-        ]
+        return [*here, "benchmarks.baselines.run", *PAPERS[setting][1], str(model), str(output)]
     arguments = [tool, setting, str(model), str(samples), str(output), str(done)]
     return [str(interpreter(tool)), "-P", tools.__file__, *arguments]
 
@@ -276,18 +258,11 @@ def changes(folder: Path, original: Path) -> str:
     return ", ".join([*said, *([f"left {' '.join(left)} beside it"] if left else [])])
 
 
-def installed(tool: str) -> dict[str, str]:
-    """Versions of what made a file."""
-    if tool not in HERE:
-        script = f"import sys, json; sys.path.insert(0, {str(Path(tools.__file__).parent)!r}); import tools; print(json.dumps(tools.versions({tool!r})))"
-        asked = subprocess.run(
-            [str(interpreter(tool)), "-c", script], capture_output=True, text=True, check=True
-        )
-        return dict(json.loads(asked.stdout))
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    ours = {OURS: f"{version('onnx-dfmpc')} ({head.stdout.strip() or 'no checkout'})"}
+def installed_here() -> dict[str, str]:
+    """Versions of what needs no environment of its own."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    head = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    ours = {OURS: f"{version(OURS)} ({head or 'no checkout'})"}
     return {**ours, **{package: version(package) for package in ("onnx", "onnxruntime")}}
 
 

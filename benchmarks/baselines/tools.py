@@ -4,7 +4,7 @@ NOISE.npz OUTPUT DONE.json`` quantizes a model with a tool that is installed in 
 Every tool has an environment of its own (``make rivals``), so this file needs only NumPy, onnx and the tool. A
 setting is what the tool itself offers and recommends for convolutional networks; where it can calibrate on random
 data of its own, there is a setting for that, too. ``NOISE.npz`` holds samples of noise in the range of
-the input. ``DONE.json`` gets the versions, and the seconds without imports.
+the input. ``DONE.json`` gets the versions at once, and the seconds without imports at the end.
 """
 
 from __future__ import annotations
@@ -103,17 +103,16 @@ def _dynamic() -> Run:
     return run
 
 
-def _nncf(**options: Any) -> Prepare:
+def _nncf(preset: str = "PERFORMANCE") -> Prepare:
     def prepare() -> Run:
         tool = importlib.import_module("nncf")
 
         def run(task: Task) -> None:
-            knobs = {
-                key: tool.QuantizationPreset.MIXED if key == "preset" else value
-                for key, value in options.items()
-            }
             made = tool.quantize(
-                onnx.load(task.model), tool.Dataset(task.noise), subset_size=len(task.noise), **knobs
+                onnx.load(task.model),
+                tool.Dataset(task.noise),
+                subset_size=len(task.noise),
+                preset=tool.QuantizationPreset[preset],
             )
             onnx.save(made, task.output)
 
@@ -286,7 +285,7 @@ TOOLS: Mapping[str, Mapping[str, Setting]] = {
     },
     "nncf": {
         "quantize": Setting(W8A8, "quantize(), defaults: performance preset, fast bias correction", _nncf()),
-        "quantize, mixed": Setting(W8A8, "quantize(preset=MIXED): asymmetric activations", _nncf(preset="MIXED")),
+        "quantize, mixed": Setting(W8A8, "quantize(preset=MIXED): asymmetric activations", _nncf("MIXED")),
         "compress_weights": Setting(W8, "compress_weights(INT8_ASYM)", _nncf_weights("INT8_ASYM")),
     },
     "quantization-rs": {
@@ -346,12 +345,14 @@ def noise(path: Path) -> Feeds:
 def main(arguments: Sequence[str]) -> int:
     """Quantize one model; the last line of what a tool raises is its reason."""
     tool, setting, model, samples, output, done = arguments
+    told: dict[str, Any] = {"versions": versions(tool)}
+    Path(done).write_text(json.dumps(told), encoding="utf-8")
     run = TOOLS[tool][setting].prepare()
     task = Task(Path(model), noise(Path(samples)), Path(output))
     start = time.process_time()
     run(task)
-    seconds = time.process_time() - start
-    Path(done).write_text(json.dumps({"versions": versions(tool), "seconds": seconds}), encoding="utf-8")
+    told["seconds"] = time.process_time() - start
+    Path(done).write_text(json.dumps(told), encoding="utf-8")
     return 0
 
 
