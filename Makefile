@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all coverage lint format train wheel wheel-check clean
+.PHONY: help demo web-demo web-test test test-all coverage lint format train wheel wheel-check clean rivals
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -71,5 +71,18 @@ wheel-check: wheel ## install the wheel in an empty environment and quantize wit
 	cd build/wheel-check && bin/onnx-dfmpc quantize ../../models/digits_resnet_bn.onnx -o small.onnx --low-bits 2 --high-bits 6
 	cd build/wheel-check && bin/onnx-dfmpc validate ../../models/digits_resnet_bn.onnx small.onnx --data ../../models/digits_test.npz
 
+# Other tools that benchmarks/rivals.py compares with, each in an environment of its own: `make rival-nncf` installs one.
+# The versions are those of docs/rivals.md.
+RIVALS := aimet-onnx amd-quark nncf nvidia-modelopt onnxruntime onnxsim onnxslim quantization-rs
+
+rivals: $(RIVALS:%=rival-%) ## install the tools that benchmarks/rivals.py compares with (several GB)
+
+$(RIVALS:%=rival-%): rival-%: .rivals/%/installed.stamp
+
+.rivals/%/installed.stamp: benchmarks/baselines/requirements/%.txt
+	$(PYTHON) -m venv .rivals/$*
+	.rivals/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 clean: ## remove the environment and everything that was built
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .rivals build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
