@@ -8,8 +8,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Many small matrix products: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
+# Hosts of integrations; each is the name of an extra, and of tests/test_integration_HOST.py.
+HOSTS := onnx-ir
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage lint format train wheel wheel-check clean
+.PHONY: help demo test test-all coverage lint format train wheel wheel-check integrations $(HOSTS:%=check-%) clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -64,6 +67,18 @@ wheel-check: wheel ## install the wheel in an empty environment and quantize wit
 	cd build/wheel-check && bin/onnx-dfmpc --version
 	cd build/wheel-check && bin/onnx-dfmpc quantize ../../models/digits_resnet_bn.onnx -o small.onnx --low-bits 2 --high-bits 6
 	cd build/wheel-check && bin/onnx-dfmpc validate ../../models/digits_resnet_bn.onnx small.onnx --data ../../models/digits_test.npz
+
+# Each host has an environment of its own, with nothing in it but what its extra names.
+integrations: $(HOSTS:%=check-%) ## every integration with its host, each in a clean environment; check-HOST for one
+
+$(HOSTS:%=check-%): check-%: build/host-%/stamp
+	build/host-$*/bin/python -m pytest -p no:cacheprovider tests/test_integration_$(subst -,_,$*).py
+
+build/host-%/stamp: pyproject.toml
+	rm -rf build/host-$*
+	$(PYTHON) -m venv build/host-$*
+	build/host-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' hypothesis pytest
+	@touch $@
 
 clean: ## remove the environment and everything that was built
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
@@ -13,6 +14,7 @@ from onnx_dfmpc.evaluate.command import repeat_command
 from onnx_dfmpc.evaluate.compare import ComparisonResult as ComparisonResult
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel, save
+from onnx_dfmpc.model.ir import from_proto
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
     Advice,
@@ -29,6 +31,9 @@ from onnx_dfmpc.spec import (
     WeightHistogram,
 )
 from onnx_dfmpc.statistics.belief import Belief
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +106,10 @@ class QuantizeResult:
     def passed(self) -> bool:
         """Whether nothing speaks against it: no validation failed."""
         return self.validation is None or bool(self.validation)
+
+    def to_ir(self) -> onnx_ir.Model:
+        """Return the model as an ``onnx_ir.Model``; needs onnx-ir."""
+        return from_proto(self.model)
 
     def save(
         self, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False

@@ -1,0 +1,4 @@
+"""The pass where people work. Each module is for one host, imports it and the pipeline, and nothing else.
+
+onnx_ir       a pass among those of onnx-ir
+"""
