@@ -28,8 +28,10 @@ from onnx_dfmpc.model.files import require_writable
 from onnx_dfmpc.pipeline.run import apply, inspect_result, plan_result, quantize
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
-from onnx_dfmpc.report.renderers import format_of, render, require_format
+from onnx_dfmpc.report.renderers import RENDERERS, format_of, render, require_format
 from onnx_dfmpc.report.terminal import is_wide
+from onnx_dfmpc.sweep import sweep
+from onnx_dfmpc.sweep.summary import summary
 
 __all__ = ["main"]
 
@@ -69,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _require_targets(args)
         if args.command == "report":
             _report(args)
+        elif args.command == "sweep":
+            _sweep(args)
         else:
             _run(args)
         return 0
@@ -142,6 +146,29 @@ def _report(args: argparse.Namespace) -> None:
         text = f"{', '.join(args.runs)} -> {args.output}\n"
     if not args.quiet:
         sys.stdout.write(text)
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    with _progress(args) as callback:
+        rows = sweep(
+            args.models,
+            args.settings,
+            args.results,
+            executor=args.executor,
+            workers=args.workers,
+            scheduler=args.scheduler,
+            save_models=not args.no_save,
+            progress=callback,
+        )
+    if not args.quiet:
+        sys.stdout.write(RENDERERS["terminal"].render(summary(rows), args.verbose or is_wide()))
+        sys.stdout.write(f"Written: {args.results}\n")
+    if failed := [row for row in rows if row.status != "done"]:
+        first = " ".join(failed[0].error.split())
+        raise ValidationFailed(
+            f"{len(failed)} of {len(rows)} jobs have no file; the first: {failed[0].setting}: {first}",
+            hint=f"{Path(args.results) / 'results.md'} has all of them",
+        )
 
 
 def _inspect(args: argparse.Namespace, _: Callback | None) -> _Outcome:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -38,17 +38,21 @@ from onnx_dfmpc.spec.planned import ACTIVATION_BITS, STORAGE_FORMATS
 
 DataSource = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | NDArray[Any] | Callable[[], Iterable[Any]]
 LabelSource = str | os.PathLike[str] | NDArray[Any]
-Kind = Literal["pairs", "bits", "target_size", "target_bits", "target_sqnr_db", "preset"]
+Kind = Literal["pairs", "bits", "target_size", "target_ratio", "target_bits", "target_sqnr_db", "preset"]
 
 KINDS: Mapping[Kind, tuple[str, ...]] = {
     "pairs": ("low_bits", "high_bits"),
     "bits": ("bits",),
     "target_size": ("target_size",),
+    "target_ratio": ("target_ratio",),
     "target_bits": ("target_bits",),
     "target_sqnr_db": ("target_sqnr_db",),
     "preset": ("preset",),
 }
 """The kinds of bits, of which one is given, and the keywords of each; a preset becomes its target_sqnr_db."""
+
+SIZES: tuple[Kind, ...] = ("target_size", "target_ratio")
+"""Kinds that ask for bytes of the file, so that every one counts."""
 
 DEFAULT_BITS: Mapping[str, Any] = {"target_bits": 4.0}
 """Without any kind of bits; the paper's method gets `PAIR` instead."""
@@ -76,6 +80,9 @@ class Bits(Settings):
         Value(values.size, "bytes, 1 or more", "SIZE"),
         None, "--target-size", "largest size of the file, such as 300KiB or 1.5MB",
     )  # fmt: skip
+    target_ratio: float | None = setting(
+        real("a number above 1", above=1), None, "--target-ratio", "times smaller than the model, such as 8"
+    )
     target_bits: float | None = setting(
         real("a number from 2 to 8", 2, 8), None, "--target-bits", "largest mean bits per weight"
     )
@@ -130,8 +137,8 @@ class Bits(Settings):
         if others:
             raise RecipeError(
                 f"{', '.join(others)} and {last} exclude each other",
-                hint="give one kind of bits: low_bits and high_bits, bits, target_size, target_bits, "
-                "target_sqnr_db, or preset",
+                hint="give one kind of bits: low_bits and high_bits, bits, target_size, target_ratio, "
+                "target_bits, target_sqnr_db, or preset",
             )
         if self.min_bits > self.max_bits:
             raise RecipeError(f"min_bits = {self.min_bits} is more than max_bits = {self.max_bits}")
@@ -237,7 +244,7 @@ class Storage(Settings):
     )  # fmt: skip
     slim: Literal["auto", "no", "yes"] = setting(
         one_of("auto", "no", "yes"), "auto",
-        "--slim", "fold shape arithmetic, shorten names inside of the graph (auto: yes for --target-size)",
+        "--slim", "fold shape arithmetic, shorten names in the graph (auto: yes for a size or a ratio)",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -392,6 +399,9 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         The same bits for every inner layer.
     target_size : int or str, optional
         Bytes of the file, never more (weights in external data take a few more): 307200, or "300KiB".
+    target_ratio : float, optional
+        Times that the file has to be smaller than the model, at least; its `target_size` is known once the
+        model is.
     target_bits : float, optional
         Mean nominal bits over all quantized weights, never more; `storage` decides what they take on disk. Of
         the kinds of bits, one is given; without any it is 4 of these, or, for the paper's method, pairs.
@@ -430,7 +440,7 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         batch norm is folded.
     slim : {"auto", "no", "yes"}
         Whether shape arithmetic is folded, names inside of the graph are shortened, and what exporters leave
-        goes; outputs stay the same, bit for bit. "auto" is yes where a size is asked for.
+        goes; outputs stay the same, bit for bit. "auto" is yes where a size or a ratio is asked for.
     data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
         arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
@@ -474,8 +484,20 @@ class Recipe(Bits, Method, Storage, Data, Gates):
             unpack=self.unpack if self.activations is None else "int8",
             fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
             activations=self.activations,
-            slim=self.slim if self.slim != "auto" else "no" if self.target_size is None else "yes",
+            slim=self.slim if self.slim != "auto" else "yes" if self.kind in SIZES else "no",
         )
+
+    def for_model(self, size: int) -> Recipe:
+        """Recipe for a model of so many bytes: a ratio becomes the size that it is.
+
+        Examples
+        --------
+        >>> Recipe(target_ratio=8).for_model(1_000_001).target_size
+        125000
+        """
+        if self.target_ratio is None:
+            return self
+        return replace(self, target_ratio=None, target_size=max(1, int(size / self.target_ratio)))
 
     @classmethod
     def from_dict(cls, keywords: Mapping[str, Any]) -> Recipe:
@@ -533,6 +555,7 @@ KEYWORDS = tuple(settings(Recipe))
 PATHS = ("calibration_data", "data", "labels")
 TARGET = {
     "size": "target_size",
+    "ratio": "target_ratio",
     "bits": "target_bits",
     "sqnr_db": "target_sqnr_db",
     "preset": "preset",

@@ -1,6 +1,6 @@
 """Recipe files: TOML with sections, to and from the plain data of a recipe.
 
-    [target]    one kind of bits: size, bits (mean), sqnr_db, preset, uniform_bits, or low_bits and high_bits
+    [target]    one kind of bits: size, ratio, bits (mean), sqnr_db, preset, uniform_bits, or a pair
     [defaults]  method, statistics, storage, bounds on bits ...
     [[rule]]    node, regex or op_type, with bits, min_bits, max_bits or exclude; the last match wins
     [set]       "regex" = bits, for short; after the rules
