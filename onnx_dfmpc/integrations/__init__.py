@@ -1,4 +1,5 @@
 """The pass where people work. Each module is for one host, imports it and the pipeline, and nothing else.
 
 onnx_ir       a pass among those of onnx-ir
+polygraphy    a runner of ``polygraphy run``
 """
