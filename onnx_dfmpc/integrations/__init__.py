@@ -1,5 +1,6 @@
 """The pass where people work. Each module is for one host, imports it and the pipeline, and nothing else.
 
 onnx_ir       a pass among those of onnx-ir
+olive         a pass of Microsoft Olive, and the package configuration that has it
 polygraphy    a runner of ``polygraphy run``
 """
