@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 # Hosts of integrations; each is the name of an extra, and of tests/test_integration_HOST.py.
-HOSTS := dask olive onnx-ir polygraphy
+HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all coverage lint format train wheel wheel-check integrations $(HOSTS:%=check-%) clean
