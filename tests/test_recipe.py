@@ -274,7 +274,7 @@ def test_a_recipe_is_its_groups() -> None:
     """Each setting is a field of exactly one group, and a group can be had alone."""
     own = [key.name for group in Recipe.__bases__ for key in dataclasses.fields(group)]
     assert sorted(own) == sorted(key.name for key in dataclasses.fields(Recipe))
-    assert len(own) == len(set(own)) == 34
+    assert len(own) == len(set(own)) == 35
     assert sorted({*KEYWORDS} - {*own}) == ["nodes_to_exclude", "preset", "set"]
     for group in Recipe.__bases__:
         assert (

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.paths import model_files
 from onnx_dfmpc.sweep import executors, sweep
 from onnx_dfmpc.sweep.executors import processes
@@ -263,7 +263,7 @@ def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert model_files(["[z].onnx"]) == [Path("[z].onnx")]
     assert model_files(["a.quantized.onnx"]) == [Path("a.quantized.onnx")]
     for name in ("b/*.txt2", "b/d/nothing*"):
-        with pytest.raises(RecipeError, match=r"no \.onnx file there"):
+        with pytest.raises(ModelError, match=r"no \.onnx file there"):
             model_files([name])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +24,11 @@ from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed
 from onnx_dfmpc.evaluate.compare import compare_files
 from onnx_dfmpc.evaluate.validation import ValidationReport, typed
 from onnx_dfmpc.model.files import require_writable
+from onnx_dfmpc.model.paths import beside, model_files
 from onnx_dfmpc.pipeline.run import apply, inspect_result, plan_result, quantize
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import document, plans
+from onnx_dfmpc.report.outline import size
 from onnx_dfmpc.report.renderers import RENDERERS, format_of, render, require_format
 from onnx_dfmpc.report.terminal import is_wide
 from onnx_dfmpc.sweep import sweep
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parse(argv)
+        if args.command == "quantize":
+            return _quantize_files(args, model_files(args.models))
         _require_targets(args)
         if args.command == "report":
             _report(args)
@@ -181,10 +184,58 @@ def _plan(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
     return _Outcome(plans.plan_document(result.plan, result), recipe)
 
 
+def _quantize_files(args: argparse.Namespace, files: Sequence[Path]) -> int:
+    """One model with its whole report; several with a line each, and the exit code of the worst."""
+    if len(files) == 1:
+        one = _for_model(args, files[0], args.output)
+        _require_targets(one)
+        _run(one)
+        if args.output is None and not args.dry_run and args.json != "-" and not args.quiet:
+            sys.stdout.write(f"Written: {one.output}\n")
+        return 0
+    if args.json or args.report or args.plan:
+        raise RecipeError(
+            f"--json, --report and --plan are for one model, these are {len(files)}",
+            hint=f"{PROGRAM} sweep makes a report of many",
+        )
+    if args.output is not None:
+        try:
+            Path(args.output).mkdir(exist_ok=True)
+        except OSError as error:
+            hint = "for several models -o names a folder"
+            raise RecipeError(
+                f"{args.output}: cannot make the folder: {error.strerror}", hint=hint
+            ) from error
+    code = 0
+    for file in files:
+        one = _for_model(args, file, None if args.output is None else Path(args.output) / file.name)
+        try:
+            _require_targets(one)
+            with _progress(one) as callback:
+                outcome = _quantize(one, callback)
+            if outcome.failure is not None:
+                raise outcome.failure
+        except DfmpcError as error:
+            _complain(str(error) if str(file) in str(error) else f"{file}: {error}", error.hint)
+            code = max(code, error.exit_code)
+            continue
+        if not args.quiet:
+            before, after = outcome.document["model"]["bytes"], outcome.document["output"]["bytes"]
+            written = "nothing written" if args.dry_run else f"written: {one.output}"
+            sys.stdout.write(f"{file}: {size(after)}, {before / after:.1f} times smaller; {written}\n")
+            sys.stdout.flush()
+    return code
+
+
+def _for_model(args: argparse.Namespace, file: Path, output: str | Path | None) -> argparse.Namespace:
+    """Arguments for one of the models; without an output it goes beside the model, if there is one."""
+    if output is None and not args.dry_run and file.is_file():
+        output = beside(file)
+    target = None if output is None else str(output)
+    return argparse.Namespace(**vars(args) | {"model": str(file), "output": target})
+
+
 def _quantize(args: argparse.Namespace, callback: Callback | None) -> _Outcome:
-    if args.output is None and not args.dry_run:
-        typed_again = shlex.join([PROGRAM, "quantize", args.model, "-o", "OUT.onnx"])
-        raise RecipeError("no output file", hint=f"{typed_again}, or --dry-run")
     asked = {"per_layer": args.per_layer, "latency": args.latency}
     if args.plan is None:
         recipe = recipe_of(args)

@@ -174,8 +174,10 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
 
     about = "Quantize the weights of a model and validate it."
     quantize = commands.add_parser("quantize", help="quantize and validate", description=about)
-    quantize.add_argument("model", metavar="MODEL", help="float .onnx file")
-    quantize.add_argument("-o", "--output", metavar="OUT.onnx", help="file to write")
+    about = "float .onnx file, or several: files, folders or patterns"
+    quantize.add_argument("models", nargs="+", metavar="MODEL", help=about)
+    about = "file to write (MODEL.quantized.onnx beside MODEL); for several models a folder"
+    quantize.add_argument("-o", "--output", metavar="OUT.onnx", help=about)
     _add_config(_add_settings(quantize, Bits)).add_argument(
         "--plan", metavar="PLAN.json", help="bits of a plan, as made by onnx-dfmpc plan or edited"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from glob import glob, has_magic
 from pathlib import Path
 
-from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.errors import ModelError
 
 MARK = ".quantized"
 """What stands before the suffix of a quantized model that was given no name."""
@@ -18,7 +18,7 @@ def model_files(names: Iterable[str]) -> list[Path]:
 
     Raises
     ------
-    RecipeError
+    ModelError
         A folder or a pattern without a model.
     """
     found: dict[Path, None] = {}
@@ -33,7 +33,7 @@ def model_files(names: Iterable[str]) -> list[Path]:
             continue
         files = [file for file in files if not file.stem.endswith(MARK)]
         if not files:
-            raise RecipeError(f"{name}: no .onnx file there", hint="name a model, a folder or a pattern")
+            raise ModelError(f"{name}: no .onnx file there", hint="name a model, a folder or a pattern")
         found |= dict.fromkeys(files)
     return list(found)
 
