@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage lint format train wheel wheel-check integrations $(HOSTS:%=check-%) clean
+.PHONY: help demo test test-all coverage lint format train wheel wheel-check generated release-check pythons integrations $(HOSTS:%=check-%) clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -79,6 +79,21 @@ build/host-%/stamp: pyproject.toml
 	$(PYTHON) -m venv build/host-$*
 	build/host-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' hypothesis pytest
 	@touch $@
+
+generated: .venv/dev.stamp ## schemas, shell completion and the manual page, from the code
+	$(BIN)/python -m tools.generated
+
+release-check: .venv/dev.stamp ## a release rehearsed: reproducible files, uploaded to a local index, installed from there
+	$(BIN)/python -m tools.release_check
+
+# Every Python that is on the path, from the oldest that is supported to the newest there is.
+PYTHONS ?= $(shell for minor in 11 12 13 14 15; do python3.$$minor --version >/dev/null 2>&1 && echo python3.$$minor; done)
+
+pythons: ## the tests with every python3.11 or newer on the path; PYTHONS="python3.13 ..." for some
+	@for python in $(PYTHONS); do \
+	  echo "== $$python" && rm -rf build/$$python && $$python -m venv build/$$python \
+	  && build/$$python/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' \
+	  && build/$$python/bin/python -m pytest -q -p no:cacheprovider -n auto -m "not slow" || exit 1; done
 
 clean: ## remove the environment and everything that was built
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -27,6 +27,7 @@ from onnx_dfmpc.model.files import require_writable
 from onnx_dfmpc.model.paths import beside, model_files
 from onnx_dfmpc.pipeline.run import apply, inspect_result, plan_result, quantize
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe.toml import schema_line
 from onnx_dfmpc.report import document, plans
 from onnx_dfmpc.report.outline import size
 from onnx_dfmpc.report.renderers import RENDERERS, format_of, render, require_format
@@ -124,7 +125,7 @@ def _run(args: argparse.Namespace) -> None:
     texts = {args.output: text} if args.command == "plan" else {}
     texts |= {None if args.json == "-" else args.json: text}
     if outcome.recipe is not None:
-        texts |= {args.save_recipe: outcome.recipe.to_toml()}
+        texts |= {args.save_recipe: schema_line() + outcome.recipe.to_toml()}
     texts |= {name: render([shown], format_of(name)) for name in args.report}
     written = {name: content for name, content in texts.items() if name is not None}
     for name, content in written.items():

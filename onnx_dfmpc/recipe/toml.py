@@ -106,6 +106,11 @@ def write(plain: Mapping[str, Any], sections: Sections, paths: Collection[str]) 
     return "\n".join(blocks)
 
 
+def schema_line() -> str:
+    """First line of a recipe file, by which editors find the schema that is installed with the package."""
+    return f"#:schema {(Path(__file__).parents[1] / 'schemas' / 'recipe.schema.json').as_uri()}\n"
+
+
 def _block(head: str, content: Mapping[str, Any]) -> str:
     return "\n".join([head, *(f"{_key(key)} = {_literal(value)}" for key, value in content.items()), ""])
 

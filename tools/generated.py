@@ -1,0 +1,79 @@
+"""Files that are made from the code: schemas, shell completion, the manual page.
+
+python -m tools.generated          writes them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from onnx_dfmpc.cli.flags import PROGRAM, _parser
+from tools.schemas import document_schema, recipe_schema
+
+ROOT = Path(__file__).parents[1]
+os.environ["COLUMNS"] = (
+    "100"  # argparse fits its help to the terminal, and the files are to be the same everywhere
+)
+
+
+def schemas() -> Mapping[str, str]:
+    """Path to content."""
+    made = {"recipe": recipe_schema(), "document": document_schema()}
+    return {
+        f"onnx_dfmpc/schemas/{name}.schema.json": json.dumps(schema, indent=1) + "\n"
+        for name, schema in made.items()
+    }
+
+
+def completions() -> Mapping[str, str]:
+    """Path to content; needs shtab."""
+    import shtab
+
+    parser, _ = _parser()
+    for action in _files(parser):
+        action.complete = shtab.FILE  # type: ignore[attr-defined]
+    names = {"bash": f"{PROGRAM}.bash", "zsh": f"_{PROGRAM}"}
+    return {
+        f"completions/{name}": shtab.complete(parser, shell=shell, preamble="").rstrip() + "\n"
+        for shell, name in names.items()
+    }
+
+
+def _files(parser):  # type: ignore[no-untyped-def]
+    """Arguments that name files, of all commands."""
+    commands = [action for action in parser._actions if action.choices and action.dest == "command"]
+    for command in commands[0].choices.values():
+        for action in command._actions:
+            words = (action.metavar,) if isinstance(action.metavar, str) else ()
+            if any(
+                re.fullmatch(r"MODELS?|FLOAT|QUANTIZED|FILE|FOLDER|PATH|.*\.(onnx|json)", word)
+                for word in words
+            ):
+                yield action
+
+
+def manual() -> Mapping[str, str]:
+    """Path to content; needs argparse-manpage."""
+    from argparse_manpage.manpage import Manpage
+
+    parser, _ = _parser()
+    parser.man_short_description = "make ONNX networks smaller and faster, without data"
+    page = Manpage(parser)
+    page.date, page.source = "", PROGRAM  # the same bytes every day
+    return {f"man/{PROGRAM}.1": str(page).rstrip() + "\n"}
+
+
+def main() -> None:
+    """Write every file."""
+    for path, content in (schemas() | completions() | manual()).items():  # type: ignore[operator]
+        (ROOT / path).parent.mkdir(exist_ok=True)
+        (ROOT / path).write_text(content, encoding="utf-8")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
