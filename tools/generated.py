@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from onnx_dfmpc.cli.flags import PROGRAM, _parser
 from tools.schemas import document_schema, recipe_schema
 
 ROOT = Path(__file__).parents[1]
-os.environ["COLUMNS"] = (
-    "100"  # argparse fits its help to the terminal, and the files are to be the same everywhere
-)
+os.environ["COLUMNS"] = "100"  # argparse fits its help to the terminal: the same bytes in all
+
+FILES = re.compile(r"MODELS?|FLOAT|QUANTIZED|FILE|FOLDER|PATH|.*\.(onnx|json)")
+"""What stands for a file in the help."""
 
 
 def schemas() -> Mapping[str, str]:
@@ -35,7 +37,7 @@ def completions() -> Mapping[str, str]:
 
     parser, _ = _parser()
     for action in _files(parser):
-        action.complete = shtab.FILE  # type: ignore[attr-defined]
+        action.complete = shtab.FILE
     names = {"bash": f"{PROGRAM}.bash", "zsh": f"_{PROGRAM}"}
     return {
         f"completions/{name}": shtab.complete(parser, shell=shell, preamble="").rstrip() + "\n"
@@ -43,16 +45,13 @@ def completions() -> Mapping[str, str]:
     }
 
 
-def _files(parser):  # type: ignore[no-untyped-def]
+def _files(parser: Any) -> Iterator[Any]:
     """Arguments that name files, of all commands."""
     commands = [action for action in parser._actions if action.choices and action.dest == "command"]
     for command in commands[0].choices.values():
         for action in command._actions:
             words = (action.metavar,) if isinstance(action.metavar, str) else ()
-            if any(
-                re.fullmatch(r"MODELS?|FLOAT|QUANTIZED|FILE|FOLDER|PATH|.*\.(onnx|json)", word)
-                for word in words
-            ):
+            if any(map(FILES.fullmatch, words)):
                 yield action
 
 
@@ -60,7 +59,7 @@ def manual() -> Mapping[str, str]:
     """Path to content; needs argparse-manpage."""
     from argparse_manpage.manpage import Manpage
 
-    parser, _ = _parser()
+    parser: Any = _parser()[0]
     parser.man_short_description = "make ONNX networks smaller and faster, without data"
     page = Manpage(parser)
     page.date, page.source = "", PROGRAM  # the same bytes every day

@@ -2,8 +2,8 @@
 
     python -m tools.release_check          (make release-check)
 
-Builds wheel and sdist twice and compares their bytes, checks their metadata, uploads them to a pypiserver with
-twine, and installs from there into an empty environment, in which the shipped network is quantized.
+Builds wheel and sdist twice and compares their bytes, checks their metadata, uploads them to a pypiserver
+with twine, and installs from there into an empty environment, in which the shipped network is quantized.
 """
 
 from __future__ import annotations
