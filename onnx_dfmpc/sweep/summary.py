@@ -85,7 +85,7 @@ def summary(rows: Sequence[Row]) -> Outline:
         figures=(
             Figure("jobs", f"{len(rows):,}"),
             Figure("on a front", f"{len(best):,}", "no other setting is both smaller and nearer to float"),
-            Figure("work", seconds(spent), f"{spent / max(1, len(rows)):.2f} s a job, one worker"),
+            Figure("work", _long(spent), f"{spent / max(1, len(rows)):.2f} s a job, one worker"),
         ),
         sections=(
             *section("Settings", _settings_table(rows, settings, best), _overview(done, settings)),
@@ -95,6 +95,11 @@ def summary(rows: Sequence[Row]) -> Outline:
         ),
         footer=f"onnx-dfmpc {tool_version()}. {SUMMED}",
     )
+
+
+def _long(time: float) -> str:
+    """A time that may be hours."""
+    return seconds(time) if time < 120 else f"{time / 60:.0f} min" if time < 7200 else f"{time / 3600:.1f} h"
 
 
 def _name(row: Row) -> Cell:
@@ -204,7 +209,7 @@ def _chart(
             "type": "quantitative",
             "title": label,
             "scale": {"zero": False},
-            "axis": {"tickCount": 5},
+            "axis": {"tickCount": 4, "format": "~s"},
         },
         "y": {"field": "sqnr", "type": "quantitative", "title": "output SQNR, dB", "scale": {"zero": False}},
     }
