@@ -8,8 +8,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Many small matrix products: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
+# Hosts of integrations; each is the name of an extra, and of tests/test_integration_HOST.py.
+HOSTS := dask olive onnx-ir polygraphy torch
+
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all coverage lint format train wheel wheel-check clean rivals
+.PHONY: help demo web-demo web-test test test-all coverage lint format train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -83,6 +86,32 @@ $(RIVALS:%=rival-%): rival-%: .rivals/%/installed.stamp
 	$(PYTHON) -m venv .rivals/$*
 	.rivals/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
+
+# Each host has an environment of its own, with nothing in it but what its extra names.
+integrations: $(HOSTS:%=check-%) ## every integration with its host, each in a clean environment; check-HOST for one
+
+$(HOSTS:%=check-%): check-%: build/host-%/stamp
+	build/host-$*/bin/python -m pytest -p no:cacheprovider tests/test_integration_$(subst -,_,$*).py
+
+build/host-%/stamp: pyproject.toml
+	rm -rf build/host-$*
+	$(PYTHON) -m venv build/host-$*
+	build/host-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' hypothesis pytest
+
+generated: .venv/dev.stamp ## schemas, shell completion and the manual page, from the code
+	$(BIN)/python -m tools.generated
+
+release-check: .venv/dev.stamp ## a release rehearsed: reproducible files, uploaded to a local index, installed from there
+	$(BIN)/python -m tools.release_check
+
+# Every Python that is on the path, from the oldest that is supported to the newest there is.
+PYTHONS ?= $(shell for minor in 11 12 13 14 15; do python3.$$minor --version >/dev/null 2>&1 && echo python3.$$minor; done)
+
+pythons: ## the tests with every python3.11 or newer on the path; PYTHONS="python3.13 ..." for some
+	@for python in $(PYTHONS); do \
+	  echo "== $$python" && rm -rf build/$$python && $$python -m venv build/$$python \
+	  && build/$$python/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' \
+	  && build/$$python/bin/python -m pytest -q -p no:cacheprovider -n auto -m "not slow" || exit 1; done
 
 clean: ## remove the environment and everything that was built
 	rm -rf .venv .rivals build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +26,17 @@ from onnx_dfmpc.cli.limits import LIMIT_EXCEEDED, Stopped, limited
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed, printable
 from onnx_dfmpc.evaluate.compare import compare_files
 from onnx_dfmpc.evaluate.validation import ValidationReport, next_steps, typed
+from onnx_dfmpc.model.paths import beside, model_files
 from onnx_dfmpc.model.writing import Draft, draft, publish
 from onnx_dfmpc.pipeline.run import apply, inspect_result, plan_result, quantize
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.recipe.toml import schema_line
 from onnx_dfmpc.report import document, plans
-from onnx_dfmpc.report.renderers import format_of, render, require_format
+from onnx_dfmpc.report.outline import size
+from onnx_dfmpc.report.renderers import RENDERERS, format_of, render, require_format
 from onnx_dfmpc.report.terminal import is_wide
+from onnx_dfmpc.sweep import sweep
+from onnx_dfmpc.sweep.summary import summary
 
 __all__ = ["main"]
 
@@ -71,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(argv)
         with limited(args.timeout, args.max_memory, _complain):
-            _command(args)
-        return 0
+            return _command(args)
     except SystemExit as finished:  # argparse, after --help and --version
         return int(finished.code or 0)
     except DfmpcError as error:
@@ -125,13 +128,18 @@ def _show(text: str) -> None:
         raise RecipeError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def _command(args: argparse.Namespace) -> None:
+def _command(args: argparse.Namespace) -> int:
+    if args.command == "quantize":
+        return _quantize_files(args, model_files(args.models))
     protected = require_files(args)
     if args.command == "report":
         _report(args, protected)
+    elif args.command == "sweep":
+        _sweep(args)
     else:
         with ExitStack() as stack:  # at its end, nothing is left of files that were not published
             _run(args, protected, stack)
+    return 0
 
 
 def _complain(message: str, hint: str) -> None:
@@ -153,7 +161,7 @@ def _run(args: argparse.Namespace, protected: tuple[Path, ...], stack: ExitStack
     texts = {args.output: (text, overwrite)} if args.command == "plan" else {}
     texts |= {None if args.json == "-" else args.json: (text, True)}
     if outcome.recipe is not None:
-        texts |= {args.save_recipe: (outcome.recipe.to_toml(), overwrite)}
+        texts |= {args.save_recipe: (schema_line() + outcome.recipe.to_toml(), overwrite)}
     texts |= {name: (render([shown], format_of(name)), True) for name in args.report}
     drafts = [*outcome.drafts] + [
         stack.enter_context(draft(Path(name), content.encode(), overwrite=allowed, protected=protected))
@@ -192,6 +200,29 @@ def _report(args: argparse.Namespace, protected: tuple[Path, ...]) -> None:
         _show(text if args.output is None else printable(text))
 
 
+def _sweep(args: argparse.Namespace) -> None:
+    with _progress(args) as callback:
+        rows = sweep(
+            args.models,
+            args.settings,
+            args.results,
+            executor=args.executor,
+            workers=args.workers,
+            scheduler=args.scheduler,
+            save_models=not args.no_save,
+            progress=callback,
+        )
+    if not args.quiet:
+        sys.stdout.write(RENDERERS["terminal"].render(summary(rows), args.verbose or is_wide()))
+        sys.stdout.write(f"Written: {args.results}\n")
+    if failed := [row for row in rows if row.status != "done"]:
+        first = " ".join(failed[0].error.split())
+        raise ValidationFailed(
+            f"{len(failed)} of {len(rows)} jobs have no file; the first: {failed[0].setting}: {first}",
+            hint=f"{Path(args.results) / 'results.md'} has all of them",
+        )
+
+
 def _inspect(args: argparse.Namespace, _: Callback | None, __: ExitStack) -> _Outcome:
     return _Outcome(document.inspect_document(inspect_result(args.model)))
 
@@ -202,10 +233,61 @@ def _plan(args: argparse.Namespace, callback: Callback | None, _: ExitStack) -> 
     return _Outcome(plans.plan_document(result.plan, result), recipe)
 
 
+def _quantize_files(args: argparse.Namespace, files: Sequence[Path]) -> int:
+    """One model with its whole report; several with a line each, and the exit code of the worst."""
+    if len(files) == 1:
+        one = _for_model(args, files[0], args.output)
+        protected = require_files(one)
+        with ExitStack() as stack:
+            _run(one, protected, stack)
+        if args.output is None and not args.dry_run and args.json != "-" and not args.quiet:
+            sys.stdout.write(f"Written: {one.output}\n")
+        return 0
+    if args.json or args.report or args.plan:
+        raise RecipeError(
+            f"--json, --report and --plan are for one model, these are {len(files)}",
+            hint=f"{PROGRAM} sweep makes a report of many",
+        )
+    if args.output is not None:
+        try:
+            Path(args.output).mkdir(exist_ok=True)
+        except OSError as error:
+            hint = "for several models -o names a folder"
+            raise RecipeError(
+                f"{args.output}: cannot make the folder: {error.strerror}", hint=hint
+            ) from error
+    code = 0
+    for file in files:
+        one = _for_model(args, file, None if args.output is None else Path(args.output) / file.name)
+        try:
+            require_files(one)
+            with ExitStack() as stack:
+                with _progress(one) as callback:
+                    outcome = _quantize(one, callback, stack)
+                publish(outcome.drafts)
+            if outcome.failure is not None:
+                raise outcome.failure
+        except DfmpcError as error:
+            _complain(str(error) if str(file) in str(error) else f"{file}: {error}", error.hint)
+            code = max(code, error.exit_code)
+            continue
+        if not args.quiet:
+            before, after = outcome.document["model"]["bytes"], outcome.document["output"]["bytes"]
+            written = "nothing written" if args.dry_run else f"written: {one.output}"
+            sys.stdout.write(f"{file}: {size(after)}, {before / after:.1f} times smaller; {written}\n")
+            sys.stdout.flush()
+    return code
+
+
+def _for_model(args: argparse.Namespace, file: Path, output: str | Path | None) -> argparse.Namespace:
+    """Arguments for one of the models; without an output it goes beside the model, if there is one."""
+    if output is None and not args.dry_run and file.is_file():
+        output = beside(file)
+    target = None if output is None else str(output)
+    return argparse.Namespace(**vars(args) | {"model": str(file), "output": target})
+
+
 def _quantize(args: argparse.Namespace, callback: Callback | None, stack: ExitStack) -> _Outcome:
-    if args.output is None and not args.dry_run:
-        typed_again = shlex.join([PROGRAM, "quantize", args.model, "-o", "OUT.onnx"])
-        raise RecipeError("no output file", hint=f"{typed_again}, or --dry-run")
     asked = {"per_layer": args.per_layer, "latency": args.latency}
     if args.plan is None:
         recipe = recipe_of(args)

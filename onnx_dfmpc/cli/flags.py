@@ -18,6 +18,7 @@ from onnx_dfmpc.recipe.values import Value, settings
 from onnx_dfmpc.report.document import tool_version
 from onnx_dfmpc.report.renderers import RENDERERS
 from onnx_dfmpc.spec import QuantPlan
+from onnx_dfmpc.sweep.executors import EXECUTORS
 
 __all__ = ["PROGRAM", "parse", "planned_recipe_of", "recipe_of"]
 
@@ -173,6 +174,12 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4GiB, or none") from None
 
 
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,4}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers")
+    return int(text)
+
+
 def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     about = "Shrink a float ONNX network to 2-8 bit weights, from the file alone: no data, no training."
     parser = _Parser(prog=PROGRAM, description=about)
@@ -200,8 +207,10 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
 
     about = "Quantize the weights of a model and validate it."
     quantize = commands.add_parser("quantize", help="quantize and validate", description=about)
-    quantize.add_argument("model", metavar="MODEL", help="float .onnx file")
-    quantize.add_argument("-o", "--output", metavar="OUT.onnx", help="file to write")
+    about = "float .onnx file, or several: files, folders or patterns"
+    quantize.add_argument("models", nargs="+", metavar="MODEL", help=about)
+    about = "file to write (MODEL.quantized.onnx beside MODEL); for several models a folder"
+    quantize.add_argument("-o", "--output", metavar="OUT.onnx", help=about)
     _add_config(_add_settings(quantize, Bits)).add_argument(
         "--plan", metavar="PLAN.json", help="bits of a plan, as made by onnx-dfmpc plan or edited"
     )
@@ -220,6 +229,22 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     _add_config(validate)
     _add_validation(validate)
     _add_common(validate, report=True)
+
+    about = "Many models in many settings; run it again to go on where it stopped."
+    grid = commands.add_parser("sweep", help="many models, many settings", description=about)
+    grid.add_argument("models", nargs="+", metavar="MODELS", help=".onnx files, folders or patterns")
+    about = 'TOML: [setting."NAME"] with settings of a recipe; [all] and [model."GLOB"] for several'
+    grid.add_argument("--settings", required=True, metavar="FILE", help=about)
+    about = "folder for results.jsonl, models/, results.md and index.html (extra 'report')"
+    grid.add_argument("-o", "--output", dest="results", required=True, metavar="FOLDER", help=about)
+    about = "where to compute (processes of this machine); dask needs the extra 'dask'"
+    grid.add_argument("--executor", choices=EXECUTORS, default="processes", help=about)
+    about = "workers of this machine (one for each processor)"
+    grid.add_argument("--workers", type=_positive, metavar="N", help=about)
+    grid.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler, such as tcp://host:8786")
+    grid.add_argument("--no-save", action="store_true", help="write rows, but no quantized models")
+    _add_volume(grid.add_argument_group("common"))
+    grid.set_defaults(json=None, report=[], timeout=None, max_memory=None)
 
     about = "Show the JSON document of quantize, validate or plan again, without computing; or compare two."
     show = commands.add_parser("report", help="show or compare runs", description=about)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,6 +21,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.ir import is_ir_model, to_proto
 from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
 from onnx_dfmpc.model.protobuf import (
     copy_fields,
@@ -33,7 +34,10 @@ from onnx_dfmpc.model.protobuf import (
 from onnx_dfmpc.model.writing import Draft, draft, draft_pair, publish, reason, require_writable
 from onnx_dfmpc.spec.ops import OPS, op_key
 
-Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | gs.Graph
+if TYPE_CHECKING:
+    import onnx_ir
+
+Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | gs.Graph | onnx_ir.Model"
 """Whatever `load` takes: a path, the bytes of a file, or a model in memory."""
 
 MAX_IR = 14
@@ -87,11 +91,14 @@ def load(model: Model) -> LoadedModel:
         return _load_proto(model)
     if isinstance(model, gs.Graph):
         return _load_proto(_export(model))
+    if is_ir_model(model):
+        return _load_proto(_from_ir(model))
     if isinstance(model, str | os.PathLike):
         return _load_file(Path(model))
     raise ModelError(
         f"a {type(model).__name__} is not a model",
-        hint="pass a path, the bytes of a file, an onnx.ModelProto or an onnx_graphsurgeon.Graph",
+        hint="pass a path, the bytes of a file, an onnx.ModelProto, an onnx_graphsurgeon.Graph or an "
+        "onnx_ir.Model",
     )
 
 
@@ -189,6 +196,14 @@ def _export(graph: gs.Graph) -> ModelProto:
     except Exception as error:  # graphsurgeon raises its own, AssertionError, TypeError, ValueError ...
         raise ModelError(f"{_GIVEN}: graphsurgeon refuses it: {reason(error)}", hint=_EXPORT) from error
     return proto
+
+
+def _from_ir(model: onnx_ir.Model) -> ModelProto:
+    try:
+        return to_proto(model)
+    except Exception as error:  # a data file that is gone or too short, a value without a name ...
+        hint = "keep the data file of the model where it was loaded from"
+        raise ModelError(f"{_GIVEN}: onnx-ir cannot serialize it: {reason(error)}", hint=hint) from error
 
 
 def _load_proto(model: ModelProto) -> LoadedModel:

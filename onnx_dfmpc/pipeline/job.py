@@ -94,6 +94,7 @@ def prepare(
     """
     with timed(seconds, "load"):
         source = load(model)
+        recipe = recipe.for_model(source.size)
     with timed(seconds, "match"):
         matched = match_finite(source)
     if plan is None:

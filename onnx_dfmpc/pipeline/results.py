@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
@@ -14,6 +15,7 @@ from onnx_dfmpc.evaluate.command import repeat_command
 from onnx_dfmpc.evaluate.compare import ComparisonResult as ComparisonResult
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.files import LoadedModel, drafted
+from onnx_dfmpc.model.ir import from_proto
 from onnx_dfmpc.model.writing import Draft, publish
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
@@ -31,6 +33,9 @@ from onnx_dfmpc.spec import (
     WeightHistogram,
 )
 from onnx_dfmpc.statistics.belief import Belief
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +108,10 @@ class QuantizeResult:
     def passed(self) -> bool:
         """Whether nothing speaks against it: no validation failed."""
         return self.validation is None or bool(self.validation)
+
+    def to_ir(self) -> onnx_ir.Model:
+        """Return the model as an ``onnx_ir.Model``; needs onnx-ir."""
+        return from_proto(self.model)
 
     def save(
         self, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False

@@ -67,7 +67,7 @@ def inspect(model: Model) -> MatchReport:
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or graphsurgeon.Graph
+    model : path, bytes, ModelProto, graphsurgeon.Graph or onnx_ir.Model
 
     Returns
     -------
@@ -103,7 +103,7 @@ def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or graphsurgeon.Graph
+    model : path, bytes, ModelProto, graphsurgeon.Graph or onnx_ir.Model
     recipe : Recipe, optional
         Bits, rules, statistics; by default a mean of 4 bits.
 
@@ -168,7 +168,7 @@ def apply(
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or graphsurgeon.Graph
+    model : path, bytes, ModelProto, graphsurgeon.Graph or onnx_ir.Model
         The model that the plan was made for.
     plan : QuantPlan
     recipe : Recipe, optional
@@ -235,7 +235,7 @@ def quantize(
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or graphsurgeon.Graph
+    model : path, bytes, ModelProto, graphsurgeon.Graph or onnx_ir.Model
         Never changed.
     output : path, optional
         Where to save it; not written if the validation fails.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -38,17 +38,21 @@ from onnx_dfmpc.spec.planned import ACTIVATION_BITS, STORAGE_FORMATS
 
 DataSource = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | NDArray[Any] | Callable[[], Iterable[Any]]
 LabelSource = str | os.PathLike[str] | NDArray[Any]
-Kind = Literal["pairs", "bits", "target_size", "target_bits", "target_sqnr_db", "preset"]
+Kind = Literal["pairs", "bits", "target_size", "target_ratio", "target_bits", "target_sqnr_db", "preset"]
 
 KINDS: Mapping[Kind, tuple[str, ...]] = {
     "pairs": ("low_bits", "high_bits"),
     "bits": ("bits",),
     "target_size": ("target_size",),
+    "target_ratio": ("target_ratio",),
     "target_bits": ("target_bits",),
     "target_sqnr_db": ("target_sqnr_db",),
     "preset": ("preset",),
 }
 """The kinds of bits, of which one is given, and the keywords of each; a preset becomes its target_sqnr_db."""
+
+SIZES: tuple[Kind, ...] = ("target_size", "target_ratio")
+"""Kinds that ask for bytes of the file, so that every one counts."""
 
 DEFAULT_BITS: Mapping[str, Any] = {"target_bits": 4.0}
 """Without any kind of bits; the paper's method gets `PAIR` instead."""
@@ -77,6 +81,9 @@ class Bits(Settings):
         Value(values.size, "bytes, 1 or more", "SIZE"),
         None, "--target-size", "largest size of the file, such as 300KiB or 1.5MB",
     )  # fmt: skip
+    target_ratio: float | None = setting(
+        real("a number above 1", above=1), None, "--target-ratio", "times smaller than the model, such as 8"
+    )
     target_bits: float | None = setting(
         real("a number from 2 to 8", 2, 8), None, "--target-bits", "largest mean bits per weight"
     )
@@ -131,8 +138,8 @@ class Bits(Settings):
         if others:
             raise RecipeError(
                 f"{', '.join(others)} and {last} exclude each other",
-                hint="give one kind of bits: low_bits and high_bits, bits, target_size, target_bits, "
-                "target_sqnr_db, or preset",
+                hint="give one kind of bits: low_bits and high_bits, bits, target_size, target_ratio, "
+                "target_bits, target_sqnr_db, or preset",
             )
         if self.min_bits > self.max_bits:
             raise RecipeError(f"min_bits = {self.min_bits} is more than max_bits = {self.max_bits}")
@@ -411,6 +418,9 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         The same bits for every inner layer.
     target_size : int or str, optional
         Bytes of the file, never more (weights in external data take a few more): 307200, or "300KiB".
+    target_ratio : float, optional
+        Times that the file has to be smaller than the model, at least; its `target_size` is known once the
+        model is.
     target_bits : float, optional
         Mean nominal bits over all quantized weights, never more; `storage` decides what they take on disk. Of
         the kinds of bits, one is given; without any it is 4 of these, or, for the paper's method, pairs.
@@ -452,7 +462,8 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         saturate where they use 8.
     slim : bool, optional
         Whether shape arithmetic is folded, names inside of the graph are shortened, and what exporters leave
-        goes; outputs stay the same, bit for bit. By default where a size or integer kernels are asked for.
+        goes; outputs stay the same, bit for bit. By default where a size, a ratio or
+        integer kernels are asked for.
     data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
         arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
@@ -510,8 +521,20 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     @property
     def _slim(self) -> bool:
         # Arithmetic on shapes takes time as well: integers make ShuffleNetV2 faster only without it.
-        wanted = self.target_size is not None or self.activations is not None
+        wanted = self.kind in SIZES or self.activations is not None
         return wanted if self.slim is None else self.slim
+
+    def for_model(self, size: int) -> Recipe:
+        """Recipe for a model of so many bytes: a ratio becomes the size that it is.
+
+        Examples
+        --------
+        >>> Recipe(target_ratio=8).for_model(1_000_001).target_size
+        125000
+        """
+        if self.target_ratio is None:
+            return self
+        return replace(self, target_ratio=None, target_size=max(1, int(size / self.target_ratio)))
 
     @classmethod
     def from_dict(cls, keywords: Mapping[str, Any]) -> Recipe:
@@ -569,6 +592,7 @@ KEYWORDS = tuple(settings(Recipe))
 PATHS = ("calibration_data", "data", "labels")
 TARGET = {
     "size": "target_size",
+    "ratio": "target_ratio",
     "bits": "target_bits",
     "sqnr_db": "target_sqnr_db",
     "preset": "preset",

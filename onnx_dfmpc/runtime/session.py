@@ -28,11 +28,15 @@ NUMPY = {"float": "float32", "double": "float64"}
 """Names of NumPy for those of ONNX Runtime, where they differ."""
 
 
-def session_options() -> ort.SessionOptions:
+def session_options(model: Model | None = None) -> ort.SessionOptions:
     """Session options that run a weight-only quantized model at float speed.
 
     Without them ONNX Runtime dequantizes the weights at every run, and multiplies some with int8 activations.
-    Not for models whose activations are quantized.
+
+    Parameters
+    ----------
+    model : path or onnx.ModelProto, optional
+        Where its activations are quantized, the options are the default ones, which it needs.
 
     Returns
     -------
@@ -45,6 +49,8 @@ def session_options() -> ort.SessionOptions:
     '1'
     """
     options = ort.SessionOptions()
+    if model is not None and not is_weight_only(model):
+        return options
     # Kept as pairs, DequantizeLinear nodes wait for integer kernels; disabled, they are constants to be
     # folded.
     options.add_session_config_entry(DISABLE_QDQ, "1")
