@@ -60,7 +60,7 @@ SOURCES = ("bn", "probe", "measured")
 EFFECTS = ("noise", "kl", "top1", "drop")
 
 Value = NDArray[Any]
-Key = tuple[str, int]
+Key = tuple[str, float]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from onnx_dfmpc.model.opset import opset_of
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.rewrite.sizes import predicted_size, stored_sizes
 from onnx_dfmpc.spec import QuantizedLayer, QuantizedWeight, StorageFormat
+from onnx_dfmpc.spec.widths import LEVELS, WIDTHS, code_limits
 from onnx_dfmpc.storage.layouts import STORAGES, StoredCodes, lay_out, unpack_codes
 from onnx_dfmpc.storage.types import (
     LayoutBuilder,
@@ -32,11 +33,11 @@ from onnx_dfmpc.storage.types import (
     to_type,
 )
 
-BITS = range(2, 9)
+BITS = WIDTHS
 
 FORMS = [
     StorageFormat(*words)
-    for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))
+    for words in itertools.product(("table", "native"), ("none", "int8", "float"))
 ]
 
 # name -> (node, weight shape, output-channel axis, input shape)
@@ -88,13 +89,12 @@ def run(model: ModelProto, x: np.ndarray, *, disable_quant_qdq: bool) -> dict[st
 
 
 def random_weight(rng, shape, axis, *, bits, signed, zero_point) -> QuantizedWeight:
-    low = -(2 ** (bits - 1)) if signed else 0
-    high = low + 2**bits
+    low, high = code_limits(bits, signed=signed)
     channels = () if axis is None else (shape[axis],)
     return QuantizedWeight(
-        codes=rng.integers(low, high, shape).astype(np.int16),
+        codes=rng.integers(low, high + 1, shape).astype(np.int16),
         scale=np.asarray(rng.uniform(0.01, 0.1, channels), np.float32),
-        zero_point=np.asarray(rng.integers(low, high, channels), np.int16) if zero_point else None,
+        zero_point=np.asarray(rng.integers(low, high + 1, channels), np.int16) if zero_point else None,
         bits=bits,
         signed=signed,
         axis=axis,
@@ -108,7 +108,7 @@ def random_weights(shape, axis, grids=GRIDS) -> dict[str, QuantizedWeight]:
     for number, (signed, zero_point, per_channel) in enumerate(grids.values()):
         for bits in BITS:
             along = axis if per_channel else None
-            weights[f"w{number}_{bits}"] = random_weight(
+            weights[f"w{number}_{LEVELS[bits]}"] = random_weight(
                 rng, shape, along, bits=bits, signed=signed, zero_point=zero_point
             )
     return weights
@@ -235,7 +235,7 @@ def large(
 ) -> tuple[ModelProto, QuantizedWeight]:
     """A layer that is large enough for planes."""
     weight = random_weight(
-        np.random.default_rng(bits), shape, 0, bits=bits, signed=signed, zero_point=zero_point
+        np.random.default_rng(LEVELS[bits]), shape, 0, bits=bits, signed=signed, zero_point=zero_point
     )
     return float_model("{y} = Conv(x, {w})", {"w": weight.dequantize()}, (1, shape[1], 8, 8)), weight
 
@@ -533,7 +533,7 @@ def test_bfloat16_scale():
 )
 def test_size_is_known_before_the_numbers(form, bits, grid, shape, data_type):
     signed, zero_point, per_channel = GRIDS[grid]
-    rng = np.random.default_rng(bits)
+    rng = np.random.default_rng(LEVELS[bits])
     axis = len(shape) % 2 if per_channel else None
     quantized = random_weight(rng, shape, axis, bits=bits, signed=signed, zero_point=zero_point)
     layout = design(quantized, data_type, form)

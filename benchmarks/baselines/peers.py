@@ -120,7 +120,7 @@ def _require(module: str, package: str) -> Any:
         raise Unavailable(f"{package} is not installed ({error})") from None
 
 
-def _bits_by_weight(model: ModelProto, recipe: Recipe) -> dict[str, int]:
+def _bits_by_weight(model: ModelProto, recipe: Recipe) -> dict[str, float]:
     """Bits of every weight, by the name of its initializer."""
     weights = {layer.name: layer.weight for layer in match(load(model).proto).layers}
     bits = {weights[layer.name]: layer.bits for layer in plan(model, recipe).layers}

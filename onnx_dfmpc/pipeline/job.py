@@ -227,7 +227,7 @@ def metadata_of(
     recipe: Recipe,
     form: StorageFormat,
     names: Sequence[str],
-    bits: Mapping[str, int] | None = None,
+    bits: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """What goes into the file's metadata. Before the bits are known, any digit takes as many bytes."""
     settings = json.dumps(recipe.to_dict() | asdict(form), sort_keys=True)

@@ -32,7 +32,7 @@ from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.runtime.session import fused_kernels
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
-from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_noise, with_sizes
+from onnx_dfmpc.sensitivity.table import predict, size_table, with_noise, with_sizes
 from onnx_dfmpc.solve import NEGLIGIBLE, solve, weight_noise
 from onnx_dfmpc.spec import (
     ActivationRange,
@@ -49,6 +49,7 @@ from onnx_dfmpc.spec import (
     WeightHistogram,
     sqnr_db,
 )
+from onnx_dfmpc.spec.widths import WIDTHS, Width
 
 LAYER_SAMPLES = 4
 """Inputs on which every layer's output is compared."""
@@ -373,7 +374,7 @@ def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
     return with_sizes(plan, job.source.proto, job.matched, job.recipe, metadata)
 
 
-def weight_bytes(job: Job) -> dict[str, dict[int, int]]:
+def weight_bytes(job: Job) -> dict[str, dict[float, int]]:
     """Bytes of every layer's weight by width, by layer name."""
     grid = METHODS[job.recipe.method].grid(8)
     table = stored_sizes(job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid).tolist()
@@ -423,7 +424,7 @@ def _rows(
             op=layer.op_type,
             shape=layer.shape,
             role=planned.role,
-            bits=planned.bits,
+            bits=Width(planned.bits),
             storage=stored.storage,
             bytes=stored.bytes,
             source=done.source,

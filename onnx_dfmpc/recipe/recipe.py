@@ -35,6 +35,7 @@ from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import StorageFormat
 from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.spec.planned import ACTIVATION_BITS, STORAGE_FORMATS
+from onnx_dfmpc.spec.widths import WIDTHS_IN_WORDS
 
 DataSource = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | NDArray[Any] | Callable[[], Iterable[Any]]
 LabelSource = str | os.PathLike[str] | NDArray[Any]
@@ -69,29 +70,31 @@ DECIBELS = real("a number of decibels", metavar="DB")
 class Bits(Settings):
     """One kind of bits, and what holds for single layers whatever the kind."""
 
-    low_bits: int | None = setting(BITS, None, "--low-bits", "pairs: bits of one layer of each, 2 to 8")
-    high_bits: int | None = setting(BITS, None, "--high-bits", "pairs: bits of the other layer, 2 to 8")
-    bits: int | None = setting(BITS, None, "--bits", "uniform: the same for every inner layer, 2 to 8")
+    low_bits: float | None = setting(BITS, None, "--low-bits", "pairs: bits of one layer of each")
+    high_bits: float | None = setting(BITS, None, "--high-bits", "pairs: bits of the other layer")
+    bits: float | None = setting(
+        BITS, None, "--bits", "uniform: the same for every inner layer: 1.58, 2, 2.58, 3, ... 8"
+    )
     target_size: int | None = setting(
         Value(values.size, "bytes, 1 or more", "SIZE"),
         None, "--target-size", "largest size of the file, such as 300KiB or 1.5MB",
     )  # fmt: skip
     target_bits: float | None = setting(
-        real("a number from 2 to 8", 2, 8), None, "--target-bits", "largest mean bits per weight"
+        real("a number from 1.58 to 8", 1.58, 8), None, "--target-bits", "largest mean bits per weight"
     )
     target_sqnr_db: float | None = setting(DECIBELS, None, "--target-sqnr-db", "lowest predicted output SQNR")
     preset: InitVar[Literal["smallest", "balanced", "lossless"] | None] = setting(
         one_of(*PRESETS), None, "--preset",
         "a predicted output SQNR by name: " + ", ".join(f"{name} {db:g} dB" for name, db in PRESETS.items()),
     )  # fmt: skip
-    min_bits: int = setting(BITS, 2, "--min-bits", "fewest bits that a target gives a layer (2)")
-    max_bits: int = setting(BITS, 8, "--max-bits", "most bits that a target gives a layer (8)")
-    first_last_bits: int | None = setting(BITS, None)
+    min_bits: float = setting(BITS, 1.58, "--min-bits", "fewest bits that a target gives a layer (1.58)")
+    max_bits: float = setting(BITS, 8, "--max-bits", "most bits that a target gives a layer (8)")
+    first_last_bits: float | None = setting(BITS, None)
     rules: tuple[Rule, ...] = setting(Value(rule_list, "a list of rules, with node, regex or op_type"), ())
-    set: InitVar[Mapping[str, int] | Iterable[tuple[str, int]]] = setting(
+    set: InitVar[Mapping[str, float] | Iterable[tuple[str, float]]] = setting(
         Value(
-            values.pairs(values.regex, values.integer(2, 8)), "regular expressions with bits from 2 to 8",
-            "REGEX=BITS", values.key_value(int), "append",
+            values.pairs(values.regex, values.bits), f"regular expressions with bits: {WIDTHS_IN_WORDS}",
+            "REGEX=BITS", values.key_value(values.whole_or_fraction), "append",
         ),
         (), "--set", "bits for layers by name; repeatable, the last match wins",
     )  # fmt: skip
@@ -165,7 +168,7 @@ class Bits(Settings):
         )
 
     @property
-    def edge_bits(self) -> int | None:
+    def edge_bits(self) -> float | None:
         """Bits of the first and the last layer; None where a target decides."""
         return self.first_last_bits or (EDGE_BITS if self.kind in ("pairs", "bits") else None)
 
@@ -220,8 +223,8 @@ class Storage(Settings):
     """How codes are put into the file."""
 
     storage: str = setting(
-        named(STORAGE_FORMATS, "auto"), "auto",
-        "--storage", "element types of the codes (auto: compact for a target, else native)",
+        named(STORAGE_FORMATS), "table",
+        "--storage", "how codes lie in the file (table)",
     )  # fmt: skip
     unpack: Literal["none", "int8", "float"] = setting(
         one_of("none", "int8", "float"), "none",
@@ -386,9 +389,9 @@ class Recipe(Bits, Method, Storage, Data, Gates):
 
     Parameters
     ----------
-    low_bits, high_bits : int, optional
-        Bits of the two layers of each pair, 2 to 8. Where one is given alone, the other is 3 or 6.
-    bits : int, optional
+    low_bits, high_bits : float, optional
+        Bits of the two layers of each pair: 2 to 8, or 1.58 and 2.58 for 3 and 6 levels. Where one is given alone, the other is 3 or 6.
+    bits : float, optional
         The same bits for every inner layer.
     target_size : int or str, optional
         Bytes of the file, never more (weights in external data take a few more): 307200, or "300KiB".
@@ -397,9 +400,9 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         the kinds of bits, one is given; without any it is 4 of these, or, for the paper's method, pairs.
     target_sqnr_db : float, optional
         Predicted output SQNR in dB, at least; `preset` is one by name: "smallest", "balanced", "lossless".
-    min_bits, max_bits : int
+    min_bits, max_bits : float
         Bounds on the bits that a target gives a layer.
-    first_last_bits : int, optional
+    first_last_bits : float, optional
         Bits of the first and the last layer; by default 8, but where a target decides for all layers.
     rules : sequence of Rule or mapping
         Bits, bounds and exclusion for single layers, in order: the last match wins. `set`, a mapping of
@@ -416,9 +419,9 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         Where mean and covariance of a layer's input come from, if not from `calibration_data`.
     calibration_data : path, optional
         Real inputs for the statistics, of any kind that `data` takes.
-    storage : {"auto", "native", "portable", "compact"}
-        Element types of the codes. "auto" is compact where a target decides, since there 3, 5, 6 and 7 bits
-        are worth having only if they take fewer bytes than 4 and 8; else native.
+    storage : {"table", "native"}
+        How codes lie in the file: packed into bytes that every runtime unpacks, or in the narrowest element
+        type.
     unpack : {"none", "int8", "float"}
         What ONNX Runtime unpacks when it loads the weights.
     fold_batch_norm : {"auto", "no", "yes"}
@@ -468,9 +471,9 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     def form(self) -> StorageFormat:
         """How codes are put into the file, with every "auto" decided."""
         fixed = self.kind in ("pairs", "bits")
-        storage, fold = self.storage, self.fold_batch_norm
+        fold = self.fold_batch_norm
         return StorageFormat(
-            storage=storage if storage != "auto" else "native" if fixed else "compact",
+            storage=self.storage,
             unpack=self.unpack if self.activations is None else "int8",
             fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
             activations=self.activations,

@@ -20,7 +20,7 @@ from onnx_dfmpc.model.protobuf import skeleton, value_names
 from onnx_dfmpc.rewrite.editor import Edit, Editor, shared_names
 from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
-from onnx_dfmpc.spec.planned import NATIVE
+from onnx_dfmpc.spec.planned import DEFAULT
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.types import WeightNames, WeightSpec
 
@@ -32,8 +32,8 @@ PREFIX = "onnx_dfmpc."
 class StoredLayer:
     """How one layer lies in the file.
 
-    ``storage`` is the element type of its codes, such as "UINT2", or of the planes that they are in, such as
-    "UINT4+UINT2"; ``bytes`` counts codes, scale, zero point and the nodes that make a float weight of them.
+    ``storage`` is the element type of its codes, such as "UINT2", or how they are packed, such as
+    "3 levels, 5 in a byte"; ``bytes`` counts codes, scale, zero point and the nodes that make a float weight of them.
     """
 
     storage: str
@@ -58,7 +58,7 @@ def rewrite(
     matched: MatchReport,
     layers: Sequence[QuantizedLayer],
     *,
-    form: StorageFormat = NATIVE,
+    form: StorageFormat = DEFAULT,
     metadata: Mapping[str, str] | None = None,
 ) -> Rewritten:
     """Copy of a model in which the weight of each given layer comes from integer codes.

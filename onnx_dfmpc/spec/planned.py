@@ -25,11 +25,15 @@ ACTIVATION_BITS = 8
 """What kernels of ONNX Runtime have for activations."""
 
 STORAGE_FORMATS: dict[str, str] = {
-    "native": "codes in the narrowest ONNX type that holds them",
-    "portable": "codes in 8 bits",
-    "compact": "3, 5, 6 and 7 bits in as many bits on disk, where that is smaller",
+    "table": "codes as digits in bytes, unpacked by a table: for every runtime",
+    "native": "codes in the narrowest ONNX type that holds them: for ONNX Runtime 1.24 and newer",
 }
 """Storage formats that a recipe may name, in words; `storage.layouts.STORAGES` has what they do."""
+
+
+def stored_bits(bits: float, grid: Grid) -> float:
+    """Bits that codes of a grid need: around zero, 2 bits have three levels."""
+    return 1.58 if bits == 2 and grid != "asymmetric" else bits
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class StorageFormat:
     Attributes
     ----------
     storage : str
-        Name of a storage format: "native", "portable", "compact", or another that
+        Name of a storage format: "table", "native", or another that
         `onnx_dfmpc.storage.layouts.STORAGES` has.
     unpack : {"none", "int8", "float"}
         What ONNX Runtime makes of the codes when it loads the model.
@@ -51,7 +55,7 @@ class StorageFormat:
         Whether shape arithmetic is folded, names are shortened, and what exporters leave goes.
     """
 
-    storage: str = "native"
+    storage: str = "table"
     unpack: Unpack = "none"
     fold_batch_norm: YesNo = "no"
     activations: int | None = None
@@ -66,14 +70,14 @@ class StorageFormat:
         if self.activations not in (None, ACTIVATION_BITS):
             raise RecipeError(f"activations = {self.activations!r}: expected {ACTIVATION_BITS} or nothing")
 
-    def grid(self, wanted: Grid, bits: int) -> Grid:
+    def grid(self, wanted: Grid, bits: float) -> Grid:
         """Grid of a weight: integer kernels want no zero point, and 8 bits leave no room to subtract one."""
         integer = self.activations is not None and bits == ACTIVATION_BITS
         return "symmetric" if integer and wanted == "asymmetric" else wanted
 
 
-NATIVE = StorageFormat()
-"""DequantizeLinear straight on the narrowest element type."""
+DEFAULT = StorageFormat()
+"""What a recipe without a target has."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class LayerPlan:
     """
 
     name: str
-    bits: int
+    bits: float
     role: Role
     grid: Grid
     rounding: Rounding
@@ -135,7 +139,7 @@ class QuantPlan:
     layers: tuple[LayerPlan, ...]
     skipped: tuple[Skipped, ...] = ()
     model_name: str = ""
-    form: StorageFormat = NATIVE
+    form: StorageFormat = DEFAULT
     recipe: Mapping[str, Any] = field(default_factory=dict)
     predicted_bytes: int | None = None
     predicted_sqnr_db: float | None = None
@@ -158,7 +162,7 @@ class CostTable:
     ----------
     layers : tuple of str
         Names, in topological order.
-    widths : tuple of int
+    widths : tuple of float
         Bits, ascending.
     noise : float64 array, shape (layers, widths)
         Predicted noise power at the network's output, relative to the signal there, when this layer alone has
@@ -175,7 +179,7 @@ class CostTable:
     """
 
     layers: tuple[str, ...]
-    widths: tuple[int, ...]
+    widths: tuple[float, ...]
     noise: Array
     sizes: NDArray[np.int64]
     base: int
