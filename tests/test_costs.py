@@ -35,13 +35,13 @@ def costs_of(path: Path, recipe: Recipe) -> CostTable:
 
 FORMS: tuple[dict[str, Any], ...] = (
     {},
-    {"storage": "portable"},
-    {"storage": "compact"},
-    {"storage": "compact", "unpack": "int8"},
+    {"storage": "native"},
+    {"storage": "native", "unpack": "int8"},
+    {"unpack": "int8"},
     {"unpack": "float"},
-    {"storage": "compact", "slim": "yes"},
+    {"slim": "yes"},
     {"activations": 8},
-    {"storage": "compact", "activations": 8, "slim": "yes"},
+    {"activations": 8, "slim": "yes"},
 )
 BITS: tuple[dict[str, Any], ...] = (
     {"bits": 2},

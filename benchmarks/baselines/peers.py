@@ -40,7 +40,7 @@ def onnxruntime(path: Path, recipe: Recipe) -> ModelProto:
     """ONNX Runtime's static quantization after its own preprocessing."""
     quantization = _require("onnxruntime.quantization", "onnxruntime")
     preprocess = _require("onnxruntime.quantization.shape_inference", "onnxruntime").quant_pre_process
-    types = {4: quantization.QuantType.QInt4, 8: quantization.QuantType.QInt8}
+    types: dict[float, Any] = {4: quantization.QuantType.QInt4, 8: quantization.QuantType.QInt8}
     with _files() as (folded, output):
         preprocess(str(path), str(folded), skip_symbolic_shape=True)
         bits = _bits_by_weight(onnx.load(folded), recipe)

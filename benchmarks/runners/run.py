@@ -7,20 +7,27 @@ output as JSON: what went wrong, or the runtime's version and the shortest proce
 Outputs are saved as .npy.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy reads it
 
 import numpy as np
 
 RUNS, SECONDS = 30, 3.0
 
+Run = Callable[[], Any]
+Settings = dict[str, Any]
 
-def ort(path, x, settings):
+
+def ort(path: str, x: Any, settings: Settings) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -33,27 +40,27 @@ def ort(path, x, settings):
     return lambda: session.run(None, feed)[0]
 
 
-def openvino(path, x, settings):
+def openvino(path: str, x: Any, settings: Settings) -> Run:
     import openvino
 
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1} | settings)
     return lambda: compiled([x])[compiled.output(0)]
 
 
-def opencv(path, x, settings):
+def opencv(path: str, x: Any, settings: Settings) -> Run:
     import cv2
 
     cv2.setNumThreads(1)
     net = cv2.dnn.readNetFromONNX(path)
 
-    def run():
+    def run() -> Any:
         net.setInput(x)
         return net.forward()
 
     return run
 
 
-def tract(path, x, settings):
+def tract(path: str, x: Any, settings: Settings) -> Run:
     import tract
 
     model = tract.onnx().load(path)
@@ -62,7 +69,7 @@ def tract(path, x, settings):
     return lambda: runnable.run([x])[0].to_numpy()
 
 
-def tvm(path, x, settings):
+def tvm(path: str, x: Any, settings: Settings) -> Run:
     import onnx
     import tvm
     from tvm import relax
@@ -76,7 +83,7 @@ def tvm(path, x, settings):
     machine = relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())
     data = tvm.runtime.tensor(x)
 
-    def run():
+    def run() -> Any:
         found = machine["main"](data)
         found = found if hasattr(found, "numpy") else found[0]
         return found.numpy()
@@ -84,24 +91,7 @@ def tvm(path, x, settings):
     return run
 
 
-def mnn(path, x, settings):
-    import subprocess
-
-    import MNN.nn
-    import MNN.numpy
-
-    converted = path + ".mnn"
-    tool = os.path.join(os.path.dirname(sys.executable), "mnnconvert")
-    command = [tool, "-f", "ONNX", "--modelFile", path, "--MNNModel", converted, "--bizCode", "x"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not os.path.exists(converted):
-        raise RuntimeError((done.stdout + done.stderr).strip()[-200:])
-    net = MNN.nn.load_module_from_file(converted, [], [])
-    data = MNN.expr.convert(MNN.expr.const(x, list(x.shape), MNN.expr.NCHW), MNN.expr.NC4HW4)
-    return lambda: MNN.expr.convert(net.forward(data), MNN.expr.NCHW).read()
-
-
-def reference(path, x, settings):
+def reference(path: str, x: Any, settings: Settings) -> Run:
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(path)
@@ -114,18 +104,18 @@ RUNTIMES = {
     "opencv-python-headless": opencv,
     "tract": tract,
     "apache-tvm": tvm,
-    "MNN": mnn,
     "onnx": reference,
 }
 
 
-def job(start, one):
+def job(start: Callable[[str, Any, Settings], Run], one: dict[str, Any]) -> dict[str, Any]:
     x = np.load(one["input"])
     began = time.perf_counter()
     run = start(one["model"], x, one.get("settings", {}))
     load = time.perf_counter() - began
     np.save(one["output"], np.array(run()))
-    times, stop = [], time.perf_counter() + SECONDS
+    times: list[float] = []
+    stop = time.perf_counter() + SECONDS
     while len(times) < RUNS and time.perf_counter() < stop:
         began = time.process_time()
         run()
@@ -133,9 +123,9 @@ def job(start, one):
     return {"ms": 1000 * min(times), "load_s": load}
 
 
-def main():
+def main() -> None:
     name, jobs = sys.argv[1:]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with open(jobs) as file:
         for one in json.load(file):
             try:

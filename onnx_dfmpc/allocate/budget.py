@@ -14,6 +14,7 @@ from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan, sqnr_db
+from onnx_dfmpc.spec.widths import WIDTHS
 
 SAME_SHARE, SAME_BYTES = 1.05, 32
 """Sizes within 5 % and 32 bytes are the same: the codes take as much room, only zero points or names differ.
@@ -201,7 +202,7 @@ def _weights(matched: MatchReport, table: CostTable) -> NDArray[np.int64]:
 
 def _what_keeps_bits(recipe: Recipe) -> str:
     """What the recipe does to keep the bits up, as the end of a hint."""
-    bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > 2 else []
+    bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > WIDTHS[0] else []
     bounds += [f"first_last_bits = {recipe.first_last_bits}"] if recipe.first_last_bits else []
     bounds += ["the rules"] if recipe.rules else []
     return f", or relax {' and '.join(bounds)}" if bounds else ""

@@ -20,9 +20,10 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
+from onnx_dfmpc.model.opset import changed_operators, opset_of
 from onnx_dfmpc.model.protobuf import copy_fields, is_large, skeleton, tensors, without_initializers
 from onnx_dfmpc.spec.ops import OPS, op_key
+from onnx_dfmpc.spec.runtimes import NEWEST_OPSET
 
 Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | gs.Graph
 """Whatever `load` takes: a path, the bytes of a file, or a model in memory."""
@@ -199,13 +200,13 @@ def _verify_versions(proto: ModelProto, label: str) -> None:
     opset, newest = opset_of(proto), defs.onnx_opset_version()
     if opset == 0:
         raise ModelError(f"{label}: no opset_import for the standard operators", hint=_EXPORT)
-    older = f"export it with opset {MAX_OPSET} or lower"
+    older = f"export it with opset {NEWEST_OPSET} or lower"
     if not 1 <= opset <= newest:
         raise ModelError(f"{label}: opset {opset} is unknown (1 to {newest} are known)", hint=older)
-    if opset > MAX_OPSET and (changed := changed_operators(proto, MAX_OPSET)):
+    if opset > NEWEST_OPSET and (changed := changed_operators(proto, NEWEST_OPSET)):
         raise ModelError(
-            f"{label}: opset {opset} is above {MAX_OPSET}, the highest that ONNX Runtime runs with quantized "
-            f"weights, and {', '.join(changed)} changed since",
+            f"{label}: opset {opset} is above {NEWEST_OPSET}, the highest that ONNX Runtime runs with "
+            f"quantized weights, and {', '.join(changed)} changed since",
             hint=older,
         )
 

@@ -134,13 +134,27 @@ def allocate(
     with timed(seconds, "allocate"):
         if costs is None:
             made = allocate_fixed(matched, recipe, source.sha256, weight_noise(source.proto))
+            made = replace(made, form=recipe.form)
         else:
-            made = allocate_budget(matched, recipe, source.sha256, costs)
-            made = replace(made, source=costs.source)
-        made = replace(made, form=recipe.form)
-        made = made if costs is None else with_predicted_bytes(job, made)
+            made = _allocated(job, recipe, costs)
+            if recipe.target_size is not None:
+                more = _allocated(job, recipe, _without_unused(costs, made))
+                made = more if (more.predicted_bytes or 0) <= recipe.target_size else made
     name = "" if source.path is None else source.path.name
     return replace(made, model_name=name, recipe=job.recipe.to_dict())
+
+
+def _allocated(job: Job, recipe: Recipe, costs: CostTable) -> QuantPlan:
+    """Bits for a target, with the bytes that they take."""
+    made = allocate_budget(job.matched, recipe, job.source.sha256, costs)
+    return with_predicted_bytes(job, replace(made, source=costs.source, form=recipe.form))
+
+
+def _without_unused(costs: CostTable, made: QuantPlan) -> CostTable:
+    """Costs without the tables that a plan does not use: `base` counts those of all widths."""
+    rows = {name: row for row, name in enumerate(costs.layers)}
+    sizes = sum(costs.sizes[rows[layer.name], costs.widths.index(layer.bits)] for layer in made.layers)
+    return replace(costs, base=(made.predicted_bytes or 0) - int(sizes), spare=0)
 
 
 @dataclass(frozen=True, eq=False)

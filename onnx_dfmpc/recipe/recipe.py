@@ -35,7 +35,8 @@ from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import StorageFormat
 from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.spec.planned import ACTIVATION_BITS, STORAGE_FORMATS
-from onnx_dfmpc.spec.widths import WIDTHS_IN_WORDS
+from onnx_dfmpc.spec.runtimes import ANY, RUNTIMES, Runtime
+from onnx_dfmpc.spec.widths import WIDTHS, WIDTHS_IN_WORDS
 
 DataSource = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | NDArray[Any] | Callable[[], Iterable[Any]]
 LabelSource = str | os.PathLike[str] | NDArray[Any]
@@ -53,6 +54,11 @@ KINDS: Mapping[Kind, tuple[str, ...]] = {
 
 DEFAULT_BITS: Mapping[str, Any] = {"target_bits": 4.0}
 """Without any kind of bits; the paper's method gets `PAIR` instead."""
+
+MIN_BITS = 2
+"""Fewest bits that a target gives a layer by itself. At 1.58 predictions are too good: allowed to use
+them, in a tenth and a twelfth of its float bytes, ResNet-20 loses 0.5 and 0.8 dB.
+"""
 
 PAIR: Mapping[str, int] = {"low_bits": 3, "high_bits": 6}
 """Bits of the other layer of a pair, where one is given alone. The paper's pairs are 2/6 and 3/6."""
@@ -87,7 +93,7 @@ class Bits(Settings):
         one_of(*PRESETS), None, "--preset",
         "a predicted output SQNR by name: " + ", ".join(f"{name} {db:g} dB" for name, db in PRESETS.items()),
     )  # fmt: skip
-    min_bits: float = setting(BITS, 1.58, "--min-bits", "fewest bits that a target gives a layer (1.58)")
+    min_bits: float = setting(BITS, MIN_BITS, "--min-bits", "fewest bits that a target gives a layer (2)")
     max_bits: float = setting(BITS, 8, "--max-bits", "most bits that a target gives a layer (8)")
     first_last_bits: float | None = setting(BITS, None)
     rules: tuple[Rule, ...] = setting(Value(rule_list, "a list of rules, with node, regex or op_type"), ())
@@ -114,7 +120,7 @@ class Bits(Settings):
             self._complete_pair()
         for key in ("low_bits", "high_bits", "bits"):
             bits = getattr(self, key)
-            if bits is not None and not self.min_bits <= bits <= self.max_bits:
+            if bits is not None and not self.least_bits <= bits <= self.max_bits:
                 raise RecipeError(
                     f"{key} = {bits} is not between min_bits = {self.min_bits} and max_bits = {self.max_bits}"
                 )
@@ -166,6 +172,11 @@ class Bits(Settings):
         return next(
             kind for kind, keys in KINDS.items() if any(getattr(self, key) is not None for key in keys)
         )
+
+    @property
+    def least_bits(self) -> float:
+        """Fewest bits of any layer: those of a target, or all that there are where nobody asked for more."""
+        return WIDTHS[0] if self.kind in ("pairs", "bits") and self.min_bits == MIN_BITS else self.min_bits
 
     @property
     def edge_bits(self) -> float | None:
@@ -222,12 +233,16 @@ class Method(Settings):
 class Storage(Settings):
     """How codes are put into the file."""
 
-    storage: str = setting(
-        named(STORAGE_FORMATS), "table",
-        "--storage", "how codes lie in the file (table)",
+    target: str | None = setting(
+        one_of(*RUNTIMES), None,
+        "--target", "the runtime that has to read the file: " + ", ".join(RUNTIMES) + " (any)",
     )  # fmt: skip
-    unpack: Literal["none", "int8", "float"] = setting(
-        one_of("none", "int8", "float"), "none",
+    storage: str | None = setting(
+        named(STORAGE_FORMATS), None,
+        "--storage", "how codes lie in the file (what the target reads: table)",
+    )  # fmt: skip
+    unpack: Literal["none", "int8", "float"] | None = setting(
+        one_of("none", "int8", "float"), None,
         "--unpack", "what ONNX Runtime unpacks when it loads them (none)",
     )  # fmt: skip
     fold_batch_norm: Literal["auto", "no", "yes"] = setting(
@@ -245,14 +260,30 @@ class Storage(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.storage == "native" and not self._runtime.native and self.target is not None:
+            raise RecipeError(
+                f"storage = 'native' does not go with target = {self.target!r}: "
+                f"{self._runtime.title} does not read 2- and 4-bit types",
+                hint="leave out storage: every runtime reads table",
+            )
         if self.activations is None:
             return
-        for key, fits in (("unpack", ("none", "int8")), ("fold_batch_norm", ("auto", "yes"))):
+        if self._runtime.no_activations:
+            raise RecipeError(
+                f"activations = {self.activations} does not go with target = {self.target!r}: "
+                f"{self._runtime.no_activations}",
+                hint="leave out activations",
+            )
+        for key, fits in (("unpack", (None, "none", "int8")), ("fold_batch_norm", ("auto", "yes"))):
             if getattr(self, key) not in fits:
                 raise RecipeError(
                     f"{key} = {getattr(self, key)!r} does not go with activations = {self.activations}",
                     hint=f"integer kernels need {key} = {fits[-1]!r}, which is what you get without {key}",
                 )
+
+    @property
+    def _runtime(self) -> Runtime:
+        return ANY if self.target is None else RUNTIMES[self.target]
 
 
 def _several(check: values.Check, *lengths: int) -> values.Check:
@@ -390,7 +421,8 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     Parameters
     ----------
     low_bits, high_bits : float, optional
-        Bits of the two layers of each pair: 2 to 8, or 1.58 and 2.58 for 3 and 6 levels. Where one is given alone, the other is 3 or 6.
+        Bits of the two layers of each pair: 2 to 8, or 1.58 and 2.58 for 3 and 6 levels. Where one is given
+        alone, the other is 3 or 6.
     bits : float, optional
         The same bits for every inner layer.
     target_size : int or str, optional
@@ -419,10 +451,14 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         Where mean and covariance of a layer's input come from, if not from `calibration_data`.
     calibration_data : path, optional
         Real inputs for the statistics, of any kind that `data` takes.
-    storage : {"table", "native"}
+    target : str, optional
+        Name of the runtime that has to read the file, such as "ort-1.18" or "openvino": it decides opset, IR
+        version, `storage` and `unpack`, and what it cannot read is refused. Without one, every runtime that
+        was tried reads the codes (docs/runtimes.md).
+    storage : {"table", "native"}, optional
         How codes lie in the file: packed into bytes that every runtime unpacks, or in the narrowest element
         type.
-    unpack : {"none", "int8", "float"}
+    unpack : {"none", "int8", "float"}, optional
         What ONNX Runtime unpacks when it loads the weights.
     fold_batch_norm : {"auto", "no", "yes"}
         Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes.
@@ -473,11 +509,12 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         fixed = self.kind in ("pairs", "bits")
         fold = self.fold_batch_norm
         return StorageFormat(
-            storage=self.storage,
-            unpack=self.unpack if self.activations is None else "int8",
+            storage=self.storage or ("native" if self._runtime.native else "table"),
+            unpack="int8" if self.activations is not None else self.unpack or self._runtime.unpack,
             fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
             activations=self.activations,
             slim=self.slim if self.slim != "auto" else "no" if self.target_size is None else "yes",
+            target=self.target,
         )
 
     @classmethod

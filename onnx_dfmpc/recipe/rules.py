@@ -109,7 +109,7 @@ def bit_bounds(matched: MatchReport, recipe: Bits) -> dict[str, BitBounds]:
     bounds = {
         layer.name: BitBounds(edge, edge, edge, reason=f"the {layer.edge} layer")
         if layer.edge and edge is not None
-        else BitBounds(recipe.min_bits, recipe.max_bits)
+        else BitBounds(recipe.least_bits, recipe.max_bits)
         for layer in matched.layers
     }
     for rule in recipe.rules:

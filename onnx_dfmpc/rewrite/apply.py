@@ -33,7 +33,8 @@ class StoredLayer:
     """How one layer lies in the file.
 
     ``storage`` is the element type of its codes, such as "UINT2", or how they are packed, such as
-    "3 levels, 5 in a byte"; ``bytes`` counts codes, scale, zero point and the nodes that make a float weight of them.
+    "3 levels, 5 in a byte"; ``bytes`` counts codes, scale, zero point and the nodes that make a float
+    weight of them.
     """
 
     storage: str
@@ -100,7 +101,7 @@ def rewrite(
     layouts = [edit.layout for edit in edits]
     # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
-    edited = raise_opset(proto, opset)
+    edited = raise_opset(proto, opset, form.runtime)
     apply_edits(edited, edits, shared_names(layouts), metadata or {})
     folded = sum(edit.folded for edit in edits)
     notes = _opset_note(opset_of(proto), opset_of(edited), reason)

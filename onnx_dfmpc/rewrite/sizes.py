@@ -190,7 +190,7 @@ def _size(
 ) -> int:
     """Size of a model that is rewritten without the numbers of any large weight, plus these numbers."""
     hollow, missing = _hollow(proto, {layer.weight for layer in matched.layers})
-    edited = raise_opset(hollow, opset)
+    edited = raise_opset(hollow, opset, form.runtime)
     apply_edits(edited, edits, shared, metadata)
     if form.activations is not None:
         placement = place(edited)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec.arrays import Array
 from onnx_dfmpc.spec.matched import Skipped
+from onnx_dfmpc.spec.runtimes import ANY, RUNTIMES, Runtime
 
 Role = Literal["low", "high", "edge", "inner"]
 Grid = Literal["ternary", "symmetric", "asymmetric"]
@@ -53,6 +54,8 @@ class StorageFormat:
         Bits of activations; None leaves them float.
     slim : {"no", "yes"}
         Whether shape arithmetic is folded, names are shortened, and what exporters leave goes.
+    target : str or None
+        Name of the runtime that has to read the file, of `runtimes.RUNTIMES`; None for as many as can.
     """
 
     storage: str = "table"
@@ -60,6 +63,7 @@ class StorageFormat:
     fold_batch_norm: YesNo = "no"
     activations: int | None = None
     slim: YesNo = "no"
+    target: str | None = None
 
     def __post_init__(self) -> None:
         for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo), ("slim", YesNo)):
@@ -69,6 +73,13 @@ class StorageFormat:
                 raise RecipeError(f"{key} = {value!r}: expected {expected}")
         if self.activations not in (None, ACTIVATION_BITS):
             raise RecipeError(f"activations = {self.activations!r}: expected {ACTIVATION_BITS} or nothing")
+        if self.target is not None and self.target not in RUNTIMES:
+            raise RecipeError(f"target = {self.target!r}: expected one of {', '.join(RUNTIMES)}")
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime that has to read the file."""
+        return ANY if self.target is None else RUNTIMES[self.target]
 
     def grid(self, wanted: Grid, bits: float) -> Grid:
         """Grid of a weight: integer kernels want no zero point, and 8 bits leave no room to subtract one."""

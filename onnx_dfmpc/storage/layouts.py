@@ -54,7 +54,8 @@ def lay_out(spec: WeightSpec, form: StorageFormat) -> WeightLayout:
 
 
 def native(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
-    """Codes in the narrowest ONNX type that holds them."""
+    """As table, or in the narrowest ONNX type that holds them, where that is smaller."""
+    yield from table(spec, unpack)
     if spec.bits <= 2 and spec.two_bits_fail and unpack == "none":
         # Only a DequantizeLinear straight on 2 bits fails: after a Cast the codes are read as they should be.
         yield _whole(spec, unpack, bits=4, why=spec.two_bits_fail)
