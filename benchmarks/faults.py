@@ -229,7 +229,7 @@ def full_disk(row: Row, trials: int, rng: random.Random) -> None:
             free = shutil.disk_usage(folder).free
             (folder / "renaming").write_bytes(b"\0" * (free - 4096 * rng.randrange(0, 12)))
             place.old = place.hashes()
-            done = place.run("--set", ".*=8", "--storage", "portable")
+            done = place.run("--set", ".*=8")
             judge(place, row, done, done.wait(), (0, 2))
 
 

@@ -42,16 +42,14 @@ MEGABYTE = 1e6
 FLOAT = "float"
 
 FORMS: Mapping[str, StorageFormat] = {
-    "native": StorageFormat(),
-    "native, int8": StorageFormat(unpack="int8"),
-    "native, float": StorageFormat(unpack="float"),
-    "compact": StorageFormat("compact"),
-    "compact, int8": StorageFormat("compact", "int8"),
-    "compact, float": StorageFormat("compact", "float"),
-    "compact, folded": StorageFormat("compact", fold_batch_norm="yes"),
-    "portable": StorageFormat("portable"),
-    "portable, float": StorageFormat("portable", "float"),
-    "compact, 8-bit activations": StorageFormat("compact", "int8", "yes", activations=8),
+    "table": StorageFormat("table"),
+    "table, int8": StorageFormat("table", "int8"),
+    "table, float": StorageFormat("table", "float"),
+    "table, folded": StorageFormat("table", fold_batch_norm="yes"),
+    "native": StorageFormat("native"),
+    "native, int8": StorageFormat("native", "int8"),
+    "native, float": StorageFormat("native", "float"),
+    "table, 8-bit activations": StorageFormat("table", "int8", "yes", activations=8),
 }
 
 

@@ -47,7 +47,7 @@ class Variant:
         how = (
             ["--activations", "8"] if self.activations else ["--unpack", "float", "--fold-batch-norm", "yes"]
         )
-        return ["--bits", str(self.bits), *how, "--storage", "compact", "--slim", "yes"]
+        return ["--bits", str(self.bits), *how, "--slim"]
 
 
 VARIANTS = tuple(Variant(bits, activations) for activations in (False, True) for bits in (4, 3, 2))

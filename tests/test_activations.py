@@ -322,7 +322,7 @@ def test_a_network_of_thin_depthwise_layers_stays_float() -> None:
     "recipe",
     [
         {"bits": 8},
-        {"bits": 4, "storage": "portable"},
+        {"bits": 4, "storage": "native"},
         {"low_bits": 2, "high_bits": 6},
         {"target_size": "60KiB"},
         {"bits": 3, "rounding": "nearest", "repair": "none"},

@@ -313,7 +313,7 @@ def test_nothing_to_quantize(run: Run, target: Path, tmp_path: Path) -> None:
         (["quantize", "MODEL", "-o", "OUT", "--target-size", "3 apples"], "300KiB"),
         (["quantize", "MODEL", "-o", "OUT", "--target-bits", "9"], "2 to 8"),
         (["quantize", "MODEL", "-o", "OUT", "--preset", "lossles"], "did you mean lossless?"),
-        (["quantize", "MODEL", "-o", "OUT", "--storage", "compct"], "did you mean compact?"),
+        (["quantize", "MODEL", "-o", "OUT", "--storage", "nativ"], "did you mean native?"),
         (["quantize", "MODEL", "-o", "OUT", "--images", "sizes=3"], "did you mean size?"),
         (["quantize", "MODEL", "-o", "OUT", "--images", "256"], "'256' is not KEY=VALUE"),
         (["quantize", "MODEL", "-o", "OUT", "--shape", "1,3"], "'1,3' is not NAME=SHAPE"),
@@ -473,7 +473,7 @@ def test_version_and_help(run: Run) -> None:
 
 def test_every_flag_becomes_a_recipe() -> None:
     argv = (
-        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --storage compact --unpack int8 --fold-batch-norm no "
+        "quantize m.onnx -o o.onnx --min-bits 2 --max-bits 6 --storage native --unpack int8 --fold-batch-norm no "
         "--low-bits 2 --high-bits 5 --set a=3 --set b=c=4 --nodes-to-exclude x y --nodes-to-exclude z --method paper "
         "--statistics closed_form --data d.npz --labels l.npy --input-range -1,2.5 --samples 9 --seed 4 "
         "--min-cosine 0.9 --min-sqnr-db -3 --max-top1-drop 0.02 --min-top1-agreement 0.5 --shape x=1,3,8,8 --shape a=b=2 "
@@ -488,7 +488,7 @@ def test_every_flag_becomes_a_recipe() -> None:
             *({"node": name, "exclude": True} for name in "xyz"),
         ],
         "method": "paper", "statistics": "closed_form",
-        "storage": "compact", "unpack": "int8", "fold_batch_norm": "no",
+        "storage": "native", "unpack": "int8", "fold_batch_norm": "no",
         "data": "d.npz", "labels": "l.npy", "input_range": [-1.0, 2.5], "samples": 9, "seed": 4,
         "images": {"size": [256], "crop": [224, 200], "mean": [-1.0, 2.0, 3.5], "scale": 1.0, "channels": "bgr"},
         "shapes": {"x": [1, 3, 8, 8], "a=b": [2]},

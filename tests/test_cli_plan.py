@@ -113,7 +113,7 @@ def test_sweep(run: Run, digits_bn: Path, tmp_path: Path) -> None:
     path, recipe = tmp_path / "plan.json", tmp_path / "recipe.toml"
     text = '[target]\nuniform_bits = 4\n[defaults]\nfirst_last_bits = 6\nrounding = "nearest"\n'
     recipe.write_text(text, encoding="utf-8")
-    code, out, _ = run("plan", digits_bn, "-o", path, "-c", recipe, "--storage", "compact", "--sweep", 5)
+    code, out, _ = run("plan", digits_bn, "-o", path, "-c", recipe, "--storage", "native", "--sweep", 5)
     assert code == 0
     assert "Size against quality" in out
     assert "measured" not in out
@@ -167,7 +167,7 @@ def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: 
     form = planned["form"]
     assert 3.8 < planned["totals"]["nominal_bits"] <= 4
     assert form == {
-        "storage": "compact",
+        "storage": "native",
         "unpack": "none",
         "fold_batch_norm": "yes",
         "activations": None,

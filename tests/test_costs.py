@@ -35,13 +35,13 @@ def costs_of(path: Path, recipe: Recipe) -> CostTable:
 
 FORMS: tuple[dict[str, Any], ...] = (
     {},
-    {"storage": "portable"},
-    {"storage": "compact"},
-    {"storage": "compact", "unpack": "int8"},
+    {"storage": "native"},
+    {"storage": "native", "unpack": "int8"},
+    {"unpack": "int8"},
     {"unpack": "float"},
-    {"storage": "compact", "slim": True},
+    {"slim": True},
     {"activations": 8},
-    {"storage": "compact", "activations": 8, "slim": True},
+    {"activations": 8, "slim": False},
 )
 BITS: tuple[dict[str, Any], ...] = (
     {"bits": 2},

@@ -82,7 +82,7 @@ def whole(model: onnx.ModelProto, layers: Iterable[Layer], x: np.ndarray) -> lis
 def test_sqnr_of_the_outputs_of_layers(digits_bn: Path, images: dict[str, np.ndarray]) -> None:
     """Layer by layer in batches, against the whole model at once."""
     proto, x = load(digits_bn).proto, images["input"]
-    model = quantized(digits_bn, Recipe(bits=3, storage="portable", unpack="float", **PLAIN))  # type: ignore[arg-type]
+    model = quantized(digits_bn, Recipe(bits=3, storage="native", unpack="float", **PLAIN))  # type: ignore[arg-type]
     layers = match(proto).layers
     rows = layer_sqnr(proto, model, layers, [{"input": x[:10]}, {"input": x[10:]}])
     effects = {effect.name: effect for effect in diagnose(proto, model, match(proto), Data(data=images))[0]}
@@ -93,11 +93,7 @@ def test_sqnr_of_the_outputs_of_layers(digits_bn: Path, images: dict[str, np.nda
         assert effects[layer.name].sqnr_db == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [{"storage": "native"}, {"storage": "compact", "unpack": "float"}, {"storage": "portable"}],
-    ids=str,
-)
+@pytest.mark.parametrize("form", [{"storage": "native"}, {"unpack": "float"}, {}], ids=str)
 def test_bytes_of_layers_are_those_of_the_report(
     digits_bn: Path, images: dict[str, np.ndarray], form: dict[str, str]
 ) -> None:

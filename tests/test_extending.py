@@ -32,7 +32,7 @@ from onnx_dfmpc.spec import InputStatistics, LayerStatistics
 from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.spec.ops import OPS, WeightedOp
 from onnx_dfmpc.spec.planned import STORAGE_FORMATS
-from onnx_dfmpc.storage.layouts import STORAGES, portable
+from onnx_dfmpc.storage.layouts import STORAGES, table
 from onnx_dfmpc.storage.types import WeightLayout, WeightSpec
 from tests.graphs import noise, parse
 
@@ -136,11 +136,11 @@ def test_a_storage_format(monkeypatch: pytest.MonkeyPatch, digits_bn: Path, tmp_
 
     def bytes_only(spec: WeightSpec, unpack: Any) -> Iterator[WeightLayout]:
         named.append(spec.layer)
-        yield from portable(spec, unpack)
+        yield next(iter(table(spec, unpack)))
 
     with pytest.raises(RecipeError, match="bytes"):
         Recipe(storage="bytes")
-    monkeypatch.setitem(STORAGE_FORMATS, "bytes", "as portable")
+    monkeypatch.setitem(STORAGE_FORMATS, "bytes", "in 8 bits")
     monkeypatch.setitem(STORAGES, "bytes", bytes_only)
     recipe = Recipe(**PLAIN, storage="bytes")
     assert recipe.form.storage == "bytes"

@@ -42,8 +42,8 @@ quant_plans = st.builds(
     form=st.sampled_from(
         [
             StorageFormat(),
-            StorageFormat("compact", "int8"),
-            StorageFormat("portable", "float"),
+            StorageFormat("native", "int8"),
+            StorageFormat("table", "float"),
             StorageFormat(fold_batch_norm="yes"),
         ]
     ),

@@ -55,7 +55,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     values["method"] = draw(st.sampled_from(["dfmpc", "paper"]))
     values["rounding"] = draw(st.sampled_from([None, "nearest", "squant"]))
     values["repair"] = draw(st.sampled_from(["both", "none"]))
-    values["storage"] = draw(st.sampled_from(["native", "portable", "compact"]))
+    values["storage"] = draw(st.sampled_from(["table", "native"]))
     values["fold_batch_norm"] = draw(st.sampled_from(["auto", "no", "yes"]))
     values["input_range"] = draw(st.sampled_from([None, (0, 255), [-1.0, 1.0]]))
     values["min_cosine"] = draw(st.none() | st.floats(-1, 1))
@@ -188,7 +188,7 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"target_size": 1.5}, ["target_size = 1.5", "bytes"]),
         ({"target_bits": 1.9}, ["target_bits = 1.9", "2 to 8"]),
         ({"preset": "tiny"}, ["preset = 'tiny'", "smallest, balanced, lossless"]),
-        ({"storage": "dense"}, ["storage = 'dense'", "native, portable, compact"]),
+        ({"storage": "dense"}, ["storage = 'dense'", "table, native"]),
         ({"fold_batch_norm": True}, ["fold_batch_norm = True", "auto, no, yes"]),
         ({"unpack": "int4"}, ["unpack = 'int4'", "none, int8, float"]),
         ({"low_bits": 1}, ["low_bits = 1", "2 to 8"]),
@@ -323,9 +323,9 @@ def test_what_a_repair_changes(repair: Any, method: Any, corrects: tuple[str, ..
 
 
 def test_storage_and_folding_follow_the_kind_of_bits() -> None:
-    assert Recipe().form == StorageFormat("compact", fold_batch_norm="yes")
+    assert Recipe().form == StorageFormat("table", fold_batch_norm="yes")
     assert Recipe(bits=4).form == StorageFormat("native", fold_batch_norm="no")
-    asked: dict[str, Any] = {"storage": "portable", "unpack": "int8", "fold_batch_norm": "yes"}
+    asked: dict[str, Any] = {"storage": "native", "unpack": "int8", "fold_batch_norm": "yes"}
     assert Recipe(bits=4, **asked).form == Recipe(**asked).form == StorageFormat(**asked)
 
 

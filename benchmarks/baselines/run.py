@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     """Quantize one model."""
     method, bits, model, output = arguments
     (setting,) = settings(bits)
-    small = replace(setting, bits={**setting.bits, "storage": "compact", "fold_batch_norm": "yes"})
+    small = replace(setting, bits={**setting.bits, "fold_batch_norm": "yes"})
     save(METHODS[method].run(Task(Path(model), small)).model, Path(output))
     return 0
 

@@ -22,7 +22,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.ir import is_ir_model, to_proto
-from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
+from onnx_dfmpc.model.opset import changed_operators, opset_of
 from onnx_dfmpc.model.protobuf import (
     copy_fields,
     is_large,
@@ -33,6 +33,7 @@ from onnx_dfmpc.model.protobuf import (
 )
 from onnx_dfmpc.model.writing import Draft, draft, draft_pair, publish, reason, require_writable
 from onnx_dfmpc.spec.ops import OPS, op_key
+from onnx_dfmpc.spec.runtimes import NEWEST_OPSET
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -261,13 +262,13 @@ def _verify_versions(proto: ModelProto, label: str) -> None:
     opset, newest = opset_of(proto), defs.onnx_opset_version()
     if opset == 0:
         raise ModelError(f"{label}: no opset_import for the standard operators", hint=_EXPORT)
-    older = f"export it with opset {MAX_OPSET} or lower"
+    older = f"export it with opset {NEWEST_OPSET} or lower"
     if not 1 <= opset <= newest:
         raise ModelError(f"{label}: opset {opset} is unknown (1 to {newest} are known)", hint=older)
-    if opset > MAX_OPSET and (changed := changed_operators(proto, MAX_OPSET)):
+    if opset > NEWEST_OPSET and (changed := changed_operators(proto, NEWEST_OPSET)):
         raise ModelError(
-            f"{label}: opset {opset} is above {MAX_OPSET}, the highest that ONNX Runtime runs with quantized "
-            f"weights, and {', '.join(changed)} changed since",
+            f"{label}: opset {opset} is above {NEWEST_OPSET}, the highest that ONNX Runtime runs with "
+            f"quantized weights, and {', '.join(changed)} changed since",
             hint=older,
         )
 

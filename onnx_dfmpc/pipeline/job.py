@@ -23,6 +23,8 @@ from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import LoadedModel, Model, load
+from onnx_dfmpc.model.opset import raise_opset
+from onnx_dfmpc.model.protobuf import skeleton
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.sensitivity.table import Sizes, size_table
@@ -105,6 +107,8 @@ def prepare(
         _require_layers(source, plan.layers, plan.skipped)
     if recipe.activations is not None:
         _require_float32(source, matched)
+    # Refused before anything is computed.
+    raise_opset(skeleton(source.proto), 0, (recipe.form if plan is None else plan.form).runtime)
     if recipe.data is not None or recipe.labels is not None or recipe.limits or recipe.shapes:
         check_data(source.proto, recipe)
     sizes = None
@@ -251,7 +255,7 @@ def metadata_of(
     recipe: Recipe,
     form: StorageFormat,
     names: Sequence[str],
-    bits: Mapping[str, int] | None = None,
+    bits: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """What goes into the file's metadata. Before the bits are known, any digit takes as many bytes.
 

@@ -34,7 +34,7 @@ from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.runtime.machine import saturates
 from onnx_dfmpc.runtime.session import optimized_nodes
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
-from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_noise, with_sizes
+from onnx_dfmpc.sensitivity.table import predict, size_table, with_noise, with_sizes
 from onnx_dfmpc.solve import NEGLIGIBLE, solve, weight_noise
 from onnx_dfmpc.spec import (
     ActivationRange,
@@ -54,6 +54,7 @@ from onnx_dfmpc.spec import (
     sqnr_db,
 )
 from onnx_dfmpc.spec.reported import INTEGER_LAYERS
+from onnx_dfmpc.spec.widths import WIDTHS, Width
 
 LAYER_SAMPLES = 4
 """Inputs on which every layer's output is compared."""
@@ -138,13 +139,27 @@ def allocate(
     with timed(seconds, "allocate"):
         if costs is None:
             made = allocate_fixed(matched, recipe, source.sha256, weight_noise(source.proto))
+            made = replace(made, form=recipe.form)
         else:
-            made = allocate_budget(matched, recipe, source.sha256, costs)
-            made = replace(made, source=costs.source)
-        made = replace(made, form=recipe.form)
-        made = made if costs is None else with_predicted_bytes(job, made)
+            made = _allocated(job, recipe, costs)
+            if recipe.target_size is not None:
+                more = _allocated(job, recipe, _without_unused(costs, made))
+                made = more if (more.predicted_bytes or 0) <= recipe.target_size else made
     name = "" if source.path is None else source.path.name
     return replace(made, model_name=name, recipe=job.recipe.to_dict())
+
+
+def _allocated(job: Job, recipe: Recipe, costs: CostTable) -> QuantPlan:
+    """Bits for a target, with the bytes that they take."""
+    made = allocate_budget(job.matched, recipe, job.source.sha256, costs)
+    return with_predicted_bytes(job, replace(made, source=costs.source, form=recipe.form))
+
+
+def _without_unused(costs: CostTable, made: QuantPlan) -> CostTable:
+    """Costs without the tables that a plan does not use: `base` counts those of all widths."""
+    rows = {name: row for row, name in enumerate(costs.layers)}
+    sizes = sum(costs.sizes[rows[layer.name], costs.widths.index(layer.bits)] for layer in made.layers)
+    return replace(costs, base=(made.predicted_bytes or 0) - int(sizes), spare=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -397,7 +412,7 @@ def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
     return with_sizes(plan, job.source.proto, job.matched, job.recipe, metadata)
 
 
-def weight_bytes(job: Job) -> dict[str, dict[int, int]]:
+def weight_bytes(job: Job) -> dict[str, dict[float, int]]:
     """Bytes of every layer's weight by width, by layer name."""
     grid = METHODS[job.recipe.method].grid(8)
     table = stored_sizes(job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid).tolist()
@@ -440,7 +455,7 @@ def _rows(matched: MatchReport, made: Made, layer_noise: Mapping[str, float | No
             op=layer.op_type,
             shape=layer.shape,
             role=planned.role,
-            bits=planned.bits,
+            bits=Width(planned.bits),
             storage=stored.storage,
             bytes=stored.bytes,
             source=done.source,

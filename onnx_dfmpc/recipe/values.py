@@ -18,6 +18,7 @@ from numbers import Real
 from typing import Any
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.spec.widths import LEVELS, WIDTHS_IN_WORDS
 
 Check = Callable[[Any], Any]
 
@@ -159,6 +160,13 @@ def integer(low: int, high: float = math.inf) -> Check:
     return check
 
 
+def bits(value: Any) -> float:
+    """Nominal bits of a code."""
+    width = number()(value)
+    require(width in LEVELS)
+    return int(width) if width.is_integer() else width
+
+
 def number(
     low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, below: float = math.inf
 ) -> Check:
@@ -282,10 +290,6 @@ def count(low: int) -> Value:
     return Value(integer(low), f"an integer, {low} or more", "N", int)
 
 
-BITS = Value(integer(2, 8), "an integer from 2 to 8", "N", int)
-PATH = Value(path, "the path of a file", "PATH")
-
-
 def key_value(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
     """Parser of KEY=VALUE; the key may hold "=" itself, as a regular expression does."""
 
@@ -297,9 +301,14 @@ def key_value(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
     return parse_pair
 
 
+def whole_or_fraction(word: str) -> float:
+    """A number; integers stay integers."""
+    return int(word) if word.isdecimal() else float(word)
+
+
 def numbers(word: str) -> tuple[float, ...]:
-    """Numbers with commas between them; integers stay integers."""
-    return tuple(int(part) if part.isdecimal() else float(part) for part in word.split(","))
+    """Numbers with commas between them."""
+    return tuple(map(whole_or_fraction, word.split(",")))
 
 
 def number_or_text(word: str) -> Any:
@@ -309,3 +318,7 @@ def number_or_text(word: str) -> Any:
     except ValueError:
         return word
     return several[0] if len(several) == 1 else several
+
+
+BITS = Value(bits, WIDTHS_IN_WORDS, "N", whole_or_fraction)
+PATH = Value(path, "the path of a file", "PATH")

@@ -39,6 +39,7 @@ from onnx_dfmpc.spec import (
     SweepPoint,
     WeightHistogram,
 )
+from onnx_dfmpc.spec.widths import Width
 from onnx_dfmpc.statistics.belief import Belief
 
 SCHEMA = 2
@@ -105,7 +106,7 @@ class LayerRow:
     bias: bool = False
     activation: str = ""
     role: str = ""
-    bits: int | None = None
+    bits: Width | None = None
     storage: str = ""
     bytes: Count | None = None
     noise: float | None = None
@@ -210,7 +211,7 @@ def tool_version() -> str:
         return "unknown"
 
 
-def mean_bits(layers: Iterable[tuple[int, int]]) -> float | None:
+def mean_bits(layers: Iterable[tuple[int, float]]) -> float | None:
     """Mean bits per weight of (number of weights, bits) of layers, None where there is no weight."""
     counted = list(layers)
     weights = sum(count for count, _ in counted)

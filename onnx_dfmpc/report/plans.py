@@ -28,8 +28,8 @@ from onnx_dfmpc.report.document import (
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import Grid, LayerPlan, QuantPlan, Role, Skipped, StorageFormat
+from onnx_dfmpc.spec.widths import Width
 
-Bits = Annotated[int, Expected("an integer from 2 to 8", lambda bits: 2 <= bits <= 8)]
 RoundingName = Annotated[str, Expected("the name of a rounding method", lambda name: name in ROUNDINGS)]
 Noise = Annotated[float, Expected("a number, 0 or more", lambda noise: noise >= 0)]
 
@@ -43,8 +43,8 @@ class PlanRow:
     """
 
     name: Name
-    bits: Bits
-    proposed_bits: Bits | None = None
+    bits: Width
+    proposed_bits: Width | None = None
     op: str = ""
     shape: tuple[Count, ...] = ()
     role: Role = "inner"
@@ -66,7 +66,7 @@ class SkippedPlanRow:
     name: Name
     op: str = ""
     reason: str | None = None
-    bits: int | None = None
+    bits: Width | None = None
 
     other_keys: ClassVar[frozenset[str]] = frozenset(key.name for key in fields(PlanRow))
 
@@ -100,7 +100,7 @@ def plan_document(plan: QuantPlan, result: PlanResult | None = None) -> Json:
     rows = []
     for layer in plan.layers:
         row = PlanRow(
-            proposed_bits=layer.bits, **{key.name: getattr(layer, key.name) for key in fields(layer)}
+            proposed_bits=Width(layer.bits), **{key.name: getattr(layer, key.name) for key in fields(layer)}
         )
         found = matched.get(layer.name)
         rows.append(row if found is None else replace(row, op=found.op_type, shape=found.shape))
@@ -191,7 +191,7 @@ def load_plan(path: str | os.PathLike[str]) -> QuantPlan:
 
 def _layer(row: PlanRow) -> LayerPlan:
     layer = LayerPlan(**{key.name: getattr(row, key.name) for key in fields(LayerPlan)})
-    if layer.grid == "ternary" and layer.bits != 2:
+    if layer.grid == "ternary" and layer.bits > 2:
         layer = replace(layer, grid="symmetric")
     if row.proposed_bits in (None, row.bits):
         return layer

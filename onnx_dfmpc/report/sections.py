@@ -39,6 +39,7 @@ from onnx_dfmpc.report.outline import (
     signed,
     size,
     whole,
+    width,
 )
 from onnx_dfmpc.report.quality import accuracy, kinds_of_inputs, quality, reach, samples
 from onnx_dfmpc.spec import Chain, IntegerActivations, Latency, LayerEffect, SweepPoint, Timing
@@ -291,7 +292,7 @@ def _worst_layers(document: Document) -> tuple[Section, ...]:
 
     ranking = Rows(effects).table(
         (Column("layer", "code"), lambda effect: Cell(effect.name)),
-        (Column("bits", "bits"), lambda effect: cell(whole, effect.bits)),
+        (Column("bits", "bits"), lambda effect: cell(width, effect.bits)),
         (Column("bytes", "number"), lambda effect: cell(whole, effect.bytes)),
         (Column("SQNR here, dB", "number"), lambda effect: cell(fixed(1), effect.sqnr_db)),
         (Column("cosine here", "number", "page"), lambda effect: cell(fixed(5), effect.cosine)),
@@ -447,7 +448,7 @@ def _layers(document: Document) -> Table | None:
         (Column("op", shown="page"), lambda row: Cell(row[1].op)),
         (Column("weight", shown="page"), lambda row: Cell(shape(row[1].shape), math.prod(row[1].shape))),
         (Column("role"), lambda row: Cell(row[1].role)),
-        (Column("bits", "bits"), lambda row: cell(whole, row[1].bits)),
+        (Column("bits", "bits"), lambda row: cell(width, row[1].bits)),
         (Column("stored"), lambda row: Cell(row[1].storage)),
         (Column("bytes", "number"), lambda row: cell(whole, row[1].bytes)),
         (Column("computed by"), lambda row: Cell(row[1].kernel)),
@@ -715,8 +716,8 @@ def _changed(before: Mapping[str, LayerRow], after: Mapping[str, LayerRow]) -> T
 
     return Rows(pairs).table(
         (Column("layer", "code"), lambda pair: Cell(pair[0].name)),
-        (Column("bits A", "bits"), lambda pair: cell(whole, pair[0].bits)),
-        (Column("bits B", "bits"), lambda pair: cell(whole, pair[1].bits)),
+        (Column("bits A", "bits"), lambda pair: cell(width, pair[0].bits)),
+        (Column("bits B", "bits"), lambda pair: cell(width, pair[1].bits)),
         (Column("bytes", "number"), lambda pair: cell(signed(0), _minus(pair[1].bytes, pair[0].bytes))),
         (Column("SQNR A, dB", "number"), lambda pair: cell(fixed(1), pair[0].measured_sqnr_db)),
         (Column("SQNR B, dB", "number"), lambda pair: cell(fixed(1), pair[1].measured_sqnr_db)),

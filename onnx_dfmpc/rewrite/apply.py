@@ -20,7 +20,7 @@ from onnx_dfmpc.model.protobuf import skeleton, value_names
 from onnx_dfmpc.rewrite.editor import Edit, Editor, shared_names
 from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
-from onnx_dfmpc.spec.planned import NATIVE
+from onnx_dfmpc.spec.planned import DEFAULT
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.types import WeightNames, WeightSpec
 
@@ -32,9 +32,9 @@ PREFIX = "onnx_dfmpc."
 class StoredLayer:
     """How one layer lies in the file.
 
-    ``storage`` is the element type of its codes, such as "UINT2", or of the planes that they are in, such as
-    "UINT4+UINT2"; ``bytes`` counts codes, scale, zero point and the nodes that make a float weight of them;
-    ``tensors`` are the names of these, without what layers share.
+    ``storage`` is the element type of its codes, such as "UINT2", or how they are packed, such as
+    "3 levels, 5 in a byte"; ``bytes`` counts codes, scale, zero point and the nodes that make a float
+    weight of them; ``tensors`` are the names of these, without what layers share.
     """
 
     storage: str
@@ -60,7 +60,7 @@ def rewrite(
     matched: MatchReport,
     layers: Sequence[QuantizedLayer],
     *,
-    form: StorageFormat = NATIVE,
+    form: StorageFormat = DEFAULT,
     metadata: Mapping[str, str] | None = None,
 ) -> Rewritten:
     """Copy of a model in which the weight of each given layer comes from integer codes.
@@ -102,7 +102,7 @@ def rewrite(
     layouts = [edit.layout for edit in edits]
     # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
-    edited = raise_opset(proto, opset)
+    edited = raise_opset(proto, opset, form.runtime)
     apply_edits(edited, edits, shared_names(layouts), metadata or {})
     folded = sum(edit.folded for edit in edits)
     notes = _opset_note(opset_of(proto), opset_of(edited), reason)

@@ -18,7 +18,7 @@ from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import value_names
 from onnx_dfmpc.spec import BatchNorm, Layer
 from onnx_dfmpc.spec.ops import OPS, op_key, spatial_rank
-from onnx_dfmpc.storage.planes import shared_parts
+from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import StoredWeight, WeightLayout
 
 

@@ -32,9 +32,9 @@ from onnx_dfmpc.rewrite.editor import Edit, shared_names
 from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
-from onnx_dfmpc.spec.planned import NATIVE
+from onnx_dfmpc.spec.planned import DEFAULT, stored_bits
 from onnx_dfmpc.storage.layouts import lay_out
-from onnx_dfmpc.storage.planes import shared_parts
+from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import ITEM_BITS, WeightLayout
 
 PLACEHOLDER = 1.2345
@@ -46,8 +46,8 @@ already would count as no change: so none that networks are initialized with, su
 def stored_sizes(
     proto: ModelProto,
     matched: MatchReport,
-    widths: Sequence[int],
-    form: StorageFormat = NATIVE,
+    widths: Sequence[float],
+    form: StorageFormat = DEFAULT,
     *,
     grid: Grid = "asymmetric",
 ) -> NDArray[np.int64]:
@@ -68,8 +68,8 @@ def stored_sizes(
 def predicted_size(
     proto: ModelProto,
     matched: MatchReport,
-    bits: Mapping[str, int],
-    form: StorageFormat = NATIVE,
+    bits: Mapping[str, float],
+    form: StorageFormat = DEFAULT,
     *,
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
@@ -96,8 +96,8 @@ def base_size(
     proto: ModelProto,
     matched: MatchReport,
     layers: Collection[str],
-    widths: Sequence[int],
-    form: StorageFormat = NATIVE,
+    widths: Sequence[float],
+    form: StorageFormat = DEFAULT,
     *,
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
@@ -132,7 +132,7 @@ def _shared_size(names: Collection[str]) -> int:
 def _layouts(
     proto: ModelProto,
     matched: MatchReport,
-    widths: Mapping[str, tuple[int, ...]],
+    widths: Mapping[str, tuple[float, ...]],
     form: StorageFormat,
     grid: Grid,
 ) -> dict[str, list[WeightLayout]]:
@@ -140,8 +140,9 @@ def _layouts(
     layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched)
     forms = layer_forms(proto, matched, form)
 
-    def at(layer: Layer, bits: int) -> WeightLayout:
-        asymmetric = form.grid(grid, bits) == "asymmetric"
+    def at(layer: Layer, bits: float) -> WeightLayout:
+        chosen = form.grid(grid, bits)
+        asymmetric, bits = chosen == "asymmetric", stored_bits(bits, chosen)
         axis = None if shares_grid(layer) else layer.axis
         spec = specs[layer.name](bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric)
         return _lay_out(spec, forms[layer.name])
@@ -189,7 +190,7 @@ def _size(
 ) -> int:
     """Size of a model that is rewritten without the numbers of any large weight, plus these numbers."""
     hollow, missing = _hollow(proto, {layer.weight for layer in matched.layers})
-    edited = raise_opset(hollow, opset)
+    edited = raise_opset(hollow, opset, form.runtime)
     apply_edits(edited, edits, shared, metadata)
     if form.activations is not None:
         placement = place(edited)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnx_dfmpc.spec.planned import Role
+from onnx_dfmpc.spec.widths import Width
 
 Progress = Callable[[str, int, int], None]
 """Called with ``(stage, steps finished, steps)``."""
@@ -22,7 +23,7 @@ class LayerReport:
     op: str
     shape: tuple[int, ...]
     role: Role
-    bits: int
+    bits: Width
     storage: str
     bytes: int
     source: str
@@ -124,7 +125,7 @@ class LayerEffect:
     Attributes
     ----------
     name, op : str
-    bits : int or None
+    bits : float or None
         None where the file does not tell.
     bytes : int
         Of its weight in the file: codes, scales, zero points, nodes.
@@ -142,7 +143,7 @@ class LayerEffect:
 
     name: str
     op: str
-    bits: int | None
+    bits: Width | None
     bytes: int
     sqnr_db: float | None
     cosine: float | None
