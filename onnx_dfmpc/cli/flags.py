@@ -51,8 +51,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         choice = re.fullmatch(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message)
         hint = nearest(choice[1], re.split(r",\s*", choice[2].replace("'", ""))) if choice else ""
-        if part := re.match(r"argument --(?:low-|high-)?bits: '(\d\.\d+)'", message):
-            hint = f"a layer has whole bits; --target-bits {part[1]} makes that the mean of all"
         raise RecipeError(message, hint=hint or f"{self.prog} --help")
 
 

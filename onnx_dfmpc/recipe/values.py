@@ -163,6 +163,9 @@ def integer(low: int, high: float = math.inf) -> Check:
 def bits(value: Any) -> float:
     """Nominal bits of a code."""
     width = number()(value)
+    if 2 < width < 8 and width not in LEVELS:
+        hint = f"--target-bits {width:g} (target_bits) makes that the mean of all"
+        raise RecipeError(f"a layer has {WIDTHS_IN_WORDS} bits, not {width:g}", hint=hint)
     require(width in LEVELS)
     return int(width) if width.is_integer() else width
 
