@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -318,18 +319,27 @@ BELOW = 0.15
 
 
 def accuracy(rows: Sequence[Row], kind: str) -> str:
-    """Top-1 of every setting of a kind, network by network, and the largest loss."""
+    """Top-1 of every setting of a kind, network by network, the largest loss, and medians of size and time."""
     names = [name for name in NETWORKS if any(row.network == name for row in rows)]
     first = {name: next(row for row in rows if row.network == name) for name in names}
     spread = [100 * standard_error(row.float_top1, row.n) for row in first.values()]
     floats = [f"{_percent(row.float_top1)} ± {s:.1f}" for row, s in zip(first.values(), spread, strict=True)]
-    lines = [("float, and its standard error", *floats, "")]
+    lines = [("float, and its standard error", *floats, "", "1.0", "1.00")]
     for tool, setting in dict.fromkeys((row.tool, row.setting) for row in rows if row.kind == kind):
         found = {row.network: row for row in rows if (row.tool, row.setting) == (tool, setting)}
-        lost = [row.float_top1 - row.top1 for row in found.values() if row.top1 is not None]
-        cells = [_cell(found.get(name)) for name in names]
-        lines.append((f"{tool}: {setting}", *cells, f"{100 * max(lost):.1f}" if lost else "-"))
-    return markdown((kind, *(SHORT[name] for name in names), "largest loss"), lines)
+        lost = [100 * (row.float_top1 - row.top1) for row in found.values() if row.top1 is not None]
+        smaller = [row.float_bytes / row.bytes for row in found.values() if row.bytes]
+        time = [row.times["1"] for row in found.values() if row.times]
+        lines.append(
+            (
+                f"{tool}: {setting}",
+                *(_cell(found.get(name)) for name in names),
+                f"{max(lost):.1f}" if lost else "-",
+                f"{statistics.median(smaller):.1f}" if smaller else "-",
+                f"{statistics.median(time):.2f}" if time else "-",
+            )
+        )
+    return markdown((kind, *(SHORT[name] for name in names), "largest loss", "times smaller", "time"), lines)
 
 
 def _cell(row: Row | None) -> str:

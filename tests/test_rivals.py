@@ -133,7 +133,10 @@ class TestPage:
             row("nncf", "quantize", 10, 0.85),
             replace(row("nncf", "quantize", 10, 0.6), network="cifar10_resnet20_bn"),
         ]
-        assert rivals.accuracy(rows, tools.W8A8).splitlines()[-1] == "| nncf: quantize | 60.0 | 85.0 | 30.0 |"
+        assert (
+            rivals.accuracy(rows, tools.W8A8).splitlines()[-1]
+            == "| nncf: quantize | 60.0 | 85.0 | 30.0 | 100.0 | - |"
+        )
 
     def test_page_and_charts(self, tmp_path: Path) -> None:
         pytest.importorskip("vl_convert")
