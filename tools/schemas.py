@@ -34,6 +34,7 @@ def schema_of(hint: Any) -> Schema | None:
     if isinstance(hint, InitVar):
         hint = hint.type
     origin, args = get_origin(hint), get_args(hint)
+    hint = getattr(hint, "__supertype__", hint)  # of a NewType
     if hint in SCALARS:
         return SCALARS[hint]
     if origin is Annotated:
