@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage lint format train wheel wheel-check clean
+.PHONY: help demo test test-all coverage lint format runtimes train wheel wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -48,6 +48,9 @@ lint: .venv/dev.stamp ## ruff, mypy --strict, import-linter
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+runtimes: .venv/dev.stamp ## run our files in every runtime that pip and npm can install, and write docs/runtimes.md
+	$(BIN)/python -m benchmarks.runtimes
 
 train: .venv/core.stamp ## train the shipped network again (installs torch)
 	$(PIP) --editable '.[train]'

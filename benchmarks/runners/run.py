@@ -95,7 +95,8 @@ def reference(path: str, x: Any, settings: Settings) -> Run:
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(path)
-    return lambda: evaluator.run(None, {evaluator.input_names[0]: x})[0]
+    feed = {str(evaluator.input_names[0]): x}
+    return lambda: next(iter(evaluator.run(None, feed)))
 
 
 RUNTIMES = {
