@@ -158,12 +158,13 @@ def outcomes(
         for case, path in files.items()
     ]
     version, rows = start(command, home, jobs)
-    found, outputs = {}, {}
+    found: dict[str, Outcome] = {}
+    outputs: dict[str, NDArray[Any]] = {}
     for case, job, row in zip(files, jobs, rows, strict=True):
         if "error" in row:
             found[case] = Outcome(error=row["error"])
             continue
-        outputs[case] = np.load(job["output"])
+        outputs[case] = np.load(str(job["output"]))
         wanted = expected.get(case, outputs[case])
         difference = float(np.abs(outputs[case] - wanted).max() / np.abs(wanted).max())
         found[case] = Outcome(difference=difference, ms=row["ms"])

@@ -197,7 +197,7 @@ def test_any_size_is_used_up(shared_model: Path) -> None:
         made = allocate_budget(report, Recipe(target_size=budget), "", table)
         assert made.predicted_bytes is not None
         assert made.predicted_bytes <= budget
-        assert made.predicted_bytes >= 0.94 * budget or all(layer.bits == 8 for layer in made.layers)
+        assert made.predicted_bytes >= 0.93 * budget or all(layer.bits == 8 for layer in made.layers)
 
 
 def test_what_is_expected_shifts_what_a_table_adds_up_to(digits_bn: Path) -> None:

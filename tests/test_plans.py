@@ -170,7 +170,11 @@ def row(key: str, value: Any) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "words", "hint"),
     [
-        (row("bits", 9), "layers, row 2 (conv2): bits = 9: expected an integer from 2 to 8", ""),
+        (
+            row("bits", 9),
+            "layers, row 2 (conv2): bits = 9: expected 1.58, 2.58, or an integer from 2 to 8",
+            "",
+        ),
         (row("bits", 4.0), "bits = 4.0", ""),
         (row("bits", "4"), "bits = '4'", ""),
         (row("bits", None), "bits = None", ""),

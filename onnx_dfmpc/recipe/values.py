@@ -162,7 +162,7 @@ def integer(low: int, high: float = math.inf) -> Check:
 def bits(value: Any) -> float:
     """Nominal bits of a code."""
     width = number()(value)
-    require(width in LEVELS)
+    require(width in LEVELS and not (isinstance(value, float) and width.is_integer()))
     return int(width) if width.is_integer() else width
 
 
