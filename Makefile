@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all coverage lint format train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%)
+.PHONY: help demo web-demo web-test test test-all coverage lint format train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -57,6 +57,9 @@ lint: .venv/dev.stamp ## ruff, mypy --strict, import-linter
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+runtimes: .venv/dev.stamp ## run our files in every runtime that pip and npm can install, and write docs/runtimes.md
+	$(BIN)/python -m benchmarks.runtimes
 
 train: .venv/core.stamp ## train the shipped network again (installs torch)
 	$(PIP) --editable '.[train]'

@@ -167,7 +167,8 @@ def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: 
     form = planned["form"]
     assert 3.8 < planned["totals"]["nominal_bits"] <= 4
     assert form == {
-        "storage": "native",
+        "target": None,
+        "storage": "table",
         "unpack": "none",
         "fold_batch_norm": "yes",
         "activations": None,

@@ -53,7 +53,7 @@ def test_a_rounding_method(monkeypatch: pytest.MonkeyPatch, digits_bn: Path) -> 
     with pytest.raises(RecipeError, match="down"):
         Recipe(rounding="down")
     monkeypatch.setitem(ROUNDINGS, "down", RoundingMethod(down))
-    recipe = Recipe(bits=4, rounding="down", repair="none")
+    recipe = Recipe(bits=4, rounding="down", repair="none", storage="native")
     result = quantize(digits_bn, recipe=recipe, validated=False)
     assert {layer.rounding for layer in result.plan.layers} == {"down"}
     # All of its errors have one sign, except where a weight is at the end of the grid.

@@ -16,7 +16,7 @@ def test_every_form_is_stored(tmp_path):
     files = latency.store(networks.network("digits_resnet_bn"), setting, list(FORMS), tmp_path)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     assert sizes.keys() == FORMS.keys()
-    assert sizes["table"] < sizes["native"]
+    assert sizes["native"] <= sizes["table"]
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -175,7 +175,7 @@ def row(key: str, value: Any) -> Edit:
             "layers, row 2 (conv2): bits = 9: expected 1.58, 2.58, or an integer from 2 to 8",
             "",
         ),
-        (row("bits", 4.5), "bits = 4.5: expected 1.58", ""),
+        (row("bits", 4.0), "bits = 4.0", ""),
         (row("bits", "4"), "bits = '4'", ""),
         (row("bits", None), "bits = None", ""),
         (row("bit", 4), "unknown key 'bit'", "did you mean bits?"),

@@ -189,6 +189,10 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"target_bits": 1.5}, ["target_bits = 1.5", "1.58 to 8"]),
         ({"preset": "tiny"}, ["preset = 'tiny'", "smallest, balanced, lossless"]),
         ({"storage": "dense"}, ["storage = 'dense'", "table, native"]),
+        ({"bits": 2.5}, ["bits = 2.5", "1.58, 2.58"]),
+        ({"target": "ort-1.15"}, ["target = 'ort-1.15'", "ort-1.16"]),
+        ({"target": "ort-1.18", "storage": "native"}, ["storage = 'native'", "1.18", "2- and 4-bit"]),
+        ({"target": "opencv", "activations": 8}, ["activations = 8", "OpenCV", "does not load"]),
         ({"fold_batch_norm": True}, ["fold_batch_norm = True", "auto, no, yes"]),
         ({"unpack": "int4"}, ["unpack = 'int4'", "none, int8, float"]),
         ({"low_bits": 1}, ["low_bits = 1", "2 to 8"]),
@@ -274,7 +278,7 @@ def test_a_recipe_is_its_groups() -> None:
     """Each setting is a field of exactly one group, and a group can be had alone."""
     own = [key.name for group in Recipe.__bases__ for key in dataclasses.fields(group)]
     assert sorted(own) == sorted(key.name for key in dataclasses.fields(Recipe))
-    assert len(own) == len(set(own)) == 38
+    assert len(own) == len(set(own)) == 35
     assert sorted({*KEYWORDS} - {*own}) == ["nodes_to_exclude", "preset", "set"]
     for group in Recipe.__bases__:
         assert (
@@ -325,7 +329,6 @@ def test_what_a_repair_changes(repair: Any, method: Any, corrects: tuple[str, ..
 def test_storage_and_folding_follow_the_kind_of_bits() -> None:
     assert Recipe().form == StorageFormat("table", fold_batch_norm="yes")
     assert Recipe(bits=4).form == StorageFormat("table", fold_batch_norm="no")
-    assert Recipe(bits=4, target="ort").form == StorageFormat("native", target="ort")
     asked: dict[str, Any] = {"storage": "native", "unpack": "int8", "fold_batch_norm": "yes"}
     assert Recipe(bits=4, **asked).form == Recipe(**asked).form == StorageFormat(**asked)
 

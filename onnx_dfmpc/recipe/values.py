@@ -166,7 +166,7 @@ def bits(value: Any) -> float:
     if 2 < width < 8 and width not in LEVELS:
         hint = f"--target-bits {width:g} (target_bits) makes that the mean of all"
         raise RecipeError(f"a layer has {WIDTHS_IN_WORDS} bits, not {width:g}", hint=hint)
-    require(width in LEVELS)
+    require(width in LEVELS and not (isinstance(value, float) and width.is_integer()))
     return int(width) if width.is_integer() else width
 
 
