@@ -54,7 +54,7 @@ NETWORKS = (
 
 OURS = "onnx-dfmpc"
 FEWER, FEWER_A8 = "fewer bits, float activations", "fewer bits, 8-bit activations"
-SMALL = ("--fold-batch-norm", "yes", "--slim", "yes")
+SMALL = ("--fold-batch-norm", "yes", "--slim")
 """What other tools do to a graph without being asked."""
 
 FLAGS: Mapping[str, tuple[str, tuple[str, ...]]] = {

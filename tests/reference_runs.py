@@ -202,7 +202,12 @@ def fingerprint(model: ModelProto, *, exact: bool) -> dict[str, Any]:
             codes[tensor.name] = [INTEGERS[tensor.data_type], list(tensor.dims), plain]
         elif array.dtype.kind == "f" and tensor.name.endswith("s"):
             scales[tensor.name] = float(f"{float(np.abs(array.astype(np.float64)).mean()):.5g}")
-    return {"bytes": model.ByteSize(), "bits": sorted(bits.items()), "codes": codes, "scales": scales}
+    return {
+        "bytes": model.ByteSize(),
+        "bits": bits if isinstance(bits, list) else sorted(bits.items()),
+        "codes": codes,
+        "scales": scales,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,6 +29,7 @@ SETTINGS = """
 rounding = "nearest"
 repair = "none"
 samples = 8
+no_gate = true
 
 [setting."4 bits"]
 bits = 4
