@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc.linalg.matrices import Diagonal, rescaled
-from onnx_dfmpc.methods import METHODS, Repair, Rounded, relative_noise, round_layer, round_layers
+from onnx_dfmpc.methods import METHODS, TOGETHER, Repair, Rounded, relative_noise, round_layer, round_layers
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
@@ -98,8 +98,8 @@ def _rounded(
     statistics: Mapping[str, LayerStatistics],
     table: ConstantTable,
 ) -> dict[str, Rounded]:
-    """All planned layers with their codes, by name."""
-    layers = [layer for layer in matched.layers if layer.name in plans]
+    """Planned layers that are small enough to be rounded together, with their codes, by name."""
+    layers = [layer for layer in matched.layers if layer.name in plans and layer.size <= TOGETHER]
     rounded = round_layers(
         layers,
         [plans[layer.name] for layer in layers],

@@ -27,6 +27,7 @@ from onnx_dfmpc.model.files import LoadedModel, load
 from onnx_dfmpc.recipe import Data, DataSource, Gates, Recipe
 from onnx_dfmpc.recipe.values import from_mapping
 from onnx_dfmpc.runtime.batches import Value
+from onnx_dfmpc.runtime.pieces import Pieces, is_piecewise, open_model
 from onnx_dfmpc.runtime.session import Model, Session, check_same_interface, is_weight_only
 from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress
 from onnx_dfmpc.statistics.belief import believe
@@ -104,8 +105,8 @@ def validate(
     data = data if isinstance(data, Data) else Data(data=data)
     gates = gates if isinstance(gates, Gates) else from_mapping(Gates, gates or {})
     weight_only = is_weight_only(quantized_model)
-    float_session = Session(float_model, "float model")
-    quantized_session = Session(quantized_model, "quantized model", disable_qdq=weight_only)
+    float_session = open_model(float_model, "float model")
+    quantized_session = open_model(quantized_model, "quantized model", disable_qdq=weight_only)
     check_same_interface(float_session, quantized_session)
     outputs = float_session.outputs
     samples = samples_of(float_session.specs(), data)
@@ -136,7 +137,10 @@ def validate(
     return replace(report, gates=tuple(gate_results(gates, report)))
 
 
-def _runnable(session: Session, samples: Samples) -> Samples:
+TOO_LARGE = "no latency: the models have too many weights to be in memory at the same time"
+
+
+def _runnable(session: Session | Pieces, samples: Samples) -> Samples:
     """Samples in batches that the model takes: one by one where it calls its batch dynamic and it is not.
     Raises RecipeError where there are labels and no classes.
     """
@@ -159,7 +163,7 @@ def _run_default(
 ) -> DefaultRun | str:
     """Run one batch with default session options; a reason in words where that is not possible."""
     try:
-        actual = Session(model, "quantized model").run(batch, names)
+        actual = open_model(model, "quantized model").run(batch, names)
     except ModelError as error:
         return f"with default session options: {error}"
     pair = Comparison()
@@ -177,7 +181,7 @@ def _run_default(
 
 def check_data(float_model: Model, recipe: Recipe) -> None:
     """Raise now, before a model is quantized, what `validate` would say to data and gates afterwards."""
-    session = Session(float_model, "float model")
+    session = open_model(float_model, "float model")
     samples = samples_of(session.specs(), recipe)
     check_gates(recipe, labelled=samples.labels is not None, synthetic=samples.synthetic)
     if not samples.synthetic:
@@ -211,7 +215,9 @@ def examine(
             notes = (f"per layer: {error}",)
     if validation.synthetic:
         effects = tuple(replace(effect, own_top1_agreement=None) for effect in effects)
-    times = measure_latency(*models, data, progress=progress) if latency else None
+    if latency and is_piecewise(float_model):
+        notes += (TOO_LARGE,)
+    times = measure_latency(*models, data, progress=progress) if latency and TOO_LARGE not in notes else None
     return Evaluation(replace(validation, notes=(*validation.notes, *notes)), effects, times)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnx_dfmpc.model.external import array_of
 from onnx_dfmpc.model.protobuf import graphs, subgraphs
 from onnx_dfmpc.spec.ops import op_key
 
@@ -19,7 +20,8 @@ SMALL = 1 << 16
 class ConstantTable(Mapping[str, NDArray[np.generic]]):
     """Constant tensors of the main graph by name: initializers, Constant nodes, and Identity of either.
 
-    Arrays are read-only and decoded when asked for. Sparse and string constants are not in the table, nor are
+    Arrays are read-only and decoded when asked for, those of mapped weights (see `external`) read from their
+    file. Sparse and string constants are not in the table, nor are
     the initializers named in ``without``. The model, with its external data loaded, is never changed.
 
     Examples
@@ -124,6 +126,13 @@ def outer_names(body: GraphProto) -> Counter[str]:
     return Counter({name: count for name, count in names.items() if name not in local})
 
 
+def node_inputs(node: NodeProto) -> Iterator[str]:
+    """Names that a node reads, those that its bodies (of If, Loop) capture included."""
+    yield from (name for name in node.input if name)
+    for body in subgraphs(node):
+        yield from outer_names(body)
+
+
 def used_names(graph: GraphProto) -> Counter[str]:
     """Count the readers of every name in a graph and all that is nested in it, graph outputs included."""
     names: Counter[str] = Counter()
@@ -140,7 +149,7 @@ def _constant_attribute(node: NodeProto) -> AttributeProto | None:
 
 def _decode(stored: TensorProto | AttributeProto) -> NDArray[np.generic]:
     if isinstance(stored, TensorProto):
-        return numpy_helper.to_array(stored)
+        return array_of(stored)
     match stored.name:
         case "value_float":
             return np.array(stored.f, np.float32)

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,11 +16,23 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, checker, defs, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, checker, defs, helper, shape_inference
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.external import (
+    MAPPED,
+    array_of,
+    bytes_of,
+    can_map,
+    entry,
+    fits_one_file,
+    inlined,
+    is_mapped,
+    map_inline,
+    map_tensor,
+)
 from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
 from onnx_dfmpc.model.protobuf import copy_fields, is_large, skeleton, tensors, without_initializers
 from onnx_dfmpc.spec.ops import OPS, op_key
@@ -46,7 +59,8 @@ _ELSEWHERE = "choose another output path"
 class LoadedModel:
     """A model that passed every check of `load`.
 
-    ``proto`` has its external data in memory; it is ours, not the caller's, and read-only by agreement.
+    ``proto`` has its external data in memory, unless that is large: then the tensors are `mapped
+    <onnx_dfmpc.model.external>`. It is ours, not the caller's, and read-only by agreement.
     ``path`` is None for a model in memory. ``sha256`` is that of the file's bytes (without external data) or
     of the serialized model, ``size`` the bytes on disk with external data, or what the model would take
     there. ``files`` are the file and every file of external data: what must never be written over.
@@ -96,6 +110,7 @@ def _load_file(path: Path) -> LoadedModel:
     other = "export the network to ONNX first, such as with torch.onnx.export"
     proto = _parse(data, str(path), "pass a complete binary .onnx file" if path.suffix == ".onnx" else other)
     external = _load_external_data(proto, path)
+    map_inline(proto, data, path)
     verify(proto, str(path))
     size = len(data) + sum(file.stat().st_size for file in external)
     return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external))
@@ -113,13 +128,17 @@ def _parse(data: bytes, label: str, hint: str) -> ModelProto:
 
 
 def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
-    """Load external data into ``proto`` and return the files that it came from."""
+    """Load external data into ``proto``, or map what is large, and return the files that it came from."""
     files: dict[Path, None] = {}
-    for tensor in tensors(proto):
-        if not uses_external_data(tensor):
-            continue
+    external = [tensor for tensor in tensors(proto) if uses_external_data(tensor)]
+    mapped = sum(4 * prod(tensor.dims) for tensor in external) >= MAPPED
+    initializers = {id(tensor) for tensor in proto.graph.initializer}
+    for tensor in external:
         location = ExternalDataInfo(tensor).location
         try:
+            if mapped and id(tensor) in initializers and _map_external(tensor, path):
+                files[path.parent / location] = None
+                continue
             # onnx refuses absolute paths, links and paths that leave the directory.
             load_external_data_for_tensor(tensor, str(path.parent))
         except (checker.ValidationError, ValueError, OSError) as error:
@@ -130,6 +149,26 @@ def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
         tensor.ClearField("data_location")
         files[path.parent / location] = None
     return list(files)
+
+
+def _map_external(tensor: TensorProto, path: Path) -> bool:
+    """Let a tensor point to where its external data is, checked as onnx checks it; False where it has to be
+    loaded.
+    """
+    location, offset = entry(tensor, "location"), int(entry(tensor, "offset") or 0)
+    file, length = path.parent / location, int(entry(tensor, "length") or 4 * prod(tensor.dims))
+    if not can_map(tensor, length):
+        return False
+    # onnx refuses absolute paths, links and paths that leave the directory when it reads: one byte of it.
+    trial = TensorProto(name=tensor.name, data_type=TensorProto.UINT8, dims=[1])
+    trial.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", "1")):
+        trial.external_data.add(key=key, value=value)
+    load_external_data_for_tensor(trial, str(path.parent))
+    if file.stat().st_size < offset + length:
+        raise ValueError(f"{offset + length} bytes are wanted, and the file has {file.stat().st_size}")
+    map_tensor(tensor, file, offset, length)
+    return True
 
 
 def _export(graph: gs.Graph) -> ModelProto:
@@ -215,7 +254,7 @@ def _verify_structure(proto: ModelProto, label: str) -> None:
     try:
         for tensor in filter(is_large, proto.graph.initializer):  # the skeleton has none of these
             what = f"data of tensor {tensor.name!r} of shape {list(tensor.dims)}: "
-            numpy_helper.to_array(tensor)
+            array_of(tensor)
         what, outline = "", skeleton(proto)
         checker.check_model(outline)
         inferred = shape_inference.infer_shapes(outline, check_type=True, strict_mode=True)
@@ -300,12 +339,15 @@ def save(
 
     The same model gives the same bytes; ``proto``, with its data in memory, is not changed. ``external_data``
     puts large initializers into ``<name>.data`` beside the target, as they must be above 2 GB. RecipeError
-    where `require_writable` refuses the target, it cannot be written, or the model is too large for one file.
+    where `require_writable` refuses the target, or it cannot be written. What is too large for one file gets
+    external data unasked.
     """
+    external_data = external_data or not fits_one_file(proto)
     require_writable(path, external_data=external_data, overwrite=overwrite, protected=protected)
     target = Path(path)
     if not external_data:
-        write_whole(target, _serialize(proto, target))
+        whole = inlined(proto) if any(map(is_mapped, proto.graph.initializer)) else proto
+        write_whole(target, _serialize(whole, target))
         return target.stat().st_size
     data_target = _data_target(target)
     small = _serialize(_without_data(proto, data_target.name), target)
@@ -388,14 +430,14 @@ def _serialize(proto: ModelProto, target: Path) -> bytes:
 
 
 def _is_external(tensor: TensorProto) -> bool:
-    return is_large(tensor) and tensor.data_type != TensorProto.STRING
+    return is_mapped(tensor) or (is_large(tensor) and tensor.data_type != TensorProto.STRING)
 
 
 def _large_data(proto: ModelProto) -> Iterator[bytes]:
     """Yield the bytes of every initializer that goes into the data file, in order."""
     for tensor in proto.graph.initializer:
         if _is_external(tensor):
-            yield tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+            yield bytes_of(tensor)
 
 
 def _without_data(proto: ModelProto, location: str) -> ModelProto:
@@ -406,7 +448,7 @@ def _without_data(proto: ModelProto, location: str) -> ModelProto:
         if not _is_external(tensor):
             stored.CopyFrom(tensor)
             continue
-        copy_fields(tensor, stored, without=DATA_FIELDS)
+        copy_fields(tensor, stored, without=(*DATA_FIELDS, "external_data"))
         length = len(next(data))
         stored.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", offset), ("length", length)):

@@ -19,6 +19,7 @@ from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.external import full_size
 from onnx_dfmpc.model.files import Model, load, require_writable
 from onnx_dfmpc.pipeline.advice import Trial, advise, changes, remarks
 from onnx_dfmpc.pipeline.doubts import doubts
@@ -341,7 +342,7 @@ def _with_advice(
     with timed(seconds, "advice"):
         wanted = changes(job.recipe, result.per_layer, weight_bytes(job))
         sqnr_db = None if result.validation is None else result.validation.sqnr_db
-        before = Trial(result.model.ByteSize(), sqnr_db)
+        before = Trial(full_size(result.model), sqnr_db)
         attempt = partial(_attempt, job, statistics, costs)
         advice = tuple(advise(wanted, attempt, before, job.progress))
     return replace(result, advice=advice, notes=(*result.notes, *remarks(wanted, advice)))
@@ -356,7 +357,7 @@ def _attempt(job: Job, statistics: Measured, costs: CostTable | None, recipe: Re
         proto = _made(job, statistics, costs, Seconds()).final
     except UnsupportedError:
         return None
-    return Trial(proto.ByteSize(), validate(job.source.proto, proto, validation_data(job)).sqnr_db)
+    return Trial(full_size(proto), validate(job.source.proto, proto, validation_data(job)).sqnr_db)
 
 
 def _swept(

@@ -21,6 +21,7 @@ from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.external import full_size
 from onnx_dfmpc.model.files import verify
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
@@ -30,6 +31,7 @@ from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.rewrite.slim import slim
+from onnx_dfmpc.runtime.pieces import is_piecewise
 from onnx_dfmpc.runtime.session import fused_kernels
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_noise, with_sizes
@@ -334,7 +336,7 @@ def finish(
         layers=rows,
         chains=job.matched.chains,
         skipped=plan.skipped,
-        size=made.final.ByteSize(),
+        size=full_size(made.final),
         notes=(
             *rewritten.notes,
             *((SLIM,) if plan.form.slim == "yes" else ()),
@@ -359,7 +361,7 @@ def _noise_inputs(job: Job) -> tuple[str, Feeds | None]:
     recipe, proto = job.recipe, job.source.proto
     if recipe.calibration_data is not None:
         return "measured", user_feeds(proto, calibration_of(recipe))
-    if not runs_network(recipe):
+    if not runs_network(recipe) or is_piecewise(proto):
         return "bn", None
     shapes = dict(recipe.shapes)
     return "probe", mixed_synthetic_feeds(proto, seed=recipe.seed, input_range=job.input_range, shapes=shapes)

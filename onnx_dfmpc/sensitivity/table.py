@@ -13,11 +13,11 @@ from onnx import ModelProto
 
 from onnx_dfmpc.allocate.budget import candidate_widths, cheapest, require_affordable
 from onnx_dfmpc.errors import ModelError, UnsupportedError
-from onnx_dfmpc.methods import METHODS
+from onnx_dfmpc.methods import METHODS, TOGETHER
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe, bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
-from onnx_dfmpc.sensitivity.candidates import candidates
+from onnx_dfmpc.sensitivity.candidates import Candidate, candidates
 from onnx_dfmpc.sensitivity.outputs import OutputNoise
 from onnx_dfmpc.sensitivity.propagation import amplification, noise_at_outputs
 from onnx_dfmpc.spec import (
@@ -132,14 +132,20 @@ def predict(
     local: dict[str, Array] = {}
     factors: dict[str, float] = {}
     notes: tuple[str, ...] = ()
-    every = candidates(
-        layers,
-        [constants[layer.weight].astype(np.float32) for layer in layers],
-        [seen for layer in layers if (seen := statistics[layer.name].input) is not None],
-        [_tried(widths, allowed[layer.name]) for layer in layers],
-        recipe,
-    )
-    for layer, tried in zip(layers, every, strict=True):
+
+    def rounded(some: Sequence[Layer]) -> list[dict[int, Candidate]]:
+        return candidates(
+            some,
+            [constants[layer.weight].astype(np.float32) for layer in some],
+            [seen for layer in some if (seen := statistics[layer.name].input) is not None],
+            [_tried(widths, allowed[layer.name]) for layer in some],
+            recipe,
+        )
+
+    small = [layer for layer in layers if layer.size <= TOGETHER]
+    every = dict(zip([layer.name for layer in small], rounded(small), strict=True))
+    for layer in layers:
+        tried = every.pop(layer.name, None) or rounded([layer])[0]  # a large one is in memory by itself
         local[layer.name] = spread({width: one.noise for width, one in tried.items()}, widths)
         narrowest = min(tried)
         if measured is not None and layer.name in probed and tried[narrowest].noise > 0:
