@@ -74,7 +74,7 @@ class Rounded:
 
     def weight(self) -> NDArray[np.float32]:
         """Quantized weight in the layout of the file, before any repair."""
-        return from_rows(dequantize(self.codes).astype(np.float32), self.layer)
+        return from_rows(dequantize(self.codes).astype(np.float32, copy=False), self.layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def round_layer(
     layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], statistics: InputStatistics
 ) -> Rounded:
     """Choose the codes of a layer's weight, shape ``layer.shape``."""
-    rows = to_rows(weight.astype(np.float32), layer)
+    rows = to_rows(weight.astype(np.float32, copy=False), layer)
     needs_statistics = ROUNDINGS[plan.rounding].needs_statistics
     covariance = rounding_covariance(layer, statistics) if needs_statistics else None
     codes = quantize_rows(
@@ -149,7 +149,7 @@ def round_layers(
     for some in alike(layers, statistics, keys):
         layer, plan = layers[some[0]], plans[some[0]]
         grid = grid_spec(layer, plan)
-        rows = [to_rows(weights[i].astype(np.float32), layers[i]) for i in some]
+        rows = [to_rows(weights[i].astype(np.float32, copy=False), layers[i]) for i in some]
         together = ROUNDINGS[plan.rounding].needs_statistics and grid.per_channel and grid.kind != "ternary"
         if len(some) == 1 or not together:
             found |= {i: round_layer(layers[i], plans[i], weights[i], statistics[i]) for i in some}
@@ -351,7 +351,7 @@ def noise_share(response: Response, layer: Layer) -> float | None:
 
 def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
     """`noise_share` of plain rounding for white inputs: compares layers when nothing is known of these."""
-    rows = to_rows(weight.astype(np.float32), layer)
+    rows = to_rows(weight.astype(np.float32, copy=False), layer)
     quantized = dequantize(quantize_rows(rows, GridSpec("asymmetric", bits), "nearest"))
     white = np.ones((rows.shape[0], rows.shape[2]))
     return noise_share(respond(rows, quantized, np.zeros_like(white), Diagonal(white)), layer) or 0.0

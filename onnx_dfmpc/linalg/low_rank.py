@@ -110,9 +110,7 @@ class LowRank:
     def unit_diagonal(self) -> UnitLowRank:
         """M with each row divided by its element on the diagonal."""
         diagonal = self.diagonal()
-        return UnitLowRank(
-            self.variances / diagonal, self.directions / diagonal[..., None], self.directions
-        )
+        return UnitLowRank(self.variances / diagonal, self.directions / diagonal[..., None], self.directions)
 
     def rescaled(self, factor: Array) -> LowRank:
         """Covariance of inputs that are multiplied by factors (g, n)."""
@@ -136,7 +134,9 @@ class UnitLowRank:
 
     def block(self, start: int, stop: int) -> Array:
         """M[start:stop, start:stop]."""
-        elements = product(self.left[:, start:stop], self.right[:, start:stop].transpose(0, 2, 1), self.left.dtype)
+        elements = product(
+            self.left[:, start:stop], self.right[:, start:stop].transpose(0, 2, 1), self.left.dtype
+        )
         every = np.arange(stop - start)
         elements[:, every, every] += self.variances[:, start:stop]
         return elements
@@ -167,7 +167,9 @@ class SemiSeparable:
 
     def block(self, start: int, stop: int) -> Array:
         """M[start:stop, start:stop]."""
-        elements = product(self.left[:, start:stop], self.right[:, start:stop].transpose(0, 2, 1), self.left.dtype)
+        elements = product(
+            self.left[:, start:stop], self.right[:, start:stop].transpose(0, 2, 1), self.left.dtype
+        )
         elements = np.tril(elements, -1)
         every = np.arange(stop - start)
         elements[:, every, every] += self.scale[:, start:stop]
@@ -182,7 +184,10 @@ class SemiSeparable:
         return SemiSeparable(*(a.astype(dtype, copy=False) for a in (self.scale, self.left, self.right)))
 
 
-def multiply(matrix: UnitLowRank | SemiSeparable, columns: Array) -> Array:
+Unit = UnitLowRank | SemiSeparable
+
+
+def multiply(matrix: Unit, columns: Array) -> Array:
     """M times columns (g, n, m), in their dtype, a few inputs at a time."""
     result = np.empty_like(columns)
     dtype = columns.dtype

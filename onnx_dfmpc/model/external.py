@@ -102,7 +102,7 @@ def array_of(tensor: TensorProto) -> NDArray[np.generic]:
     mapped: NDArray[np.generic] = np.memmap(
         entry(tensor, "location"), dtype=dtype, mode="r", offset=offset, shape=shape
     )
-    return mapped
+    return mapped.view(np.ndarray)
 
 
 def bytes_of(tensor: TensorProto) -> bytes:

@@ -136,7 +136,7 @@ def predict(
     def rounded(some: Sequence[Layer]) -> list[dict[int, Candidate]]:
         return candidates(
             some,
-            [constants[layer.weight].astype(np.float32) for layer in some],
+            [constants[layer.weight].astype(np.float32, copy=False) for layer in some],
             [seen for layer in some if (seen := statistics[layer.name].input) is not None],
             [_tried(widths, allowed[layer.name]) for layer in some],
             recipe,
