@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_dfmpc.model.external import array_of
+from onnx_dfmpc.model.external import array_of, is_mapped
 from onnx_dfmpc.model.protobuf import graphs, subgraphs
 from onnx_dfmpc.spec.ops import op_key
 
@@ -93,6 +93,10 @@ class ConstantTable(Mapping[str, NDArray[np.generic]]):
         tensor = self._tensor(name)
         return tensor.data_type or helper.np_dtype_to_tensor_dtype(self[name].dtype)
 
+    def dtype(self, name: str) -> np.dtype[np.generic]:
+        """NumPy type of a constant tensor."""
+        return helper.tensor_dtype_to_np_dtype(self.data_type(name))
+
     def _tensor(self, name: str) -> TensorProto:
         """What holds a constant; an empty tensor where an attribute holds plain numbers."""
         stored = self._stored[self._source[name]]
@@ -101,6 +105,10 @@ class ConstantTable(Mapping[str, NDArray[np.generic]]):
     def source(self, name: str) -> str:
         """Name of the initializer, or of the Constant node's output, that a constant tensor comes from."""
         return self._source[name]
+
+    def is_mapped(self, name: str) -> bool:
+        """Whether the numbers of a constant are in a file, so that to look at them is to read it."""
+        return is_mapped(self._tensor(name))
 
     def is_initializer(self, name: str) -> bool:
         """Whether ``name`` itself is an initializer of the main graph."""

@@ -27,6 +27,9 @@ ResNet-101, half a VGG. Several copies of what is smaller fit anywhere.
 ONE_FILE = (1 << 31) - (1 << 20)
 """Bytes of a file: protobuf's 2 GiB, and room for what a rewritten model may still get."""
 
+LEAST = 1 << 20
+"""Bytes of a tensor from which on it is mapped: biases and what batch norm holds are much smaller."""
+
 PLAIN = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16})
 """Element types that lie in a file as NumPy has them in memory; of others, no model has many."""
 
@@ -49,8 +52,8 @@ def map_tensor(tensor: TensorProto, path: Path, offset: int, length: int) -> Non
 
 
 def can_map(tensor: TensorProto, length: int) -> bool:
-    """Whether a tensor is large, and so many bytes are its numbers as NumPy has them."""
-    if tensor.data_type not in PLAIN or not is_large(tensor):
+    """Whether a tensor is a large weight, and so many bytes are its numbers as NumPy has them."""
+    if tensor.data_type not in PLAIN or length < LEAST:
         return False
     return bool(length == prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 

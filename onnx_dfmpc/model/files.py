@@ -33,6 +33,7 @@ from onnx_dfmpc.model.external import (
     map_inline,
     map_tensor,
 )
+from onnx_dfmpc.model.normalize import normalize
 from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
 from onnx_dfmpc.model.protobuf import copy_fields, is_large, skeleton, tensors, without_initializers
 from onnx_dfmpc.spec.ops import OPS, op_key
@@ -111,6 +112,7 @@ def _load_file(path: Path) -> LoadedModel:
     proto = _parse(data, str(path), "pass a complete binary .onnx file" if path.suffix == ".onnx" else other)
     external = _load_external_data(proto, path)
     map_inline(proto, data, path)
+    _normalize(proto, str(path))
     verify(proto, str(path))
     size = len(data) + sum(file.stat().st_size for file in external)
     return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external))
@@ -194,12 +196,20 @@ def _load_proto(model: ModelProto) -> LoadedModel:
             )
     proto = ModelProto()
     proto.CopyFrom(model)
+    _normalize(proto, _GIVEN)
     verify(proto, _GIVEN)
     digest, size = hashlib.sha256(), 0
     for part in _parts(proto):
         digest.update(part)
         size += len(part)
     return LoadedModel(proto, None, digest.hexdigest(), size)
+
+
+def _normalize(proto: ModelProto, label: str) -> None:
+    try:
+        normalize(proto)
+    except Exception as error:  # NumPy's errors on tensors whose numbers do not fit their shape
+        raise ModelError(f"{label}: {_reason(error)}", hint=_EXPORT) from error
 
 
 def _parts(proto: ModelProto) -> Iterator[bytes]:
@@ -218,8 +228,8 @@ def _parts(proto: ModelProto) -> Iterator[bytes]:
 def verify(proto: ModelProto, label: str) -> None:
     """Raise ModelError unless a model, with its data in memory, is sound.
 
-    It must have nodes, known versions, no name twice, finite weights that fit their inputs, batch norms with
-    ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
+    It must have nodes, known versions, no name twice, weights without NaN that fit their inputs, batch norms
+    with ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
     """
     if not proto.graph.node:  # onnx.load is content with an empty file
         hint = "pass the .onnx file of a float network"
@@ -256,11 +266,24 @@ def _verify_structure(proto: ModelProto, label: str) -> None:
             what = f"data of tensor {tensor.name!r} of shape {list(tensor.dims)}: "
             array_of(tensor)
         what, outline = "", skeleton(proto)
+        _drop_untyped_outputs(outline)
         checker.check_model(outline)
         inferred = shape_inference.infer_shapes(outline, check_type=True, strict_mode=True)
     except Exception as error:  # ValidationError, InferenceError, RuntimeError, ValueError, TypeError ...
         raise ModelError(f"{label}: {what}{_reason(error)}", hint=_EXPORT) from error
     _verify_channels(inferred, label)
+
+
+def _drop_untyped_outputs(outline: ModelProto) -> None:
+    """ONNX Runtime infers the type and shape of an output; the checker wants them in the file."""
+    outputs = outline.graph.output
+    typed = [value for value in outputs if value.type.tensor_type.HasField("shape")]
+    if len(typed) < len(outputs) and all(
+        value.type.WhichOneof("value") in ("tensor_type", None) for value in outputs
+    ):
+        kept = [type(value).FromString(value.SerializeToString()) for value in typed]
+        del outputs[:]
+        outputs.extend(kept)
 
 
 def _verify_channels(inferred: ModelProto, label: str) -> None:
@@ -294,11 +317,15 @@ def _verify_weights(proto: ModelProto, label: str) -> None:
             continue
         constants = {position: name for position, name in enumerate(node.input) if name in table}
         for name in constants.values():
+            if table.is_mapped(name):  # `match` says so of one layer, once its numbers are read
+                continue
             what, array = f"tensor {table.source(name)!r}", table[name]
-            if array.size == 0:
+            if operator not in OPS and array.size == 0:
                 raise _at(node, label, f"{what} of shape {list(array.shape)} is empty")
-            if not np.all(np.isfinite(array)):
-                raise _at(node, label, f"{what} holds NaN or infinity", _TRAIN)
+            # Infinity in a weight may be meant, such as in a mask: that layer stays float.
+            bad = np.isnan(array) if operator in OPS else ~np.isfinite(array)
+            if bad.any():
+                raise _at(node, label, f"{what} holds NaN" + " or infinity" * (operator not in OPS), _TRAIN)
         if operator == "BatchNormalization":
             _verify_batch_norm(node, {i: table[name] for i, name in constants.items()}, label)
 

@@ -42,6 +42,7 @@ from onnx_dfmpc.pipeline.steps import (
     weight_bytes,
 )
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.runtime.pieces import is_piecewise
 from onnx_dfmpc.spec import CostTable, MatchReport, Progress, QuantPlan, SweepPoint
 from onnx_dfmpc.statistics.belief import Belief, believe
 
@@ -77,15 +78,15 @@ def inspect(model: Model) -> MatchReport:
     >>> len(matched.layers), len(matched.skipped), matched.layers[0].name
     (16, 0, '/conv/Conv')
     """
-    return match(load(model).proto)
+    return match(load(model).proto, read_mapped=False)
 
 
 def inspect_result(model: Model) -> InspectResult:
     """`inspect`, with what the inputs are taken for."""
     source = load(model)
-    matched = match(source.proto)
+    matched = match(source.proto, read_mapped=False)
     belief: Belief | None = None
-    if matched.layers:
+    if matched.layers and not is_piecewise(source.proto):  # its weights would have to be read
         with suppress(UnsupportedError):  # an input that nobody can feed
             belief = believe(source.proto, matched.layers, model_inputs(source.proto))
     return InspectResult(source, matched, belief, doubts(belief, None))
