@@ -35,6 +35,7 @@ from onnx_dfmpc.pipeline.steps import (
     cost_table,
     evaluate,
     finish,
+    float_note,
     frontier_of,
     measure,
     sweep_point,
@@ -89,7 +90,8 @@ def inspect_result(model: Model) -> InspectResult:
     if matched.layers and not is_piecewise(source.proto):  # its weights would have to be read
         with suppress(UnsupportedError):  # an input that nobody can feed
             belief = believe(source.proto, matched.layers, model_inputs(source.proto))
-    return InspectResult(source, matched, belief, doubts(belief, None))
+    left = float_note(source, matched, matched.names, ())
+    return InspectResult(source, matched, belief, (left, *doubts(belief, None)))
 
 
 def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:

@@ -19,10 +19,11 @@ from onnx_dfmpc.evaluate.diagnose import layer_sqnr
 from onnx_dfmpc.evaluate.expectation import expect
 from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
+from onnx_dfmpc.matching.floats import describe, float_bytes
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.external import full_size
-from onnx_dfmpc.model.files import verify
+from onnx_dfmpc.model.files import LoadedModel, verify
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
@@ -352,6 +353,7 @@ def finish(
         skipped=plan.skipped,
         size=full_size(made.final),
         notes=(
+            float_note(job.source, job.matched, [done.name for done in solved], plan.skipped),
             *rewritten.notes,
             *((SLIM,) if plan.form.slim == "yes" else ()),
             *job.notes,
@@ -368,6 +370,15 @@ def finish(
         sweep=frontier,
         histograms=tuple(_histograms(job.matched, solved, rows, table)),
     )
+
+
+def float_note(
+    source: LoadedModel, matched: MatchReport, quantized: Sequence[str], skipped: Sequence[Skipped]
+) -> str:
+    """What stays float, in bytes and by reason."""
+    weights = {matched[name].weight for name in quantized}
+    reasons = {node.name: node.reason for node in (*matched.skipped, *skipped)}
+    return describe(float_bytes(source.proto, weights, reasons), source.size)
 
 
 def _noise_inputs(job: Job) -> tuple[str, Feeds | None]:

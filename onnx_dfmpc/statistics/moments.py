@@ -27,7 +27,7 @@ from onnx import NodeProto
 
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.linalg.low_rank import LowRank
-from onnx_dfmpc.linalg.matrices import Covariance, Kronecker, matrix
+from onnx_dfmpc.linalg.matrices import Covariance, Diagonal, Kronecker, matrix
 from onnx_dfmpc.linalg.products import gram
 from onnx_dfmpc.linalg.products import product as matrix_product
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, Mixture
@@ -96,6 +96,25 @@ def measure(
         images = sum(map(len, batches))
         samples = (_gather(layer, node, batch, images, rng) for batch in batches)
     return _summary(_grouped(samples, layer.group), mixture, source)
+
+
+def white(layer: Layer) -> InputStatistics:
+    """Inputs of mean 0 and variance 1 without correlation, for rounding that does not ask."""
+    g, n = layer.group, layer.size // layer.channels
+    return InputStatistics(np.zeros((g, n)), Diagonal(np.ones((g, n))), 0, "none")
+
+
+def is_finite(seen: InputStatistics) -> bool:
+    """Whether statistics can be computed with: a mask of -infinity, or a weight of 1e30, spoils them."""
+    parts = [seen.mean]
+    if isinstance(seen.covariance, np.ndarray):
+        parts.append(seen.covariance)
+    elif isinstance(seen.covariance, Kronecker):
+        parts += [seen.covariance.channels, seen.covariance.spatial]
+    elif isinstance(seen.covariance, LowRank):
+        parts.append(seen.covariance.directions)
+    # A sum is finite where all of its parts are, and small ones do not overflow.
+    return all(np.isfinite(part.sum(dtype=np.float64)) for part in parts)
 
 
 def _grouped(samples: Iterable[Array], groups: int) -> Iterator[Array]:
