@@ -48,14 +48,6 @@ class UnsupportedError(DfmpcError):
     exit_code = 3
 
 
-class UnfitLayers(UnsupportedError):
-    """Layers whose numbers cannot be stored; they can stay float. ``reasons`` are by layer name."""
-
-    def __init__(self, reasons: dict[str, str]) -> None:
-        super().__init__("; ".join(reasons.values()), hint="exclude the layers")
-        self.reasons = dict(reasons)
-
-
 class ValidationFailed(DfmpcError):
     """A gate on the comparison with the float model does not hold (exit code 1)."""
 

@@ -93,10 +93,6 @@ class ConstantTable(Mapping[str, NDArray[np.generic]]):
         tensor = self._tensor(name)
         return tensor.data_type or helper.np_dtype_to_tensor_dtype(self[name].dtype)
 
-    def dtype(self, name: str) -> np.dtype[np.generic]:
-        """NumPy type of a constant tensor."""
-        return helper.tensor_dtype_to_np_dtype(self.data_type(name))
-
     def _tensor(self, name: str) -> TensorProto:
         """What holds a constant; an empty tensor where an attribute holds plain numbers."""
         stored = self._stored[self._source[name]]

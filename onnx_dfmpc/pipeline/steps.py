@@ -12,7 +12,7 @@ from onnx_dfmpc.activations.activate import TAU_ANCHORED, TAU_OTHERS, TAU_PICTUR
 from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
 from onnx_dfmpc.allocate.fixed import allocate_fixed
-from onnx_dfmpc.errors import ModelError, UnfitLayers
+from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.evaluate import evidence
 from onnx_dfmpc.evaluate.compare import Evaluation, examine
 from onnx_dfmpc.evaluate.diagnose import layer_sqnr
@@ -180,11 +180,7 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         names = [layer.name for layer in plan.layers]
         bits = {layer.name: layer.bits for layer in plan.layers}
         metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
-        try:
-            rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
-        except UnfitLayers as error:
-            # Without them the layers after them see other inputs: all is done again.
-            return carry_out(job, _without_layers(plan, matched, error), statistics, seconds)
+        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
     integer = None
     if plan.form.activations is not None:
         with timed(seconds, "activations"):
@@ -218,15 +214,6 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         predicted_high_db=expectation.high_db,
     )
     return replace(made, plan=plan, expectation=expectation)
-
-
-def _without_layers(plan: QuantPlan, matched: MatchReport, unfit: UnfitLayers) -> QuantPlan:
-    """Plan that leaves layers float; the error itself where no layer is left."""
-    layers = tuple(layer for layer in plan.layers if layer.name not in unfit.reasons)
-    if not layers:
-        raise unfit
-    skipped = tuple(Skipped(name, matched[name].op_type, why) for name, why in unfit.reasons.items())
-    return replace(plan, layers=layers, skipped=(*plan.skipped, *skipped), predicted_bytes=None)
 
 
 def _activated(job: Job, rewritten: Rewritten, statistics: Measured) -> tuple[Rewritten, IntegerActivations]:

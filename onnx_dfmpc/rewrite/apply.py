@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper, shape_inference
 
 from onnx_dfmpc.activations.cost import float_layers
-from onnx_dfmpc.errors import DfmpcError, UnfitLayers, UnsupportedError
+from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.fold import fits, fold
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.opset import opset_of, raise_opset
 from onnx_dfmpc.model.protobuf import skeleton, value_names
-from onnx_dfmpc.rewrite.editor import Edit, Editor, cast, shared_names
+from onnx_dfmpc.rewrite.editor import Edit, Editor, shared_names
 from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import NATIVE
@@ -73,13 +73,13 @@ def rewrite(
     wrote.
 
     RecipeError if the storage format is not registered; UnsupportedError if the model cannot be converted to
-    the opset that the codes need, UnfitLayers if new parameters do not fit its float type; DfmpcError if
-    the layers are not of the model.
+    the opset that the codes need, or new parameters do not fit its float type; DfmpcError if the layers are
+    not of the model.
     """
     by_name, specs = layers_by_name(matched, [layer.name for layer in layers]), weight_specs(proto, matched)
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
     forms = layer_forms(proto, matched, form)
-    edits, stored, unfit = [], {}, dict[str, str]()
+    edits, stored = [], {}
     for quantized in layers:
         layer, obstacle = by_name[quantized.name], obstacles.get(quantized.name)
         if quantized.weight.codes.shape != layer.shape:
@@ -93,18 +93,10 @@ def rewrite(
         spec = specs[layer.name](bits=weight.bits, signed=weight.signed, axis=weight.axis, zero_point=nonzero)
         layout = lay_out(spec, forms[layer.name])
         norm = quantized.batch_norm
-        try:
-            filled = layout.fill(weight)
-            require_fit(quantized.bias, table, layer)
-        except UnsupportedError as error:
-            unfit[layer.name] = str(error)
-            continue
-        edits.append(Edit(layer, layout, filled, quantized.bias, norm, folded=obstacle == ""))
+        edits.append(Edit(layer, layout, layout.fill(weight), quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
         notes = tuple(note for note in (layout.note, not_folded) if note)
         stored[layer.name] = StoredLayer(layout.storage, layout.size, notes)
-    if unfit:
-        raise UnfitLayers(unfit)
     layouts = [edit.layout for edit in edits]
     # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
@@ -115,12 +107,6 @@ def rewrite(
     if folded:
         notes += (f"batch norm of {folded} layer{'' if folded == 1 else 's'} folded into scales and biases",)
     return Rewritten(edited, stored, notes, tensor_names(edits))
-
-
-def require_fit(bias: NDArray[np.float32] | None, table: ConstantTable, layer: Layer) -> None:
-    """UnsupportedError if a new bias does not fit the float type of its layer."""
-    if bias is not None:
-        cast(bias, table.dtype(layer.weight), layer.name)
 
 
 def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, Layer]:

@@ -182,7 +182,7 @@ class Editor:
         if layer.bias is not None:
             self._replace(*self._bias_input(layer, node), bias)
             return
-        values = cast(bias, self._table.dtype(layer.weight), layer.name)
+        values = _cast(bias, self._dtype(layer.weight), layer.name)
         if OPS[layer.op_type].bias_input is None or (len(node.input) > 2 and node.input[2]):
             # The layer's output keeps its name, which the Add takes over.
             name = self._add(f"{label}b", values.reshape(-1, *[1] * spatial_rank(layer)))
@@ -216,7 +216,7 @@ class Editor:
         """
         name = node.input[position]
         old = self._table[name]
-        new = cast(values, old.dtype, node.name or node.output[0])
+        new = _cast(values, old.dtype, node.name or node.output[0])
         if new.size == old.size:
             new = new.reshape(old.shape)
         if np.array_equal(new, old):
@@ -257,6 +257,9 @@ class Editor:
         table = self._table
         return name in table and other in table and table.source(name) == table.source(str(other))
 
+    def _dtype(self, name: str) -> np.dtype[np.generic]:
+        return helper.tensor_dtype_to_np_dtype(self._table.data_type(name))
+
     def _add(self, wanted: str, values: NDArray[np.generic]) -> str:
         name = self._fresh(wanted)
         self._graph.initializer.append(numpy_helper.from_array(values, name))
@@ -277,16 +280,15 @@ def shared_names(layouts: Iterable[WeightLayout]) -> frozenset[str]:
     return frozenset[str]().union(*(layout.shared for layout in layouts))
 
 
-def cast(values: NDArray[np.floating], dtype: np.dtype[np.generic], layer: str) -> NDArray[np.generic]:
-    """Numbers in a float type; UnsupportedError if one overflows it."""
+def _cast(values: NDArray[np.floating], dtype: np.dtype[np.generic], layer: str) -> NDArray[np.generic]:
     with np.errstate(over="ignore"):
-        made = np.asarray(values).astype(dtype)
-    if not np.all(np.isfinite(made.astype(np.float64))):
+        cast = np.asarray(values).astype(dtype)
+    if not np.all(np.isfinite(cast.astype(np.float64))):
         raise UnsupportedError(
             f"{layer}: new parameters do not fit {dtype}",
             hint="exclude the layer, or export the model in float32",
         )
-    return made
+    return cast
 
 
 def _delete(items: Any, lost: Callable[[Any], bool]) -> None:
