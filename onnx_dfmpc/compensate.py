@@ -31,7 +31,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_dfmpc.linalg.matrices import Covariance, through
-from onnx_dfmpc.linalg.products import slabs
 from onnx_dfmpc.spec import Array, BatchNorm
 
 MAX_GAIN = 4.0
@@ -66,16 +65,11 @@ def respond(rows: Array, quantized: Array, mean: Array, covariance: Covariance) 
     """Moments (g * r,) of the responses of rows W and Wq, each (g, r, n), to an input of a mean (g, n) and a
     covariance.
     """
-    g, r, _ = rows.shape
-    own, across, norm, shift = (np.empty((g, r)) for _ in range(4))
-    for part in slabs(rows):
-        w, wq = rows[:, part], quantized[:, part]
-        passed, passed_q = through(w, covariance), through(wq, covariance)
-        own[:, part] = np.einsum("grn,grn->gr", passed, w, dtype=np.float64)
-        across[:, part] = np.einsum("grn,grn->gr", passed, wq, dtype=np.float64)
-        norm[:, part] = np.einsum("grn,grn->gr", passed_q, wq, dtype=np.float64)
-        shift[:, part] = mean_shift(w, wq, mean).reshape(g, -1)
-    return Response(own.ravel(), across.ravel(), norm.ravel(), shift.ravel())
+    passed, passed_q = through(rows, covariance), through(quantized, covariance)
+    own = np.einsum("grn,grn->gr", passed, rows, dtype=np.float64)
+    across = np.einsum("grn,grn->gr", passed, quantized, dtype=np.float64)
+    norm = np.einsum("grn,grn->gr", passed_q, quantized, dtype=np.float64)
+    return Response(own.ravel(), across.ravel(), norm.ravel(), mean_shift(rows, quantized, mean))
 
 
 def mean_shift(rows: Array, quantized: Array, mean: Array) -> Array:

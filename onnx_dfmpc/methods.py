@@ -23,7 +23,8 @@ from onnx_dfmpc.compensate import (
     signal_gain,
 )
 from onnx_dfmpc.linalg.matrices import Covariance, Diagonal
-from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize
+from onnx_dfmpc.linalg.products import slabs
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize, some_rows
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
 from onnx_dfmpc.rounding.rounding import ROUNDINGS, quantize_alike, quantize_rows
 from onnx_dfmpc.spec import (
@@ -74,7 +75,10 @@ class Rounded:
 
     def weight(self) -> NDArray[np.float32]:
         """Quantized weight in the layout of the file, before any repair."""
-        return from_rows(dequantize(self.codes).astype(np.float32, copy=False), self.layer)
+        rows = np.empty(self.codes.codes.shape, np.float32)
+        for part in slabs(rows):
+            rows[:, part] = dequantize(some_rows(self.codes, part))
+        return from_rows(rows, self.layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +188,17 @@ def alike(
 def _responding(
     layer: Layer, plan: LayerPlan, rows: Array, codes: Codes, statistics: InputStatistics
 ) -> Rounded:
-    response = respond(rows, dequantize(codes), statistics.mean, statistics.covariance)
+    response = respond_codes(rows, codes, statistics.mean, statistics.covariance)
     return Rounded(layer, plan, rows, codes, response, statistics)
+
+
+def respond_codes(rows: Array, codes: Codes, mean: Array, covariance: Covariance) -> Response:
+    """`respond` of rows and of what their codes stand for, a few rows of a large layer at a time."""
+    parts = []
+    for part in slabs(rows):
+        response = respond(rows[:, part], dequantize(some_rows(codes, part)), mean, covariance)
+        parts.append([values.reshape(len(rows), -1) for values in vars(response).values()])
+    return Response(*(np.concatenate(values, axis=1).ravel() for values in zip(*parts, strict=True)))
 
 
 def rounding_covariance(layer: Layer, statistics: InputStatistics) -> Covariance:
@@ -352,6 +365,6 @@ def noise_share(response: Response, layer: Layer) -> float | None:
 def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
     """`noise_share` of plain rounding for white inputs: compares layers when nothing is known of these."""
     rows = to_rows(weight.astype(np.float32, copy=False), layer)
-    quantized = dequantize(quantize_rows(rows, GridSpec("asymmetric", bits), "nearest"))
+    codes = quantize_rows(rows, GridSpec("asymmetric", bits), "nearest")
     white = np.ones((rows.shape[0], rows.shape[2]))
-    return noise_share(respond(rows, quantized, np.zeros_like(white), Diagonal(white)), layer) or 0.0
+    return noise_share(respond_codes(rows, codes, np.zeros_like(white), Diagonal(white)), layer) or 0.0

@@ -101,6 +101,12 @@ def _for_rows(values: Array, rows: Array) -> Array:
     return np.broadcast_to(values, rows.shape[:2]).astype(rows.dtype)
 
 
+def some_rows(codes: Codes, part: slice) -> Codes:
+    """Codes of some rows."""
+    arrays = (array[:, part] for array in (codes.codes, codes.scale, codes.zero_point))
+    return Codes(*arrays, codes.limits)
+
+
 def dequantize(codes: Codes) -> Array:
     """Float rows that the codes stand for, shape (g, r, n)."""
     rows: Array = (codes.codes - codes.zero_point[..., None]) * codes.scale[..., None]
