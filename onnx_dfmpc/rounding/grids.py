@@ -103,8 +103,7 @@ def _for_rows(values: Array, rows: Array) -> Array:
 
 def some_rows(codes: Codes, part: slice) -> Codes:
     """Codes of some rows."""
-    arrays = (array[:, part] for array in (codes.codes, codes.scale, codes.zero_point))
-    return Codes(*arrays, codes.limits)
+    return Codes(codes.codes[:, part], codes.scale[:, part], codes.zero_point[:, part], codes.limits)
 
 
 def dequantize(codes: Codes) -> Array:

@@ -177,7 +177,7 @@ def predict(
 
 
 def _some_channels(layer: Layer, weight: NDArray[Any]) -> tuple[Layer, NDArray[np.float32]]:
-    """A layer with some of its output channels, evenly spread, and their weight: noise is a mean over them."""
+    """Some of the output channels of a layer, evenly spread, and their weight: noise is a mean over them."""
     keep = slice(None, None, -(-layer.size // MOST_SKETCHED))
     kept = np.ascontiguousarray(weight[keep] if layer.axis == 0 else weight[:, keep], np.float32)
     norm = layer.batch_norm
