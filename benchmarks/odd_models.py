@@ -10,6 +10,7 @@ is a bug, and the exit code is 1. A float model that ONNX Runtime does not run i
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Outcome:
 
 def weight(name: str, *shape: int, kind: int = TensorProto.FLOAT, seed: int = 0) -> TensorProto:
     """A random weight."""
-    values = np.random.default_rng(seed).normal(size=shape) / np.sqrt(max(1, np.prod(shape[1:])))
+    values = np.random.default_rng(seed).normal(size=shape) / max(1, math.prod(shape[1:])) ** 0.5
     return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
 
 
@@ -214,7 +215,7 @@ def _huge_weight(model: ModelProto, opset: int) -> None:
     model.graph.node.insert(4, N("Clip", ["d0", "low", "high"], ["d"], name="clip"))
     model.graph.node[3].output[0] = "d0"
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.float32(value), name) for name, value in (("low", -9), ("high", 9))
+        numpy_helper.from_array(np.array(value, np.float32), name) for name, value in (("low", -9), ("high", 9))
     )
 
 
@@ -238,7 +239,7 @@ def _two_inputs(model: ModelProto, opset: int) -> None:
 def _state(model: ModelProto, opset: int) -> None:
     model.graph.input.append(helper.make_tensor_value_info("state", TensorProto.FLOAT, [2, 1, 10]))
     model.graph.node[-1].output[0] = "g"
-    model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
     model.graph.node.extend([N("Gather", ["state", "zero"], ["h"], axis=0), N("Add", ["g", "h"], ["y"])])
 
 
@@ -246,7 +247,7 @@ def _already(model: ModelProto, opset: int) -> None:
     tensor = next(one for one in model.graph.initializer if one.name == "w1")
     codes = np.clip(np.rint(numpy_helper.to_array(tensor) * 100), -127, 127).astype(np.int8)
     tensor.CopyFrom(numpy_helper.from_array(codes, "w1q"))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.01), "scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.01, np.float32), "scale"))
     model.graph.node.insert(0, N("DequantizeLinear", ["w1q", "scale"], ["w1"]))
 
 
