@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage lint format train wheel wheel-check clean
+.PHONY: help demo test test-all coverage lint format fuzz odd-models train wheel wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -48,6 +48,13 @@ lint: .venv/dev.stamp ## ruff, mypy --strict, import-linter
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+MINUTES ?= 10
+fuzz: .venv/dev.stamp ## mutated models for MINUTES=10, each quantized or refused with a reason
+	$(BIN)/python -m benchmarks.fuzz --minutes $(MINUTES)
+
+odd-models: .venv/dev.stamp ## 200 models as users have them, each against its float model
+	$(BIN)/python -m benchmarks.odd_models --output benchmarks/results/odd_models.md
 
 train: .venv/core.stamp ## train the shipped network again (installs torch)
 	$(PIP) --editable '.[train]'

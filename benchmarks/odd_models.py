@@ -106,7 +106,10 @@ def network(
     return model
 
 
-def single(operator: str, kind: int) -> ModelProto:
+OPERATORS = ("Conv", "depthwise", "ConvTranspose", "Gemm", "Gemm transB", "MatMul")
+
+
+def single(operator: str, kind: int = TensorProto.FLOAT, opset: int = 17) -> ModelProto:
     """One weighted operator of some float type between x and y."""
     pool = [
         N("GlobalAveragePool", ["a"], ["e"]),
@@ -129,7 +132,7 @@ def single(operator: str, kind: int) -> ModelProto:
         "MatMul": ([flat, N("MatMul", ["a", "w"], ["y"])], [weight("w", 192, 10, kind=kind)]),
     }
     nodes, extra = chains[operator]
-    return network(kind=kind, nodes=nodes, extra=extra)
+    return network(opset, kind=kind, nodes=nodes, extra=extra)
 
 
 def _unsorted(model: ModelProto, opset: int) -> None:
@@ -215,7 +218,8 @@ def _huge_weight(model: ModelProto, opset: int) -> None:
     model.graph.node.insert(4, N("Clip", ["d0", "low", "high"], ["d"], name="clip"))
     model.graph.node[3].output[0] = "d0"
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.array(value, np.float32), name) for name, value in (("low", -9), ("high", 9))
+        numpy_helper.from_array(np.array(value, np.float32), name)
+        for name, value in (("low", -9), ("high", 9))
     )
 
 
@@ -299,19 +303,17 @@ def cases() -> Iterator[Case]:
     for ir in IRS:
         yield Case("IR version 3 to 14", f"IR {ir}", network(7 if ir < 4 else 8, ir))
     for kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
-        for operator in ("Conv", "depthwise", "ConvTranspose", "Gemm", "Gemm transB", "MatMul"):
+        for operator in OPERATORS:
             name = TensorProto.DataType.Name(kind).lower()
             yield Case(f"weights of type {name}", f"{operator} {name}", single(operator, kind))
+    for operator in OPERATORS:
+        for opset in (8, 10, 14, 20, 26):
+            yield Case(f"{operator} alone", f"{operator} alone, opset {opset}", single(operator, opset=opset))
     for what, edit in EDITS.items():
         for opset in STRUCTURE_OPSETS:
             model = network(opset)
             edit(model, opset)
             yield Case(what, f"{what}, opset {opset}", model)
-    for what in ("unsorted", "two inputs", "a shared weight", "a Conv on a constant", "a weight of 1e30"):
-        model = network(17)
-        EDITS[what](model, 17)
-        for fold in ("yes", "no"):
-            yield Case(f"{what}, batch norm folded or not", f"{what}, fold {fold}", model)
 
 
 def outcome(case: Case, recipe: Recipe) -> Outcome:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto
 
+from benchmarks import odd_models
 from onnx_dfmpc import Recipe, inspect, quantize
 from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.linalg.low_rank import LowRank, multiply
@@ -16,6 +17,7 @@ from onnx_dfmpc.linalg.matrices import Dense, through
 from onnx_dfmpc.model import external, files
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load, save
+from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.rounding.gptq import gptq
 from onnx_dfmpc.rounding.grids import GridSpec, dequantize
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
@@ -185,3 +187,42 @@ def test_types_that_numpy_lacks_are_not_mapped():
     tensor = TensorProto(name="w", data_type=TensorProto.BFLOAT16, dims=[1 << 20])
     assert not external.can_map(tensor, 2 << 20)
     assert external.can_map(TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1 << 18]), 1 << 20)
+
+
+def odd(name: str) -> ModelProto:
+    model = odd_models.network(11)
+    odd_models.EDITS[name](model, 11)
+    return model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unsorted",
+        "a sparse weight",
+        "an output without a shape",
+        "a Conv on a constant",
+        "a layer without a channel",
+        "a weight of 1e30",
+    ],
+)
+def test_odd_graphs_quantize(name):
+    case = odd_models.Case("", name, odd(name))
+    done = odd_models.outcome(case, Recipe(bits=8, samples=3, input_range=(-2, 2)))
+    assert (done.wrong, done.refused) == ("", "")
+
+
+def test_float_bytes_are_told_by_reason():
+    text = """g (int64[N] ids) => (float[N, 4] y) { e = Gather(table, ids) y = MatMul(e, w) }"""
+    model = parse(text, table=noise(100, 8), w=noise(8, 4))
+    notes = quantize(model, None, Recipe(bits=8)).notes
+    assert any("3,200 tables of Gather" in note for note in notes)
+
+
+def test_a_resize_by_sizes_loses_its_empty_scales():
+    text = """<ir_version: 6, opset_import: ["" : 11]> g (float[1, 1, 2, 2] x) => (float[1, 1, 4, 4] y) {
+        none = Constant <value = float[0] {}> ()
+        sizes = Constant <value = int64[4] {1, 1, 4, 4}> ()
+        y = Resize <mode = "nearest"> (x, none, none, sizes) }"""
+    raised = raise_opset(onnx.parser.parse_model(text), 21)
+    assert next(node for node in raised.graph.node if node.op_type == "Resize").input[2] == ""

@@ -326,7 +326,7 @@ def _verify_weights(proto: ModelProto, label: str) -> None:
             # Infinity in a weight may be meant, such as in a mask: that layer stays float.
             bad = np.isnan(array) if operator in OPS else ~np.isfinite(array)
             if bad.any():
-                raise _at(node, label, f"{what} holds NaN" + " or infinity" * (operator not in OPS), _TRAIN)
+                raise _at(node, label, f"{what} holds NaN or infinity", _TRAIN)
         if operator == "BatchNormalization":
             _verify_batch_norm(node, {i: table[name] for i, name in constants.items()}, label)
 

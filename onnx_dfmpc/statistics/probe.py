@@ -73,7 +73,7 @@ def probe(
         at = dict(zip(asked, run.values(asked), strict=True))
         if needed:
             node = nodes[layer.output]
-            with np.errstate(over="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 seen = measure(layer, node, at[layer.input], mixture, seed=seed, source=source)
             seen = seen if is_finite(seen) else white(layer)
         if with_output:
