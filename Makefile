@@ -8,8 +8,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Many small matrix products: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
+# Hosts of integrations; each is the name of an extra, and of tests/test_integration_HOST.py.
+HOSTS := dask olive onnx-ir polygraphy torch
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage lint format fuzz odd-models train wheel wheel-check clean
+.PHONY: help demo web-demo web-test test test-all coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -29,6 +32,12 @@ help: ## list the targets
 
 demo: .venv/core.stamp ## quantize the network that ships with the project and compare
 	$(BIN)/python -m models.demo
+
+web-demo: .venv/core.stamp ## build a page that reads drawn digits in 2 to 4 bits, into build/web-demo (needs npm)
+	$(BIN)/python -m models.web
+
+web-test: .venv/dev.stamp web-demo ## the tests of that page in Chromium
+	$(BIN)/python -m pytest tests/test_web.py
 
 test: lint ## everything that has to pass: lint, then the tests and the examples in the docstrings
 	$(BIN)/python -m pytest -n auto -m "not slow"
@@ -56,6 +65,9 @@ fuzz: .venv/dev.stamp ## mutated models for MINUTES=10, each quantized or refuse
 odd-models: .venv/dev.stamp ## 200 models as users have them, each against its float model
 	$(BIN)/python -m benchmarks.odd_models --output benchmarks/results/odd_models.md
 
+runtimes: .venv/dev.stamp ## run our files in every runtime that pip and npm can install, and write docs/runtimes.md
+	$(BIN)/python -m benchmarks.runtimes
+
 train: .venv/core.stamp ## train the shipped network again (installs torch)
 	$(PIP) --editable '.[train]'
 	$(BIN)/python -m models.train
@@ -72,5 +84,44 @@ wheel-check: wheel ## install the wheel in an empty environment and quantize wit
 	cd build/wheel-check && bin/onnx-dfmpc quantize ../../models/digits_resnet_bn.onnx -o small.onnx --low-bits 2 --high-bits 6
 	cd build/wheel-check && bin/onnx-dfmpc validate ../../models/digits_resnet_bn.onnx small.onnx --data ../../models/digits_test.npz
 
+# Other tools that benchmarks/rivals.py compares with, each in an environment of its own: `make rival-nncf` installs one.
+# The versions are those of docs/rivals.md.
+RIVALS := aimet-onnx amd-quark nncf nvidia-modelopt onnxruntime onnxsim onnxslim quantization-rs
+
+rivals: $(RIVALS:%=rival-%) ## install the tools that benchmarks/rivals.py compares with (several GB)
+
+$(RIVALS:%=rival-%): rival-%: .rivals/%/installed.stamp
+
+.rivals/%/installed.stamp: benchmarks/baselines/requirements/%.txt
+	$(PYTHON) -m venv .rivals/$*
+	.rivals/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# Each host has an environment of its own, with nothing in it but what its extra names.
+integrations: $(HOSTS:%=check-%) ## every integration with its host, each in a clean environment; check-HOST for one
+
+$(HOSTS:%=check-%): check-%: build/host-%/stamp
+	build/host-$*/bin/python -m pytest -p no:cacheprovider tests/test_integration_$(subst -,_,$*).py
+
+build/host-%/stamp: pyproject.toml
+	rm -rf build/host-$*
+	$(PYTHON) -m venv build/host-$*
+	build/host-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' hypothesis pytest
+
+generated: .venv/dev.stamp ## schemas, shell completion and the manual page, from the code
+	$(BIN)/python -m tools.generated
+
+release-check: .venv/dev.stamp ## a release rehearsed: reproducible files, uploaded to a local index, installed from there
+	$(BIN)/python -m tools.release_check
+
+# Every Python that is on the path, from the oldest that is supported to the newest there is.
+PYTHONS ?= $(shell for minor in 11 12 13 14 15; do python3.$$minor --version >/dev/null 2>&1 && echo python3.$$minor; done)
+
+pythons: ## the tests with every python3.11 or newer on the path; PYTHONS="python3.13 ..." for some
+	@for python in $(PYTHONS); do \
+	  echo "== $$python" && rm -rf build/$$python && $$python -m venv build/$$python \
+	  && build/$$python/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' \
+	  && build/$$python/bin/python -m pytest -q -p no:cacheprovider -n auto -m "not slow" || exit 1; done
+
 clean: ## remove the environment and everything that was built
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .rivals build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

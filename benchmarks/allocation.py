@@ -241,9 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--means", nargs="*", type=float, default=[3, 4], metavar="BITS", help="mean bits (default: 3 4)"
     )
-    parser.add_argument(
-        "--storage", nargs="+", default=["native", "compact"], choices=["native", "portable", "compact"]
-    )
+    parser.add_argument("--storage", nargs="+", default=["table"], choices=["table", "native"])
     parser.add_argument("--data", nargs="+", metavar="NAME", help="default: all data of a network")
     parser.add_argument("--calibration", action="store_true", help="with real inputs")
     parser.add_argument("--json", type=Path, metavar="FILE")

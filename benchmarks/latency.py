@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks import networks
 from benchmarks.methods import BARE, Setting, settings
 from benchmarks.networks import Network
 from benchmarks.session import OPTIONS
+from benchmarks.tables import markdown
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
@@ -41,15 +42,14 @@ MEGABYTE = 1e6
 FLOAT = "float"
 
 FORMS: Mapping[str, StorageFormat] = {
-    "native": StorageFormat(),
-    "native, int8": StorageFormat(unpack="int8"),
-    "native, float": StorageFormat(unpack="float"),
-    "compact": StorageFormat("compact"),
-    "compact, int8": StorageFormat("compact", "int8"),
-    "compact, float": StorageFormat("compact", "float"),
-    "compact, folded": StorageFormat("compact", fold_batch_norm="yes"),
-    "portable": StorageFormat("portable"),
-    "portable, float": StorageFormat("portable", "float"),
+    "table": StorageFormat("table"),
+    "table, int8": StorageFormat("table", "int8"),
+    "table, float": StorageFormat("table", "float"),
+    "table, folded": StorageFormat("table", fold_batch_norm="yes"),
+    "native": StorageFormat("native"),
+    "native, int8": StorageFormat("native", "int8"),
+    "native, float": StorageFormat("native", "float"),
+    "table, 8-bit activations": StorageFormat("table", "int8", "yes", activations=8),
 }
 
 
@@ -71,36 +71,46 @@ class Cost:
     relative: tuple[float, ...]
 
 
-def store(network: Network, setting: Setting, forms: Sequence[str], directory: Path) -> dict[str, Path]:
-    """Files of a network by form, and an input; weights are rounded to nearest, since only their places
+def store(
+    network: Network, setting: Setting, forms: Sequence[str], directory: Path, batch: int = 1
+) -> dict[str, Path]:
+    """Files of a network by form, and inputs; weights are rounded to nearest, since only their places
     matter.
     """
-    recipe = setting.recipe(rounding="nearest", **BARE)
-    made = plan(network.path, recipe)
+    made = plan(network.path, setting.recipe(rounding="nearest", **BARE))
     files = {}
     for number, name in enumerate(forms):
         files[name] = directory / f"{number}.onnx"
-        save(apply(network.path, replace(made, form=FORMS[name]), recipe, validated=False).model, files[name])
-    _, _, feeds = next(synthetic(model_inputs(load(network.path).proto), samples=1, seed=0).batches())
-    first: dict[str, Any] = {name: array[:1] for name, array in feeds.items()}
+        form = FORMS[name]
+        recipe = setting.recipe(rounding="nearest", activations=form.activations, **BARE)
+        save(apply(network.path, replace(made, form=form), recipe, validated=False).model, files[name])
+    specs = model_inputs(load(network.path).proto)
+    _, _, feeds = next(synthetic(specs, samples=batch, seed=0).batches())
+    first: dict[str, Any] = {name: array[:batch] for name, array in feeds.items()}
     np.savez(directory / "input.npz", **first)
     return files
 
 
 def measure(
-    network: Network, setting: Setting, forms: Sequence[str], threads: int, runs: int, repeats: int
+    network: Network,
+    setting: Setting,
+    forms: Sequence[str],
+    threads: int,
+    runs: int,
+    repeats: int,
+    batch: int = 1,
 ) -> list[Cost]:
     """Measure the float model and every form, with every set of session options, in ``repeats`` processes
     each.
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        files = {FLOAT: network.path} | store(network, setting, forms, directory)
+        files = {FLOAT: network.path} | store(network, setting, forms, directory, batch)
         cases = [
             (form, options)
             for form in files
             for options in OPTIONS
-            if (form, options) != (FLOAT, "recommended")
+            if options == "default" or (form != FLOAT and FORMS[form].activations is None)
         ]
         found: dict[tuple[str, str], list[dict[str, Any]]] = {case: [] for case in cases}
         for repeat in range(repeats):
@@ -137,12 +147,12 @@ def _cost(form: str, options: str, size: int, processes: Sequence[Mapping[str, A
     return Cost(form, options, size, **forward_only, latency=latency, relative=relative)
 
 
-def table(network: Network, setting: Setting, costs: Sequence[Cost], threads: int) -> Table:
+def table(network: Network, setting: Setting, costs: Sequence[Cost], threads: int, batch: int = 1) -> Table:
     """Costs for the reader."""
     runs, processes = len(costs[0].latency), len(costs[0].load)
     clock = "CPU time, one thread" if threads == 1 else f"wall time, {threads} threads"
     shown = Table(
-        title=f"{network.name}, {setting.label} bits, batch 1, {clock}",
+        title=f"{network.name}, {setting.label} bits, batch {batch}, {clock}",
         caption=f"medians of {processes} processes, latencies of {runs} runs with their quartiles; memory above the imports, "
         "after the first run and at the peak until then",
         title_justify="left",
@@ -178,6 +188,40 @@ def table(network: Network, setting: Setting, costs: Sequence[Cost], threads: in
     return shown
 
 
+def summary(paths: Iterable[Path]) -> str:
+    """A line for each network, batch and number of threads in some files that ``--json`` wrote: the first
+    form beside the float model.
+    """
+    rows = []
+    for path in paths:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        for result in document["results"]:
+            float_model, form = result["costs"][:2]
+            times, loads, memory = (
+                [statistics.median(cost[key]) for cost in (float_model, form)]
+                for key in ("latency", "load", "resident")
+            )
+            ratios = form["relative"]
+            rows.append(
+                (
+                    result["network"],
+                    str(document["threads"]),
+                    str(document["batch"]),
+                    f"{form['bytes']:,}",
+                    f"{float_model['bytes'] / form['bytes']:.1f}",
+                    *(f"{1e3 * time:.2f}" for time in times),
+                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                    " / ".join(f"{1e3 * load:.0f}" for load in loads),
+                    " / ".join(f"{size / MEGABYTE:.1f}" for size in memory),
+                )
+            )
+    header = (
+        "network", "threads", "batch", "bytes", "times smaller", "float, ms", "integers, ms", "of float",
+        "load, ms", "memory, MB",
+    )  # fmt: skip
+    return markdown(header, sorted(rows))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(
@@ -200,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"default: {', '.join(FORMS)}",
     )
     add("--threads", type=int, default=1, metavar="N", help="of a session (default: %(default)s)")
+    add("--batch", type=int, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     add("--runs", type=int, default=50, metavar="N", help="in every process (default: %(default)s)")
     add(
         "--repeats",
@@ -225,8 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.threads,
                 max(2, options.runs),
                 max(1, options.repeats),
+                options.batch,
             )
-            console.print(table(network, setting, costs, options.threads))
+            console.print(table(network, setting, costs, options.threads, options.batch))
             results.append({"network": name, "costs": [asdict(cost) for cost in costs]})
             if options.json is not None:
                 plain = {
@@ -234,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "setting": setting.label,
                     "cpus": os.cpu_count(),
                     "threads": options.threads,
+                    "batch": options.batch,
                     "results": results,
                 }
                 options.json.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,6 @@ from onnx import ModelProto
 
 from benchmarks import package
 from benchmarks.baselines import Unavailable, dfq
-from benchmarks.baselines.peers import PEERS
 from onnx_dfmpc import QuantizeResult, Recipe
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.model.files import load
@@ -109,10 +108,6 @@ def _dfq(name: str, about: str, *, per_channel: bool) -> Method:
     return Method(name, about, run)
 
 
-def _peer(name: str) -> Method:
-    return Method(name, "another tool", lambda task: Outcome(PEERS[name](task.path, task.setting.recipe())))
-
-
 def _outcome(result: QuantizeResult) -> Outcome:
     return Outcome(result.model, tuple(sorted({layer.source for layer in result.layers})))
 
@@ -159,7 +154,6 @@ GROUPS: Mapping[str, tuple[Method, ...]] = {
         _dfq("dfq", "DFQ: equalization, per tensor, bias correction", per_channel=False),
         _dfq("dfq-channel", "the same, per channel", per_channel=True),
     ),
-    "peers": tuple(_peer(name) for name in PEERS),
 }  # fmt: skip
 
 METHODS: Mapping[str, Method] = {method.name: method for methods in GROUPS.values() for method in methods}

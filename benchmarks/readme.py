@@ -1,6 +1,6 @@
 """Write the tables of the pages: measure what they show, and replace what stands between their markers.
 
-python -m benchmarks.readme [--only demo|networks|targets|activations]
+python -m benchmarks.readme [--only demo|networks|targets|activations|latency|web]
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import accuracy, activations, allocation, methods
+from benchmarks import accuracy, activations, allocation, latency, methods, ranges, web
 from benchmarks.evaluate import Score, reference
-from benchmarks.networks import network
+from benchmarks.ledger import Ledger
+from benchmarks.networks import RESNET50, available, network
 from benchmarks.tables import markdown
 from models import demo
 from onnx_dfmpc.recipe import PRESETS, parse_size
@@ -24,6 +26,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "bits.md",
     ROOT / "docs" / "activations.md",
+    ROOT / "docs" / "web.md",
     ROOT / "models" / "README.md",
 )
 """Where tables stand; each has its markers on one of them."""
@@ -46,6 +49,15 @@ COMPARED = ("nearest", "squant", "dfmpc")
 
 SIZED, SIZES = "cifar10_resnet56_bn", ("220KiB", "300KiB", "450KiB")
 """Network whose file shall have at most so many bytes."""
+
+
+INTEGERS = ("--setting", "4", "--forms", "compact, 8-bit activations", "--runs", "30")
+
+
+def latency_networks(batch: int) -> tuple[str, ...]:
+    """Networks to time: the large one with one input at a time."""
+    timed = tuple(name for name in activations.SHOWN if name.startswith(("cifar", "imagenet", "har")))
+    return (*timed, RESNET50) if batch == 1 else timed
 
 
 def replace(text: str, marker: str, content: str) -> str:
@@ -163,7 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.readme", description="Measure and write the tables of the pages."
     )
     parser.add_argument(
-        "--only", choices=["demo", "networks", "targets", "activations"], help="just one of them"
+        "--only",
+        choices=["demo", "networks", "targets", "activations", "latency", "web"],
+        help="just one of them",
     )
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
@@ -176,10 +190,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         activations.complete(rows, activations.SHOWN, timed=True, console=console)
         write("activations", activations.table(rows))
         write("fast", activations.headline(rows))
+        other = Ledger(ranges.Row, RESULTS / "ranges.json")
+        ranges.complete(other, available(ranges.NETWORKS, console), console)
+        write("ranges", ranges.table(other))
+    if options.only in (None, "latency"):
+        for threads, batch in product((1, 2), (1, 8)):
+            kept = RESULTS / f"latency-{threads}-{batch}.json"
+            names = (*latency_networks(batch), "--threads", str(threads), "--batch", str(batch))
+            latency.main(["--networks", *names, *INTEGERS, "--json", str(kept)])
+        write("latency", latency.summary(sorted(RESULTS.glob("latency-*.json"))))
     if options.only in (None, "targets"):
         sizes, presets = targets_tables(console)
         write("sizes", sizes)
         write("presets", presets)
+    if options.only in (None, "web"):
+        rows_web = web.run(web.NETWORKS, console)
+        web.write(rows_web, RESULTS / "web.json")
+        write("web", web.table(rows_web))
     return 0
 
 

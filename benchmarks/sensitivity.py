@@ -60,7 +60,7 @@ SOURCES = ("bn", "probe", "measured")
 EFFECTS = ("noise", "kl", "top1", "drop")
 
 Value = NDArray[Any]
-Key = tuple[str, int]
+Key = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def predictions(
     names = tuple(layer.name for layer in report.layers)
     costs = CostTable(names, tuple(WIDTHS), nothing, nothing.astype(np.int64), 0, "")
     sizes = Sizes(costs, nothing == 0)
-    keys = [(layer.name, width) for layer in report.layers for width in WIDTHS]
+    keys: list[Key] = [(layer.name, width) for layer in report.layers for width in WIDTHS]
     plain = {layer.name: layer for layer in report.layers}
     found = {"raw": {(name, width): _raw(plain[name], table, width) for name, width in keys}}
     seconds = {}
@@ -195,7 +195,7 @@ def predictions(
     return found, seconds
 
 
-def _raw(layer: Layer, table: ConstantTable, width: int) -> float:
+def _raw(layer: Layer, table: ConstantTable, width: float) -> float:
     return relative_noise(layer, table[layer.weight].astype(np.float32), width)
 
 

@@ -5,6 +5,22 @@ Every error carries one line (what happened, in which file, at which node) and, 
 """
 
 
+def printable(text: str) -> str:
+    r"""Text that does nothing to a terminal: names come from files that anybody may have written.
+
+    Whatever is not seen is written as an escape: control characters (cursor, colours, title), marks
+    that turn the direction of writing, spaces of no width. Line ends and tabs stay.
+
+    >>> print(printable("conv\x1b[2J \u202egpj"))
+    conv\x1b[2J \u202egpj
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 class DfmpcError(Exception):
     """Base of everything this package raises on purpose.
 
@@ -24,8 +40,8 @@ class DfmpcError(Exception):
     exit_code = 4
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
 
 
 class RecipeError(DfmpcError):
@@ -46,6 +62,14 @@ class UnsupportedError(DfmpcError):
     """
 
     exit_code = 3
+
+
+class LayerError(UnsupportedError):
+    """One layer that cannot be quantized, whatever the others can: it has to stay float."""
+
+    def __init__(self, layer: str, reason: str) -> None:
+        super().__init__(f"{layer}: {reason}", hint="exclude the layer, or export the model in float32")
+        self.layer, self.reason = layer, reason
 
 
 class ValidationFailed(DfmpcError):

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from onnx_dfmpc.spec import Array, BatchNorm, Layer, QuantizedLayer, QuantizedWeight
 from onnx_dfmpc.spec.ops import to_rows
+from onnx_dfmpc.spec.widths import code_limits
 
 SMALLEST = {
     np.dtype(np.float32): float(np.finfo(np.float32).tiny),
@@ -96,7 +97,7 @@ def _scaled(weight: QuantizedWeight, factor: Array, axis: int, smallest: float) 
     along = tuple(-1 if d == axis else 1 for d in range(weight.codes.ndim))
     scale = np.abs(factor) * weight.scale
     silent = scale < smallest
-    ends = 0 if weight.signed else 2**weight.bits - 1  # lowest plus highest code
+    ends = 0 if weight.signed else sum(code_limits(weight.bits, signed=False))  # lowest plus highest code
     given = 0 if weight.zero_point is None else weight.zero_point
     zeros = np.broadcast_to(given, scale.shape).astype(np.int16)
     zeros = np.where(factor < 0, ends - zeros, zeros)

@@ -39,6 +39,7 @@ from onnx_dfmpc.spec import (
     QuantizedWeight,
 )
 from onnx_dfmpc.spec.ops import from_rows, shares_grid, taps, to_rows
+from onnx_dfmpc.spec.planned import stored_bits
 
 Bias = NDArray[np.floating] | None
 
@@ -112,7 +113,7 @@ class Method:
     there are any, a layer without batch norm gets a new bias.
     """
 
-    grid: Callable[[int], Grid]  # by bits
+    grid: Callable[[float], Grid]  # by bits
     per_channel: bool  # one grid per output channel, or one for the tensor
     rounding: str  # of `ROUNDINGS`, where the recipe names none
     repair: Callable[[Rounded, Repair, Outputs | None, Bias, bool], Repaired]
@@ -303,7 +304,7 @@ METHODS: dict[str, Method] = {
         uses_outputs=True,
     ),
     "paper": Method(
-        grid=lambda bits: "ternary" if bits == 2 else "symmetric",
+        grid=lambda bits: "ternary" if bits <= 2 else "symmetric",
         per_channel=False,
         rounding="nearest",
         repair=_repair_paper,
@@ -339,7 +340,7 @@ def _stored_weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeig
         codes=stored,
         scale=scale,
         zero_point=zero_point.astype(stored.dtype) if zero_point.any() else None,
-        bits=plan.bits,
+        bits=stored_bits(plan.bits, plan.grid),
         signed=signed,
         axis=None if single else layer.axis,
     )
@@ -362,7 +363,7 @@ def noise_share(response: Response, layer: Layer) -> float | None:
     return max(noise / signal, NOISE_FLOOR) if signal > 0 else None
 
 
-def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: int) -> float:
+def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: float) -> float:
     """`noise_share` of plain rounding for white inputs: compares layers when nothing is known of these."""
     rows = to_rows(weight.astype(np.float32, copy=False), layer)
     codes = quantize_rows(rows, GridSpec("asymmetric", bits), "nearest")

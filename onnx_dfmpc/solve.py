@@ -121,7 +121,7 @@ def wants_outputs(recipe: Recipe) -> bool:
     return METHODS[recipe.method].uses_outputs and (switches.gain or switches.mean)
 
 
-def weight_noise(proto: ModelProto) -> Callable[[Layer, int], float]:
+def weight_noise(proto: ModelProto) -> Callable[[Layer, float], float]:
     """Predicted noise of a layer at some bits relative to its output, to choose within a pair."""
     table = ConstantTable(proto)
     return lambda layer, bits: relative_noise(layer, _floats(table[layer.weight]), bits)

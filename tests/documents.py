@@ -121,6 +121,7 @@ def quantized(bits: tuple[int, ...] = (8, 4, 2, 4, 6, 3, 8), **changes: Any) -> 
         "tool": {"name": "onnx-dfmpc", "version": "0.2.0"},
         "environment": {"python": "3.11.9", "onnxruntime": "1.32.0", "platform": "Linux-x86_64"},
         "command": "quantize",
+        "date": "2026-01-31T12:34:56+01:00",
         "command_line": "onnx-dfmpc quantize net.onnx -o small.onnx --target-size 10KiB --data test.npz",
         "model": {"path": "models/net.onnx", "sha256": "ab" * 32, "bytes": 66_000, "opset": 17},
         "output": {"path": "small.onnx", "bytes": size, "opset": 25},

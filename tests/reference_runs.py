@@ -80,10 +80,10 @@ def _pairs() -> list[Pair]:
     add(folded, low_bits=2, high_bits=6)
     plain = {"rounding": "nearest", "repair": "none"}
     for storage, bits, unpack in (
-        ("portable", 2, "none"), ("portable", 5, "float"), ("portable", 3, "int8"),
+        ("table", 2, "none"), ("table", 1.58, "float"), ("table", 2.58, "int8"),
         ("native", 2, "int8"), ("native", 3, "int8"), ("native", 4, "float"), ("native", 6, "int8"), ("native", 2, "float"),
-        ("compact", 3, "none"), ("compact", 5, "none"), ("compact", 6, "none"), ("compact", 7, "none"),
-        ("compact", 3, "int8"), ("compact", 6, "float"), ("compact", 5, "int8"), ("compact", 7, "float"),
+        ("table", 3, "none"), ("table", 5, "none"), ("table", 6, "none"), ("table", 7, "none"),
+        ("table", 3, "int8"), ("table", 6, "float"), ("table", 5, "int8"), ("table", 7, "float"),
     ):  # fmt: skip
         add(bn, bits=bits, storage=storage, unpack=unpack, **plain)
     add(bn, bits=2, fold_batch_norm="yes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from onnx_dfmpc.activations.ranges import LEVELS, centres, histogram, quantizati
 from onnx_dfmpc.errors import RecipeError, UnsupportedError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.report.document import quantize_document
-from onnx_dfmpc.runtime.session import fused_kernels
+from onnx_dfmpc.runtime import machine
+from onnx_dfmpc.runtime.session import Session, optimized_nodes
 from tests.graphs import noise, parse
 
 ONE = np.ones(1)
@@ -231,7 +233,7 @@ def test_the_model_is_close_to_the_float_one_in_another_implementation(body: str
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_every_layer_is_computed_in_integers(body: str) -> None:
     model = parsed(body)
-    kernels = fused_kernels(inserted(model))
+    kernels = Counter(node.op_type for node in optimized_nodes(inserted(model)))
     assert kernels["QLinearConv"] == sum(node.op_type == "Conv" for node in model.graph.node)
     assert "Conv" not in kernels
 
@@ -272,7 +274,7 @@ def test_a_float_pool_stays_in_front_of_what_quantizes_it() -> None:
     model = parsed(body)
     weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "g"))
-    kernels = fused_kernels(inserted(model))
+    kernels = Counter(node.op_type for node in optimized_nodes(inserted(model)))
     assert kernels["QLinearConv"] == kernels["Conv"] == 1
     assert "Clip" not in kernels
     made = {node.output[0]: node for node in inserted(model).graph.node}
@@ -320,7 +322,7 @@ def test_a_network_of_thin_depthwise_layers_stays_float() -> None:
     "recipe",
     [
         {"bits": 8},
-        {"bits": 4, "storage": "portable"},
+        {"bits": 4, "storage": "native"},
         {"low_bits": 2, "high_bits": 6},
         {"target_size": "60KiB"},
         {"bits": 3, "rounding": "nearest", "repair": "none"},
@@ -367,6 +369,83 @@ def test_the_document_has_them(digits_bn: Path) -> None:
     first = document["activations"]["ranges"][0]
     assert first["name"] == "input"
     assert first["low"] < 0 < first["high"]
+
+
+@pytest.mark.parametrize("bits", [{"bits": 8}, {"low_bits": 2}, {"target_bits": 7.5}, {"bits": 7}], ids=str)
+def test_weights_within_seven_bits(digits_bn: Path, bits: dict) -> None:
+    """Whatever asks for more: an edge layer, a rule, a target. What DequantizeLinear gets is within +-64."""
+    recipe = Recipe(**bits, set={"conv.*": 8}, activations=8, reduce_range=True)
+    result = quantize(digits_bn, None, recipe, validated=False)
+    assert 7 in {layer.bits for layer in result.layers} <= set(range(2, 8))
+    assert result.size <= result.plan.predicted_bytes <= result.size * 1.002
+    for codes in weight_codes(result.model):
+        assert codes.dtype == np.int8
+        assert np.abs(codes.astype(int)).max() <= 64
+
+
+def test_a_plan_of_eight_bits_with_a_reduced_range(digits_bn: Path) -> None:
+    plan = onnx_dfmpc.plan(digits_bn, Recipe(bits=8))
+    recipe = Recipe(bits=8, activations=8, reduce_range=True)
+    applied = onnx_dfmpc.apply(digits_bn, replace(plan, form=recipe.form), recipe, validated=False)
+    assert {layer.bits for layer in applied.layers} == {7}
+    assert applied.plan.predicted_bytes >= applied.size
+
+
+def test_a_reduced_range_is_for_integer_kernels() -> None:
+    with pytest.raises(RecipeError, match="activations are float"):
+        Recipe(bits=8, reduce_range=True)
+
+
+def weight_codes(model: ModelProto) -> list[np.ndarray]:
+    """What DequantizeLinear gets for weights, as ONNX Runtime computes it."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    quantized = {node.output[0] for node in copy.graph.node if node.op_type == "QuantizeLinear"}
+    names = [
+        node.input[0]
+        for node in copy.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] not in quantized
+    ]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    feed = {"input": np.zeros((1, 1, 8, 8), np.float32)}
+    found = Session(copy, "codes").run(feed, names)
+    return [codes for codes in found if codes.dtype != np.int32]  # biases
+
+
+def test_whether_kernels_saturate_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.saturates.cache_clear()
+    assert machine.saturates() == any("avx2" in flags and "vnni" not in flags for flags in cpu_flags())
+    machine.saturates.cache_clear()
+    monkeypatch.setattr(Session, "run", lambda *_: [np.full((1, machine.TERMS), 32767 * 32, np.int32)])
+    assert machine.saturates()
+    machine.saturates.cache_clear()
+
+
+def cpu_flags() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        pytest.skip("only Linux says what its processor can do")
+    return [line for line in path.read_text().splitlines() if line.startswith("flags")]
+
+
+def test_the_kernel_of_every_layer_is_named(digits_bn: Path) -> None:
+    """As `optimized_nodes` has them: the classifier is a Gemm, the others are convolutions."""
+    result = quantize(digits_bn, None, Recipe(bits=4, activations=8), validated=False)
+    expected = {"Conv": "QLinearConv", "Gemm": "QGemm"}
+    assert [layer.kernel for layer in result.layers] == [expected[layer.op] for layer in result.layers]
+    plain = quantize(digits_bn, None, Recipe(bits=4), validated=False)
+    assert {layer.kernel for layer in plain.layers} == {""}
+
+
+def test_a_bias_that_is_listed_as_an_input_does_not_stay_one(digits_bn: Path) -> None:
+    """Models of IR 3 list all initializers as inputs: without its initializer one would have to be fed."""
+    model = onnx.load(digits_bn)
+    listed = [t for t in model.graph.initializer if t.name not in {value.name for value in model.graph.input}]
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in listed
+    )
+    result = quantize(model, None, Recipe(bits=4, activations=8, repair="none", rounding="nearest"))
+    assert [spec.name for spec in Session(result.model, "it").specs()] == ["input"]
 
 
 def test_a_shared_bias_takes_the_shift_of_each_layer_once() -> None:

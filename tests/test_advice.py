@@ -87,7 +87,7 @@ def paste_all(run: Run, folder: Path, model: Path, flags: Sequence[str]) -> list
     return [shlex.split(promise["line"])[0] for promise in promises]
 
 
-FIXED = ("--bits 3", "--low-bits 2 --high-bits 6", "--bits 3 --storage compact", "--method paper")
+FIXED = ("--bits 3", "--low-bits 2 --high-bits 6", "--bits 3 --storage native", "--method paper")
 TARGETS = (
     "",
     "--target-size 60KiB",

@@ -26,7 +26,6 @@ from benchmarks import (
     speed,
 )
 from benchmarks.baselines import Unavailable, dfq
-from benchmarks.baselines.peers import PEERS
 from benchmarks.evaluate import reference
 from benchmarks.ledger import Ledger
 from benchmarks.measure import STEPS, measure
@@ -185,21 +184,6 @@ def scale_sizes(model: onnx.ModelProto) -> list[int]:
     return [sizes[node.input[1]] for node in model.graph.node if node.op_type == "DequantizeLinear"]
 
 
-class TestPeers:
-    def test_onnxruntime_keeps_weights_only(self, digits_bn):
-        model = PEERS["onnxruntime"](digits_bn, Recipe(bits=4))
-        assert not [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-        assert {TensorProto.INT4, TensorProto.INT8} <= set(storage(model))
-        score = reference(networks.network("digits_resnet_bn"), "digits_test").score(model)
-        assert score.sqnr_db is not None
-        assert score.sqnr_db > 0, "more noise than signal: an activation went missing with its quantizer"
-
-    @pytest.mark.parametrize("name", sorted(PEERS))
-    def test_what_a_peer_cannot_do_it_says(self, name, digits_bn):
-        with pytest.raises(Unavailable, match=r"not installed|stores 4 and 8 bits|4 bits everywhere"):
-            PEERS[name](digits_bn, Recipe(low_bits=2, high_bits=6))
-
-
 class TestAccuracy:
     def test_scores_agree_with_validate(self, digits_bn, digits_data):
         model = methods.METHODS["nearest"].run(Task(digits_bn, methods.settings("2")[0])).model
@@ -220,13 +204,13 @@ class TestAccuracy:
             "--settings",
             "2",
             "--methods",
-            "nearest,squant,quantization-rs",
+            "nearest,squant,statistics-calibration",
         ]
         assert accuracy.main([*arguments, "--json", str(output)]) == 0
         shown = capsys.readouterr().out
         assert "squant" in shown
         assert "n = 597" in shown
-        assert "without quantization-rs:" in shown
+        assert "without statistics-calibration:" in shown
         plain = json.loads(output.read_text())
         (result,) = plain["results"]
         assert result["float_scores"]["digits_test"]["agreement"] == 1

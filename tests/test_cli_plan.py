@@ -46,7 +46,7 @@ def edit(path: Path, change: Edit) -> None:
 def test_the_plan_is_the_document_and_writes_nothing_else(run: Run, digits_bn: Path, plan: Path) -> None:
     printed = json.loads(run("plan", digits_bn, *BITS, "--json", "-")[1])
     written = json.loads(plan.read_text(encoding="utf-8"))
-    typed = {"seconds": 0, "command_line": ""}
+    typed = {"seconds": 0, "date": "", "command_line": ""}
     assert {**printed, **typed} == {**written, **typed}
     assert [item.name for item in plan.parent.iterdir()] == ["plan.json"]
     assert run("plan", digits_bn, *NEAREST, "-q") == (0, "", "")
@@ -113,7 +113,7 @@ def test_sweep(run: Run, digits_bn: Path, tmp_path: Path) -> None:
     path, recipe = tmp_path / "plan.json", tmp_path / "recipe.toml"
     text = '[target]\nuniform_bits = 4\n[defaults]\nfirst_last_bits = 6\nrounding = "nearest"\n'
     recipe.write_text(text, encoding="utf-8")
-    code, out, _ = run("plan", digits_bn, "-o", path, "-c", recipe, "--storage", "compact", "--sweep", 5)
+    code, out, _ = run("plan", digits_bn, "-o", path, "-c", recipe, "--storage", "native", "--sweep", 5)
     assert code == 0
     assert "Size against quality" in out
     assert "measured" not in out
@@ -167,11 +167,13 @@ def test_batch_norm_folds_for_a_target_and_stays_on_demand(run: Run, digits_bn: 
     form = planned["form"]
     assert 3.8 < planned["totals"]["nominal_bits"] <= 4
     assert form == {
-        "storage": "compact",
+        "target": None,
+        "storage": "table",
         "unpack": "none",
         "fold_batch_norm": "yes",
         "activations": None,
-        "slim": "no",
+        "slim": False,
+        "reduce_range": False,
     }
     _, out, _ = run("quantize", digits_bn, "-o", folded, "--plan", path, "--json", "-")
     assert json.loads(out)["predicted"]["bytes"] == folded.stat().st_size

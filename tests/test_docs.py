@@ -71,7 +71,17 @@ def test_every_measured_table_has_one_place() -> None:
         for page in EVERY_PAGE
         for marker in re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8"))
     ]
-    assert sorted(found) == ["activations", "demo", "fast", "networks", "presets", "sizes"]
+    assert sorted(found) == [
+        "activations",
+        "demo",
+        "fast",
+        "latency",
+        "networks",
+        "presets",
+        "ranges",
+        "sizes",
+        "web",
+    ]
     text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb"
     assert readme.replace(text, "x", "new") == text.replace("old", "new")
     assert {page for page in EVERY_PAGE if ":begin -->" in page.read_text(encoding="utf-8")} == set(

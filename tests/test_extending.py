@@ -32,7 +32,7 @@ from onnx_dfmpc.spec import InputStatistics, LayerStatistics
 from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.spec.ops import OPS, WeightedOp
 from onnx_dfmpc.spec.planned import STORAGE_FORMATS
-from onnx_dfmpc.storage.layouts import STORAGES, portable
+from onnx_dfmpc.storage.layouts import STORAGES, table
 from onnx_dfmpc.storage.types import WeightLayout, WeightSpec
 from tests.graphs import noise, parse
 
@@ -53,7 +53,7 @@ def test_a_rounding_method(monkeypatch: pytest.MonkeyPatch, digits_bn: Path) -> 
     with pytest.raises(RecipeError, match="down"):
         Recipe(rounding="down")
     monkeypatch.setitem(ROUNDINGS, "down", RoundingMethod(down))
-    recipe = Recipe(bits=4, rounding="down", repair="none")
+    recipe = Recipe(bits=4, rounding="down", repair="none", storage="native")
     result = quantize(digits_bn, recipe=recipe, validated=False)
     assert {layer.rounding for layer in result.plan.layers} == {"down"}
     # All of its errors have one sign, except where a weight is at the end of the grid.
@@ -136,11 +136,11 @@ def test_a_storage_format(monkeypatch: pytest.MonkeyPatch, digits_bn: Path, tmp_
 
     def bytes_only(spec: WeightSpec, unpack: Any) -> Iterator[WeightLayout]:
         named.append(spec.layer)
-        yield from portable(spec, unpack)
+        yield next(iter(table(spec, unpack)))
 
     with pytest.raises(RecipeError, match="bytes"):
         Recipe(storage="bytes")
-    monkeypatch.setitem(STORAGE_FORMATS, "bytes", "as portable")
+    monkeypatch.setitem(STORAGE_FORMATS, "bytes", "in 8 bits")
     monkeypatch.setitem(STORAGES, "bytes", bytes_only)
     recipe = Recipe(**PLAIN, storage="bytes")
     assert recipe.form.storage == "bytes"

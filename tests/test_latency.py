@@ -16,7 +16,7 @@ def test_every_form_is_stored(tmp_path):
     files = latency.store(networks.network("digits_resnet_bn"), setting, list(FORMS), tmp_path)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     assert sizes.keys() == FORMS.keys()
-    assert sizes["compact"] < sizes["native"] < sizes["portable"]
+    assert sizes["native"] <= sizes["table"]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -35,7 +35,7 @@ def test_command(tmp_path, capsys):
         "digits_resnet_bn",
         "--forms",
         "native",
-        "compact, float",
+        "table, float",
         "--repeats",
         "1",
         "--runs",
@@ -43,11 +43,11 @@ def test_command(tmp_path, capsys):
     ]
     assert latency.main([*arguments, "--json", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert "compact, float" in shown
+    assert "table, float" in shown
     (result,) = json.loads(output.read_text())["results"]
     cases = [
         ("float", "default"),
-        *((form, options) for form in ("native", "compact, float") for options in ("default", "recommended")),
+        *((form, options) for form in ("native", "table, float") for options in ("default", "recommended")),
     ]
     assert [(cost["form"], cost["options"]) for cost in result["costs"]] == cases
     assert all(len(cost["latency"]) == 2 for cost in result["costs"])

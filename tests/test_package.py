@@ -102,6 +102,9 @@ def test_wheel_holds_the_package_and_nothing_else(project: dict[str, Any], tmp_p
     with zipfile.ZipFile(wheel) as archive:
         files = {Path(name) for name in archive.namelist()}
     beside = {"onnx_dfmpc_cli.py", "pytest_onnx_dfmpc.py"}
+    shared = {path for path in files if path.parts[0].endswith(".data")}
+    assert {path.parts[2] for path in shared} == {"share"}  # completion and the manual page
+    files -= shared
     assert {path.parts[0] for path in files} == {
         "onnx_dfmpc",
         f"onnx_dfmpc-{project['version']}.dist-info",

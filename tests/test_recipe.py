@@ -55,7 +55,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     values["method"] = draw(st.sampled_from(["dfmpc", "paper"]))
     values["rounding"] = draw(st.sampled_from([None, "nearest", "squant"]))
     values["repair"] = draw(st.sampled_from(["both", "none"]))
-    values["storage"] = draw(st.sampled_from(["native", "portable", "compact"]))
+    values["storage"] = draw(st.sampled_from(["table", "native"]))
     values["fold_batch_norm"] = draw(st.sampled_from(["auto", "no", "yes"]))
     values["input_range"] = draw(st.sampled_from([None, (0, 255), [-1.0, 1.0]]))
     values["min_cosine"] = draw(st.none() | st.floats(-1, 1))
@@ -186,14 +186,18 @@ def test_one_kind_of_bits(given_bits: dict[str, int], expected: tuple[int | None
         ({"min_bits": 5, "max_bits": 4}, ["min_bits = 5", "max_bits = 4"]),
         ({"target_size": 0}, ["target_size = 0", "1 or more"]),
         ({"target_size": 1.5}, ["target_size = 1.5", "bytes"]),
-        ({"target_bits": 1.9}, ["target_bits = 1.9", "2 to 8"]),
+        ({"target_bits": 1.5}, ["target_bits = 1.5", "1.58 to 8"]),
         ({"preset": "tiny"}, ["preset = 'tiny'", "smallest, balanced, lossless"]),
-        ({"storage": "dense"}, ["storage = 'dense'", "native, portable, compact"]),
+        ({"storage": "dense"}, ["storage = 'dense'", "table, native"]),
+        ({"bits": 2.5}, ["bits: ", "not 2.5", "1.58, 2.58"]),
+        ({"target": "ort-1.15"}, ["target = 'ort-1.15'", "ort-1.16"]),
+        ({"target": "ort-1.18", "storage": "native"}, ["storage = 'native'", "1.18", "2- and 4-bit"]),
+        ({"target": "opencv", "activations": 8}, ["activations = 8", "OpenCV", "does not load"]),
         ({"fold_batch_norm": True}, ["fold_batch_norm = True", "auto, no, yes"]),
         ({"unpack": "int4"}, ["unpack = 'int4'", "none, int8, float"]),
         ({"low_bits": 1}, ["low_bits = 1", "2 to 8"]),
         ({"bits": 9}, ["bits = 9", "2 to 8"]),
-        ({"bits": 4.0}, ["bits = 4.0", "integer"]),
+        ({"bits": 4.5}, ["bits: ", "not 4.5", "1.58, 2.58"]),
         ({"bits": True}, ["bits = True", "integer"]),
         ({"first_last_bits": 1}, ["first_last_bits = 1", "2 to 8"]),
         ({"method": "gptq"}, ["method = 'gptq'", "dfmpc, paper"]),
@@ -274,7 +278,7 @@ def test_a_recipe_is_its_groups() -> None:
     """Each setting is a field of exactly one group, and a group can be had alone."""
     own = [key.name for group in Recipe.__bases__ for key in dataclasses.fields(group)]
     assert sorted(own) == sorted(key.name for key in dataclasses.fields(Recipe))
-    assert len(own) == len(set(own)) == 34
+    assert len(own) == len(set(own)) == 38
     assert sorted({*KEYWORDS} - {*own}) == ["nodes_to_exclude", "preset", "set"]
     for group in Recipe.__bases__:
         assert (
@@ -323,9 +327,9 @@ def test_what_a_repair_changes(repair: Any, method: Any, corrects: tuple[str, ..
 
 
 def test_storage_and_folding_follow_the_kind_of_bits() -> None:
-    assert Recipe().form == StorageFormat("compact", fold_batch_norm="yes")
-    assert Recipe(bits=4).form == StorageFormat("native", fold_batch_norm="no")
-    asked: dict[str, Any] = {"storage": "portable", "unpack": "int8", "fold_batch_norm": "yes"}
+    assert Recipe().form == StorageFormat("table", fold_batch_norm="yes")
+    assert Recipe(bits=4).form == StorageFormat("table", fold_batch_norm="no")
+    asked: dict[str, Any] = {"storage": "native", "unpack": "int8", "fold_batch_norm": "yes"}
     assert Recipe(bits=4, **asked).form == Recipe(**asked).form == StorageFormat(**asked)
 
 

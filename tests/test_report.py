@@ -143,7 +143,7 @@ def result() -> Any:
         chains=(),
         expectation=EXPECTATION,
         activations=IntegerActivations(
-            (ActivationRange("relu", 0.0, 6.0),), 2, {"up": "no kernel"}, {"QLinearConv": 2}, 30.0
+            (ActivationRange("relu", 0.0, 6.0),), 2, {"up": "no kernel"}, {"QLinearConv": 2}, False, 30.0
         ),
         names={"a": "a long name"},
         size=250,
@@ -478,7 +478,8 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
         "unpack": "none",
         "fold_batch_norm": "no",
         "activations": None,
-        "slim": "no",
+        "slim": False,
+        "reduce_range": False,
     }
     assert plain["layers"][0]["predicted_bytes"] == 1200
     promised = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_outputs_are_the_same_bit_for_bit(
     path = request.getfixturevalue(name)
     plain, small = (
         quantize(path, None, Recipe(target_bits=3, slim=choice, activations=activations), validated=False)
-        for choice in ("no", "yes")
+        for choice in (False, True)
     )
     assert small.size < plain.size
     assert small.size == small.plan.predicted_bytes
@@ -128,17 +129,28 @@ def test_outputs_are_the_same_bit_for_bit(
         np.testing.assert_array_equal(a, b)
 
 
+def test_bits_lose_the_names_of_the_layers_too(digits_bn: Path) -> None:
+    plain, small = (
+        quantize(digits_bn, None, Recipe(low_bits=2, slim=s), validated=False) for s in (False, True)
+    )
+    bits = [
+        next(json.loads(entry.value) for entry in one.model.metadata_props if entry.key == "onnx_dfmpc.bits")
+        for one in (plain, small)
+    ]
+    assert bits[1] == list(bits[0].values())
+
+
 def test_a_size_makes_it_slim_and_says_so(digits_bn: Path) -> None:
     result = quantize(digits_bn, None, Recipe(target_size="45KiB"), validated=False)
     assert result.size <= 45 * 1024
-    assert any("--slim no" in note for note in result.notes)
+    assert any("--no-slim" in note for note in result.notes)
     assert not any(node.name for node in result.model.graph.node)
-    fat = quantize(digits_bn, None, Recipe(target_size="45KiB", slim="no"), validated=False)
+    fat = quantize(digits_bn, None, Recipe(target_size="45KiB", slim=False), validated=False)
     assert any(node.name for node in fat.model.graph.node)
 
 
 def test_the_document_speaks_the_names_of_the_float_model(digits_bn: Path) -> None:
-    result = quantize(digits_bn, None, Recipe(bits=4, slim="yes"), validated=False)
+    result = quantize(digits_bn, None, Recipe(bits=4, slim=True), validated=False)
     document = quantize_document(result)
     names = {layer["name"] for layer in document["layers"]}
     assert "/blocks/blocks.0/conv1/Conv" in names

@@ -22,6 +22,7 @@ from onnx_dfmpc.model.opset import opset_of
 from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
 from onnx_dfmpc.rewrite.sizes import predicted_size, stored_sizes
 from onnx_dfmpc.spec import QuantizedLayer, QuantizedWeight, StorageFormat
+from onnx_dfmpc.spec.widths import LEVELS, WIDTHS, WIDTHS_IN_WORDS, code_limits
 from onnx_dfmpc.storage.layouts import STORAGES, StoredCodes, lay_out, unpack_codes
 from onnx_dfmpc.storage.types import (
     LayoutBuilder,
@@ -32,12 +33,9 @@ from onnx_dfmpc.storage.types import (
     to_type,
 )
 
-BITS = range(2, 9)
+BITS = WIDTHS
 
-FORMS = [
-    StorageFormat(*words)
-    for words in itertools.product(("native", "portable", "compact"), ("none", "int8", "float"))
-]
+FORMS = [StorageFormat(*words) for words in itertools.product(("table", "native"), ("none", "int8", "float"))]
 
 # name -> (node, weight shape, output-channel axis, input shape)
 LAYERS = {
@@ -64,8 +62,18 @@ GRIDS = {
     "unsigned without": (False, False, True),
 }
 
-# Small layers do not gain from planes: this makes them worth their nodes.
+# Small layers do not gain from a table: this makes it worth its nodes.
 LARGE = (32, 32, 3, 3)
+
+PACKED = {
+    1.58: "3 levels, 5 in a byte",
+    2: "4 levels, 4 in a byte",
+    2.58: "6 levels, 3 in a byte",
+    3: "8 levels, 8 in 3 bytes",
+    4: "16 levels, 2 in a byte",
+    5: "32 levels, 8 in 5 bytes",
+    6: "64 levels, 4 in 3 bytes",
+}
 
 
 def label(form: object) -> str:
@@ -88,13 +96,12 @@ def run(model: ModelProto, x: np.ndarray, *, disable_quant_qdq: bool) -> dict[st
 
 
 def random_weight(rng, shape, axis, *, bits, signed, zero_point) -> QuantizedWeight:
-    low = -(2 ** (bits - 1)) if signed else 0
-    high = low + 2**bits
+    low, high = code_limits(bits, signed=signed)
     channels = () if axis is None else (shape[axis],)
     return QuantizedWeight(
-        codes=rng.integers(low, high, shape).astype(np.int16),
+        codes=rng.integers(low, high + 1, shape).astype(np.int16),
         scale=np.asarray(rng.uniform(0.01, 0.1, channels), np.float32),
-        zero_point=np.asarray(rng.integers(low, high, channels), np.int16) if zero_point else None,
+        zero_point=np.asarray(rng.integers(low, high + 1, channels), np.int16) if zero_point else None,
         bits=bits,
         signed=signed,
         axis=axis,
@@ -108,7 +115,7 @@ def random_weights(shape, axis, grids=GRIDS) -> dict[str, QuantizedWeight]:
     for number, (signed, zero_point, per_channel) in enumerate(grids.values()):
         for bits in BITS:
             along = axis if per_channel else None
-            weights[f"w{number}_{bits}"] = random_weight(
+            weights[f"w{number}_{LEVELS[bits]}"] = random_weight(
                 rng, shape, along, bits=bits, signed=signed, zero_point=zero_point
             )
     return weights
@@ -233,9 +240,9 @@ def test_float16(layer, form):
 def large(
     bits: int, *, signed: bool = False, zero_point: bool = True, shape=LARGE
 ) -> tuple[ModelProto, QuantizedWeight]:
-    """A layer that is large enough for planes."""
+    """A layer that is large enough for a table."""
     weight = random_weight(
-        np.random.default_rng(bits), shape, 0, bits=bits, signed=signed, zero_point=zero_point
+        np.random.default_rng(LEVELS[bits]), shape, 0, bits=bits, signed=signed, zero_point=zero_point
     )
     return float_model("{y} = Conv(x, {w})", {"w": weight.dequantize()}, (1, shape[1], 8, 8)), weight
 
@@ -251,45 +258,39 @@ def test_every_form_on_a_large_layer(bits, signed, zero_point, form):
     assert_same_bits(run(weights_only(rewritten.proto), x, disable_quant_qdq=False), floats)
     assert_same_bits(reference(weights_only(rewritten.proto), x), floats)
     assert_same_bits(run(rewritten.proto, x, disable_quant_qdq=True), run(model, x, disable_quant_qdq=True))
-    if form.storage == "compact":
-        native, compact = (
-            rewritten_as(StorageFormat(kind, form.unpack), model, {"w": weight}).layers["nw"]
-            for kind in ("native", "compact")
-        )
-        planes = {3: "UINT2+1 bit", 5: "UINT4+1 bit", 6: "UINT4+UINT2", 7: "UINT4+UINT2+1 bit"}
-        assert compact.storage == planes.get(bits, native.storage)
-        assert compact.bytes < native.bytes if bits in planes else compact == native
+    if form.storage == "table" and bits in PACKED:
+        assert rewritten.layers["nw"].storage == PACKED[bits]
 
 
 @pytest.mark.parametrize(
     ("shape", "kinds"),
-    [
-        ((4, 4, 3, 3), ("INT4", "INT8", "INT8", "INT8")),
-        ((31, 31, 3, 3), ("INT4", "UINT4+UINT2", "UINT4+UINT2", "INT8")),
-    ],
-    ids=["nodes cost more than they save", "no whole bytes of single bits"],
+    [((4, 4, 1, 1), ["INT8"] * 7), ((31, 37, 7, 1), [*PACKED.values()])],
+    ids=["nodes cost more than they save", "a rest is sliced off"],
 )
-def test_planes_only_where_they_are_smaller(shape, kinds):
+def test_packed_only_where_that_is_smaller(shape, kinds):
     found = []
-    for bits in (3, 5, 6, 7):
+    for bits in PACKED:
         model, weight = large(bits, shape=shape)
-        compact, native = (
-            rewritten_as(StorageFormat(storage), model, {"w": weight}).layers["nw"]
-            for storage in ("compact", "native")
-        )
-        assert compact.bytes <= native.bytes
-        found.append(compact.storage)
-    assert tuple(found) == kinds
+        found.append(rewritten_as(StorageFormat(), model, {"w": weight}).layers["nw"].storage)
+    assert found == kinds
+
+
+@pytest.mark.parametrize("bits", PACKED)
+def test_no_slice_where_codes_fill_their_bytes(bits):
+    for shape, sliced in (((30, 32, 3, 3), False), ((31, 37, 7, 1), True)):
+        model, weight = large(bits, shape=shape)
+        proto = rewritten_as(StorageFormat(), model, {"w": weight}).proto
+        assert any(node.op_type == "Slice" for node in proto.graph.node) == sliced
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_new_bias_beside_planes(bits):
+def test_a_new_bias_beside_packed_codes(bits):
     """All new tensors of a layer have names of their own."""
     model, weight = large(bits)
     report = match(model)
     bias = np.arange(LARGE[0], dtype=np.float32)
     layer = QuantizedLayer(report.layers[0].name, weight, bias)
-    proto = rewrite(model, report, [layer], form=StorageFormat("compact")).proto
+    proto = rewrite(model, report, [layer], form=StorageFormat("table")).proto
     checker.check_model(proto, full_check=True)
     names = [tensor.name for tensor in proto.graph.initializer] + [
         name for node in proto.graph.node for name in node.output
@@ -312,7 +313,7 @@ def test_onnx_runtime_unpacks_when_it_loads(form, bits, tmp_path):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("storage", ["native", "portable", "compact"])
+@pytest.mark.parametrize("storage", ["table", "native"])
 def test_int8_needs_no_zero_point(storage, bits):
     """Fused integer convolutions want INT8 weights with zero point 0; 8 bits with a zero point do not fit."""
     model, weight = large(bits)
@@ -328,11 +329,11 @@ def test_int8_needs_no_zero_point(storage, bits):
 @pytest.mark.parametrize(
     ("form", "opsets"),
     [
-        (StorageFormat("native"), (25, 21, 21, 13, 13, 13, 13)),
-        (StorageFormat("native", "float"), (25, 21, 21, 11, 11, 11, 11)),
-        (StorageFormat("portable"), (13,) * 7),
-        (StorageFormat("portable", "float"), (11,) * 7),
-        (StorageFormat("compact"), (25, 25, 21, 21, 25, 25, 13)),
+        (StorageFormat("native"), (13, 25, 13, 13, 21, 13, 13, 13, 13)),
+        (StorageFormat("native", "float"), (11, 25, 11, 11, 21, 11, 11, 11, 11)),
+        (StorageFormat("table"), (13,) * 9),
+        (StorageFormat("table", "int8"), (13,) * 9),
+        (StorageFormat("table", "float"), (11,) * 9),
     ],
     ids=label,
 )
@@ -369,7 +370,7 @@ def flat_int8(spec, unpack):
 
     packed = builder.integers("", kind, (math.prod(spec.shape),), codes)
     shaped = builder.node("Reshape", packed, builder.constant("r", TensorProto.INT64, spec.shape))
-    unpack_codes(builder, StoredCodes(shaped, kind, 0, zero_point=False), unpack)
+    unpack_codes(builder, StoredCodes(shaped, kind, zero_point=False), unpack)
     yield builder.finish("INT8, flat")
 
 
@@ -377,7 +378,7 @@ def flat_int8(spec, unpack):
 def test_a_format_from_outside(unpack, monkeypatch):
     form = StorageFormat("flat", unpack)
     model, quantized = large(5)
-    with pytest.raises(RecipeError, match="'flat': expected one of native, portable, compact"):
+    with pytest.raises(RecipeError, match="'flat': expected one of table, native"):
         rewritten_as(form, model, {"w": quantized})
     monkeypatch.setitem(STORAGES, "flat", flat_int8)
     rewritten = rewritten_as(form, model, {"w": quantized})
@@ -422,9 +423,11 @@ def test_detour_around_2_bit_matmul(form):
     stored = rewritten_as(
         form, float_model(text, {"w": quantized.dequantize()}, x_shape), {"w": quantized}
     ).layers["nw"]
-    detour = form.storage != "portable" and form.unpack == "none"
+    detour = form.storage == "native" and form.unpack == "none"
     assert bool(stored.notes) == detour
-    assert stored.storage == ("INT4" if detour else "INT8" if form.storage == "portable" else "UINT2")
+    # Of so few weights, nodes that unpack take more than they save.
+    plain = "UINT2" if form.storage == "native" and form.unpack == "float" else "INT8"
+    assert stored.storage == ("INT4" if detour else plain)
 
 
 @given(st.integers(2, 8), st.booleans(), st.lists(st.integers(0, 255), min_size=1, max_size=40))
@@ -453,9 +456,9 @@ def test_codes_are_integers():
         to_type(np.array([np.nan, 1.0]), storage_type(4, True), "layer")
 
 
-@pytest.mark.parametrize("bits", [0, 1, 9, 16])
+@pytest.mark.parametrize("bits", [0, 1, 1.6, 2.5, 9, 16])
 def test_storage_type_knows_its_limits(bits):
-    with pytest.raises(DfmpcError, match="2 to 8"):
+    with pytest.raises(DfmpcError, match=WIDTHS_IN_WORDS.replace(".", r"\.")):
         storage_type(bits, True)
 
 
@@ -493,20 +496,21 @@ def test_codes_beyond_the_nominal_bits_are_refused():
         store(weight([1], zero_point=8, signed=False))
 
 
+NATIVE = StorageFormat("native")
+
+
 def dequantize(quantized: QuantizedWeight) -> NodeProto:
-    return store(quantized).nodes[-1]
+    return store(quantized, form=NATIVE).nodes[-1]
 
 
 def test_zero_points_that_need_no_bytes_are_left_out():
     assert len(dequantize(weight([1, 2], zero_point=0, bits=4)).input) == 2
-    assert len(dequantize(weight([1, 2], zero_point=1, bits=4)).input) == 3
-    assert (
-        len(dequantize(weight([1, 2], zero_point=1, bits=3)).input) == 2
-    )  # subtracted before they are stored in 4 bits
-    assert numpy_helper.to_array(store(weight([1, 2], zero_point=2, bits=3)).initializers[0]).tolist() == [
-        -1,
-        0,
-    ]
+    # It is subtracted before codes are stored in a wider type.
+    assert len(dequantize(weight([1, 2], zero_point=1, bits=4)).input) == 2
+    assert len(dequantize(weight([1, 2], zero_point=1, bits=3)).input) == 2
+    assert numpy_helper.to_array(
+        store(weight([1, 2], zero_point=2, bits=3), form=NATIVE).initializers[0]
+    ).tolist() == [-1, 0]
 
 
 def test_scales_that_do_not_fit_float16():
@@ -526,14 +530,14 @@ def test_bfloat16_scale():
 
 @given(
     st.sampled_from(FORMS),
-    st.integers(2, 8),
+    st.sampled_from(WIDTHS),
     st.sampled_from(list(GRIDS)),
     st.lists(st.integers(1, 20), min_size=2, max_size=4),
     st.sampled_from([TensorProto.FLOAT, TensorProto.FLOAT16]),
 )
 def test_size_is_known_before_the_numbers(form, bits, grid, shape, data_type):
     signed, zero_point, per_channel = GRIDS[grid]
-    rng = np.random.default_rng(bits)
+    rng = np.random.default_rng(LEVELS[bits])
     axis = len(shape) % 2 if per_channel else None
     quantized = random_weight(rng, shape, axis, bits=bits, signed=signed, zero_point=zero_point)
     layout = design(quantized, data_type, form)
@@ -553,7 +557,7 @@ def test_size_is_what_the_file_grows_by(form):
 
 
 @pytest.fixture(scope="module")
-def native_digits(digits_bn, digits_data) -> dict[str, np.ndarray]:
+def default_digits(digits_bn, digits_data) -> dict[str, np.ndarray]:
     """Scores of the shipped network, stored as by default."""
     return digits_scores(StorageFormat(), digits_bn, digits_data)
 
@@ -563,7 +567,7 @@ def digits_scores(form: StorageFormat, path: Path, data: Path) -> dict[str, np.n
         low_bits=2,
         high_bits=5,
         first_last_bits=7,
-        set={".*1": 3},
+        set={".*1": 3, ".*2": 1.58, "fc": 2.58},
         rounding="nearest",
         **dataclasses.asdict(form),
     )
@@ -577,8 +581,8 @@ def digits_scores(form: StorageFormat, path: Path, data: Path) -> dict[str, np.n
 
 @pytest.mark.parametrize(
     "form",
-    [StorageFormat("compact"), StorageFormat("compact", "int8"), StorageFormat("portable", "float")],
+    [StorageFormat("native"), StorageFormat("table", "int8"), StorageFormat("table", "float")],
     ids=label,
 )
-def test_digits_are_the_same_in_every_form(form, native_digits, digits_bn, digits_data):
-    assert_same_bits(digits_scores(form, digits_bn, digits_data), native_digits)
+def test_digits_are_the_same_in_every_form(form, default_digits, digits_bn, digits_data):
+    assert_same_bits(digits_scores(form, digits_bn, digits_data), default_digits)

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from onnx_dfmpc.activations.insert import insert
-from onnx_dfmpc.activations.observe import Network
+from onnx_dfmpc.activations.observe import Network, Observed
 from onnx_dfmpc.activations.placement import Placement, place
 from onnx_dfmpc.activations.ranges import quantization_range
 from onnx_dfmpc.model.constants import used_names
@@ -23,13 +23,16 @@ norm, 0.25 to 0.30 in pictures, 0.5 in others.
 """
 
 
+Ranges = Mapping[str, tuple[float, float]]
+
+
 @dataclass(frozen=True, eq=False)
 class Activated:
     """A model whose activations are quantized, where, and in which ranges."""
 
     proto: ModelProto
     placement: Placement
-    ranges: Mapping[str, tuple[float, float]]
+    ranges: Ranges
 
 
 def activate(
@@ -50,13 +53,17 @@ def activate(
     ranges = {
         one.name: quantization_range(seen.counts[one.name], mixture.weights, tau, one.bounds) for one in own
     }
-    shifts = network.shifts(_inserted(proto, placement, ranges), seen)
-    return Activated(_inserted(_corrected(proto, shifts), placement, ranges), placement, ranges)
+    return with_ranges(network, placement, seen, ranges)
 
 
-def _inserted(
-    proto: ModelProto, placement: Placement, ranges: Mapping[str, tuple[float, float]]
-) -> ModelProto:
+def with_ranges(network: Network, placement: Placement, seen: Observed, ranges: Ranges) -> Activated:
+    """A network with its activations quantized in these ranges, and biases that make up for the shifts."""
+    shifts = network.shifts(_inserted(network.proto, placement, ranges), seen)
+    corrected = _corrected(network.proto, shifts)
+    return Activated(_inserted(corrected, placement, ranges), placement, ranges)
+
+
+def _inserted(proto: ModelProto, placement: Placement, ranges: Ranges) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(proto)
     insert(copy, placement, ranges)

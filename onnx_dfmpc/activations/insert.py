@@ -179,9 +179,9 @@ def _copy(node: NodeProto) -> NodeProto:
 
 
 def _drop_unread(proto: ModelProto, names: Collection[str]) -> None:
-    """Remove initializers that nobody reads any more."""
+    """Remove initializers that nobody reads any more, and the inputs that old models list for them."""
     read = {name for node in proto.graph.node for name in node.input}
-    for index in reversed(range(len(proto.graph.initializer))):
-        name = proto.graph.initializer[index].name
-        if name in names and name not in read:
-            del proto.graph.initializer[index]
+    for values in (proto.graph.initializer, proto.graph.input):
+        for index in reversed(range(len(values))):
+            if values[index].name in names and values[index].name not in read:
+                del values[index]

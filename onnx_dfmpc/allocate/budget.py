@@ -14,6 +14,7 @@ from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan, sqnr_db
+from onnx_dfmpc.spec.widths import WIDTHS
 
 SAME_SHARE, SAME_BYTES = 1.05, 32
 """Sizes within 5 % and 32 bytes are the same: the codes take as much room, only zero points or names differ.
@@ -69,9 +70,9 @@ def require_affordable(matched: MatchReport, recipe: Recipe, table: CostTable) -
             f"allowed the file has {least:,} bytes",
             hint=f"ask for {least} bytes or more" + _what_keeps_bits(recipe),
         )
-    weights, fewest = _weights(matched, table), np.array(table.widths)[allowed.argmax(axis=1)]
+    weights, fewest = _weights(matched, table), _hundredths(table.widths)[allowed.argmax(axis=1)]
     if recipe.target_bits is not None and int(weights @ fewest) > _all_bits(recipe.target_bits, weights):
-        mean = math.ceil(1000 * float(weights @ fewest) / float(weights.sum())) / 1000
+        mean = math.ceil(10 * float(weights @ fewest) / float(weights.sum())) / 1000
         raise UnsupportedError(
             f"target_bits = {recipe.target_bits:g} cannot be met: the fewest bits that are allowed are "
             f"{mean:g} on average",
@@ -108,7 +109,7 @@ def budgets(matched: MatchReport, recipe: Recipe, table: CostTable, count: int) 
 
 def candidate_widths(
     names: Sequence[str],
-    widths: Sequence[int],
+    widths: Sequence[float],
     sizes: NDArray[np.int64],
     bounds: Mapping[str, BitBounds],
     *,
@@ -178,13 +179,19 @@ def _file_size(table: CostTable, allowed: Mask, choice: Choice) -> int:
 
 def _within_mean_bits(matched: MatchReport, target: float, table: CostTable, allowed: Mask) -> Choice | None:
     weights = _weights(matched, table)
-    nominal = replace(table, sizes=weights[:, None] * np.array(table.widths), base=0)
+    nominal = replace(table, sizes=weights[:, None] * _hundredths(table.widths), base=0)
     budget = _all_bits(target, weights)
     return frontier(nominal, allowed, budget).within(budget)
 
 
 def _all_bits(mean: float, weights: NDArray[np.int64]) -> int:
-    return math.floor(mean * int(weights.sum()))
+    """Bits of all weights, in hundredths."""
+    return math.floor(round(100 * mean, 6) * int(weights.sum()))
+
+
+def _hundredths(widths: Sequence[float]) -> NDArray[np.int64]:
+    """Widths in hundredths of a bit, which are whole numbers."""
+    return np.array([round(100 * width) for width in widths], np.int64)
 
 
 def _weights(matched: MatchReport, table: CostTable) -> NDArray[np.int64]:
@@ -195,7 +202,7 @@ def _weights(matched: MatchReport, table: CostTable) -> NDArray[np.int64]:
 
 def _what_keeps_bits(recipe: Recipe) -> str:
     """What the recipe does to keep the bits up, as the end of a hint."""
-    bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > 2 else []
+    bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > WIDTHS[0] else []
     bounds += [f"first_last_bits = {recipe.first_last_bits}"] if recipe.first_last_bits else []
     bounds += ["the rules"] if recipe.rules else []
     return f", or relax {' and '.join(bounds)}" if bounds else ""

@@ -10,7 +10,7 @@ from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import Layer, LayerPlan, MatchReport, QuantPlan, Role, Skipped
 
-Noise = Callable[[Layer, int], float]
+Noise = Callable[[Layer, float], float]
 
 RESIDUAL_SHARE = 0.5
 """Noise that enters a residual stream counts against the stream's variance, of which the branch is about
@@ -73,9 +73,9 @@ def pairs(layers: Sequence[Layer], matched: MatchReport) -> list[tuple[str, tupl
 
 def _roles(
     layers: Sequence[Layer], matched: MatchReport, recipe: Recipe, noise: Noise
-) -> dict[str, tuple[Role, int, str]]:
+) -> dict[str, tuple[Role, float, str]]:
     """Role, bits and reason of each layer."""
-    roles: dict[str, tuple[Role, int, str]] = {}
+    roles: dict[str, tuple[Role, float, str]] = {}
     if recipe.bits is not None:
         roles = {
             layer.name: ("inner", recipe.bits, f"{recipe.bits} bits for every layer") for layer in layers
@@ -111,7 +111,7 @@ def _low_comes_first(
     assert high is not None
     summed = {chain.producer for chain in matched.chains if "Add" in chain.path}
 
-    def weighted(layer: Layer, bits: int) -> float:
+    def weighted(layer: Layer, bits: float) -> float:
         return noise(layer, bits) * (RESIDUAL_SHARE if layer.name in summed else 1.0)
 
     first = weighted(producer, low) + max(weighted(layer, high) for layer in consumers)
@@ -119,7 +119,7 @@ def _low_comes_first(
     return first < second
 
 
-def layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe) -> LayerPlan:
+def layer_plan(layer: Layer, role: Role, bits: float, reason: str, recipe: Recipe) -> LayerPlan:
     """Plan of one layer at some bits: grid and rounding are the method's."""
     method = METHODS[recipe.method]
     rounding = recipe.rounding or method.rounding
@@ -127,7 +127,9 @@ def layer_plan(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe)
     return LayerPlan(layer.name, bits, role, grid, rounding, method.per_channel, reason)
 
 
-def _bounded(layer: Layer, role: Role, bits: int, reason: str, recipe: Recipe, bound: BitBounds) -> LayerPlan:
+def _bounded(
+    layer: Layer, role: Role, bits: float, reason: str, recipe: Recipe, bound: BitBounds
+) -> LayerPlan:
     """Plan within what the recipe allows."""
     within = min(max(bits, bound.low), bound.high)
     if within != bits or bound.bits is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from onnx_dfmpc.cli.limits import SHARE, TIMEOUT, default_memory
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.command import PROGRAM
 from onnx_dfmpc.recipe import Recipe, nearest, parse_size
@@ -16,6 +18,7 @@ from onnx_dfmpc.recipe.values import Value, settings
 from onnx_dfmpc.report.document import tool_version
 from onnx_dfmpc.report.renderers import RENDERERS
 from onnx_dfmpc.spec import QuantPlan
+from onnx_dfmpc.sweep.executors import EXECUTORS
 
 __all__ = ["PROGRAM", "parse", "planned_recipe_of", "recipe_of"]
 
@@ -109,8 +112,15 @@ def _add_settings(parser: _Parser, group: type) -> argparse._ArgumentGroup:
         value: Value = key.metadata["value"]
         if not key.metadata["flag"]:
             continue
+        about = {"dest": name, "help": key.metadata["help"], "default": argparse.SUPPRESS}
+        if value.action == "flag":  # --slim and --no-slim
+            section.add_argument(key.metadata["flag"], action=argparse.BooleanOptionalAction, **about)
+            continue
+        if value.action == "store_true":
+            section.add_argument(key.metadata["flag"], action=value.action, **about)
+            continue
         section.add_argument(
-            key.metadata["flag"], dest=name, help=key.metadata["help"], default=argparse.SUPPRESS,
+            key.metadata["flag"], **about,
             type=_word_parser(value), action=value.action, metavar=value.metavar, choices=value.choices,
             nargs="+" if value.action == "extend" else None,
         )  # fmt: skip
@@ -140,6 +150,34 @@ def _sweep(text: str) -> int | tuple[int, ...]:
     return budgets
 
 
+def _unless_none(convert: Callable[[str], float]) -> Callable[[str], float | None]:
+    """A converter that takes the word none, too."""
+    return lambda text: None if text == "none" else convert(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds, or none")
+    return seconds
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except RecipeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4GiB, or none") from None
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,4}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers")
+    return int(text)
+
+
 def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     about = "Shrink a float ONNX network to 2-8 bit weights, from the file alone: no data, no training."
     parser = _Parser(prog=PROGRAM, description=about)
@@ -167,14 +205,16 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
 
     about = "Quantize the weights of a model and validate it."
     quantize = commands.add_parser("quantize", help="quantize and validate", description=about)
-    quantize.add_argument("model", metavar="MODEL", help="float .onnx file")
-    quantize.add_argument("-o", "--output", metavar="OUT.onnx", help="file to write")
+    about = "float .onnx file, or several: files, folders or patterns"
+    quantize.add_argument("models", nargs="+", metavar="MODEL", help=about)
+    about = "file to write (MODEL.quantized.onnx beside MODEL); for several models a folder"
+    quantize.add_argument("-o", "--output", metavar="OUT.onnx", help=about)
     _add_config(_add_settings(quantize, Bits)).add_argument(
         "--plan", metavar="PLAN.json", help="bits of a plan, as made by onnx-dfmpc plan or edited"
     )
     _add_settings(quantize, Method)
     output = _add_settings(quantize, Storage)
-    output.add_argument("--save-as-external-data", action="store_true", help="weights into OUT.onnx.data")
+    output.add_argument("--save-as-external-data", action="store_true", help="weights into a file beside OUT")
     output.add_argument("--overwrite", action="store_true", help="allow OUT to exist")
     output.add_argument("--dry-run", action="store_true", help="do everything but write")
     _add_validation(quantize)
@@ -188,6 +228,22 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     _add_validation(validate)
     _add_common(validate, report=True)
 
+    about = "Many models in many settings; run it again to go on where it stopped."
+    grid = commands.add_parser("sweep", help="many models, many settings", description=about)
+    grid.add_argument("models", nargs="+", metavar="MODELS", help=".onnx files, folders or patterns")
+    about = 'TOML: [setting."NAME"] with settings of a recipe; [all] and [model."GLOB"] for several'
+    grid.add_argument("--settings", required=True, metavar="FILE", help=about)
+    about = "folder for results.jsonl, models/, results.md and index.html (extra 'report')"
+    grid.add_argument("-o", "--output", dest="results", required=True, metavar="FOLDER", help=about)
+    about = "where to compute (processes of this machine); dask needs the extra 'dask'"
+    grid.add_argument("--executor", choices=EXECUTORS, default="processes", help=about)
+    about = "workers of this machine (one for each processor)"
+    grid.add_argument("--workers", type=_positive, metavar="N", help=about)
+    grid.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler, such as tcp://host:8786")
+    grid.add_argument("--no-save", action="store_true", help="write rows, but no quantized models")
+    _add_volume(grid.add_argument_group("common"))
+    grid.set_defaults(json=None, report=[], timeout=None, max_memory=None)
+
     about = "Show the JSON document of quantize, validate or plan again, without computing; or compare two."
     show = commands.add_parser("report", help="show or compare runs", description=about)
     show.add_argument("runs", nargs="+", metavar="RUN.json", help="one document, or two to compare")
@@ -196,7 +252,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     about = "that of the output, where its suffix does not say; on stdout without -o"
     show.add_argument("--format", choices=[name for name in RENDERERS if name != "terminal"], help=about)
     _add_volume(show.add_argument_group("common"))
-    show.set_defaults(json=None, report=[], overwrite=True)
+    show.set_defaults(json=None, report=[], timeout=None, max_memory=None)
     return parser, commands.choices
 
 
@@ -220,6 +276,15 @@ def _add_common(parser: _Parser, *, report: bool = False) -> None:
     if report:
         about = "write a report, repeatable: a page (.html, needs the extra 'report') or Markdown (.md)"
         section.add_argument("--report", metavar="FILE", action="append", default=[], help=about)
+    section.add_argument(
+        "--timeout", metavar="SECONDS", type=_unless_none(_seconds), default=TIMEOUT,
+        help=f"give up after so long; or none ({TIMEOUT:g})",
+    )  # fmt: skip
+    section.add_argument(
+        "--max-memory", metavar="SIZE", type=_unless_none(_size), default=default_memory(),
+        help=f"give up above so much, such as 4GiB; or none ({SHARE:.0%} of the machine or the container)"
+        .replace("%", "%%"),
+    )  # fmt: skip
     _add_volume(section)
 
 

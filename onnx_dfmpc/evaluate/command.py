@@ -32,6 +32,9 @@ def _flags(instance: Data | Gates, group: type) -> Iterator[str]:
     keys = settings(group)
     for name, value in plain(instance, group, changed_only=True).items():
         flag, action = keys[name].metadata["flag"], keys[name].metadata["value"].action
+        if action == "store_true":
+            yield flag
+            continue
         if not isinstance(value, dict):
             yield from (flag, _word(value))
             continue

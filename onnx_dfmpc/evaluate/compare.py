@@ -4,6 +4,8 @@ a recipe asks for them, the layers that did it and inference times.
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,9 +15,9 @@ from onnx import ModelProto
 
 from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.evaluate.classes import check_classes
-from onnx_dfmpc.evaluate.command import repeat_command
+from onnx_dfmpc.evaluate.command import PROGRAM, repeat_command
 from onnx_dfmpc.evaluate.diagnose import diagnose
-from onnx_dfmpc.evaluate.gates import check_gates, gate_results
+from onnx_dfmpc.evaluate.gates import check_gates, gate_results, useless
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import DefaultRun, ValidationReport
@@ -24,8 +26,10 @@ from onnx_dfmpc.inputs.samples import Samples
 from onnx_dfmpc.inputs.specs import fixed_batch, has_floats, model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.files import LoadedModel, load
+from onnx_dfmpc.model.files import Model as AnyModel
 from onnx_dfmpc.recipe import Data, DataSource, Gates, Recipe
 from onnx_dfmpc.recipe.values import from_mapping
+from onnx_dfmpc.rewrite.apply import PREFIX
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.runtime.pieces import Pieces, is_piecewise, open_model
 from onnx_dfmpc.runtime.session import Model, Session, check_same_interface, is_weight_only
@@ -54,8 +58,8 @@ class ComparisonResult:
 
 
 def validate(
-    float_model: Model,
-    quantized_model: Model,
+    float_model: AnyModel,
+    quantized_model: AnyModel,
     data: Data | DataSource | None = None,
     *,
     gates: Gates | Mapping[str, float] | None = None,
@@ -65,7 +69,7 @@ def validate(
 
     Parameters
     ----------
-    float_model, quantized_model : path or onnx.ModelProto
+    float_model, quantized_model : path, bytes, ModelProto or graphsurgeon.Graph
         Inputs and outputs have the same names.
     data : path, mapping of arrays, array, callable, or Recipe, optional
         Real inputs, with their labels under ``labels`` where there are any. A `Recipe` says more: how many
@@ -74,7 +78,8 @@ def validate(
         compared.
     gates : Recipe or mapping, optional
         Limits by name: ``min_cosine``, ``min_sqnr_db`` (dB), ``max_top1_drop``, ``min_top1_agreement``
-        (fractions). They hold for the worst output.
+        (fractions). They hold for the worst output. Without ``min_sqnr_db``, an output below 6 dB on
+        synthetic inputs is a failure, unless ``no_gate`` is true.
     progress : callable, optional
         Called with ``("validate", samples finished, samples)``.
 
@@ -104,6 +109,7 @@ def validate(
     # a user who sets nothing gets.
     data = data if isinstance(data, Data) else Data(data=data)
     gates = gates if isinstance(gates, Gates) else from_mapping(Gates, gates or {})
+    float_model, quantized_model = _runnable_model(float_model), _runnable_model(quantized_model)
     weight_only = is_weight_only(quantized_model)
     float_session = open_model(float_model, "float model")
     quantized_session = open_model(quantized_model, "quantized model", disable_qdq=weight_only)
@@ -133,11 +139,19 @@ def validate(
         default_run=default_run,
         notes=samples.notes,
         command=repeat_command(float_model, quantized_model, data, gates),
+        lenient=bool(gates.no_gate),
     )
+    if why := useless(gates, report):
+        report = replace(report, failures=(*report.failures, why))
     return replace(report, gates=tuple(gate_results(gates, report)))
 
 
 TOO_LARGE = "no latency: the models have too many weights to be in memory at the same time"
+
+
+def _runnable_model(model: AnyModel) -> Model:
+    """A path, since the model may be larger than memory, or a protobuf."""
+    return model if isinstance(model, str | os.PathLike | ModelProto) else load(model).proto
 
 
 def _runnable(session: Session | Pieces, samples: Samples) -> Samples:
@@ -170,9 +184,9 @@ def _run_default(
     for name, a, b in zip(names, expected, actual, strict=True):
         if not isinstance(b, np.ndarray) or b.dtype.kind not in "biuf":
             continue
-        if not is_finite(b):
+        if not is_finite(b) and is_finite(a):
             return f"with default session options: quantized model: NaN or infinity in output {name!r}"
-        if is_finite(a):
+        if is_finite(a) and is_finite(b):
             pair.add(a, b)
     return (
         DefaultRun(samples, pair.max_abs, pair.sqnr_db) if pair.elements else DefaultRun(samples, None, None)
@@ -232,6 +246,11 @@ def compare_files(
 ) -> ComparisonResult:
     """Compare two files with the data and gates of a recipe."""
     source, quantized = load(float_path), load(quantized_path)
+    if _made_from(source) == quantized.sha256:
+        raise ModelError(
+            f"{float_path} was made from {quantized_path}: the two are swapped",
+            hint=f"the float model first: {shlex.join([PROGRAM, 'validate', quantized_path, float_path])}",
+        )
     matched = match(source.proto)
     if recipe.data is None and recipe.input_range is None:
         specs = model_inputs(source.proto, recipe.shapes)
@@ -252,3 +271,8 @@ def compare_files(
     return ComparisonResult(
         source, quantized, evaluation.validation, evaluation.per_layer, evaluation.latency
     )
+
+
+def _made_from(model: LoadedModel) -> str:
+    """SHA-256 of the float model of one of our files; "" for any other."""
+    return next((one.value for one in model.proto.metadata_props if one.key == PREFIX + "input_sha256"), "")

@@ -33,6 +33,7 @@ from onnx_dfmpc.runtime.session import is_weight_only
 from onnx_dfmpc.sensitivity.feeds import few_samples
 from onnx_dfmpc.sensitivity.outputs import scores
 from onnx_dfmpc.spec import Feeds, Layer, LayerEffect, MatchReport, Progress
+from onnx_dfmpc.spec.widths import LEVELS, WIDTHS, Width
 
 Batches = Sequence[NDArray[Any]]
 
@@ -69,7 +70,7 @@ def diagnose(
     if missing:
         notes.append(f"per layer: not in the quantized model by the names of their tensors: {_some(missing)}")
     if not segments:
-        why = "layers are found by the names of tensors, which a slim file does not keep (--slim no does)"
+        why = "layers are found by the names of tensors, which a slim file does not keep (--no-slim does)"
         return (), (*notes, f"per layer: no layer of the quantized model is quantized, or {why}")
     samples = few_samples(float_model, data)
     feeds = [feed for _, _, feed in samples.batches()]
@@ -114,7 +115,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _stored_bits(proto: ModelProto) -> Mapping[str, int]:
+def _stored_bits(proto: ModelProto) -> Mapping[str, float]:
     """Nominal bits by layer name, as this tool writes them into a file; empty for files of others."""
     text = next((entry.value for entry in proto.metadata_props if entry.key == f"{PREFIX}bits"), "{}")
     try:
@@ -122,7 +123,7 @@ def _stored_bits(proto: ModelProto) -> Mapping[str, int]:
     except ValueError:
         return {}
     return (
-        {name: width for name, width in bits.items() if isinstance(width, int)}
+        {name: width for name, width in bits.items() if isinstance(width, int | float) and width in LEVELS}
         if isinstance(bits, dict)
         else {}
     )
@@ -143,12 +144,12 @@ class Segment:
 
     layer: Layer
     end: str
-    bits: int | None
+    bits: float | None
     bytes: int
 
 
 def find_segments(
-    float_model: ModelProto, quantized_model: ModelProto, layers: Sequence[Layer], bits: Mapping[str, int]
+    float_model: ModelProto, quantized_model: ModelProto, layers: Sequence[Layer], bits: Mapping[str, float]
 ) -> tuple[list[Segment], list[str]]:
     """Layers whose weight is computed from constants, and the names of those that are not in the quantized
     model. ``bits`` are nominal bits by layer name, where they are known.
@@ -216,10 +217,15 @@ class _Graph:
 
         return [node for node in nodes if all(map(is_constant, node.output))]
 
-    def code_bits(self, weight: Sequence[NodeProto], layer: Layer) -> int | None:
-        """Bits of the codes, of which there is one for each weight; of planes of bits, all together."""
-        alike = [tensor for tensor in self._constants(weight) if tuple(tensor.dims) == layer.shape]
-        return sum(CODE_BITS.get(tensor.data_type, 0) for tensor in alike) or None
+    def code_bits(self, weight: Sequence[NodeProto], layer: Layer) -> float | None:
+        """Bits of the codes: those of the element type, or what packed ones take, padding aside."""
+        constants = self._constants(weight)
+        for tensor in constants:
+            if tuple(tensor.dims) == layer.shape:
+                return CODE_BITS.get(tensor.data_type)
+        read = {node.input[0] for node in weight if node.op_type == "Cast"}
+        packed = sum(math.prod(tensor.dims) for tensor in constants if tensor.name in read)
+        return max((width for width in WIDTHS if width <= 8 * packed / layer.size), default=None)
 
     def own_bytes(self, weight: Sequence[NodeProto]) -> int:
         """Bytes in the file of what serves this layer alone: the nodes that make the weight, those that
@@ -275,7 +281,7 @@ def _effects(
             LayerEffect(
                 name=layer.name,
                 op=layer.op_type,
-                bits=segment.bits,
+                bits=None if segment.bits is None else Width(segment.bits),
                 bytes=segment.bytes,
                 sqnr_db=None if output is None else output.sqnr_db,
                 cosine=None if output is None else output.cosine,
@@ -336,7 +342,9 @@ def _compare(expected: Batches, actual: Batches) -> Comparison | None:
 # what may help
 
 
-def wider(effects: Sequence[LayerEffect], sizes: Mapping[str, Mapping[int, int]]) -> list[tuple[str, int]]:
+def wider(
+    effects: Sequence[LayerEffect], sizes: Mapping[str, Mapping[float, int]]
+) -> list[tuple[str, float]]:
     """Layers that stand out, the worst first, with more bits that may help each.
 
     They are the worst layer, and those after it that make more than their share of the noise. They get as
@@ -349,13 +357,13 @@ def wider(effects: Sequence[LayerEffect], sizes: Mapping[str, Mapping[int, int]]
     return [(name, bits) for name, bits in found if bits is not None]
 
 
-def _enough(effect: LayerEffect, effects: Sequence[LayerEffect], sizes: Mapping[int, int]) -> int | None:
+def _enough(effect: LayerEffect, effects: Sequence[LayerEffect], sizes: Mapping[float, int]) -> float | None:
     """Bits with which a layer no longer stands out; None where it cannot have more, or makes no noise."""
     own, bits = _noise(effect), effect.bits
     if bits is None or bits not in sizes or bits == max(sizes) or not 0 < own < math.inf:
         return None
     others = [_noise(other) for other in effects if other is not effect and math.isfinite(_noise(other))]
     more = [width for width in sorted(sizes) if width > bits]
-    noise = {width: own * ((2**bits - 1) / (2**width - 1)) ** 2 for width in more}
+    noise = {width: own * ((LEVELS[bits] - 1) / (LEVELS[width] - 1)) ** 2 for width in more}
     enough = next((width for width in more if noise[width] * len(others) <= sum(others)), more[-1])
     return max(width for width in more if width >= enough and sizes[width] <= sizes[enough])

@@ -125,6 +125,7 @@ class Tally:
         self, names: Sequence[str], labels: NDArray[np.int64] | None = None, *, classes: bool = True
     ) -> None:
         self.labels, self.classes = labels, classes
+        self.not_finite: dict[str, str] = {}
         self.failures: dict[str, str] = {}  # by what failed, so that each is told once and not batch by batch
         self._outputs = {name: _OutputTally() for name in names}
         self._classifier: str | None = None
@@ -162,16 +163,20 @@ class Tally:
             if not is_finite(array):
                 kind = "NaN" if np.isnan(array).any() else "infinity"
                 reason = f"{which} model: {kind} in output {name!r} ({where})"
-                self.failures.setdefault(f"{which} {name}", reason)
+                self.not_finite.setdefault(f"{which} {name}", reason)
                 finite = False
         return finite
 
-    def report(self, **context: Any) -> ValidationReport:
-        """Metrics so far; ``context`` are the other attributes of the `ValidationReport`."""
+    def report(self, *, lenient: bool = False, **context: Any) -> ValidationReport:
+        """Metrics so far; ``context`` are the other attributes of the `ValidationReport`. Where it is
+        ``lenient``, outputs that are not finite are worth a note only.
+        """
+        not_finite = tuple(self.not_finite.values())
         report = ValidationReport(
             outputs=tuple(tally.metrics(name) for name, tally in self._outputs.items()),
-            failures=tuple(self.failures.values()),
+            failures=(*self.failures.values(), *(() if lenient else not_finite)),
             **context,
             **self._right.scores(),
         )
-        return replace(report, notes=(*report.notes, *self._right.remarks()))
+        notes = (*report.notes, *self._right.remarks(), *(not_finite if lenient else ()))
+        return replace(report, notes=notes)

@@ -191,3 +191,29 @@ class ValidationReport:
         if self.top1_float is None or self.top1_quantized is None:
             return None
         return round(self.top1_float - self.top1_quantized, DIGITS)
+
+
+def next_steps(report: ValidationReport, per_layer: bool = False) -> tuple[str, ...]:
+    """What to do where a validation has failed, in the words of the command line; ``per_layer`` says that the
+    effect of each layer was measured. Empty where nothing failed.
+    """
+    if report:
+        return ()
+    if any(failure.startswith("float model:") for failure in report.failures):
+        fed = (
+            "give it real inputs (--data)" if report.synthetic else "check how the data are scaled (--images)"
+        )
+        return (f"the float model itself fails on these inputs: {fed}, or their range (--input-range)",)
+    where = (
+        "give the worst layers more bits (--set NAME=8), or leave them float (--nodes-to-exclude NAME)"
+        if per_layer
+        else "--per-layer says which layers did it"
+    )
+    steps = [where, "more bits for all (--target-bits, --bits, --preset lossless) help, too"]
+    if report.synthetic:
+        steps.append("real inputs (--data) tell more than synthetic ones")
+    if any(gate.passed is False for gate in report.gates):
+        steps.append("a gate that asks for more than is needed can be lowered")
+    else:
+        steps.append("--no-gate lets the model pass as it is")
+    return tuple(steps)

@@ -157,7 +157,7 @@ def _why_numbers(walk: Walk, what: str, name: str) -> str:
     values = walk.constants[name]
     largest = max(abs(float(values.min())), abs(float(values.max())))  # NaN goes through
     if not np.isfinite(largest):
-        return f"{what} '{name}' holds NaN or infinity"
+        return f"{what} '{name}' holds {'NaN' if np.isnan(largest) else 'infinity'}"
     return f"{what} '{name}' holds {largest:.3g}: too large to be squared" if largest > LARGEST else ""
 
 

@@ -1,23 +1,24 @@
-"""Read models, make sure that they are sound, and write files that are either complete or untouched."""
+"""Read models, make sure that they are sound, and save them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, checker, defs, helper, shape_inference
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
@@ -32,13 +33,27 @@ from onnx_dfmpc.model.external import (
     is_mapped,
     map_inline,
     map_tensor,
+    mapped_tensors,
 )
+from onnx_dfmpc.model.ir import is_ir_model, to_proto
 from onnx_dfmpc.model.normalize import normalize
-from onnx_dfmpc.model.opset import MAX_OPSET, changed_operators, opset_of
-from onnx_dfmpc.model.protobuf import copy_fields, is_large, skeleton, tensors, without_initializers
+from onnx_dfmpc.model.opset import changed_operators, opset_of
+from onnx_dfmpc.model.protobuf import (
+    copy_fields,
+    is_large,
+    skeleton,
+    tensors,
+    undecodable,
+    without_initializers,
+)
+from onnx_dfmpc.model.writing import Draft, draft, draft_pair, publish, reason, require_writable
 from onnx_dfmpc.spec.ops import OPS, op_key
+from onnx_dfmpc.spec.runtimes import NEWEST_OPSET
 
-Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | gs.Graph
+if TYPE_CHECKING:
+    import onnx_ir
+
+Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | gs.Graph | onnx_ir.Model"
 """Whatever `load` takes: a path, the bytes of a file, or a model in memory."""
 
 MAX_IR = 14
@@ -50,7 +65,6 @@ DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_dat
 _GIVEN = "the given model"
 _EXPORT = "export the model again"
 _TRAIN = "train or export the model again"
-_ELSEWHERE = "choose another output path"
 
 
 # Loading
@@ -92,11 +106,14 @@ def load(model: Model) -> LoadedModel:
         return _load_proto(model)
     if isinstance(model, gs.Graph):
         return _load_proto(_export(model))
+    if is_ir_model(model):
+        return _load_proto(_from_ir(model))
     if isinstance(model, str | os.PathLike):
         return _load_file(Path(model))
     raise ModelError(
         f"a {type(model).__name__} is not a model",
-        hint="pass a path, the bytes of a file, an onnx.ModelProto or an onnx_graphsurgeon.Graph",
+        hint="pass a path, the bytes of a file, an onnx.ModelProto, an onnx_graphsurgeon.Graph or an "
+        "onnx_ir.Model",
     )
 
 
@@ -107,9 +124,9 @@ def _load_file(path: Path) -> LoadedModel:
         raise ModelError(f"{path}: no such file", hint="check the path of the model") from error
     except (OSError, ValueError) as error:
         hint = "pass the .onnx file, and check its permissions"
-        raise ModelError(f"{path}: cannot read: {_reason(error)}", hint=hint) from error
-    other = "export the network to ONNX first, such as with torch.onnx.export"
-    proto = _parse(data, str(path), "pass a complete binary .onnx file" if path.suffix == ".onnx" else other)
+        raise ModelError(f"{path}: cannot read: {reason(error)}", hint=hint) from error
+    whole = "pass a complete binary .onnx file"
+    proto = _parse(data, str(path), whole if path.suffix == ".onnx" else _EXPORT_FIRST)
     external = _load_external_data(proto, path)
     map_inline(proto, data, path)
     _normalize(proto, str(path))
@@ -118,9 +135,27 @@ def _load_file(path: Path) -> LoadedModel:
     return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external))
 
 
+_AGAIN = "download the file itself"
+_EXPORT_FIRST = "export the network to ONNX first, such as with torch.onnx.export"
+
+OTHERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS, not the model", "git lfs pull"),
+    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.I), "a web page, not a model", _AGAIN),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), "a JSON text, not a model", _AGAIN),
+    (re.compile(rb"....TFL3", re.S), "a TensorFlow Lite model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"\x89HDF"), "a Keras model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"PK\x03\x04"), "an archive, such as a PyTorch model, not ONNX", _EXPORT_FIRST),
+    (re.compile(rb"\x1f\x8b"), "compressed", "gunzip it"),
+)
+"""How files begin that people take for models, what they are, and what helps."""
+
+
 def _parse(data: bytes, label: str, hint: str) -> ModelProto:
     if not data:
         raise ModelError(f"{label}: the file is empty", hint="export or download the model again")
+    for begins, what, helps in OTHERS:
+        if begins.match(data):
+            raise ModelError(f"{label}: {what}", hint=helps)
     proto = ModelProto()
     try:
         proto.ParseFromString(data)
@@ -136,7 +171,7 @@ def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
     mapped = sum(4 * prod(tensor.dims) for tensor in external) >= MAPPED
     initializers = {id(tensor) for tensor in proto.graph.initializer}
     for tensor in external:
-        location = ExternalDataInfo(tensor).location
+        location = entry(tensor, "location")
         try:
             if mapped and id(tensor) in initializers and _map_external(tensor, path):
                 files[path.parent / location] = None
@@ -145,7 +180,7 @@ def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
             load_external_data_for_tensor(tensor, str(path.parent))
         except (checker.ValidationError, ValueError, OSError) as error:
             raise ModelError(
-                f"{path}: external data {location!r} of tensor {tensor.name!r}: {_reason(error)}",
+                f"{path}: external data {location!r} of tensor {tensor.name!r}: {reason(error)}",
                 hint="keep the data file next to the model, complete and under the name it was written with",
             ) from error
         tensor.ClearField("data_location")
@@ -173,6 +208,18 @@ def _map_external(tensor: TensorProto, path: Path) -> bool:
     return True
 
 
+def external_files(path: Path) -> tuple[Path, ...]:
+    """Files of external data that a model names; none where it cannot be read, which `load` says better."""
+    proto = ModelProto()
+    try:
+        if path.is_file():
+            proto.ParseFromString(path.read_bytes())
+    except (OSError, ValueError, DecodeError):
+        return ()
+    names = {entry(tensor, "location") for tensor in tensors(proto) if uses_external_data(tensor)}
+    return tuple(path.parent / name for name in sorted(names))
+
+
 def _export(graph: gs.Graph) -> ModelProto:
     # The exporter adds the domains in use to those of the graph and of its functions: not to the caller's.
     ours = graph.copy()
@@ -183,8 +230,16 @@ def _export(graph: gs.Graph) -> ModelProto:
     try:
         proto: ModelProto = gs.export_onnx(ours)
     except Exception as error:  # graphsurgeon raises its own, AssertionError, TypeError, ValueError ...
-        raise ModelError(f"{_GIVEN}: graphsurgeon refuses it: {_reason(error)}", hint=_EXPORT) from error
+        raise ModelError(f"{_GIVEN}: graphsurgeon refuses it: {reason(error)}", hint=_EXPORT) from error
     return proto
+
+
+def _from_ir(model: onnx_ir.Model) -> ModelProto:
+    try:
+        return to_proto(model)
+    except Exception as error:  # a data file that is gone or too short, a value without a name ...
+        hint = "keep the data file of the model where it was loaded from"
+        raise ModelError(f"{_GIVEN}: onnx-ir cannot serialize it: {reason(error)}", hint=hint) from error
 
 
 def _load_proto(model: ModelProto) -> LoadedModel:
@@ -209,7 +264,7 @@ def _normalize(proto: ModelProto, label: str) -> None:
     try:
         normalize(proto)
     except Exception as error:  # NumPy's errors on tensors whose numbers do not fit their shape
-        raise ModelError(f"{label}: {_reason(error)}", hint=_EXPORT) from error
+        raise ModelError(f"{label}: {reason(error)}", hint=_EXPORT) from error
 
 
 def _parts(proto: ModelProto) -> Iterator[bytes]:
@@ -234,6 +289,8 @@ def verify(proto: ModelProto, label: str) -> None:
     if not proto.graph.node:  # onnx.load is content with an empty file
         hint = "pass the .onnx file of a float network"
         raise ModelError(f"{label}: there is no graph in it, or one without nodes", hint=hint)
+    if field := undecodable(proto):
+        raise ModelError(f"{label}: a {field} in it is not UTF-8", hint=_EXPORT)
     _verify_versions(proto, label)
     _verify_structure(proto, label)
     _verify_weights(proto, label)
@@ -248,13 +305,13 @@ def _verify_versions(proto: ModelProto, label: str) -> None:
     opset, newest = opset_of(proto), defs.onnx_opset_version()
     if opset == 0:
         raise ModelError(f"{label}: no opset_import for the standard operators", hint=_EXPORT)
-    older = f"export it with opset {MAX_OPSET} or lower"
+    older = f"export it with opset {NEWEST_OPSET} or lower"
     if not 1 <= opset <= newest:
         raise ModelError(f"{label}: opset {opset} is unknown (1 to {newest} are known)", hint=older)
-    if opset > MAX_OPSET and (changed := changed_operators(proto, MAX_OPSET)):
+    if opset > NEWEST_OPSET and (changed := changed_operators(proto, NEWEST_OPSET)):
         raise ModelError(
-            f"{label}: opset {opset} is above {MAX_OPSET}, the highest that ONNX Runtime runs with quantized "
-            f"weights, and {', '.join(changed)} changed since",
+            f"{label}: opset {opset} is above {NEWEST_OPSET}, the highest that ONNX Runtime runs with "
+            f"quantized weights, and {', '.join(changed)} changed since",
             hint=older,
         )
 
@@ -262,7 +319,7 @@ def _verify_versions(proto: ModelProto, label: str) -> None:
 def _verify_structure(proto: ModelProto, label: str) -> None:
     what = ""
     try:
-        for tensor in filter(is_large, proto.graph.initializer):  # the skeleton has none of these
+        for tensor in tensors(proto):
             what = f"data of tensor {tensor.name!r} of shape {list(tensor.dims)}: "
             if not is_mapped(tensor):  # whose length was checked when it was mapped
                 array_of(tensor)
@@ -271,7 +328,7 @@ def _verify_structure(proto: ModelProto, label: str) -> None:
         checker.check_model(outline)
         inferred = shape_inference.infer_shapes(outline, check_type=True, strict_mode=True)
     except Exception as error:  # ValidationError, InferenceError, RuntimeError, ValueError, TypeError ...
-        raise ModelError(f"{label}: {what}{_reason(error)}", hint=_EXPORT) from error
+        raise ModelError(f"{label}: {what}{reason(error)}", hint=_EXPORT) from error
     _verify_channels(inferred, label)
 
 
@@ -323,7 +380,7 @@ def _verify_weights(proto: ModelProto, label: str) -> None:
             what, array = f"tensor {table.source(name)!r}", table[name]
             if operator not in OPS and array.size == 0:
                 raise _at(node, label, f"{what} of shape {list(array.shape)} is empty")
-            # Infinity in a weight may be meant, such as in a mask: that layer stays float.
+            # Infinity may be meant, as in a mask: such a layer stays float (see `match`).
             bad = np.isnan(array) if operator in OPS else ~np.isfinite(array)
             if bad.any():
                 raise _at(node, label, f"{what} holds NaN or infinity", _TRAIN)
@@ -366,84 +423,42 @@ def save(
     """Write a model, whole or not at all, and return the bytes that it takes on disk.
 
     The same model gives the same bytes; ``proto``, with its data in memory, is not changed. ``external_data``
-    puts large initializers into ``<name>.data`` beside the target, as they must be above 2 GB. RecipeError
-    where `require_writable` refuses the target, or it cannot be written. What is too large for one file gets
-    external data unasked.
+    puts large initializers into a file beside the target; what is too large for one file gets that unasked.
+    RecipeError where `require_writable` refuses the target, or it cannot be written.
     """
-    external_data = external_data or not fits_one_file(proto)
-    require_writable(path, external_data=external_data, overwrite=overwrite, protected=protected)
-    target = Path(path)
-    if not external_data:
-        whole = inlined(proto) if any(map(is_mapped, proto.graph.initializer)) else proto
-        write_whole(target, _serialize(whole, target))
-        return target.stat().st_size
-    data_target = _data_target(target)
-    small = _serialize(_without_data(proto, data_target.name), target)
-    with _temporary(data_target, _large_data(proto)) as data, _temporary(target, small) as model:
-        _replace_pair((data, data_target), (model, target))
-    return target.stat().st_size + data_target.stat().st_size
+    with drafted(
+        proto, path, external_data=external_data, overwrite=overwrite, protected=protected
+    ) as drafts:
+        publish(drafts)
+        return sum(one.size for one in drafts)
 
 
-def write_whole(target: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file, whole or not at all; RecipeError if it cannot be written."""
-    with _temporary(target, content) as complete:
-        os.replace(complete, target)
-
-
-def require_writable(
+@contextmanager
+def drafted(
+    proto: ModelProto,
     path: str | os.PathLike[str],
     *,
     external_data: bool = False,
     overwrite: bool = False,
     protected: Collection[Path] = (),
-) -> None:
-    """Refuse a target of `save`, and with ``external_data`` its ``.data`` file, before the work is done.
-
-    RecipeError if one of them is a ``protected`` file under whatever name, is there and not a regular file,
-    has no directory that can be written, or is there and ``overwrite`` is False.
-    """
+) -> Iterator[tuple[Draft, ...]]:
+    """The files of `save`, complete and not yet in place."""
+    external_data = external_data or not fits_one_file(proto)
+    require_writable(path, external_data=external_data, overwrite=overwrite, protected=protected)
     target = Path(path)
-    for file in (target, _data_target(target)) if external_data else (target,):
-        if file.is_dir():
-            hint = "name the file to write inside it"
-            raise RecipeError(f"{file}: a directory, not a file name", hint=hint)
-        if not file.parent.is_dir():
-            raise RecipeError(f"{file}: there is no directory {file.parent}", hint="create it first")
-        if not os.access(file.parent, os.W_OK):
-            raise RecipeError(f"{file}: cannot write into {file.parent}", hint=_ELSEWHERE)
-        if file.exists() and not file.is_file():
-            raise RecipeError(f"{file}: a device or a pipe, not a regular file", hint=_ELSEWHERE)
-        if any(_same(file, other) for other in protected):
-            raise RecipeError(f"{file}: belongs to the input, which is never written over", hint=_ELSEWHERE)
-        if os.path.lexists(file) and not overwrite:
-            hint = f"{_ELSEWHERE}, or allow overwriting it (--overwrite)"
-            raise RecipeError(f"{file}: exists already", hint=hint)
+    if external_data:
+        small = partial(_pointing, proto, target)
+        with draft_pair(target, _large_data(proto), small, overwrite=overwrite, protected=protected) as pair:
+            yield pair
+    else:
+        content = _serialize(inlined(proto) if any(mapped_tensors(proto)) else proto, target)
+        with draft(target, content, overwrite=overwrite, protected=protected) as whole:
+            yield (whole,)
 
 
-def _same(one: Path, other: Path) -> bool:
-    with suppress(OSError):  # links, hard links, names that differ in case only
-        return os.path.samefile(one, other)
-    return one.resolve() == other.resolve()
-
-
-def _data_target(target: Path) -> Path:
-    return target.with_name(target.name + ".data")
-
-
-@contextmanager
-def _temporary(target: Path, content: bytes | Iterable[bytes]) -> Iterator[Path]:
-    """A complete file beside the target, gone at the end unless it has taken the target's place by then."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())  # else a crash after the rename could leave an empty file under its name
-        yield temporary
-    except OSError as error:
-        raise RecipeError(f"{target}: cannot write: {_reason(error)}", hint=_ELSEWHERE) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _pointing(proto: ModelProto, target: Path, location: str) -> bytes:
+    """The model without the data that lies in the file ``location``."""
+    return _serialize(_without_data(proto, location), target)
 
 
 def _serialize(proto: ModelProto, target: Path) -> bytes:
@@ -483,26 +498,3 @@ def _without_data(proto: ModelProto, location: str) -> ModelProto:
             stored.external_data.add(key=key, value=str(value))
         offset += length
     return small
-
-
-def _replace_pair(data: tuple[Path, Path], model: tuple[Path, Path]) -> None:
-    """Put data and model in place together: if the model cannot follow, the data from before comes back."""
-    backup = data[0].with_suffix(".bak")
-    existed = data[1].exists()
-    if existed:
-        os.replace(data[1], backup)
-    try:
-        os.replace(*data)
-        os.replace(*model)
-    except BaseException:
-        data[1].unlink(missing_ok=True)
-        if existed:
-            os.replace(backup, data[1])
-        raise
-    backup.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())

@@ -7,9 +7,7 @@ from onnx.version_converter import convert_version
 
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.model.protobuf import copy_fields, graphs, skeleton, subgraphs
-
-MAX_OPSET = 27
-"""Highest opset for which ONNX Runtime implements DequantizeLinear."""
+from onnx_dfmpc.spec.runtimes import ANY, Runtime
 
 OPTIONAL_SCALES = 13
 """Opset from which on a Resize may have sizes alone."""
@@ -29,24 +27,32 @@ def changed_operators(proto: ModelProto, target: int) -> tuple[str, ...]:
     return tuple(sorted(op for op in used if _since(op, current) != _since(op, target)))
 
 
-def raise_opset(proto: ModelProto, minimum: int) -> ModelProto:
+def raise_opset(proto: ModelProto, minimum: int, runtime: Runtime = ANY) -> ModelProto:
     """Copy of a model at opset ``minimum`` or later, with the IR version that goes with it.
 
     Where no operator in use changed in between, only the number is raised. Elsewhere onnx's converter says
     which nodes must look different, and only those are taken from it: names, doc strings, metadata, local
-    functions, value infos stay, and so does every weight, which it never sees. A model above `MAX_OPSET` is
-    renumbered to it if none of its operators changed since. UnsupportedError if the converter cannot convert.
+    functions, value infos stay, and so does every weight, which it never sees. A model above what the runtime
+    reads is renumbered to that if none of its operators changed since, else it is an UnsupportedError, as is
+    one that the converter cannot convert.
     """
     result = ModelProto()
     result.CopyFrom(proto)
     current = opset_of(proto)
-    target = max(minimum, min(current, MAX_OPSET))
+    most = runtime.opset
+    target = max(minimum, min(current, most))
+    if target > most:
+        raise UnsupportedError(
+            f"the codes need opset {target}, and {runtime.title} reads no more than {most}",
+            hint="choose storage = table, unpack = float, or another runtime",
+        )
     if target != current:
         if changed := changed_operators(proto, target):
             if target < current:
                 raise UnsupportedError(
-                    f"opset {current} is above {MAX_OPSET}, and {', '.join(changed)} changed in between",
-                    hint=f"export the model with opset {MAX_OPSET} or lower",
+                    f"opset {current} is above {most}, the highest that {runtime.title} reads, and "
+                    f"{', '.join(changed)} changed in between",
+                    hint=f"export the model with opset {most} or lower",
                 )
             _merge(result.graph, _convert(skeleton(proto), target).graph)
             for function in result.functions:
@@ -55,6 +61,8 @@ def raise_opset(proto: ModelProto, minimum: int) -> ModelProto:
         if target >= OPTIONAL_SCALES > current:
             _drop_empty_scales(result)
     _raise_ir(result)
+    # Later versions of the format only add fields, which older readers pass over.
+    result.ir_version = min(result.ir_version, runtime.ir)
     return result
 
 

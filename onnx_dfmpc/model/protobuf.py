@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
@@ -107,3 +108,21 @@ def tensors(proto: ModelProto) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+
+
+def undecodable(message: Message) -> str:
+    """Name of a text field that is not UTF-8, somewhere in a message; "" where all are.
+
+    Protobuf hands these out as bytes, which are no names for anybody else.
+    """
+    for descriptor, value in message.ListFields():
+        if descriptor.type == FieldDescriptor.TYPE_STRING:
+            if any(
+                isinstance(text, bytes) for text in ([value] if isinstance(value, str | bytes) else value)
+            ):
+                return str(descriptor.name)
+        elif descriptor.type == FieldDescriptor.TYPE_MESSAGE:
+            for inner in [value] if isinstance(value, Message) else value:
+                if found := undecodable(inner):
+                    return found
+    return ""

@@ -84,8 +84,8 @@ def _fold_round(proto: ModelProto) -> bool:
             value = rule(node, known, shapes)
         except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
             continue  # something that it needs is not known
-        if value is not None:
-            known[node.output[0]] = np.asarray(value, object)
+        if value is not None and (found := np.asarray(value, object)).size <= SMALL:
+            known[node.output[0]] = found
     folded = False
     outputs = {value.name for value in graph.output}
     for node in graph.node:

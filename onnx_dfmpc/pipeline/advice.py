@@ -52,7 +52,7 @@ class Trial:
 
 
 def changes(
-    recipe: Recipe, effects: Sequence[LayerEffect], sizes: Mapping[str, Mapping[int, int]]
+    recipe: Recipe, effects: Sequence[LayerEffect], sizes: Mapping[str, Mapping[float, int]]
 ) -> list[Change]:
     """Changes that may help: bits of the layers that stand out, or, under a target, higher targets.
 
@@ -99,7 +99,7 @@ def remarks(wanted: Iterable[Change], advice: Sequence[Advice]) -> tuple[str, ..
     return (f"tried, and not better by {WORTH_DB:g} dB: {tried}",) if tried and not advice else ()
 
 
-def _with_bits(recipe: Recipe, name: str, bits: int) -> Change:
+def _with_bits(recipe: Recipe, name: str, bits: float) -> Change:
     pattern = f"^{re.escape(name)}$"
     return Change("--set", f"{pattern}={bits}", replace(recipe, set=((pattern, bits),)))
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from onnx import ModelProto, TensorProto
 
 from onnx_dfmpc.allocate.fixed import selected_layers
-from onnx_dfmpc.errors import ModelError, RecipeError, UnsupportedError
+from onnx_dfmpc.errors import LayerError, ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import check_data
 from onnx_dfmpc.evaluate.expectation import Trial
 from onnx_dfmpc.inputs.data import real_inputs
@@ -24,7 +24,8 @@ from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import LoadedModel, Model, load
-from onnx_dfmpc.model.protobuf import subgraphs
+from onnx_dfmpc.model.opset import raise_opset
+from onnx_dfmpc.model.protobuf import skeleton, subgraphs
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.runtime.pieces import fed_inputs, is_piecewise, open_model
@@ -98,6 +99,7 @@ def prepare(
     """
     with timed(seconds, "load"):
         source = load(model)
+        recipe = recipe.for_model(source.size)
     with timed(seconds, "match"):
         matched = match(source.proto)
     recipe, alone = one_by_one(source.proto, recipe)
@@ -109,6 +111,8 @@ def prepare(
         _require_layers(source, plan.layers, plan.skipped)
     if recipe.activations is not None:
         _require_float32(source, matched)
+    # Refused before anything is computed.
+    raise_opset(skeleton(source.proto), 0, (recipe.form if plan is None else plan.form).runtime)
     if recipe.data is not None or recipe.labels is not None or recipe.limits or recipe.shapes:
         check_data(source.proto, recipe)
     sizes = None
@@ -145,6 +149,18 @@ def one_by_one(proto: ModelProto, recipe: Recipe) -> tuple[Recipe, tuple[str, ..
     shapes = {spec.name: one[spec.name].shape for spec in specs if spec.shape}
     shown = ", ".join(f"{name} {shape_text(shape)}" for name, shape in shapes.items())
     return replace(recipe, shapes=shapes), (f"samples are run one by one, since two do not fit: {shown}",)
+
+
+def without_layer(job: Job, error: LayerError) -> Job:
+    """Job in which a layer that cannot be quantized stays float; UnsupportedError where no other is left."""
+    matched = job.matched.without({error.layer: error.reason})
+    _require_layers(job.source, *selected_layers(matched, job.recipe))
+    sizes = None
+    if job.sizes is not None:
+        layers = [layer.name for layer in selected_layers(matched, job.recipe)[0]]
+        metadata = metadata_of(job.source, job.recipe, job.recipe.form, layers)
+        sizes = size_table(job.source.proto, matched, job.recipe, metadata)
+    return replace(job, matched=matched, sizes=sizes)
 
 
 def is_fixed(recipe: Recipe) -> bool:
@@ -256,15 +272,19 @@ def metadata_of(
     recipe: Recipe,
     form: StorageFormat,
     names: Sequence[str],
-    bits: Mapping[str, int] | None = None,
+    bits: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
-    """What goes into the file's metadata. Before the bits are known, any digit takes as many bytes."""
+    """What goes into the file's metadata. Before the bits are known, any digit takes as many bytes.
+
+    A slim file has the bits without the layers' names, in the order of the graph.
+    """
+    by_name = bits or dict.fromkeys(names, 8)
     settings = json.dumps(recipe.to_dict() | asdict(form), sort_keys=True)
     return {
         "version": version("onnx-dfmpc"),
         "recipe_sha256": hashlib.sha256(settings.encode()).hexdigest(),
         "input_sha256": source.sha256,
-        "bits": json.dumps(bits or dict.fromkeys(names, 8), separators=(",", ":")),
+        "bits": json.dumps(list(by_name.values()) if form.slim else by_name, separators=(",", ":")),
     }
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
 from onnx_dfmpc.evaluate.command import repeat_command
 from onnx_dfmpc.evaluate.compare import ComparisonResult as ComparisonResult
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.model.files import LoadedModel, save
+from onnx_dfmpc.model.files import LoadedModel, drafted
+from onnx_dfmpc.model.ir import from_proto
+from onnx_dfmpc.model.writing import Draft, publish
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
     Advice,
@@ -29,6 +33,9 @@ from onnx_dfmpc.spec import (
     WeightHistogram,
 )
 from onnx_dfmpc.statistics.belief import Belief
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +109,10 @@ class QuantizeResult:
         """Whether nothing speaks against it: no validation failed."""
         return self.validation is None or bool(self.validation)
 
+    def to_ir(self) -> onnx_ir.Model:
+        """Return the model as an ``onnx_ir.Model``; needs onnx-ir."""
+        return from_proto(self.model)
+
     def save(
         self, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False
     ) -> QuantizeResult:
@@ -126,9 +137,21 @@ class QuantizeResult:
             If the file exists and may not be overwritten, is the input or its external data, or cannot be
             written.
         """
-        size = save(
+        with self.drafted(path, external_data=external_data, overwrite=overwrite) as drafts:
+            publish(drafts)
+            return self.saved_as(path, drafts)
+
+    def drafted(
+        self, path: str | os.PathLike[str], *, external_data: bool = False, overwrite: bool = False
+    ) -> AbstractContextManager[tuple[Draft, ...]]:
+        """The files of `save`, complete and not yet in place."""
+        return drafted(
             self.model, path, external_data=external_data, overwrite=overwrite, protected=self.source.files
         )
+
+    def saved_as(self, path: str | os.PathLike[str], drafts: Sequence[Draft]) -> QuantizeResult:
+        """The same result, knowing where it will lie, and how large."""
+        size = sum(one.size for one in drafts)
         return replace(self, size=size, output=Path(path), validation=self._repeatable(path))
 
     def _repeatable(self, path: str | os.PathLike[str]) -> ValidationReport | None:

@@ -15,15 +15,16 @@ from dataclasses import replace
 from functools import partial
 
 from onnx_dfmpc.allocate.budget import budgets, sweep
-from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.errors import LayerError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.external import full_size
-from onnx_dfmpc.model.files import Model, load, require_writable
+from onnx_dfmpc.model.files import Model, load
+from onnx_dfmpc.model.writing import require_writable
 from onnx_dfmpc.pipeline.advice import Trial, advise, changes, remarks
 from onnx_dfmpc.pipeline.doubts import doubts
-from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed
+from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed, without_layer
 from onnx_dfmpc.pipeline.results import InspectResult, PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
     Adjustment,
@@ -62,7 +63,7 @@ def inspect(model: Model) -> MatchReport:
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or graphsurgeon.Graph
+    model : path, bytes, ModelProto, graphsurgeon.Graph or onnx_ir.Model
 
     Returns
     -------
@@ -99,7 +100,7 @@ def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or graphsurgeon.Graph
+    model : path, bytes, ModelProto, graphsurgeon.Graph or onnx_ir.Model
     recipe : Recipe, optional
         Bits, rules, statistics; by default a mean of 4 bits.
 
@@ -135,8 +136,7 @@ def plan_result(
     needed = needs_statistics(recipe) or sweep is not None
     job = prepare(model, recipe, progress, seconds, statistics=needed, predicted=True)
     statistics = measure(job, job.planned, seconds)
-    costs, notes = cost_table(job, statistics, seconds)
-    made = _made(job, statistics, costs, seconds)
+    job, made, costs, notes = _possible(job, statistics, seconds)
     points: tuple[SweepPoint, ...] = ()
     if sweep is not None:
         table = costs or cost_table(job, statistics, seconds, everything=True)[0]
@@ -165,7 +165,7 @@ def apply(
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or graphsurgeon.Graph
+    model : path, bytes, ModelProto, graphsurgeon.Graph or onnx_ir.Model
         The model that the plan was made for.
     plan : QuantPlan
     recipe : Recipe, optional
@@ -202,7 +202,13 @@ def apply(
     job = prepare(model, recipe, progress, seconds, plan=plan, statistics=needed, predicted=validated)
     names = tuple(layer.name for layer in plan.layers)
     statistics = measure(job, names, seconds)
-    made = carry_out(job, plan, statistics, seconds)
+    while True:
+        try:
+            made = carry_out(job, plan, statistics, seconds)
+            break
+        except LayerError as error:
+            plan = plan.without(job.matched[error.layer], error.reason)
+            job = without_layer(job, error)
     statistics = replace(statistics, layers={})  # nobody needs the covariances again
     result = _account(
         job, made, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency
@@ -226,7 +232,7 @@ def quantize(
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or graphsurgeon.Graph
+    model : path, bytes, ModelProto, graphsurgeon.Graph or onnx_ir.Model
         Never changed.
     output : path, optional
         Where to save it; not written if the validation fails.
@@ -267,8 +273,7 @@ def quantize(
     if output is not None:
         require_writable(output, external_data=external_data, overwrite=overwrite, protected=job.source.files)
     statistics = measure(job, job.planned, seconds)
-    costs, notes = cost_table(job, statistics, seconds)
-    made = _made(job, statistics, costs, seconds)
+    job, made, costs, notes = _possible(job, statistics, seconds)
     if not per_layer:  # nobody needs the covariances again: half a gigabyte of a ResNet-50
         statistics = replace(statistics, layers={})
     result = _account(
@@ -280,6 +285,20 @@ def quantize(
     if output is None or not result.passed:
         return result
     return result.save(output, external_data=external_data, overwrite=overwrite)
+
+
+def _possible(
+    job: Job, statistics: Measured, seconds: Seconds
+) -> tuple[Job, Made, CostTable | None, tuple[str, ...]]:
+    """The quantized model without the layers that turn out to be impossible, the job that leaves these float,
+    what bits cost in it, and remarks.
+    """
+    while True:
+        costs, notes = cost_table(job, statistics, seconds)
+        try:
+            return job, _made(job, statistics, costs, seconds), costs, notes
+        except LayerError as error:
+            job = without_layer(job, error)
 
 
 def _made(job: Job, statistics: Measured, costs: CostTable | None, seconds: Seconds) -> Made:

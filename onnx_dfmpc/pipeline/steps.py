@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from onnx_dfmpc.activations.activate import TAU_ANCHORED, TAU_OTHERS, TAU_PICTURES, TAU_REAL, activate
 from onnx_dfmpc.activations.cost import float_layers
@@ -29,13 +30,14 @@ from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, r
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.pipeline.sources import SOURCES
 from onnx_dfmpc.recipe import Data, Recipe
-from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
+from onnx_dfmpc.rewrite.apply import Rewritten, StoredLayer, rewrite
 from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.rewrite.slim import slim
+from onnx_dfmpc.runtime.machine import saturates
 from onnx_dfmpc.runtime.pieces import is_piecewise
-from onnx_dfmpc.runtime.session import fused_kernels
+from onnx_dfmpc.runtime.session import optimized_nodes
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
-from onnx_dfmpc.sensitivity.table import WIDTHS, predict, size_table, with_noise, with_sizes
+from onnx_dfmpc.sensitivity.table import predict, size_table, with_noise, with_sizes
 from onnx_dfmpc.solve import NEGLIGIBLE, solve, weight_noise
 from onnx_dfmpc.spec import (
     ActivationRange,
@@ -43,16 +45,20 @@ from onnx_dfmpc.spec import (
     Expectation,
     Feeds,
     IntegerActivations,
+    LayerPlan,
     LayerReport,
     LayerStatistics,
     MatchReport,
     QuantizedLayer,
     QuantPlan,
     Skipped,
+    StorageFormat,
     SweepPoint,
     WeightHistogram,
     sqnr_db,
 )
+from onnx_dfmpc.spec.reported import INTEGER_LAYERS
+from onnx_dfmpc.spec.widths import WIDTHS, Width
 
 LAYER_SAMPLES = 4
 """Inputs on which every layer's output is compared."""
@@ -63,7 +69,7 @@ predictions of benchmarks.predictions hold in each group. Without MobileNetV1 am
 without batch norm would have 3, without SqueezeNet 5.
 """
 
-SLIM = "shape arithmetic folded, names inside of the graph shortened (--slim no leaves them)"
+SLIM = "shape arithmetic folded, names inside of the graph shortened (--no-slim leaves them)"
 
 SHOWN_LAYERS = 9
 """Layers whose weights a report shows as histograms."""
@@ -137,13 +143,27 @@ def allocate(
     with timed(seconds, "allocate"):
         if costs is None:
             made = allocate_fixed(matched, recipe, source.sha256, weight_noise(source.proto))
+            made = replace(made, form=recipe.form)
         else:
-            made = allocate_budget(matched, recipe, source.sha256, costs)
-            made = replace(made, source=costs.source)
-        made = replace(made, form=recipe.form)
-        made = made if costs is None else with_predicted_bytes(job, made)
+            made = _allocated(job, recipe, costs)
+            if recipe.target_size is not None:
+                more = _allocated(job, recipe, _without_unused(costs, made))
+                made = more if (more.predicted_bytes or 0) <= recipe.target_size else made
     name = "" if source.path is None else source.path.name
     return replace(made, model_name=name, recipe=job.recipe.to_dict())
+
+
+def _allocated(job: Job, recipe: Recipe, costs: CostTable) -> QuantPlan:
+    """Bits for a target, with the bytes that they take."""
+    made = allocate_budget(job.matched, recipe, job.source.sha256, costs)
+    return with_predicted_bytes(job, replace(made, source=costs.source, form=recipe.form))
+
+
+def _without_unused(costs: CostTable, made: QuantPlan) -> CostTable:
+    """Costs without the tables that a plan does not use: `base` counts those of all widths."""
+    rows = {name: row for row, name in enumerate(costs.layers)}
+    sizes = sum(costs.sizes[rows[layer.name], costs.widths.index(layer.bits)] for layer in made.layers)
+    return replace(costs, base=(made.predicted_bytes or 0) - int(sizes), spare=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +171,7 @@ class Made:
     """A plan carried out: with what is expected of it, the numbers of its layers, the model, and remarks.
 
     ``rewritten`` has the names of the float model; ``final`` is what is written, and ``names`` what its short
-    names were.
+    names were; ``kernels`` are what ONNX Runtime computes layers with, where activations are quantized.
     """
 
     plan: QuantPlan
@@ -162,15 +182,17 @@ class Made:
     expectation: Expectation | None = None
     notes: tuple[str, ...] = ()
     activations: IntegerActivations | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
 
 def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds) -> Made:
     """Codes and repair of every layer, the rewritten model, and what is expected of it."""
     proto, matched = job.source.proto, job.matched
     # A plan may have been made for another form.
-    grids = [replace(layer, grid=plan.form.grid(layer.grid, layer.bits)) for layer in plan.layers]
-    plan = replace(plan, layers=tuple(grids))
-    if plan.predicted_bytes is None:
+    layers = tuple(_in_form(layer, plan.form) for layer in plan.layers)
+    fewer = any(new.bits < old.bits for new, old in zip(layers, plan.layers, strict=True))
+    plan = replace(plan, layers=layers)
+    if plan.predicted_bytes is None or fewer:
         plan = with_predicted_bytes(job, plan)
     with timed(seconds, "quantize"):
         solved = solve(proto, matched, plan, job.recipe, statistics.layers, job.mixture, job.progress)
@@ -181,23 +203,24 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         bits = {layer.name: layer.bits for layer in plan.layers}
         metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
         rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
-    integer = None
+    integer: IntegerActivations | None = None
+    kernels: Mapping[str, str] = {}
     if plan.form.activations is not None:
         with timed(seconds, "activations"):
-            rewritten, integer = _activated(job, rewritten, statistics)
+            rewritten, integer, kernels = _activated(job, rewritten, statistics)
     if integer is not None and not integer.layers:
         reasons = "; ".join(dict.fromkeys(integer.floats.values()))
         rewritten = replace(rewritten, notes=(*rewritten.notes, f"activations stay float: {reasons}"))
     final = rewritten.proto
     short: dict[str, str] = {}
-    if plan.form.slim == "yes":
+    if plan.form.slim:
         with timed(seconds, "slim"):
             final = ModelProto()
             final.CopyFrom(rewritten.proto)
             short = slim(final, rewritten.weights)
     with timed(seconds, "check"):
         verify(final, "the quantized model")
-    made = Made(plan, solved, rewritten, final, short, activations=integer)
+    made = Made(plan, solved, rewritten, final, short, activations=integer, kernels=kernels)
     if not job.trials:
         return made
     with timed(seconds, "predict"):
@@ -216,25 +239,41 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
     return replace(made, plan=plan, expectation=expectation)
 
 
-def _activated(job: Job, rewritten: Rewritten, statistics: Measured) -> tuple[Rewritten, IntegerActivations]:
-    """Model with quantized activations, and an account of them."""
+def _in_form(layer: LayerPlan, form: StorageFormat) -> LayerPlan:
+    bits = min(layer.bits, form.most_bits)
+    return replace(layer, bits=bits, grid=form.grid(layer.grid, bits))
+
+
+def _activated(
+    job: Job, rewritten: Rewritten, statistics: Measured
+) -> tuple[Rewritten, IntegerActivations, Mapping[str, str]]:
+    """Model with quantized activations, an account of them, and the kernel of every layer."""
     assert job.mixture is not None
     done = activate(
-        rewritten.proto, job.matched.layers, statistics.layers, job.mixture.only(NEGLIGIBLE), _deviation(job)
+        rewritten.proto, job.matched.layers, statistics.layers, job.mixture.only(NEGLIGIBLE), deviation(job)
     )
     found = tuple(
         ActivationRange(one.name, *done.ranges[one.like], like="" if one.like == one.name else one.like)
         for one in done.placement.activations
     )
     alone = expect(rewritten.proto, done.proto, job.trials) if job.trials else None
+    nodes = optimized_nodes(done.proto)
     account = IntegerActivations(
         ranges=found,
         layers=len(done.placement.layers),
         floats={**float_layers(job.source.proto, job.matched), **done.placement.floats},
-        kernels=fused_kernels(done.proto),
+        kernels=Counter(node.op_type for node in nodes),
+        saturates=saturates(),
         sqnr_db=None if alone is None else alone.sqnr_db,
     )
-    return replace(rewritten, proto=done.proto), account
+    kernels = {name: _kernel(stored, nodes) for name, stored in rewritten.layers.items()}
+    return replace(rewritten, proto=done.proto), account, kernels
+
+
+def _kernel(stored: StoredLayer, nodes: Sequence[NodeProto]) -> str:
+    """Integer kernel that reads what a layer's weight is made of; "float" where none does."""
+    reads = (node.op_type for node in nodes if not stored.tensors.isdisjoint(node.input))
+    return next((kernel for kernel in reads if kernel in INTEGER_LAYERS), "float")
 
 
 def _doubt_db(job: Job) -> float:
@@ -245,7 +284,7 @@ def _doubt_db(job: Job) -> float:
     return (1 - real) * doubt
 
 
-def _deviation(job: Job) -> float:
+def deviation(job: Job) -> float:
     """How well activations are known: less so without batch norm, and less still if the inputs are no
     pictures; the better, the more real samples there are.
     """
@@ -328,7 +367,7 @@ def finish(
     """The account of a run."""
     plan, solved, rewritten = made.plan, made.solved, made.rewritten
     table = ConstantTable(job.source.proto)
-    rows = tuple(_rows(job.matched, plan, solved, rewritten, layer_noise, table))
+    rows = tuple(_rows(job.matched, made, layer_noise))
     return QuantizeResult(
         model=made.final,
         names=made.names,
@@ -342,7 +381,7 @@ def finish(
         notes=(
             float_note(job.source, job.matched, [done.name for done in solved], plan.skipped),
             *rewritten.notes,
-            *((SLIM,) if plan.form.slim == "yes" else ()),
+            *((SLIM,) if plan.form.slim else ()),
             *job.notes,
             *statistics.notes,
             *made.notes,
@@ -387,7 +426,7 @@ def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
     return with_sizes(plan, job.source.proto, job.matched, job.recipe, metadata)
 
 
-def weight_bytes(job: Job) -> dict[str, dict[int, int]]:
+def weight_bytes(job: Job) -> dict[str, dict[float, int]]:
     """Bytes of every layer's weight by width, by layer name."""
     grid = METHODS[job.recipe.method].grid(8)
     table = stored_sizes(job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid).tolist()
@@ -419,25 +458,18 @@ def _few_feeds(proto: ModelProto, data: Data) -> Feeds:
     return [feed for _, _, feed in (found if fixed_batch(specs) else replace(found, batch=1)).batches()]
 
 
-def _rows(
-    matched: MatchReport,
-    plan: QuantPlan,
-    solved: Sequence[QuantizedLayer],
-    rewritten: Rewritten,
-    layer_noise: Mapping[str, float | None],
-    table: ConstantTable,
-) -> Iterator[LayerReport]:
+def _rows(matched: MatchReport, made: Made, layer_noise: Mapping[str, float | None]) -> Iterator[LayerReport]:
     """What a report says about each layer."""
     layers = {layer.name: layer for layer in matched.layers}
-    for done in solved:
-        layer, planned, stored = layers[done.name], plan[done.name], rewritten.layers[done.name]
+    for done in made.solved:
+        layer, planned, stored = layers[done.name], made.plan[done.name], made.rewritten.layers[done.name]
         gain = np.ones(1) if done.gain is None else done.gain
         yield LayerReport(
             name=layer.name,
             op=layer.op_type,
             shape=layer.shape,
             role=planned.role,
-            bits=planned.bits,
+            bits=Width(planned.bits),
             storage=stored.storage,
             bytes=stored.bytes,
             source=done.source,
@@ -446,6 +478,7 @@ def _rows(
             predicted_sqnr_db=done.predicted_sqnr_db,
             measured_sqnr_db=layer_noise.get(done.name),
             reason=planned.reason,
+            kernel=made.kernels.get(done.name, ""),
             notes=(*layer.notes, *done.notes, *stored.notes),
         )
 

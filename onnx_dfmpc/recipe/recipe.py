@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -35,23 +35,34 @@ from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import StorageFormat
 from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.spec.planned import ACTIVATION_BITS, STORAGE_FORMATS
+from onnx_dfmpc.spec.runtimes import ANY, RUNTIMES, Runtime
+from onnx_dfmpc.spec.widths import WIDTHS, WIDTHS_IN_WORDS
 
 DataSource = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | NDArray[Any] | Callable[[], Iterable[Any]]
 LabelSource = str | os.PathLike[str] | NDArray[Any]
-Kind = Literal["pairs", "bits", "target_size", "target_bits", "target_sqnr_db", "preset"]
+Kind = Literal["pairs", "bits", "target_size", "target_ratio", "target_bits", "target_sqnr_db", "preset"]
 
 KINDS: Mapping[Kind, tuple[str, ...]] = {
     "pairs": ("low_bits", "high_bits"),
     "bits": ("bits",),
     "target_size": ("target_size",),
+    "target_ratio": ("target_ratio",),
     "target_bits": ("target_bits",),
     "target_sqnr_db": ("target_sqnr_db",),
     "preset": ("preset",),
 }
 """The kinds of bits, of which one is given, and the keywords of each; a preset becomes its target_sqnr_db."""
 
+SIZES: tuple[Kind, ...] = ("target_size", "target_ratio")
+"""Kinds that ask for bytes of the file, so that every one counts."""
+
 DEFAULT_BITS: Mapping[str, Any] = {"target_bits": 4.0}
 """Without any kind of bits; the paper's method gets `PAIR` instead."""
+
+MIN_BITS = 2
+"""Fewest bits that a target gives a layer by itself. At 1.58 predictions are too good: allowed to use
+them, in a tenth and a twelfth of its float bytes, ResNet-20 loses 0.5 and 0.8 dB.
+"""
 
 PAIR: Mapping[str, int] = {"low_bits": 3, "high_bits": 6}
 """Bits of the other layer of a pair, where one is given alone. The paper's pairs are 2/6 and 3/6."""
@@ -62,6 +73,7 @@ EDGE_BITS = 8
 PRESETS = {"smallest": 15.0, "balanced": 20.0, "lossless": 30.0}
 """Predicted output SQNR of each preset, in dB; docs/bits.md has what they give on real networks."""
 
+FLAG = Value(values.flag, "true or false", action="flag")
 DECIBELS = real("a number of decibels", metavar="DB")
 
 
@@ -69,29 +81,34 @@ DECIBELS = real("a number of decibels", metavar="DB")
 class Bits(Settings):
     """One kind of bits, and what holds for single layers whatever the kind."""
 
-    low_bits: int | None = setting(BITS, None, "--low-bits", "pairs: bits of one layer of each, 2 to 8")
-    high_bits: int | None = setting(BITS, None, "--high-bits", "pairs: bits of the other layer, 2 to 8")
-    bits: int | None = setting(BITS, None, "--bits", "uniform: the same for every inner layer, 2 to 8")
+    low_bits: float | None = setting(BITS, None, "--low-bits", "pairs: bits of one layer of each")
+    high_bits: float | None = setting(BITS, None, "--high-bits", "pairs: bits of the other layer")
+    bits: float | None = setting(
+        BITS, None, "--bits", "uniform: the same for every inner layer: 1.58, 2, 2.58, 3, ... 8"
+    )
     target_size: int | None = setting(
         Value(values.size, "bytes, 1 or more", "SIZE"),
         None, "--target-size", "largest size of the file, such as 300KiB or 1.5MB",
     )  # fmt: skip
+    target_ratio: float | None = setting(
+        real("a number above 1", above=1), None, "--target-ratio", "times smaller than the model, such as 8"
+    )
     target_bits: float | None = setting(
-        real("a number from 2 to 8", 2, 8), None, "--target-bits", "largest mean bits per weight"
+        real("a number from 1.58 to 8", 1.58, 8), None, "--target-bits", "largest mean bits per weight"
     )
     target_sqnr_db: float | None = setting(DECIBELS, None, "--target-sqnr-db", "lowest predicted output SQNR")
     preset: InitVar[Literal["smallest", "balanced", "lossless"] | None] = setting(
         one_of(*PRESETS), None, "--preset",
         "a predicted output SQNR by name: " + ", ".join(f"{name} {db:g} dB" for name, db in PRESETS.items()),
     )  # fmt: skip
-    min_bits: int = setting(BITS, 2, "--min-bits", "fewest bits that a target gives a layer (2)")
-    max_bits: int = setting(BITS, 8, "--max-bits", "most bits that a target gives a layer (8)")
-    first_last_bits: int | None = setting(BITS, None)
+    min_bits: float = setting(BITS, MIN_BITS, "--min-bits", "fewest bits that a target gives a layer (2)")
+    max_bits: float = setting(BITS, 8, "--max-bits", "most bits that a target gives a layer (8)")
+    first_last_bits: float | None = setting(BITS, None)
     rules: tuple[Rule, ...] = setting(Value(rule_list, "a list of rules, with node, regex or op_type"), ())
-    set: InitVar[Mapping[str, int] | Iterable[tuple[str, int]]] = setting(
+    set: InitVar[Mapping[str, float] | Iterable[tuple[str, float]]] = setting(
         Value(
-            values.pairs(values.regex, values.integer(2, 8)), "regular expressions with bits from 2 to 8",
-            "REGEX=BITS", values.key_value(int), "append",
+            values.pairs(values.regex, values.bits), f"regular expressions with bits: {WIDTHS_IN_WORDS}",
+            "REGEX=BITS", values.key_value(values.whole_or_fraction), "append",
         ),
         (), "--set", "bits for layers by name; repeatable, the last match wins",
     )  # fmt: skip
@@ -111,7 +128,7 @@ class Bits(Settings):
             self._complete_pair()
         for key in ("low_bits", "high_bits", "bits"):
             bits = getattr(self, key)
-            if bits is not None and not self.min_bits <= bits <= self.max_bits:
+            if bits is not None and not self.least_bits <= bits <= self.max_bits:
                 raise RecipeError(
                     f"{key} = {bits} is not between min_bits = {self.min_bits} and max_bits = {self.max_bits}"
                 )
@@ -130,8 +147,8 @@ class Bits(Settings):
         if others:
             raise RecipeError(
                 f"{', '.join(others)} and {last} exclude each other",
-                hint="give one kind of bits: low_bits and high_bits, bits, target_size, target_bits, "
-                "target_sqnr_db, or preset",
+                hint="give one kind of bits: low_bits and high_bits, bits, target_size, target_ratio, "
+                "target_bits, target_sqnr_db, or preset",
             )
         if self.min_bits > self.max_bits:
             raise RecipeError(f"min_bits = {self.min_bits} is more than max_bits = {self.max_bits}")
@@ -165,7 +182,17 @@ class Bits(Settings):
         )
 
     @property
-    def edge_bits(self) -> int | None:
+    def most_bits(self) -> int:
+        """Bits that no layer may exceed, whatever it is given."""
+        return 8
+
+    @property
+    def least_bits(self) -> float:
+        """Fewest bits of any layer: those of a target, or all that there are where nobody asked for more."""
+        return WIDTHS[0] if self.kind in ("pairs", "bits") and self.min_bits == MIN_BITS else self.min_bits
+
+    @property
+    def edge_bits(self) -> float | None:
         """Bits of the first and the last layer; None where a target decides."""
         return self.first_last_bits or (EDGE_BITS if self.kind in ("pairs", "bits") else None)
 
@@ -219,12 +246,16 @@ class Method(Settings):
 class Storage(Settings):
     """How codes are put into the file."""
 
-    storage: str = setting(
-        named(STORAGE_FORMATS, "auto"), "auto",
-        "--storage", "element types of the codes (auto: compact for a target, else native)",
+    target: str | None = setting(
+        one_of(*RUNTIMES), None,
+        "--target", "the runtime that has to read the file: " + ", ".join(RUNTIMES) + " (any)",
     )  # fmt: skip
-    unpack: Literal["none", "int8", "float"] = setting(
-        one_of("none", "int8", "float"), "none",
+    storage: str | None = setting(
+        named(STORAGE_FORMATS), None,
+        "--storage", "how codes lie in the file (what the target reads: table)",
+    )  # fmt: skip
+    unpack: Literal["none", "int8", "float"] | None = setting(
+        one_of("none", "int8", "float"), None,
         "--unpack", "what ONNX Runtime unpacks when it loads them (none)",
     )  # fmt: skip
     fold_batch_norm: Literal["auto", "no", "yes"] = setting(
@@ -235,21 +266,46 @@ class Storage(Settings):
         Value(values.integer(ACTIVATION_BITS, ACTIVATION_BITS), "8", "8", int), None,
         "--activations", "bits of activations, for integer kernels (float); only 8",
     )  # fmt: skip
-    slim: Literal["auto", "no", "yes"] = setting(
-        one_of("auto", "no", "yes"), "auto",
-        "--slim", "fold shape arithmetic, shorten names inside of the graph (auto: yes for --target-size)",
+    reduce_range: bool = setting(
+        FLAG, False,
+        "--reduce-range", "with --activations: weights within 7 bits, for processors without VNNI",
+    )  # fmt: skip
+    slim: bool | None = setting(
+        FLAG, None,
+        "--slim", "fold shape arithmetic, shorten names in the graph (default: for a size and --activations)",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.storage == "native" and not self._runtime.native and self.target is not None:
+            raise RecipeError(
+                f"storage = 'native' does not go with target = {self.target!r}: "
+                f"{self._runtime.title} does not read 2- and 4-bit types",
+                hint="leave out storage: every runtime reads table",
+            )
         if self.activations is None:
+            if self.reduce_range:
+                raise RecipeError(
+                    "reduce_range is for integer kernels, and activations are float",
+                    hint="give activations = 8 (--activations 8) as well, or leave reduce_range out",
+                )
             return
-        for key, fits in (("unpack", ("none", "int8")), ("fold_batch_norm", ("auto", "yes"))):
+        if self._runtime.no_activations:
+            raise RecipeError(
+                f"activations = {self.activations} does not go with target = {self.target!r}: "
+                f"{self._runtime.no_activations}",
+                hint="leave out activations",
+            )
+        for key, fits in (("unpack", (None, "none", "int8")), ("fold_batch_norm", ("auto", "yes"))):
             if getattr(self, key) not in fits:
                 raise RecipeError(
                     f"{key} = {getattr(self, key)!r} does not go with activations = {self.activations}",
                     hint=f"integer kernels need {key} = {fits[-1]!r}, which is what you get without {key}",
                 )
+
+    @property
+    def _runtime(self) -> Runtime:
+        return ANY if self.target is None else RUNTIMES[self.target]
 
 
 def _several(check: values.Check, *lengths: int) -> values.Check:
@@ -373,11 +429,15 @@ class Gates(Settings):
         real("a fraction from 0 to 1 (0.98 is 98 %)", 0, 1),
         None, "--min-top1-agreement", "lowest share of samples with the same top-1",
     )  # fmt: skip
+    no_gate: bool | None = setting(
+        Value(values.flag, "true or false", action="store_true"),
+        None, "--no-gate", "let outputs pass that are not finite, or useless on synthetic inputs",
+    )  # fmt: skip
 
     @property
     def limits(self) -> dict[str, float]:
         """The gates that are set, by name."""
-        return values.plain(self, Gates)
+        return {name: limit for name, limit in values.plain(self, Gates).items() if name != "no_gate"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,20 +446,24 @@ class Recipe(Bits, Method, Storage, Data, Gates):
 
     Parameters
     ----------
-    low_bits, high_bits : int, optional
-        Bits of the two layers of each pair, 2 to 8. Where one is given alone, the other is 3 or 6.
-    bits : int, optional
+    low_bits, high_bits : float, optional
+        Bits of the two layers of each pair: 2 to 8, or 1.58 and 2.58 for 3 and 6 levels. Where one is given
+        alone, the other is 3 or 6.
+    bits : float, optional
         The same bits for every inner layer.
     target_size : int or str, optional
         Bytes of the file, never more (weights in external data take a few more): 307200, or "300KiB".
+    target_ratio : float, optional
+        Times that the file has to be smaller than the model, at least; its `target_size` is known once the
+        model is.
     target_bits : float, optional
         Mean nominal bits over all quantized weights, never more; `storage` decides what they take on disk. Of
         the kinds of bits, one is given; without any it is 4 of these, or, for the paper's method, pairs.
     target_sqnr_db : float, optional
         Predicted output SQNR in dB, at least; `preset` is one by name: "smallest", "balanced", "lossless".
-    min_bits, max_bits : int
+    min_bits, max_bits : float
         Bounds on the bits that a target gives a layer.
-    first_last_bits : int, optional
+    first_last_bits : float, optional
         Bits of the first and the last layer; by default 8, but where a target decides for all layers.
     rules : sequence of Rule or mapping
         Bits, bounds and exclusion for single layers, in order: the last match wins. `set`, a mapping of
@@ -416,10 +480,14 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         Where mean and covariance of a layer's input come from, if not from `calibration_data`.
     calibration_data : path, optional
         Real inputs for the statistics, of any kind that `data` takes.
-    storage : {"auto", "native", "portable", "compact"}
-        Element types of the codes. "auto" is compact where a target decides, since there 3, 5, 6 and 7 bits
-        are worth having only if they take fewer bytes than 4 and 8; else native.
-    unpack : {"none", "int8", "float"}
+    target : str, optional
+        Name of the runtime that has to read the file, such as "ort-1.18" or "openvino": it decides opset, IR
+        version, `storage` and `unpack`, and what it cannot read is refused. Without one, every runtime that
+        was tried reads the codes (docs/runtimes.md).
+    storage : {"table", "native"}, optional
+        How codes lie in the file: packed into bytes that every runtime unpacks, or in the narrowest element
+        type.
+    unpack : {"none", "int8", "float"}, optional
         What ONNX Runtime unpacks when it loads the weights.
     fold_batch_norm : {"auto", "no", "yes"}
         Whether batch norm goes into scales and biases, which is exact and saves its parameters and nodes.
@@ -428,9 +496,13 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     activations : {None, 8}
         Bits of activations. 8 makes ONNX Runtime compute in integers; weights are unpacked to INT8 for it and
         batch norm is folded.
-    slim : {"auto", "no", "yes"}
+    reduce_range : bool
+        Whether weights stay within 7 bits, with `activations`: integer kernels of processors without VNNI
+        saturate where they use 8.
+    slim : bool, optional
         Whether shape arithmetic is folded, names inside of the graph are shortened, and what exporters leave
-        goes; outputs stay the same, bit for bit. "auto" is yes where a size is asked for.
+        goes; outputs stay the same, bit for bit. By default where a size, a ratio or
+        integer kernels are asked for.
     data, labels : path or arrays, optional
         Inputs for the validation: an .npz, .npy, folder or ``loader.py:function`` (see docs/validate.md);
         arrays by input name; or a function that yields such mappings, or pairs of one and labels. By default
@@ -446,6 +518,8 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     min_cosine, min_sqnr_db, max_top1_drop, min_top1_agreement : float, optional
         Limits that the validation has to meet at the worst output; shares are fractions (0.01 is one
         percentage point).
+    no_gate : bool, optional
+        Let outputs pass that are not finite, or below 6 dB on synthetic inputs, which else fail.
 
     Raises
     ------
@@ -461,6 +535,11 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     307200
     """
 
+    @property
+    def most_bits(self) -> int:
+        """Bits that no layer may exceed, whatever it is given."""
+        return self.form.most_bits
+
     def _default_bits(self) -> Mapping[str, Any]:
         return PAIR if METHODS[self.method].pairs else super()._default_bits()
 
@@ -468,14 +547,34 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     def form(self) -> StorageFormat:
         """How codes are put into the file, with every "auto" decided."""
         fixed = self.kind in ("pairs", "bits")
-        storage, fold = self.storage, self.fold_batch_norm
+        fold = self.fold_batch_norm
         return StorageFormat(
-            storage=storage if storage != "auto" else "native" if fixed else "compact",
-            unpack=self.unpack if self.activations is None else "int8",
+            storage=self.storage or ("native" if self._runtime.native else "table"),
+            unpack="int8" if self.activations is not None else self.unpack or self._runtime.unpack,
             fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
             activations=self.activations,
-            slim=self.slim if self.slim != "auto" else "no" if self.target_size is None else "yes",
+            slim=self._slim,
+            reduce_range=self.reduce_range,
+            target=self.target,
         )
+
+    @property
+    def _slim(self) -> bool:
+        # Arithmetic on shapes takes time as well: integers make ShuffleNetV2 faster only without it.
+        wanted = self.kind in SIZES or self.activations is not None
+        return wanted if self.slim is None else self.slim
+
+    def for_model(self, size: int) -> Recipe:
+        """Recipe for a model of so many bytes: a ratio becomes the size that it is.
+
+        Examples
+        --------
+        >>> Recipe(target_ratio=8).for_model(1_000_001).target_size
+        125000
+        """
+        if self.target_ratio is None:
+            return self
+        return replace(self, target_ratio=None, target_size=max(1, int(size / self.target_ratio)))
 
     @classmethod
     def from_dict(cls, keywords: Mapping[str, Any]) -> Recipe:
@@ -533,6 +632,7 @@ KEYWORDS = tuple(settings(Recipe))
 PATHS = ("calibration_data", "data", "labels")
 TARGET = {
     "size": "target_size",
+    "ratio": "target_ratio",
     "bits": "target_bits",
     "sqnr_db": "target_sqnr_db",
     "preset": "preset",

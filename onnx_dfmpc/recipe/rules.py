@@ -34,9 +34,9 @@ class Rule(Settings):
     node: str | None = setting(Value(values.name, "the name of a layer"), None)
     regex: str | None = setting(Value(values.regex, "a regular expression"), None)
     op_type: str | None = setting(Value(values.name, "the name of an operator"), None)
-    bits: int | None = setting(BITS, None)
-    min_bits: int | None = setting(BITS, None)
-    max_bits: int | None = setting(BITS, None)
+    bits: float | None = setting(BITS, None)
+    min_bits: float | None = setting(BITS, None)
+    max_bits: float | None = setting(BITS, None)
     exclude: bool | None = setting(Value(values.flag, "true or false"), None)
 
     def __post_init__(self) -> None:
@@ -94,9 +94,9 @@ class BitBounds:
     those are fixed; whether it stays float; and why, in words, "" where everything is open.
     """
 
-    low: int
-    high: int
-    bits: int | None = None
+    low: float
+    high: float
+    bits: float | None = None
     excluded: bool = False
     reason: str = ""
 
@@ -109,7 +109,7 @@ def bit_bounds(matched: MatchReport, recipe: Bits) -> dict[str, BitBounds]:
     bounds = {
         layer.name: BitBounds(edge, edge, edge, reason=f"the {layer.edge} layer")
         if layer.edge and edge is not None
-        else BitBounds(recipe.min_bits, recipe.max_bits)
+        else BitBounds(recipe.least_bits, recipe.max_bits)
         for layer in matched.layers
     }
     for rule in recipe.rules:
@@ -117,7 +117,12 @@ def bit_bounds(matched: MatchReport, recipe: Bits) -> dict[str, BitBounds]:
         if not selected:
             _refuse_unless_excluded_anyway(rule, matched)
         bounds |= {name: _after_rule(name, bounds[name], rule) for name in selected}
-    return bounds
+    return {name: _at_most(bound, recipe.most_bits) for name, bound in bounds.items()}
+
+
+def _at_most(bound: BitBounds, most: int) -> BitBounds:
+    bits = None if bound.bits is None else min(bound.bits, most)
+    return replace(bound, low=min(bound.low, most), high=min(bound.high, most), bits=bits)
 
 
 def _after_rule(name: str, before: BitBounds, rule: Rule) -> BitBounds:

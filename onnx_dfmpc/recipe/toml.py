@@ -1,6 +1,6 @@
 """Recipe files: TOML with sections, to and from the plain data of a recipe.
 
-    [target]    one kind of bits: size, bits (mean), sqnr_db, preset, uniform_bits, or low_bits and high_bits
+    [target]    one kind of bits: size, ratio, bits (mean), sqnr_db, preset, uniform_bits, or a pair
     [defaults]  method, statistics, storage, bounds on bits ...
     [[rule]]    node, regex or op_type, with bits, min_bits, max_bits or exclude; the last match wins
     [set]       "regex" = bits, for short; after the rules
@@ -104,6 +104,11 @@ def write(plain: Mapping[str, Any], sections: Sections, paths: Collection[str]) 
     blocks += [_block("[[rule]]", rule) for rule in plain.get("rules", ())]
     blocks += [_block("[images]", plain["images"])] if "images" in plain else []
     return "\n".join(blocks)
+
+
+def schema_line() -> str:
+    """First line of a recipe file, by which editors find the schema that is installed with the package."""
+    return f"#:schema {(Path(__file__).parents[1] / 'schemas' / 'recipe.schema.json').as_uri()}\n"
 
 
 def _block(head: str, content: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from numbers import Real
 from typing import Any
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.spec.widths import LEVELS, WIDTHS_IN_WORDS
 
 Check = Callable[[Any], Any]
 
@@ -30,7 +31,8 @@ UNITS |= {prefix + suffix: 1024**power for power, prefix in enumerate("KMG", 1) 
 @dataclass(frozen=True)
 class Value:
     """A kind of value: its check, what that allows in words, and how the command line takes it (`parse` turns
-    one word into a value for `check`, the rest is argparse's). `choices` may grow later.
+    one word into a value for `check`, the rest is argparse's, but for the action "flag", which takes no word
+    and has an opposite, "--no-..."). `choices` may grow later.
     """
 
     check: Check
@@ -158,6 +160,16 @@ def integer(low: int, high: float = math.inf) -> Check:
     return check
 
 
+def bits(value: Any) -> float:
+    """Nominal bits of a code."""
+    width = number()(value)
+    if 2 < width < 8 and width not in LEVELS:
+        hint = f"--target-bits {width:g} (target_bits) makes that the mean of all"
+        raise RecipeError(f"a layer has {WIDTHS_IN_WORDS} bits, not {width:g}", hint=hint)
+    require(width in LEVELS and not (isinstance(value, float) and width.is_integer()))
+    return int(width) if width.is_integer() else width
+
+
 def number(
     low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, below: float = math.inf
 ) -> Check:
@@ -281,10 +293,6 @@ def count(low: int) -> Value:
     return Value(integer(low), f"an integer, {low} or more", "N", int)
 
 
-BITS = Value(integer(2, 8), "an integer from 2 to 8", "N", int)
-PATH = Value(path, "the path of a file", "PATH")
-
-
 def key_value(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
     """Parser of KEY=VALUE; the key may hold "=" itself, as a regular expression does."""
 
@@ -296,9 +304,14 @@ def key_value(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
     return parse_pair
 
 
+def whole_or_fraction(word: str) -> float:
+    """A number; integers stay integers."""
+    return int(word) if word.isdecimal() else float(word)
+
+
 def numbers(word: str) -> tuple[float, ...]:
-    """Numbers with commas between them; integers stay integers."""
-    return tuple(int(part) if part.isdecimal() else float(part) for part in word.split(","))
+    """Numbers with commas between them."""
+    return tuple(map(whole_or_fraction, word.split(",")))
 
 
 def number_or_text(word: str) -> Any:
@@ -308,3 +321,7 @@ def number_or_text(word: str) -> Any:
     except ValueError:
         return word
     return several[0] if len(several) == 1 else several
+
+
+BITS = Value(bits, WIDTHS_IN_WORDS, "N", whole_or_fraction)
+PATH = Value(path, "the path of a file", "PATH")

@@ -13,6 +13,7 @@ from typing import Any
 from onnx_dfmpc.report.document import Document, LayerRow
 from onnx_dfmpc.report.outline import Chart, size
 from onnx_dfmpc.spec import KindNoise, LayerEffect, Timing, WeightHistogram
+from onnx_dfmpc.spec.widths import WIDTHS
 
 Row = Mapping[str, Any]
 Spec = dict[str, Any]
@@ -40,7 +41,7 @@ LOOKS: Mapping[str, tuple[str, list[int], str]] = {
 """Colour, dash and mark of a series that is a line."""
 
 FREE = {"zero": False}
-LAYER, BITS = ("name", "layer"), ("bits", "bits", "d")
+LAYER, BITS = ("name", "layer"), ("bits", "bits", "~g")
 
 
 def _chart(title: str, text: str, values: Sequence[Row], height: int, note: str = "", **rest: Any) -> Chart:
@@ -135,8 +136,8 @@ def bits(layers: Sequence[LayerRow]) -> Chart | None:
     ]
     if not values:
         return None
-    widths = list(range(2, 9))
-    scale = {"domain": widths, "range": [f"var(--bits-{width})" for width in widths]}
+    # Half a bit has the colour of the next whole one.
+    scale = {"domain": list(WIDTHS), "range": [f"var(--bits-{math.ceil(width)})" for width in WIDTHS]}
     y = _number("bits", "bits per weight", scale={"domain": [0, 8]}, axis={"values": [0, 2, 4, 6, 8]})
     colour = {"field": "bits", "type": "ordinal", "legend": None, "scale": scale}
     text, tips = "Bits per weight along the depth of the network", _tips(BITS, *texts.items())

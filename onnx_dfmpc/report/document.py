@@ -11,7 +11,6 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +18,7 @@ import onnx
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.validation import ValidationReport
-from onnx_dfmpc.model.files import LoadedModel, write_whole
+from onnx_dfmpc.model.files import LoadedModel
 from onnx_dfmpc.model.opset import opset_of
 from onnx_dfmpc.pipeline.results import ComparisonResult, InspectResult, QuantizeResult
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
@@ -40,6 +39,7 @@ from onnx_dfmpc.spec import (
     SweepPoint,
     WeightHistogram,
 )
+from onnx_dfmpc.spec.widths import Width
 from onnx_dfmpc.statistics.belief import Belief
 
 SCHEMA = 2
@@ -106,7 +106,7 @@ class LayerRow:
     bias: bool = False
     activation: str = ""
     role: str = ""
-    bits: int | None = None
+    bits: Width | None = None
     storage: str = ""
     bytes: Count | None = None
     noise: float | None = None
@@ -117,6 +117,7 @@ class LayerRow:
     predicted_sqnr_db: float | None = None
     measured_sqnr_db: float | None = None
     reason: str = ""
+    kernel: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -164,6 +165,7 @@ class Document:
     command: Command
     tool: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    date: str | None = None
     command_line: str | None = None
     model: File = field(default_factory=File)
     output: File | None = None
@@ -209,7 +211,7 @@ def tool_version() -> str:
         return "unknown"
 
 
-def mean_bits(layers: Iterable[tuple[int, int]]) -> float | None:
+def mean_bits(layers: Iterable[tuple[int, float]]) -> float | None:
     """Mean bits per weight of (number of weights, bits) of layers, None where there is no weight."""
     counted = list(layers)
     weights = sum(count for count, _ in counted)
@@ -222,7 +224,7 @@ def nominal_bits(layers: Iterable[LayerReport]) -> float | None:
 
 
 def head(command: Command, model: Json) -> Json:
-    """What every document begins with; the command line is put in by the command line."""
+    """What every document begins with; date and command line are put in by the command line."""
     return {
         "schema": SCHEMA,
         "tool": {"name": "onnx-dfmpc", "version": tool_version()},
@@ -234,6 +236,7 @@ def head(command: Command, model: Json) -> Json:
             "platform": platform.platform(),
         },
         "command": command,
+        "date": None,
         "command_line": None,
         "model": model,
     }
@@ -373,7 +376,11 @@ def _validation(report: ValidationReport | None) -> Validation | None:
 
 def dumps(document: Json) -> str:
     """Document as JSON text."""
-    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    if text.replace("\n", "").isprintable():
+        return text
+    # What is not seen must do nothing to a terminal either.
+    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
 
 
 def parse(document: Any, where: str = "document") -> Document:
@@ -391,8 +398,3 @@ def read_document(path: str | os.PathLike[str]) -> Json:
     content = read_json(path, WRITE)
     parse(content, str(path))
     return dict(content)
-
-
-def write_text(target: Path, text: str) -> None:
-    """Write a file, whole or not at all; RecipeError where it cannot be written."""
-    write_whole(target, text.encode())

@@ -199,6 +199,17 @@ def whole(count: Number) -> str:
     return "" if count is None else f"{count:,.0f}"
 
 
+def width(bits: Number) -> str:
+    """Bits of a code.
+
+    Examples
+    --------
+    >>> width(2), width(2.58)
+    ('2', '2.58')
+    """
+    return "" if bits is None else f"{bits:g}"
+
+
 def plural(count: int, what: str) -> str:
     """Count of things.
 

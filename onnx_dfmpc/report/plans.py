@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.model.writing import require_writable, write_whole
 from onnx_dfmpc.pipeline.results import PlanResult
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report.document import (
@@ -23,13 +24,12 @@ from onnx_dfmpc.report.document import (
     model_row,
     predicted_row,
     skipped_rows,
-    write_text,
 )
 from onnx_dfmpc.report.schema import Expected, from_json, read_json, to_json
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.spec import Grid, LayerPlan, QuantPlan, Role, Skipped, StorageFormat
+from onnx_dfmpc.spec.widths import Width
 
-Bits = Annotated[int, Expected("an integer from 2 to 8", lambda bits: 2 <= bits <= 8)]
 RoundingName = Annotated[str, Expected("the name of a rounding method", lambda name: name in ROUNDINGS)]
 Noise = Annotated[float, Expected("a number, 0 or more", lambda noise: noise >= 0)]
 
@@ -43,8 +43,8 @@ class PlanRow:
     """
 
     name: Name
-    bits: Bits
-    proposed_bits: Bits | None = None
+    bits: Width
+    proposed_bits: Width | None = None
     op: str = ""
     shape: tuple[Count, ...] = ()
     role: Role = "inner"
@@ -66,7 +66,7 @@ class SkippedPlanRow:
     name: Name
     op: str = ""
     reason: str | None = None
-    bits: int | None = None
+    bits: Width | None = None
 
     other_keys: ClassVar[frozenset[str]] = frozenset(key.name for key in fields(PlanRow))
 
@@ -100,7 +100,7 @@ def plan_document(plan: QuantPlan, result: PlanResult | None = None) -> Json:
     rows = []
     for layer in plan.layers:
         row = PlanRow(
-            proposed_bits=layer.bits, **{key.name: getattr(layer, key.name) for key in fields(layer)}
+            proposed_bits=Width(layer.bits), **{key.name: getattr(layer, key.name) for key in fields(layer)}
         )
         found = matched.get(layer.name)
         rows.append(row if found is None else replace(row, op=found.op_type, shape=found.shape))
@@ -142,11 +142,8 @@ def save_plan(plan: QuantPlan, path: str | os.PathLike[str], *, overwrite: bool 
     RecipeError
         If the file exists and may not be overwritten, or cannot be written.
     """
-    if not overwrite and os.path.lexists(path):
-        raise RecipeError(
-            f"{path}: exists already", hint="choose another output path, or overwrite it on purpose"
-        )
-    write_text(Path(path), dumps(plan_document(plan)))
+    require_writable(path, overwrite=overwrite)
+    write_whole(Path(path), dumps(plan_document(plan)).encode(), overwrite=overwrite)
 
 
 def load_plan(path: str | os.PathLike[str]) -> QuantPlan:
@@ -194,7 +191,7 @@ def load_plan(path: str | os.PathLike[str]) -> QuantPlan:
 
 def _layer(row: PlanRow) -> LayerPlan:
     layer = LayerPlan(**{key.name: getattr(row, key.name) for key in fields(LayerPlan)})
-    if layer.grid == "ternary" and layer.bits != 2:
+    if layer.grid == "ternary" and layer.bits > 2:
         layer = replace(layer, grid="symmetric")
     if row.proposed_bits in (None, row.bits):
         return layer

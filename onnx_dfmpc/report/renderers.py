@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from onnx_dfmpc.errors import RecipeError
+from onnx_dfmpc.errors import RecipeError, printable
 from onnx_dfmpc.report.document import Json, parse
 from onnx_dfmpc.report.html import html_page, require_extra
 from onnx_dfmpc.report.markdown import markdown
@@ -61,8 +62,19 @@ def require_format(name: str) -> None:
 
 def outline(documents: Sequence[Json], names: Sequence[str] = ("A", "B")) -> Outline:
     """Outline of a run, or of the difference between two."""
-    parsed = [parse(document) for document in documents]
-    return run_outline(parsed[0]) if len(parsed) == 1 else diff_outline(parsed[0], parsed[1], names)
+    parsed = [parse(_printable(document)) for document in documents]
+    if len(parsed) == 1:
+        return run_outline(parsed[0])
+    return diff_outline(parsed[0], parsed[1], [printable(name) for name in names])
+
+
+def _printable(value: Any) -> Any:
+    """A document whose texts are `printable`."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def render(

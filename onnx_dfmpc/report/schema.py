@@ -30,6 +30,7 @@ from typing import (
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.recipe import nearest
+from onnx_dfmpc.spec.widths import LEVELS, WIDTHS_IN_WORDS, Width
 
 T = TypeVar("T")
 
@@ -163,6 +164,10 @@ SCALARS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
     int: ("an integer", lambda value: isinstance(value, int) and _is_number(value)),
     float: ("a number", _is_number),
     str: ("text", lambda value: isinstance(value, str)),
+    Width: (
+        WIDTHS_IN_WORDS,
+        lambda value: _is_number(value) and value in LEVELS and (isinstance(value, int) or value % 1 > 0),
+    ),
 }
 
 

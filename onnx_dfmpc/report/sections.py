@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from onnx_dfmpc.evaluate.validation import Gate, OutputMetrics, ValidationReport, measured, typed
+from onnx_dfmpc.evaluate.validation import Gate, OutputMetrics, ValidationReport, measured, next_steps, typed
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.report import charts
 from onnx_dfmpc.report.document import Document, File, LayerRow
@@ -39,6 +39,7 @@ from onnx_dfmpc.report.outline import (
     signed,
     size,
     whole,
+    width,
 )
 from onnx_dfmpc.report.quality import accuracy, kinds_of_inputs, quality, reach, samples
 from onnx_dfmpc.spec import Chain, IntegerActivations, Latency, LayerEffect, SweepPoint, Timing
@@ -62,6 +63,7 @@ def run_outline(document: Document) -> Outline:
         verdict=_verdict(document),
         figures=tuple(_figures(document)),
         sections=(
+            *section("What now", *_next_steps(document)),
             *_validation(document.validation),
             *_worst_layers(document),
             *section("Size and bits", charts.sizes(layers), charts.bits(layers)),
@@ -69,7 +71,7 @@ def run_outline(document: Document) -> Outline:
             *section("Trade-off", charts.frontier(document), _sweep(document.sweep), reach(document)),
             *kinds_of_inputs(document),
             *section("Weights", *map(charts.histogram, document.histograms)),
-            *_activations(document.activations),
+            *_activations(document),
             *_latency(document.latency),
             *section("Layers", _matched(document) if inspected else _layers(document), folded=True),
             *section("Chains", *map(_chain, document.chains if inspected else ()), folded=True),
@@ -107,8 +109,20 @@ def _subtitle(document: Document) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _footer(document: Document) -> str:
+def _made_with(document: Document) -> str:
     return f"{document.tool.get('name', 'onnx-dfmpc')} {document.tool.get('version', '')}".strip()
+
+
+def _footer(document: Document) -> str:
+    date = (document.date or "").replace("T", " ")
+    return " · ".join(filter(None, (_made_with(document), date)))
+
+
+def _next_steps(document: Document) -> Iterator[Line]:
+    """What now, where the validation has failed."""
+    if document.validation is not None:
+        for step in next_steps(document.validation, bool(document.per_layer)):
+            yield Line(f"{step[0].upper() if not step.startswith('-') else step[0]}{step[1:]}.")
 
 
 def _measured_sqnr(document: Document) -> float | None:
@@ -278,7 +292,7 @@ def _worst_layers(document: Document) -> tuple[Section, ...]:
 
     ranking = Rows(effects).table(
         (Column("layer", "code"), lambda effect: Cell(effect.name)),
-        (Column("bits", "bits"), lambda effect: cell(whole, effect.bits)),
+        (Column("bits", "bits"), lambda effect: cell(width, effect.bits)),
         (Column("bytes", "number"), lambda effect: cell(whole, effect.bytes)),
         (Column("SQNR here, dB", "number"), lambda effect: cell(fixed(1), effect.sqnr_db)),
         (Column("cosine here", "number", "page"), lambda effect: cell(fixed(5), effect.cosine)),
@@ -337,7 +351,8 @@ def _sweep(points: Sequence[SweepPoint]) -> Table | None:
     )
 
 
-def _activations(activations: IntegerActivations | None) -> tuple[Section, ...]:
+def _activations(document: Document) -> tuple[Section, ...]:
+    activations = document.activations
     if activations is None:
         return ()
     others = {op: count for op, count in activations.kernels.items() if op.startswith("QLinear")}
@@ -356,11 +371,21 @@ def _activations(activations: IntegerActivations | None) -> tuple[Section, ...]:
             f"{activations.fused} of {plural(activations.layers, 'layer')} in integers on this machine: "
             + ", ".join(f"{count} {op}" for op, count in sorted(others.items()))
         ),
+        Line(_saturation(activations, document)),
         None
         if activations.sqnr_db is None
         else Line(f"They alone are expected to leave an output SQNR of {activations.sqnr_db:.1f} dB."),
         *reasons,
     ) + section("Ranges of activations", table, appendix=True)
+
+
+def _saturation(activations: IntegerActivations, document: Document) -> str:
+    """What integer kernels make of large weights on this machine."""
+    if not activations.saturates:
+        return "Integer kernels are exact on this machine."
+    if document.form.get("reduce_range"):
+        return "Integer kernels saturate on this machine (no VNNI), but not with weights within 7 bits."
+    return "Integer kernels saturate on this machine (no VNNI) where weights use 8 bits: try --reduce-range."
 
 
 def _latency(latency: Latency | None) -> tuple[Section, ...]:
@@ -423,9 +448,10 @@ def _layers(document: Document) -> Table | None:
         (Column("op", shown="page"), lambda row: Cell(row[1].op)),
         (Column("weight", shown="page"), lambda row: Cell(shape(row[1].shape), math.prod(row[1].shape))),
         (Column("role"), lambda row: Cell(row[1].role)),
-        (Column("bits", "bits"), lambda row: cell(whole, row[1].bits)),
+        (Column("bits", "bits"), lambda row: cell(width, row[1].bits)),
         (Column("stored"), lambda row: Cell(row[1].storage)),
         (Column("bytes", "number"), lambda row: cell(whole, row[1].bytes)),
+        (Column("computed by"), lambda row: Cell(row[1].kernel)),
         (Column(sqnr, "number"), lambda row: cell(fixed(1), row[1].sqnr_db)),
         (Column("predicted, dB", "number", "page"), lambda row: cell(fixed(1), row[1].predicted_sqnr_db)),
         (
@@ -514,7 +540,7 @@ def _reproduce(document: Document) -> tuple[Section, ...]:
     ]
     stages = ", ".join(f"{stage} {seconds(value)}" for stage, value in document.seconds.items())
     made_with = ", ".join(
-        [_footer(document), *(f"{key} {value}" for key, value in document.environment.items())]
+        [_made_with(document), *(f"{key} {value}" for key, value in document.environment.items())]
     )
     return section(
         "Reproduce",
@@ -690,8 +716,8 @@ def _changed(before: Mapping[str, LayerRow], after: Mapping[str, LayerRow]) -> T
 
     return Rows(pairs).table(
         (Column("layer", "code"), lambda pair: Cell(pair[0].name)),
-        (Column("bits A", "bits"), lambda pair: cell(whole, pair[0].bits)),
-        (Column("bits B", "bits"), lambda pair: cell(whole, pair[1].bits)),
+        (Column("bits A", "bits"), lambda pair: cell(width, pair[0].bits)),
+        (Column("bits B", "bits"), lambda pair: cell(width, pair[1].bits)),
         (Column("bytes", "number"), lambda pair: cell(signed(0), _minus(pair[1].bytes, pair[0].bytes))),
         (Column("SQNR A, dB", "number"), lambda pair: cell(fixed(1), pair[0].measured_sqnr_db)),
         (Column("SQNR B, dB", "number"), lambda pair: cell(fixed(1), pair[1].measured_sqnr_db)),

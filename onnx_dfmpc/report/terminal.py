@@ -4,6 +4,7 @@ come last, where the reader is when the command ends.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 
@@ -36,11 +37,18 @@ def is_wide() -> bool:
 def terminal(outline: Outline, wide: bool = False) -> str:
     """An outline as text, in colour where standard output shows it; charts are left out."""
     # Below NARROW the terminal itself folds lines: better than numbers that lose digits.
-    console = Console(width=max(NARROW, Console().width), markup=False, highlight=False, emoji=False)
-    with console.capture() as capture:
-        for part in _parts(outline, wide):
-            console.print(part, crop=False)
-    text = "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    shown = io.StringIO()  # rich, while it captures, still writes to standard output, which may take no more
+    console = Console(
+        file=shown,
+        force_terminal=sys.stdout.isatty() or None,
+        width=max(NARROW, Console().width),
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    for part in _parts(outline, wide):
+        console.print(part, crop=False)
+    text = "\n".join(line.rstrip() for line in shown.getvalue().splitlines()) + "\n"
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)

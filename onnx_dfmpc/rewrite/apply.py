@@ -20,7 +20,7 @@ from onnx_dfmpc.model.protobuf import skeleton, value_names
 from onnx_dfmpc.rewrite.editor import Edit, Editor, shared_names
 from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
-from onnx_dfmpc.spec.planned import NATIVE
+from onnx_dfmpc.spec.planned import DEFAULT
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.types import WeightNames, WeightSpec
 
@@ -32,13 +32,15 @@ PREFIX = "onnx_dfmpc."
 class StoredLayer:
     """How one layer lies in the file.
 
-    ``storage`` is the element type of its codes, such as "UINT2", or of the planes that they are in, such as
-    "UINT4+UINT2"; ``bytes`` counts codes, scale, zero point and the nodes that make a float weight of them.
+    ``storage`` is the element type of its codes, such as "UINT2", or how they are packed, such as
+    "3 levels, 5 in a byte"; ``bytes`` counts codes, scale, zero point and the nodes that make a float
+    weight of them; ``tensors`` are the names of these, without what layers share.
     """
 
     storage: str
     bytes: int
     notes: tuple[str, ...] = ()
+    tensors: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ def rewrite(
     matched: MatchReport,
     layers: Sequence[QuantizedLayer],
     *,
-    form: StorageFormat = NATIVE,
+    form: StorageFormat = DEFAULT,
     metadata: Mapping[str, str] | None = None,
 ) -> Rewritten:
     """Copy of a model in which the weight of each given layer comes from integer codes.
@@ -96,11 +98,11 @@ def rewrite(
         edits.append(Edit(layer, layout, layout.fill(weight), quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
         notes = tuple(note for note in (layout.note, not_folded) if note)
-        stored[layer.name] = StoredLayer(layout.storage, layout.size, notes)
+        stored[layer.name] = StoredLayer(layout.storage, layout.size, notes, _own_names(edits[-1]))
     layouts = [edit.layout for edit in edits]
     # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
-    edited = raise_opset(proto, opset)
+    edited = raise_opset(proto, opset, form.runtime)
     apply_edits(edited, edits, shared_names(layouts), metadata or {})
     folded = sum(edit.folded for edit in edits)
     notes = _opset_note(opset_of(proto), opset_of(edited), reason)
@@ -120,10 +122,12 @@ def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, La
 
 def tensor_names(edits: Sequence[Edit]) -> frozenset[str]:
     """Tensors that quantized weights are made of."""
-    parts = [edit.weight for edit in edits]
-    made = {name for part in parts for node in part.nodes for name in node.output}
-    shared = shared_names(edit.layout for edit in edits)
-    return frozenset(made | shared | {tensor.name for part in parts for tensor in part.initializers})
+    return frozenset(shared_names(edit.layout for edit in edits)).union(*map(_own_names, edits))
+
+
+def _own_names(edit: Edit) -> frozenset[str]:
+    made = {name for node in edit.weight.nodes for name in node.output}
+    return frozenset(made | {tensor.name for tensor in edit.weight.initializers})
 
 
 def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) -> dict[str, StorageFormat]:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnx_dfmpc.errors import DfmpcError, UnsupportedError
+from onnx_dfmpc.errors import DfmpcError, LayerError
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import value_names
 from onnx_dfmpc.spec import BatchNorm, Layer
 from onnx_dfmpc.spec.ops import OPS, op_key, spatial_rank
-from onnx_dfmpc.storage.planes import shared_parts
+from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import StoredWeight, WeightLayout
 
 
@@ -284,10 +284,7 @@ def _cast(values: NDArray[np.floating], dtype: np.dtype[np.generic], layer: str)
     with np.errstate(over="ignore"):
         cast = np.asarray(values).astype(dtype)
     if not np.all(np.isfinite(cast.astype(np.float64))):
-        raise UnsupportedError(
-            f"{layer}: new parameters do not fit {dtype}",
-            hint="exclude the layer, or export the model in float32",
-        )
+        raise LayerError(layer, f"new parameters do not fit {dtype}")
     return cast
 
 

@@ -33,9 +33,9 @@ from onnx_dfmpc.rewrite.editor import Edit, shared_names
 from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
-from onnx_dfmpc.spec.planned import NATIVE
+from onnx_dfmpc.spec.planned import DEFAULT, stored_bits
 from onnx_dfmpc.storage.layouts import lay_out
-from onnx_dfmpc.storage.planes import shared_parts
+from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import ITEM_BITS, WeightLayout
 
 NUMBERS = ("raw_data", "float_data", "int32_data")
@@ -50,8 +50,8 @@ already would count as no change: so none that networks are initialized with, su
 def stored_sizes(
     proto: ModelProto,
     matched: MatchReport,
-    widths: Sequence[int],
-    form: StorageFormat = NATIVE,
+    widths: Sequence[float],
+    form: StorageFormat = DEFAULT,
     *,
     grid: Grid = "asymmetric",
 ) -> NDArray[np.int64]:
@@ -72,8 +72,8 @@ def stored_sizes(
 def predicted_size(
     proto: ModelProto,
     matched: MatchReport,
-    bits: Mapping[str, int],
-    form: StorageFormat = NATIVE,
+    bits: Mapping[str, float],
+    form: StorageFormat = DEFAULT,
     *,
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
@@ -100,8 +100,8 @@ def base_size(
     proto: ModelProto,
     matched: MatchReport,
     layers: Collection[str],
-    widths: Sequence[int],
-    form: StorageFormat = NATIVE,
+    widths: Sequence[float],
+    form: StorageFormat = DEFAULT,
     *,
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
@@ -121,7 +121,7 @@ def base_size(
     edits = _edits(proto, matched, largest, form, corrected)
     shared = shared_names(every)
     whole = max(_size(proto, matched, edits, opset, shared, metadata or {}, form) for opset in opsets)
-    if form.slim == "yes":
+    if form.slim:
         # What only other layouts share is not read by these, and gone.
         whole += _shared_size(shared) - _shared_size(shared_names(largest.values()))
     return whole - sum(layout.size for layout in largest.values())
@@ -136,7 +136,7 @@ def _shared_size(names: Collection[str]) -> int:
 def _layouts(
     proto: ModelProto,
     matched: MatchReport,
-    widths: Mapping[str, tuple[int, ...]],
+    widths: Mapping[str, tuple[float, ...]],
     form: StorageFormat,
     grid: Grid,
 ) -> dict[str, list[WeightLayout]]:
@@ -144,8 +144,9 @@ def _layouts(
     layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched)
     forms = layer_forms(proto, matched, form)
 
-    def at(layer: Layer, bits: int) -> WeightLayout:
-        asymmetric = form.grid(grid, bits) == "asymmetric"
+    def at(layer: Layer, bits: float) -> WeightLayout:
+        chosen = form.grid(grid, bits)
+        asymmetric, bits = chosen == "asymmetric", stored_bits(bits, chosen)
         axis = None if shares_grid(layer) else layer.axis
         spec = specs[layer.name](bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric)
         return _lay_out(spec, forms[layer.name])
@@ -193,12 +194,12 @@ def _size(
 ) -> int:
     """Size of a model that is rewritten without the numbers of any large weight, plus these numbers."""
     hollow, missing = _hollow(proto, {layer.weight for layer in matched.layers})
-    edited = raise_opset(hollow, opset)
+    edited = raise_opset(hollow, opset, form.runtime)
     apply_edits(edited, edits, shared, metadata)
     if form.activations is not None:
         placement = place(edited)
         insert(edited, placement, {one.name: (-1.0, 1.0) for one in placement.activations})
-    if form.slim == "yes":
+    if form.slim:
         # With numbers of the right length: names change, and with them the lengths of messages.
         for tensor in edited.graph.initializer:
             _pad(tensor)

@@ -5,8 +5,8 @@
 Rows have shape (g, r, n) (see `spec.ops`); scale and zero_point have shape (g, r), equal everywhere when the
 grid is per tensor.
 
-    asymmetric   codes 0 .. 2^b - 1, integer zero point inside; 2 bits are four levels
-    symmetric    codes -(2^(b-1) - 1) .. 2^(b-1) - 1, zero point 0
+    asymmetric   codes 0 .. L - 1, integer zero point inside; L = 2^b, and 3 or 6 for 1.58 and 2.58 bits
+    symmetric    codes -h .. h, zero point 0, h = (L - 1) // 2
     ternary      codes -1, 0, 1; |W| <= 0.7 mean|W| becomes 0, scale = mean |W| of the others (Li et al.,
                  arXiv 1605.04711)
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_dfmpc.spec import Array, Grid
+from onnx_dfmpc.spec.widths import LEVELS, code_limits
 
 Limits = tuple[int, int]
 
@@ -36,15 +37,15 @@ class GridSpec:
     """
 
     kind: Grid
-    bits: int
+    bits: float
     per_channel: bool = True
 
     @property
     def limits(self) -> Limits:
         """Lowest and highest code."""
         if self.kind == "asymmetric":
-            return 0, 2**self.bits - 1
-        high = 1 if self.kind == "ternary" else 2 ** (self.bits - 1) - 1
+            return code_limits(self.bits, signed=False)
+        high = 1 if self.kind == "ternary" else (LEVELS[self.bits] - 1) // 2
         return -high, high
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,11 +28,15 @@ NUMPY = {"float": "float32", "double": "float64"}
 """Names of NumPy for those of ONNX Runtime, where they differ."""
 
 
-def session_options() -> ort.SessionOptions:
+def session_options(model: Model | None = None) -> ort.SessionOptions:
     """Session options that run a weight-only quantized model at float speed.
 
     Without them ONNX Runtime dequantizes the weights at every run, and multiplies some with int8 activations.
-    Not for models whose activations are quantized.
+
+    Parameters
+    ----------
+    model : path or onnx.ModelProto, optional
+        Where its activations are quantized, the options are the default ones, which it needs.
 
     Returns
     -------
@@ -46,6 +49,8 @@ def session_options() -> ort.SessionOptions:
     '1'
     """
     options = ort.SessionOptions()
+    if model is not None and not is_weight_only(model):
+        return options
     # Kept as pairs, DequantizeLinear nodes wait for integer kernels; disabled, they are constants to be
     # folded.
     options.add_session_config_entry(DISABLE_QDQ, "1")
@@ -174,8 +179,8 @@ def is_weight_only(model: Model) -> bool:
     )
 
 
-def fused_kernels(model: onnx.ModelProto) -> dict[str, int]:
-    """Nodes that ONNX Runtime makes of a model when it loads it with default options, by operator."""
+def optimized_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Nodes that ONNX Runtime makes of a model when it loads it with default options."""
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     with tempfile.TemporaryDirectory() as directory:
@@ -186,7 +191,7 @@ def fused_kernels(model: onnx.ModelProto) -> dict[str, int]:
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
         optimized = onnx.load(path, load_external_data=False)
-    return dict(Counter(node.op_type for node in optimized.graph.node))
+    return list(optimized.graph.node)
 
 
 def check_same_interface(reference: Runnable, other: Runnable) -> None:

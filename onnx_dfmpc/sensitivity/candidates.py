@@ -36,11 +36,11 @@ def candidates(
     layers: Sequence[Layer],
     weights: Sequence[NDArray[np.floating]],
     statistics: Sequence[InputStatistics],
-    widths: Sequence[Sequence[int]],
+    widths: Sequence[Sequence[float]],
     recipe: Recipe,
-) -> list[dict[int, Candidate]]:
+) -> list[dict[float, Candidate]]:
     """Candidates of layers by width; weights have their shapes, statistics are of their inputs."""
-    found: dict[int, dict[int, Candidate]] = {}
+    found: dict[int, dict[float, Candidate]] = {}
     switches = Repair(recipe.repairs_gain, recipe.repairs_mean)
     for some in alike(layers, statistics, [tuple(one) for one in widths]):
         plans = [[layer_plan(layers[i], "inner", width, "", recipe) for width in widths[i]] for i in some]

@@ -55,7 +55,7 @@ class OutputNoise:
             str, list[Value]
         ] = {}  # by name: a network may have outputs that the first layer misses
 
-    def noise(self, layer: Layer, candidates: Mapping[int, Candidate]) -> dict[int, float]:
+    def noise(self, layer: Layer, candidates: Mapping[float, Candidate]) -> dict[float, float]:
         """Noise at the network's worst output when this layer alone is quantized, relative to the signal
         there, by width.
         """
@@ -64,7 +64,7 @@ class OutputNoise:
         rest = self._run.downstream(layer.output, self._names, open_weight=True)
         if not self._float.keys() >= set(rest.outputs):
             self._float |= rest.with_weight(weight, _shift(np.zeros(layer.channels), layer, weight))
-        noise = {}
+        noise: dict[float, float] = {}
         for width, candidate in candidates.items():
             shift = _shift(candidate.shift, layer, weight)
             quantized = self._float | rest.with_weight(candidate.weight.astype(weight.dtype), shift)

@@ -33,8 +33,7 @@ from onnx_dfmpc.spec import (
     QuantPlan,
     Value,
 )
-
-WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+from onnx_dfmpc.spec.widths import LEVELS, WIDTHS
 
 WIDEST_TRIED = 4
 """Wider codes are not tried: their noise falls with the square of their step. Between the narrowest and this
@@ -137,7 +136,7 @@ def predict(
     factors: dict[str, float] = {}
     notes: tuple[str, ...] = ()
 
-    def rounded(some: Sequence[Layer]) -> list[dict[int, Candidate]]:
+    def rounded(some: Sequence[Layer]) -> list[dict[float, Candidate]]:
         return candidates(
             some,
             [constants[layer.weight].astype(np.float32, copy=False) for layer in some],
@@ -146,7 +145,7 @@ def predict(
             recipe,
         )
 
-    def sketched(layer: Layer) -> dict[int, Candidate]:
+    def sketched(layer: Layer) -> dict[float, Candidate]:
         fewer, weight = _some_channels(layer, constants[layer.weight])
         seen = statistics[layer.name].input
         assert seen is not None
@@ -229,7 +228,7 @@ def _classes(layers: Sequence[Layer]) -> list[list[Layer]]:
     return [some for some in split if some]
 
 
-def spread(measured: Mapping[int, float], widths: Sequence[int]) -> Array:
+def spread(measured: Mapping[float, float], widths: Sequence[float]) -> Array:
     """Noise at every width from that at some: by powers between two of them, beyond them by the square of the
     step.
 
@@ -247,11 +246,16 @@ def spread(measured: Mapping[int, float], widths: Sequence[int]) -> Array:
     floor = np.finfo(np.float64).tiny
     between = np.exp(np.interp(at, tried, np.log(np.maximum(noise, floor))))
     nearest = np.clip(at, tried[0], tried[-1])
-    everywhere: Array = between * ((2.0**nearest - 1) / (2.0**at - 1)) ** 2
+    everywhere: Array = between * (_steps(nearest) / _steps(at)) ** 2
     return np.minimum.accumulate(everywhere)
 
 
-def _tried(widths: Sequence[int], allowed: NDArray[np.bool_]) -> list[int]:
+def _steps(widths: Array) -> Array:
+    """Steps between the levels of each width."""
+    return np.array([LEVELS[float(width)] - 1.0 for width in widths])
+
+
+def _tried(widths: Sequence[float], allowed: NDArray[np.bool_]) -> list[float]:
     """Widths to quantize at: the narrowest that is allowed, and the widest of those to go on from."""
     wanted = [min(width, WIDEST_TRIED) for width, yes in zip(widths, allowed, strict=True) if yes]
     return sorted({wanted[0], wanted[-1]})

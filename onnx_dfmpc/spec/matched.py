@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,6 +109,14 @@ class MatchReport:
     def names(self) -> tuple[str, ...]:
         """Names of the layers, in topological order."""
         return tuple(layer.name for layer in self.layers)
+
+    def without(self, reasons: Mapping[str, str]) -> MatchReport:
+        """The same with some of the layers among those that stay float, each for its reason."""
+        kept = tuple(layer for layer in self.layers if layer.name not in reasons)
+        left = (layer for layer in self.layers if layer.name in reasons)
+        chains = (c for c in self.chains if not {c.producer, *c.consumers} & reasons.keys())
+        skipped = (Skipped(layer.name, layer.op_type, reasons[layer.name]) for layer in left)
+        return MatchReport(kept, tuple(chains), (*self.skipped, *skipped), self.weighted_nodes)
 
     def __getitem__(self, name: str) -> Layer:
         for layer in self.layers:

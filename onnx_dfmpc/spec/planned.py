@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec.arrays import Array
-from onnx_dfmpc.spec.matched import Skipped
+from onnx_dfmpc.spec.matched import Layer, Skipped
+from onnx_dfmpc.spec.runtimes import ANY, RUNTIMES, Runtime
 
 Role = Literal["low", "high", "edge", "inner"]
 Grid = Literal["ternary", "symmetric", "asymmetric"]
@@ -25,11 +26,19 @@ ACTIVATION_BITS = 8
 """What kernels of ONNX Runtime have for activations."""
 
 STORAGE_FORMATS: dict[str, str] = {
-    "native": "codes in the narrowest ONNX type that holds them",
-    "portable": "codes in 8 bits",
-    "compact": "3, 5, 6 and 7 bits in as many bits on disk, where that is smaller",
+    "table": "codes as digits in bytes, unpacked by a table: for every runtime",
+    "native": "codes in the narrowest ONNX type that holds them: for ONNX Runtime 1.24 and newer",
 }
 """Storage formats that a recipe may name, in words; `storage.layouts.STORAGES` has what they do."""
+
+
+REDUCED_BITS = 7
+"""Bits of weights with a reduced range."""
+
+
+def stored_bits(bits: float, grid: Grid) -> float:
+    """Bits that codes of a grid need: around zero, 2 bits have three levels."""
+    return 1.58 if bits == 2 and grid != "asymmetric" else bits
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class StorageFormat:
     Attributes
     ----------
     storage : str
-        Name of a storage format: "native", "portable", "compact", or another that
+        Name of a storage format: "table", "native", or another that
         `onnx_dfmpc.storage.layouts.STORAGES` has.
     unpack : {"none", "int8", "float"}
         What ONNX Runtime makes of the codes when it loads the model.
@@ -47,33 +56,58 @@ class StorageFormat:
         Whether batch norm goes into scales and biases, wherever it can.
     activations : {None, 8}
         Bits of activations; None leaves them float.
-    slim : {"no", "yes"}
+    slim : bool
         Whether shape arithmetic is folded, names are shortened, and what exporters leave goes.
+    reduce_range : bool
+        Whether codes stay within 7 bits, for integer kernels that saturate (see `most_bits`).
+    target : str or None
+        Name of the runtime that has to read the file, of `runtimes.RUNTIMES`; None for as many as can.
     """
 
-    storage: str = "native"
+    storage: str = "table"
     unpack: Unpack = "none"
     fold_batch_norm: YesNo = "no"
     activations: int | None = None
-    slim: YesNo = "no"
+    slim: bool = False
+    reduce_range: bool = False
+    target: str | None = None
 
     def __post_init__(self) -> None:
-        for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo), ("slim", YesNo)):
+        for key, kind in (("storage", str), ("unpack", Unpack), ("fold_batch_norm", YesNo)):
             value, allowed = getattr(self, key), get_args(kind)
             if not isinstance(value, str) or (allowed and value not in allowed):
                 expected = f"one of {', '.join(allowed)}" if allowed else "the name of a storage format"
                 raise RecipeError(f"{key} = {value!r}: expected {expected}")
+        for key in ("slim", "reduce_range"):
+            if not isinstance(getattr(self, key), bool):
+                raise RecipeError(f"{key} = {getattr(self, key)!r}: expected true or false")
         if self.activations not in (None, ACTIVATION_BITS):
             raise RecipeError(f"activations = {self.activations!r}: expected {ACTIVATION_BITS} or nothing")
+        if self.target is not None and self.target not in RUNTIMES:
+            raise RecipeError(f"target = {self.target!r}: expected one of {', '.join(RUNTIMES)}")
 
-    def grid(self, wanted: Grid, bits: int) -> Grid:
-        """Grid of a weight: integer kernels want no zero point, and 8 bits leave no room to subtract one."""
-        integer = self.activations is not None and bits == ACTIVATION_BITS
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime that has to read the file."""
+        return ANY if self.target is None else RUNTIMES[self.target]
+
+    def grid(self, wanted: Grid, bits: float) -> Grid:
+        """Grid of a weight: integer kernels want no zero point, and the most bits leave no room to subtract
+        one.
+        """
+        integer = self.activations is not None and bits >= self.most_bits
         return "symmetric" if integer and wanted == "asymmetric" else wanted
 
+    @property
+    def most_bits(self) -> int:
+        """Bits that a weight may have. Without VNNI, AVX2 adds two products of UINT8 and INT8 in 16 bits, and
+        saturates: 2 x 255 x 64 fits, 2 x 255 x 127 does not.
+        """
+        return REDUCED_BITS if self.reduce_range else 8
 
-NATIVE = StorageFormat()
-"""DequantizeLinear straight on the narrowest element type."""
+
+DEFAULT = StorageFormat()
+"""What a recipe without a target has."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +126,7 @@ class LayerPlan:
     """
 
     name: str
-    bits: int
+    bits: float
     role: Role
     grid: Grid
     rounding: Rounding
@@ -135,7 +169,7 @@ class QuantPlan:
     layers: tuple[LayerPlan, ...]
     skipped: tuple[Skipped, ...] = ()
     model_name: str = ""
-    form: StorageFormat = NATIVE
+    form: StorageFormat = DEFAULT
     recipe: Mapping[str, Any] = field(default_factory=dict)
     predicted_bytes: int | None = None
     predicted_sqnr_db: float | None = None
@@ -149,6 +183,12 @@ class QuantPlan:
                 return layer
         raise KeyError(name)
 
+    def without(self, layer: Layer, reason: str) -> QuantPlan:
+        """The same with one layer float, and so of another size."""
+        kept = tuple(one for one in self.layers if one.name != layer.name)
+        skipped = (*self.skipped, Skipped(layer.name, layer.op_type, reason))
+        return replace(self, layers=kept, skipped=skipped, predicted_bytes=None, predicted_sqnr_db=None)
+
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
@@ -158,7 +198,7 @@ class CostTable:
     ----------
     layers : tuple of str
         Names, in topological order.
-    widths : tuple of int
+    widths : tuple of float
         Bits, ascending.
     noise : float64 array, shape (layers, widths)
         Predicted noise power at the network's output, relative to the signal there, when this layer alone has
@@ -175,7 +215,7 @@ class CostTable:
     """
 
     layers: tuple[str, ...]
-    widths: tuple[int, ...]
+    widths: tuple[float, ...]
     noise: Array
     sizes: NDArray[np.int64]
     base: int

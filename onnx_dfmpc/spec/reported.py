@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnx_dfmpc.spec.planned import Role
+from onnx_dfmpc.spec.widths import Width
 
 Progress = Callable[[str, int, int], None]
 """Called with ``(stage, steps finished, steps)``."""
@@ -14,14 +15,15 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class LayerReport:
     """One row of the report: what was done to a layer, what it cost, what it bought. SQNR in dB, sizes in
-    bytes on disk.
+    bytes on disk; ``kernel`` is the operator with which ONNX Runtime computes it, where activations are in 8
+    bits, and "" elsewhere.
     """
 
     name: str
     op: str
     shape: tuple[int, ...]
     role: Role
-    bits: int
+    bits: Width
     storage: str
     bytes: int
     source: str
@@ -30,6 +32,7 @@ class LayerReport:
     predicted_sqnr_db: float | None
     measured_sqnr_db: float | None
     reason: str
+    kernel: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -62,6 +65,8 @@ class IntegerActivations:
         Outputs of the layers that are not, and why.
     kernels : mapping of str to int
         What ONNX Runtime made of the model on this machine: nodes by operator.
+    saturates : bool
+        Whether integer kernels saturate on this machine where weights use 8 bits.
     sqnr_db : float or None
         Expected output SQNR against the same weights with float activations.
     """
@@ -70,6 +75,7 @@ class IntegerActivations:
     layers: int
     floats: Mapping[str, str]
     kernels: Mapping[str, int]
+    saturates: bool = False
     sqnr_db: float | None = None
 
     @property
@@ -119,7 +125,7 @@ class LayerEffect:
     Attributes
     ----------
     name, op : str
-    bits : int or None
+    bits : float or None
         None where the file does not tell.
     bytes : int
         Of its weight in the file: codes, scales, zero points, nodes.
@@ -137,7 +143,7 @@ class LayerEffect:
 
     name: str
     op: str
-    bits: int | None
+    bits: Width | None
     bytes: int
     sqnr_db: float | None
     cosine: float | None

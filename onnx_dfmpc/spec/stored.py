@@ -20,17 +20,17 @@ class QuantizedWeight:
     Attributes
     ----------
     codes : int array, shape of the weight
-        Between ``-2**(bits-1)`` and ``2**(bits-1) - 1`` when ``signed``, else between 0 and ``2**bits - 1``.
+        Within `widths.code_limits` of ``bits`` and ``signed``.
     scale : float32 array, shape (channels along axis,) or ()
     zero_point : int array like scale, or None for zero
-    bits : int
-        Nominal bits, 2 to 8. Ternary is 2 bits with codes -1, 0, 1.
+    bits : float
+        Nominal bits, one of `widths.WIDTHS`. Ternary is 1.58 bits.
     """
 
     codes: NDArray[np.integer]
     scale: Array
     zero_point: NDArray[np.integer] | None
-    bits: int
+    bits: float
     signed: bool
     axis: int | None
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from onnx import TensorProto
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec import QuantizedWeight, StorageFormat
 from onnx_dfmpc.spec.planned import Unpack
-from onnx_dfmpc.storage import planes
+from onnx_dfmpc.spec.widths import LEVELS
+from onnx_dfmpc.storage.tables import Packing, look_up, packings
 from onnx_dfmpc.storage.types import (
     SCALE_OPSETS,
     LayoutBuilder,
@@ -40,11 +40,12 @@ def lay_out(spec: WeightSpec, form: StorageFormat) -> WeightLayout:
     """The smallest layout of a weight in a format.
 
     RecipeError if the format is not registered, UnsupportedError if DequantizeLinear cannot produce the type
-    of the weight, DfmpcError if ``spec.bits`` is not between 2 and 8.
+    of the weight, DfmpcError if there are no codes of ``spec.bits`` bits.
     """
     if form.storage not in STORAGES:
         raise RecipeError(f"storage = {form.storage!r}: expected one of {', '.join(STORAGES)}")
     float_type(spec.data_type, spec.layer)
+    storage_type(spec.bits, spec.signed)
     return min(STORAGES[form.storage](spec, form.unpack), key=lambda layout: layout.size)
 
 
@@ -53,35 +54,31 @@ def lay_out(spec: WeightSpec, form: StorageFormat) -> WeightLayout:
 
 
 def native(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
-    """Codes in the narrowest ONNX type that holds them."""
-    if spec.bits == 2 and spec.two_bits_fail and unpack == "none":
+    """As table, or in the narrowest ONNX type that holds them, where that is smaller."""
+    yield from table(spec, unpack)
+    if spec.bits <= 2 and spec.two_bits_fail and unpack == "none":
         # Only a DequantizeLinear straight on 2 bits fails: after a Cast the codes are read as they should be.
         yield _whole(spec, unpack, bits=4, why=spec.two_bits_fail)
     else:
         yield _whole(spec, unpack, spec.bits)
 
 
-def portable(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
-    """Codes in 8 bits, whatever the nominal ones: for runtimes that do not know INT4 and INT2."""
+def table(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
+    """Codes as digits in bytes, or in 8 bits: for every runtime."""
     yield _whole(spec, unpack, bits=8)
-
-
-def compact(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
-    """As native, or as planes that take no more bits on disk than the codes have."""
-    yield from native(spec, unpack)
-    for split in planes.splits(spec.bits, prod(spec.shape)):
+    for packing in packings(LEVELS[spec.bits]):
         builder = LayoutBuilder(spec)
-        unpack_codes(builder, _codes_in_planes(builder, split), unpack)
-        yield builder.finish(planes.label(split))
+        unpack_codes(builder, _codes_by_table(builder, packing), unpack)
+        yield builder.finish(packing.label)
 
 
 Storage = Callable[[WeightSpec, Unpack], Iterator[WeightLayout]]
 
-STORAGES: dict[str, Storage] = {"native": native, "portable": portable, "compact": compact}
+STORAGES: dict[str, Storage] = {"table": table, "native": native}
 """Storage formats by name: the smallest layout that one yields is taken."""
 
 
-def _whole(spec: WeightSpec, unpack: Unpack, bits: int, why: str = "") -> WeightLayout:
+def _whole(spec: WeightSpec, unpack: Unpack, bits: float, why: str = "") -> WeightLayout:
     """Codes in one tensor, in the narrowest type of at least ``bits`` bits; ``why`` is for the reader."""
     builder = LayoutBuilder(spec)
     codes = codes_in_one_tensor(builder, bits)
@@ -95,22 +92,19 @@ def _whole(spec: WeightSpec, unpack: Unpack, bits: int, why: str = "") -> Weight
 
 @dataclass(frozen=True)
 class StoredCodes:
-    """Codes in the graph: their tensor and its type, what was added to every code, and whether a zero point
-    is still to be subtracted.
-    """
+    """Codes in the graph: their tensor and its type, and whether a zero point is still to be subtracted."""
 
     name: str
     kind: StorageType
-    offset: int
     zero_point: bool
 
 
-def codes_in_one_tensor(builder: LayoutBuilder, bits: int) -> StoredCodes:
+def codes_in_one_tensor(builder: LayoutBuilder, bits: float) -> StoredCodes:
     """Add codes in the narrowest type of at least ``bits`` bits."""
     spec = builder.spec
-    # The difference of two codes has one bit more than they. Where the type has room for it, the zero point
+    # Where the type has room for the difference of two codes, the zero point
     # is subtracted before the codes are stored: it takes no bytes then, and integer kernels want none.
-    centred = storage_type(bits, spec.signed).width > spec.bits
+    centred = storage_type(bits, signed=True).high >= LEVELS[spec.bits] - 1
     kind = storage_type(bits, spec.signed or centred)
 
     def numbers(weight: QuantizedWeight) -> NDArray[np.generic]:
@@ -120,15 +114,15 @@ def codes_in_one_tensor(builder: LayoutBuilder, bits: int) -> StoredCodes:
         return to_type(codes, kind, spec.layer)
 
     name = builder.integers("", kind, spec.shape, numbers)
-    return StoredCodes(name, kind, 0, zero_point=spec.zero_point and not centred)
+    return StoredCodes(name, kind, zero_point=spec.zero_point and not centred)
 
 
-def _codes_in_planes(builder: LayoutBuilder, split: tuple[int, ...]) -> StoredCodes:
-    """Add codes as planes, joined to UINT8; an offset makes signed ones 0 or more."""
+def _codes_by_table(builder: LayoutBuilder, packing: Packing) -> StoredCodes:
+    """Add packed codes; the table takes off what makes signed ones 0 or more."""
     spec = builder.spec
-    offset = 1 << (spec.bits - 1) if spec.signed else 0
-    name = planes.join(builder, split, lambda weight: weight.codes.astype(np.int16) + offset)
-    return StoredCodes(name, storage_type(8, signed=False), offset, spec.zero_point or spec.signed)
+    half = packing.levels // 2 if spec.signed else 0
+    name = look_up(builder, packing, lambda weight: weight.codes.astype(np.int64) + half, signed=spec.signed)
+    return StoredCodes(name, storage_type(8, signed=True), spec.zero_point)
 
 
 def unpack_codes(builder: LayoutBuilder, codes: StoredCodes, unpack: Unpack) -> None:
@@ -141,7 +135,7 @@ def unpack_codes(builder: LayoutBuilder, codes: StoredCodes, unpack: Unpack) -> 
         codes = _to_int8(builder, codes)
     inputs = [codes.name, _scale(builder, spec.grid)]
     if codes.zero_point:
-        inputs.append(_zero_point(builder, codes.kind, codes.offset, spec.grid))
+        inputs.append(_zero_point(builder, codes.kind, spec.grid))
     opset = SCALE_OPSETS[spec.data_type]
     scales = f"{float_type(spec.data_type, spec.layer)} scales"
     builder.needs(opset, "DequantizeLinear" if opset == 13 else scales)
@@ -156,7 +150,7 @@ def _to_int8(builder: LayoutBuilder, codes: StoredCodes) -> StoredCodes:
         name = builder.cast(_centred(builder, codes, TensorProto.INT32), kind.data_type)
     else:
         name = codes.name if codes.kind == kind else builder.cast(codes.name, kind.data_type)
-    return StoredCodes(name, kind, 0, zero_point=False)
+    return StoredCodes(name, kind, zero_point=False)
 
 
 def _multiply(builder: LayoutBuilder, codes: StoredCodes) -> None:
@@ -180,8 +174,7 @@ def _centred(builder: LayoutBuilder, codes: StoredCodes, data_type: int) -> str:
     name = builder.cast(codes.name, data_type)
     if not codes.zero_point:
         return name
-    kind = storage_type(spec.bits, spec.signed and not codes.offset)
-    zero_point = _zero_point(builder, kind, codes.offset, spec.broadcast)
+    zero_point = _zero_point(builder, codes.kind, spec.broadcast)
     return builder.node("Sub", name, builder.cast(zero_point, data_type))
 
 
@@ -191,11 +184,11 @@ def _scale(builder: LayoutBuilder, dims: tuple[int, ...]) -> str:
     return builder.tensor("s", spec.data_type, dims, lambda weight: stored_scale(weight, dtype, spec.layer))
 
 
-def _zero_point(builder: LayoutBuilder, kind: StorageType, offset: int, dims: tuple[int, ...]) -> str:
+def _zero_point(builder: LayoutBuilder, kind: StorageType, dims: tuple[int, ...]) -> str:
     layer = builder.spec.layer
 
     def numbers(weight: QuantizedWeight) -> NDArray[np.generic]:
-        return to_type(_zero_points(weight) + offset, kind, layer)
+        return to_type(_zero_points(weight), kind, layer)
 
     return builder.integers("z", kind, dims, numbers)
 

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_dfmpc.errors import DfmpcError, UnsupportedError
+from onnx_dfmpc.errors import DfmpcError, LayerError, UnsupportedError
 from onnx_dfmpc.model.protobuf import framed, framed_size
 from onnx_dfmpc.spec import QuantizedWeight
+from onnx_dfmpc.spec.widths import LEVELS, WIDTHS_IN_WORDS, code_limits
 
 SCALE_OPSETS: dict[int, int] = {TensorProto.FLOAT: 13, TensorProto.FLOAT16: 19, TensorProto.BFLOAT16: 19}
 """Float types that DequantizeLinear can produce, and the first opset in which it does (with an axis): ONNX's
@@ -77,15 +78,15 @@ ITEM_BITS: dict[int, int] = {kind.data_type: kind.width for kind in _TYPES.value
 """Bits on disk of one number, by ``TensorProto`` element type."""
 
 
-def storage_type(bits: int, signed: bool) -> StorageType:
-    """Narrowest element type for codes of ``bits`` bits. DfmpcError if ``bits`` is not between 2 and 8.
+def storage_type(bits: float, signed: bool) -> StorageType:
+    """Narrowest element type for codes of ``bits`` bits. DfmpcError if there are no such codes.
 
     >>> storage_type(3, signed=False).name, storage_type(6, signed=True).opset
     ('UINT4', 13)
     """
-    if not 2 <= bits <= 8:
-        raise DfmpcError(f"weights of {bits} bits: only 2 to 8 can be stored")
-    width = 2 if bits == 2 else 4 if bits <= 4 else 8
+    if bits not in LEVELS:
+        raise DfmpcError(f"weights of {bits} bits: expected {WIDTHS_IN_WORDS}")
+    width = 2 if bits <= 2 else 4 if bits <= 4 else 8
     return _TYPES[width, signed]
 
 
@@ -113,23 +114,26 @@ def float_type(data_type: int, layer: str) -> np.dtype[np.generic]:
     return helper.tensor_dtype_to_np_dtype(data_type)
 
 
+def small_tensor(name: str, data_type: int, values: NDArray[np.integer]) -> TensorProto:
+    """Tensor of integers, not as raw bytes: numbers below 128 take one byte each, whatever their type."""
+    return helper.make_tensor(name, data_type, values.shape, values.ravel().tolist())
+
+
 def stored_scale(weight: QuantizedWeight, dtype: np.dtype[np.generic], layer: str) -> NDArray[np.generic]:
-    """Scales in the float type of the model. UnsupportedError if one overflows it, or becomes zero."""
+    """Scales in the float type of the model. LayerError if one overflows it, or becomes zero."""
     scale = np.asarray(weight.scale)
     with np.errstate(over="ignore", under="ignore"):
         stored = scale.astype(dtype)
     if not np.all(np.isfinite(stored.astype(np.float64))) or np.any((stored == 0) & (scale != 0)):
-        raise UnsupportedError(
-            f"{layer}: a scale between {scale.min():.3g} and {scale.max():.3g} does not fit {dtype}",
-            hint="exclude the layer, or export the model in float32",
+        raise LayerError(
+            layer, f"a scale between {scale.min():.3g} and {scale.max():.3g} does not fit {dtype}"
         )
     return stored
 
 
 def _require_nominal_range(weight: QuantizedWeight, layer: str) -> None:
     """DfmpcError if codes or zero points are outside of their nominal bits; the element type may be wider."""
-    low = -(2 ** (weight.bits - 1)) if weight.signed else 0
-    high = low + 2**weight.bits - 1
+    low, high = code_limits(weight.bits, signed=weight.signed)
     for what, values in (("code", weight.codes), ("zero point", weight.zero_point)):
         if values is not None and np.size(values) and (np.min(values) < low or np.max(values) > high):
             raise DfmpcError(
@@ -165,7 +169,7 @@ class WeightSpec:
     data_type: int
     names: WeightNames
     two_bits_fail: str
-    bits: int
+    bits: float
     signed: bool
     axis: int | None
     zero_point: bool
@@ -235,7 +239,7 @@ class WeightLayout:
     nodes : tuple of NodeProto
         In the order of evaluation.
     shared : frozenset of str
-        Constants that all layers of a model have in common (see `planes.shared_parts`).
+        Constants that all layers of a model have in common (see `tables.shared_parts`).
     opset, reason : int, str
         First opset that has all of it, and what needs that opset.
     note : str
@@ -301,9 +305,13 @@ class LayoutBuilder:
 
     def constant(self, suffix: str, data_type: int, values: Sequence[int]) -> str:
         """Add a small tensor of small integers; returns its name."""
-        # One byte per number below 128: raw bytes would be eight for INT64.
-        name = self.spec.names.label + suffix
-        self.constants.append(helper.make_tensor(name, data_type, [len(values)], values))
+        self.constants.append(small_tensor(self.spec.names.label + suffix, data_type, np.asarray(values)))
+        return self.constants[-1].name
+
+    def share(self, key: str) -> str:
+        """Use a constant that layers share (`tables.shared_parts`); returns its name."""
+        name = f"{self.spec.names.prefix}_{key}"
+        self.shared.add(name)
         return name
 
     def node(self, op_type: str, *inputs: str, output: str = "", **attributes: Any) -> str:
