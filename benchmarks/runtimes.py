@@ -228,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append([title, *(cell(case, found) for case in CASES)])
             for case, one in found.items():
                 if one.error:
-                    errors.setdefault(f"{title}, {case}, {network.name}", one.error[:160].replace("`", "'"))
+                    said = one.error.replace(f"{folder}/", "").replace("`", "'")
+                    errors.setdefault(f"{title}, {case}", said[:160])
             print(*rows[-1], sep="\t", flush=True)
         tables.append((network.name, rows))
     given.page.write_text(page(tables, errors), encoding="utf-8")

@@ -23,7 +23,7 @@ NOT_PROMISED = "the prediction does not promise"
 
 
 def planned(target: float, **knobs: Any) -> PlanResult:
-    return running.plan_result(chain(), Recipe(target_sqnr_db=target, **FAST, **knobs))
+    return running.plan_result(chain(), Recipe(target_sqnr_db=target, storage="native", **FAST, **knobs))
 
 
 @pytest.mark.parametrize("target", [8, 15, 20, 30])

@@ -474,7 +474,8 @@ def test_quantize_document_has_the_promised_keys(result: Any) -> None:
         ],
     }
     assert plain["form"] == {
-        "storage": "native",
+        "target": None,
+        "storage": "table",
         "unpack": "none",
         "fold_batch_norm": "no",
         "activations": None,

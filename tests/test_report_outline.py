@@ -136,7 +136,7 @@ def test_a_document_is_refused_or_shown(place: tuple[Any, ...], value: Any) -> N
         ),
         (
             b'{"schema": 2, "command": "quantize", "layers": [{"name": "a", "bits": "2"}]}',
-            "layers, row 1 (a): bits = '2': expected an integer, or null",
+            "layers, row 1 (a): bits = '2': expected 1.58, 2.58, or an integer from 2 to 8, or null",
         ),
         (
             b'{"schema": 2, "command": "quantize", "layers": [{"name": "a", "shape": [1, 1e3]}]}',

@@ -1,6 +1,7 @@
 """Editing the graph: what changes is what was asked for, and nothing else."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import onnxruntime
@@ -13,8 +14,12 @@ from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load, save
 from onnx_dfmpc.model.opset import opset_of, raise_opset
-from onnx_dfmpc.rewrite.apply import Rewritten, rewrite
-from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, QuantizedWeight
+from onnx_dfmpc.rewrite import apply
+from onnx_dfmpc.rewrite.apply import Rewritten
+from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, QuantizedWeight, StorageFormat
+
+# One node and no tables: what is tested here is the graph around them.
+rewrite = functools.partial(apply.rewrite, form=StorageFormat("native"))
 
 
 def parse(text: str, **initializers: np.ndarray) -> ModelProto:

@@ -167,7 +167,7 @@ def test_packed_codes_are_close_to_the_nominal_bits(shared_dir):
     weights = sum(layer.size for layer in report.layers)
     assert weights > 1e6
     for bits in WIDTHS:
-        ideal = model.ByteSize() - 4 * weights + weights * {1.58: 1.6, 2.58: 8 / 3}.get(bits, bits) / 8
+        ideal = model.ByteSize() - 4 * weights + weights * {1.58: 1.6, 2.58: 8 / 3, 7: 8}.get(bits, bits) / 8
         assert (
             predicted_size(
                 model, report, {layer.name: bits for layer in report.layers}, StorageFormat("table")

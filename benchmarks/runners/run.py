@@ -132,7 +132,8 @@ def main() -> None:
             try:
                 row = job(RUNTIMES[name], one)
             except BaseException as error:
-                row = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+                words = " ".join(f"{type(error).__name__}: {error}".split())
+                row = {"error": words.replace(f"{os.path.dirname(one['model'])}/", "")[:300]}
             rows.append(row)
     print(json.dumps({"version": importlib.metadata.version(name), "rows": rows}))
 

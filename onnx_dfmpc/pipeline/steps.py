@@ -147,8 +147,7 @@ def allocate(
         else:
             made = _allocated(job, recipe, costs)
             if recipe.target_size is not None:
-                more = _allocated(job, recipe, _without_unused(costs, made))
-                made = more if (more.predicted_bytes or 0) <= recipe.target_size else made
+                made = _spent(job, recipe, costs, made)
     name = "" if source.path is None else source.path.name
     return replace(made, model_name=name, recipe=job.recipe.to_dict())
 
@@ -159,11 +158,23 @@ def _allocated(job: Job, recipe: Recipe, costs: CostTable) -> QuantPlan:
     return with_predicted_bytes(job, replace(made, source=costs.source, form=recipe.form))
 
 
-def _without_unused(costs: CostTable, made: QuantPlan) -> CostTable:
-    """Costs without the tables that a plan does not use: `base` counts those of all widths."""
+SHARES = (1.0, 0.75, 0.5, 0.25)
+"""Shares of what a plan leaves of its budget that are tried, the first that fits is taken."""
+
+
+def _spent(job: Job, recipe: Recipe, costs: CostTable, made: QuantPlan) -> QuantPlan:
+    """Plan that spends what another leaves: `base` counts the tables of all widths, and no plan uses all."""
+    assert recipe.target_size is not None
     rows = {name: row for row, name in enumerate(costs.layers)}
     sizes = sum(costs.sizes[rows[layer.name], costs.widths.index(layer.bits)] for layer in made.layers)
-    return replace(costs, base=(made.predicted_bytes or 0) - int(sizes), spare=0)
+    unused = costs.base + int(sizes) - (made.predicted_bytes or 0)
+    for share in SHARES:
+        # A plan with other widths may need other tables.
+        cheaper = replace(costs, base=costs.base - int(share * unused), spare=0)
+        more = _allocated(job, recipe, cheaper)
+        if (more.predicted_bytes or 0) <= recipe.target_size:
+            return more
+    return made
 
 
 @dataclass(frozen=True, eq=False)
