@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all coverage lint format train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%) runtimes
+.PHONY: help demo web-demo web-test test test-all coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -57,6 +57,13 @@ lint: .venv/dev.stamp ## ruff, mypy --strict, import-linter
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+MINUTES ?= 10
+fuzz: .venv/dev.stamp ## mutated models for MINUTES=10, each quantized or refused with a reason
+	$(BIN)/python -m benchmarks.fuzz --minutes $(MINUTES)
+
+odd-models: .venv/dev.stamp ## 200 models as users have them, each against its float model
+	$(BIN)/python -m benchmarks.odd_models --output benchmarks/results/odd_models.md
 
 runtimes: .venv/dev.stamp ## run our files in every runtime that pip and npm can install, and write docs/runtimes.md
 	$(BIN)/python -m benchmarks.runtimes

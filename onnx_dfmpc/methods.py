@@ -23,7 +23,8 @@ from onnx_dfmpc.compensate import (
     signal_gain,
 )
 from onnx_dfmpc.linalg.matrices import Covariance, Diagonal
-from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize
+from onnx_dfmpc.linalg.products import slabs
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize, some_rows
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
 from onnx_dfmpc.rounding.rounding import ROUNDINGS, quantize_alike, quantize_rows
 from onnx_dfmpc.spec import (
@@ -75,7 +76,10 @@ class Rounded:
 
     def weight(self) -> NDArray[np.float32]:
         """Quantized weight in the layout of the file, before any repair."""
-        return from_rows(dequantize(self.codes).astype(np.float32), self.layer)
+        rows = np.empty(self.codes.codes.shape, np.float32)
+        for part in slabs(rows):
+            rows[:, part] = dequantize(some_rows(self.codes, part))
+        return from_rows(rows, self.layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,7 @@ def round_layer(
     layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], statistics: InputStatistics
 ) -> Rounded:
     """Choose the codes of a layer's weight, shape ``layer.shape``."""
-    rows = to_rows(weight.astype(np.float32), layer)
+    rows = to_rows(weight.astype(np.float32, copy=False), layer)
     needs_statistics = ROUNDINGS[plan.rounding].needs_statistics
     covariance = rounding_covariance(layer, statistics) if needs_statistics else None
     codes = quantize_rows(
@@ -150,7 +154,7 @@ def round_layers(
     for some in alike(layers, statistics, keys):
         layer, plan = layers[some[0]], plans[some[0]]
         grid = grid_spec(layer, plan)
-        rows = [to_rows(weights[i].astype(np.float32), layers[i]) for i in some]
+        rows = [to_rows(weights[i].astype(np.float32, copy=False), layers[i]) for i in some]
         together = ROUNDINGS[plan.rounding].needs_statistics and grid.per_channel and grid.kind != "ternary"
         if len(some) == 1 or not together:
             found |= {i: round_layer(layers[i], plans[i], weights[i], statistics[i]) for i in some}
@@ -185,8 +189,17 @@ def alike(
 def _responding(
     layer: Layer, plan: LayerPlan, rows: Array, codes: Codes, statistics: InputStatistics
 ) -> Rounded:
-    response = respond(rows, dequantize(codes), statistics.mean, statistics.covariance)
+    response = respond_codes(rows, codes, statistics.mean, statistics.covariance)
     return Rounded(layer, plan, rows, codes, response, statistics)
+
+
+def respond_codes(rows: Array, codes: Codes, mean: Array, covariance: Covariance) -> Response:
+    """`respond` of rows and of what their codes stand for, a few rows of a large layer at a time."""
+    parts = []
+    for part in slabs(rows):
+        response = respond(rows[:, part], dequantize(some_rows(codes, part)), mean, covariance)
+        parts.append([values.reshape(len(rows), -1) for values in vars(response).values()])
+    return Response(*(np.concatenate(values, axis=1).ravel() for values in zip(*parts, strict=True)))
 
 
 def rounding_covariance(layer: Layer, statistics: InputStatistics) -> Covariance:
@@ -352,7 +365,7 @@ def noise_share(response: Response, layer: Layer) -> float | None:
 
 def relative_noise(layer: Layer, weight: NDArray[np.floating], bits: float) -> float:
     """`noise_share` of plain rounding for white inputs: compares layers when nothing is known of these."""
-    rows = to_rows(weight.astype(np.float32), layer)
-    quantized = dequantize(quantize_rows(rows, GridSpec("asymmetric", bits), "nearest"))
+    rows = to_rows(weight.astype(np.float32, copy=False), layer)
+    codes = quantize_rows(rows, GridSpec("asymmetric", bits), "nearest")
     white = np.ones((rows.shape[0], rows.shape[2]))
-    return noise_share(respond(rows, quantized, np.zeros_like(white), Diagonal(white)), layer) or 0.0
+    return noise_share(respond_codes(rows, codes, np.zeros_like(white), Diagonal(white)), layer) or 0.0

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_dfmpc.linalg.matrices import Diagonal, rescaled
-from onnx_dfmpc.methods import METHODS, Repair, Rounded, relative_noise, round_layer, round_layers
+from onnx_dfmpc.linalg.matrices import rescaled
+from onnx_dfmpc.methods import METHODS, TOGETHER, Repair, Rounded, relative_noise, round_layer, round_layers
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
@@ -30,6 +30,7 @@ from onnx_dfmpc.spec import (
     QuantPlan,
 )
 from onnx_dfmpc.spec.ops import along_inputs, input_channels, taps
+from onnx_dfmpc.statistics.moments import white
 from onnx_dfmpc.statistics.probe import QuantizedRun
 
 NOTHING = LayerStatistics()
@@ -98,8 +99,8 @@ def _rounded(
     statistics: Mapping[str, LayerStatistics],
     table: ConstantTable,
 ) -> dict[str, Rounded]:
-    """All planned layers with their codes, by name."""
-    layers = [layer for layer in matched.layers if layer.name in plans]
+    """Planned layers that are small enough to be rounded together, with their codes, by name."""
+    layers = [layer for layer in matched.layers if layer.name in plans and layer.size <= TOGETHER]
     rounded = round_layers(
         layers,
         [plans[layer.name] for layer in layers],
@@ -124,12 +125,6 @@ def weight_noise(proto: ModelProto) -> Callable[[Layer, float], float]:
     """Predicted noise of a layer at some bits relative to its output, to choose within a pair."""
     table = ConstantTable(proto)
     return lambda layer, bits: relative_noise(layer, _floats(table[layer.weight]), bits)
-
-
-def white(layer: Layer) -> InputStatistics:
-    """Inputs of mean 0 and variance 1 without correlation, for rounding that does not ask."""
-    g, n = layer.group, layer.size // layer.channels
-    return InputStatistics(np.zeros((g, n)), Diagonal(np.ones((g, n))), 0, "none")
 
 
 def _runs(recipe: Recipe, statistics: Mapping[str, LayerStatistics]) -> bool:

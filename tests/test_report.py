@@ -375,7 +375,8 @@ def test_inspect_says_what_the_inputs_may_be(digits_folded: Path) -> None:
     assert weights == sorted(weights, reverse=True)
     assert sum(weights) == pytest.approx(1)
     assert plain["inputs"][0]["name"] == str(found.belief and found.belief.likeliest)
-    (note,) = plain["notes"]
+    left, note = plain["notes"]
+    assert left.startswith("float bytes left:")
     assert "--input-range" in note
     assert note in lines_of(text(plain))
     wide = lines_of(render([plain], "terminal", wide=True))

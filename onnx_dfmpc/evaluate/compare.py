@@ -31,6 +31,7 @@ from onnx_dfmpc.recipe import Data, DataSource, Gates, Recipe
 from onnx_dfmpc.recipe.values import from_mapping
 from onnx_dfmpc.rewrite.apply import PREFIX
 from onnx_dfmpc.runtime.batches import Value
+from onnx_dfmpc.runtime.pieces import Pieces, is_piecewise, open_model
 from onnx_dfmpc.runtime.session import Model, Session, check_same_interface, is_weight_only
 from onnx_dfmpc.spec import Latency, LayerEffect, MatchReport, Progress
 from onnx_dfmpc.statistics.belief import believe
@@ -110,8 +111,8 @@ def validate(
     gates = gates if isinstance(gates, Gates) else from_mapping(Gates, gates or {})
     float_model, quantized_model = _runnable_model(float_model), _runnable_model(quantized_model)
     weight_only = is_weight_only(quantized_model)
-    float_session = Session(float_model, "float model")
-    quantized_session = Session(quantized_model, "quantized model", disable_qdq=weight_only)
+    float_session = open_model(float_model, "float model")
+    quantized_session = open_model(quantized_model, "quantized model", disable_qdq=weight_only)
     check_same_interface(float_session, quantized_session)
     outputs = float_session.outputs
     samples = samples_of(float_session.specs(), data)
@@ -145,12 +146,15 @@ def validate(
     return replace(report, gates=tuple(gate_results(gates, report)))
 
 
+TOO_LARGE = "no latency: the models have too many weights to be in memory at the same time"
+
+
 def _runnable_model(model: AnyModel) -> Model:
     """A path, since the model may be larger than memory, or a protobuf."""
     return model if isinstance(model, str | os.PathLike | ModelProto) else load(model).proto
 
 
-def _runnable(session: Session, samples: Samples) -> Samples:
+def _runnable(session: Session | Pieces, samples: Samples) -> Samples:
     """Samples in batches that the model takes: one by one where it calls its batch dynamic and it is not.
     Raises RecipeError where there are labels and no classes.
     """
@@ -173,7 +177,7 @@ def _run_default(
 ) -> DefaultRun | str:
     """Run one batch with default session options; a reason in words where that is not possible."""
     try:
-        actual = Session(model, "quantized model").run(batch, names)
+        actual = open_model(model, "quantized model").run(batch, names)
     except ModelError as error:
         return f"with default session options: {error}"
     pair = Comparison()
@@ -191,7 +195,7 @@ def _run_default(
 
 def check_data(float_model: Model, recipe: Recipe) -> None:
     """Raise now, before a model is quantized, what `validate` would say to data and gates afterwards."""
-    session = Session(float_model, "float model")
+    session = open_model(float_model, "float model")
     samples = samples_of(session.specs(), recipe)
     check_gates(recipe, labelled=samples.labels is not None, synthetic=samples.synthetic)
     if not samples.synthetic:
@@ -225,7 +229,9 @@ def examine(
             notes = (f"per layer: {error}",)
     if validation.synthetic:
         effects = tuple(replace(effect, own_top1_agreement=None) for effect in effects)
-    times = measure_latency(*models, data, progress=progress) if latency else None
+    if latency and is_piecewise(float_model):
+        notes += (TOO_LARGE,)
+    times = measure_latency(*models, data, progress=progress) if latency and TOO_LARGE not in notes else None
     return Evaluation(replace(validation, notes=(*validation.notes, *notes)), effects, times)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.constants import ConstantTable, used_names
+from onnx_dfmpc.model.external import MAPPED
 from onnx_dfmpc.model.protobuf import framed_size
 from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.rewrite.apply import PREFIX
@@ -89,12 +90,23 @@ def layer_sqnr(
     reference = PartialRun(float_model, ConstantTable(float_model), feeds)
     quantized = _quantized_run(quantized_model, ConstantTable(quantized_model), feeds)
     pairs: dict[str, Comparison | None] = {}
-    for start in range(0, len(layers), TOGETHER):
-        some = layers[start : start + TOGETHER]
+    for some in _together(layers):
         ends = [layer.end for layer in some]
         both = zip(some, reference.values(ends), quantized.values(ends), strict=True)
         pairs |= {layer.name: _compare(a, b) for layer, a, b in both}
     return {name: None if pair is None else pair.sqnr_db for name, pair in pairs.items()}
+
+
+def _together(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Layers in groups: `TOGETHER`, or fewer that have many weights."""
+    some: list[Layer] = []
+    for layer in layers:
+        if len(some) == TOGETHER or (some and 4 * sum(one.size for one in (*some, layer)) > MAPPED):
+            yield some
+            some = []
+        some.append(layer)
+    if some:
+        yield some
 
 
 def _some(names: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.evaluate.metrics import Comparison, is_finite
-from onnx_dfmpc.runtime.session import Session, is_weight_only
+from onnx_dfmpc.runtime.pieces import open_model
+from onnx_dfmpc.runtime.session import is_weight_only
 from onnx_dfmpc.spec import Expectation, Feeds, KindNoise
 from onnx_dfmpc.spec.arrays import Value
 
@@ -56,8 +57,9 @@ def expect(
 
 def _outputs(model: ModelProto, disable_qdq: bool, trials: Sequence[Trial]) -> list[list[list[Value]]]:
     """Outputs by trial and batch."""
-    session = Session(model, "model", disable_qdq=disable_qdq)
-    return [[session.run(feed) for feed in trial.feeds] for trial in trials]
+    session = open_model(model, "model", disable_qdq=disable_qdq)
+    made = iter(session.run_each([feed for trial in trials for feed in trial.feeds]))
+    return [[next(made) for _ in trial.feeds] for trial in trials]
 
 
 def _worst(expected: Sequence[Sequence[Value]], actual: Sequence[Sequence[Value]]) -> float | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ LabelSource = str | os.PathLike[str] | NDArray[Any]
 class Dataset:
     """All samples of a source; nothing but labels has to be in memory.
 
-    `batched` inputs have a row for every sample, `constant` ones are the same for all. `description` says
-    where they come from, `notes` what was done to them on the way.
+    `batched` inputs have a row for every sample, `constant` ones are the same for all. `varying` ones have no
+    axis of samples, such as a state, and are others in every run: a row for each run, of `per_run` samples.
+    `description` says where they come from, `notes` what was done to them on the way.
     """
 
     batched: Mapping[str, Rows]
@@ -37,11 +38,14 @@ class Dataset:
     description: str
     labels: AnyArray | None = None
     notes: tuple[str, ...] = ()
+    varying: Mapping[str, Rows] = field(default_factory=dict)
+    per_run: int = 1
 
     @property
     def count(self) -> int:
         """Number of samples."""
-        return next((rows.shape[0] for rows in self.batched.values()), 1)
+        each = next((rows.shape[0] for rows in self.batched.values()), None)
+        return each or next((rows.shape[0] for rows in self.varying.values()), 1 if each is None else each)
 
 
 def arrays_dataset(specs: Sequence[InputSpec], rows: Mapping[str, Rows], source: str) -> Dataset:
@@ -49,9 +53,18 @@ def arrays_dataset(specs: Sequence[InputSpec], rows: Mapping[str, Rows], source:
     assigned, notes = assign_arrays(list(rows), specs, source)
     fixed = fixed_batch(specs)
     batched = {spec.name: rows[assigned[spec.name]] for spec in specs if is_batched(spec, fixed)}
-    constant = {spec.name: _whole(rows[assigned[spec.name]]) for spec in specs if not is_batched(spec, fixed)}
+    others = {spec.name: rows[assigned[spec.name]] for spec in specs if not is_batched(spec, fixed)}
+    # One axis more than the model has: a row for each sample.
+    by_name = {spec.name: spec for spec in specs}
+    varying = {
+        name: array
+        for name, array in others.items()
+        if len(array.shape) == len(by_name[name].shape) + 1
+        and fits(array.shape[1:], by_name[name], batched=False)
+    }
+    constant = {name: _whole(array) for name, array in others.items() if name not in varying}
     labels = _whole(rows[LABELS]) if LABELS in rows and LABELS not in assigned.values() else None
-    dataset = Dataset(batched, constant, source, labels, notes)
+    dataset = Dataset(batched, constant, source, labels, notes, varying)
     check_shapes(specs, dataset)
     return dataset
 
@@ -84,11 +97,15 @@ def check_shapes(specs: Sequence[InputSpec], dataset: Dataset) -> None:
     are none.
     """
     for spec in specs:
+        if spec.name in dataset.varying:
+            continue
         batched = spec.name in dataset.batched
         rows: Rows = dataset.batched[spec.name] if batched else dataset.constant[spec.name]
         if not fits(rows.shape, spec, batched=batched):
             raise shape_error(rows.shape, rows.dtype, spec, dataset.description, batched=batched)
-    common_count({name: rows.shape[0] for name, rows in dataset.batched.items()}, dataset.description)
+    counts = {name: rows.shape[0] for name, rows in dataset.batched.items()}
+    counts |= {name: rows.shape[0] * dataset.per_run for name, rows in dataset.varying.items()}
+    common_count(counts, dataset.description)
     if dataset.count == 0:
         raise RecipeError(f"{dataset.description}: no samples")
 

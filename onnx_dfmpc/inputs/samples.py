@@ -64,7 +64,9 @@ def from_data(
 
     def rows(start: int, stop: int) -> dict[str, AnyArray]:
         batched = {name: array[chosen[start:stop]] for name, array in dataset.batched.items()}
-        return batched | dict(dataset.constant)
+        run = chosen[start : start + 1] // dataset.per_run
+        varying = {name: array[run][0] for name, array in dataset.varying.items()}
+        return batched | varying | dict(dataset.constant)
 
     def make(start: int, stop: int) -> dict[str, AnyArray]:
         feeds = rows(start, stop)
@@ -72,7 +74,7 @@ def from_data(
 
     fixed = fixed_batch(specs)
     elements = max((int(np.prod(np.abs(array.shape[1:]))) for array in dataset.batched.values()), default=1)
-    size = batch_size(fixed, elements, batch)
+    size = dataset.per_run if dataset.varying else batch_size(fixed, elements, batch)
     if size > 1 and any(-1 in array.shape for array in dataset.batched.values()):
         if fixed is not None:
             raise RecipeError(
@@ -102,6 +104,9 @@ def _choose(
     available, fixed = dataset.count, fixed_batch(specs)
     notes: tuple[str, ...] = ()
     count = min(samples or available, available)
+    if dataset.per_run > 1:
+        count = max(count - count % dataset.per_run, dataset.per_run)
+        return np.arange(count), f"{dataset.description}, {count} samples", notes
     if fixed is not None and count % fixed:
         count -= count % fixed
         if count == 0:

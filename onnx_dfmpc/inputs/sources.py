@@ -137,6 +137,8 @@ def _loader_dataset(specs: Sequence[InputSpec], loader: Loader, source: str, lim
     fixed = fixed_batch(specs)
     feeds = _Feeds(loader, source, labelled=all(spec.name != LABELS for spec in specs))
     chunks: list[_Chunk] = []
+    first: dict[str, AnyArray] = {}
+    changing: set[str] = set()
     assigned: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     for index, (arrays, labels) in enumerate(feeds):
@@ -154,19 +156,34 @@ def _loader_dataset(specs: Sequence[InputSpec], loader: Loader, source: str, lim
             for spec in specs
             if is_batched(spec, fixed)
         }
+        for spec in specs:
+            if not is_batched(spec, fixed):
+                array = arrays[assigned[spec.name]]
+                if not np.array_equal(first.setdefault(spec.name, array), array):
+                    changing.add(spec.name)
         chunks.append(_Chunk(where, common_count(counts, where), outline, labels))
         if limit is not None and sum(chunk.count for chunk in chunks) >= limit:
             break
     if not chunks:
         raise RecipeError(f"{source}: no samples")
-    batched, constant = {}, {}
+    batched, constant, varying = {}, {}, {}
+    per_run = chunks[0].count
+    if changing and (uneven := next((chunk for chunk in chunks if chunk.count != per_run), None)):
+        raise RecipeError(
+            f"{uneven.source}: has {uneven.count} samples, and the first feed {per_run}",
+            hint=f"{', '.join(sorted(changing))} changes from feed to feed, so each feed is a run: "
+            "give all the same number of samples",
+        )
     for spec in specs:
         key = assigned[spec.name]
         if is_batched(spec, fixed):
             batched[spec.name] = _LoadedRows(feeds, chunks, key, len(spec.shape) - 1)
+        elif spec.name in changing:
+            varying[spec.name] = _LoadedRuns(feeds, chunks, key)
         else:
             constant[spec.name] = feeds.load(0, chunks[0])[key]
-    dataset = Dataset(batched, constant, source, _chunk_labels(chunks), notes)
+    labels = _chunk_labels(chunks)
+    dataset = Dataset(batched, constant, source, labels, notes, varying, per_run if changing else 1)
     check_shapes(specs, dataset)
     return dataset
 
@@ -260,3 +277,15 @@ class _LoadedRows:
             array = array if array.ndim == len(self.shape) else array[None]
             parts.append(array[indices[owner == index] - self._starts[index]])
         return np.concatenate(parts) if parts else np.zeros((0, *self.shape[1:]), self.dtype)
+
+
+class _LoadedRuns:
+    """One input's array in every feed, whole, as the row of that run."""
+
+    def __init__(self, feeds: _Feeds, chunks: Sequence[_Chunk], key: str) -> None:
+        self._feeds, self._chunks, self._key = feeds, chunks, key
+        shape, self.dtype = chunks[0].arrays[key]
+        self.shape: tuple[int, ...] = (len(chunks), *shape)
+
+    def __getitem__(self, indices: NDArray[np.intp]) -> AnyArray:
+        return np.stack([self._feeds.load(int(index), self._chunks[index])[self._key] for index in indices])

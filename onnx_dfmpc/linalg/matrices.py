@@ -6,7 +6,7 @@ everything that rounding does with a matrix can be done factor by factor: (C (x)
 Cholesky factor of a product is the product of the Cholesky factors.
 
 `Dense` and `Kronecker` have the same methods; they stand for matrices M of shape (g, n, n), one for each
-group.
+group. `low_rank.LowRank` is a third form, for more inputs than samples.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_dfmpc.linalg.low_rank import LowRank
 from onnx_dfmpc.linalg.products import Array, cholesky, product
 
 
@@ -148,9 +149,9 @@ class Diagonal:
     variances: Array
 
 
-Matrix = Dense | Kronecker
+Matrix = Dense | Kronecker | LowRank
 
-Covariance = Array | Kronecker | Diagonal
+Covariance = Array | Kronecker | LowRank | Diagonal
 """As statistics hold it: all elements, shape (g, n, n), or their structure."""
 
 
@@ -158,7 +159,7 @@ def matrix(covariance: Covariance) -> Matrix:
     """A covariance as a `Matrix`."""
     if isinstance(covariance, Diagonal):
         return Dense(covariance.variances[:, :, None] * np.eye(covariance.variances.shape[1]))
-    return covariance if isinstance(covariance, Kronecker) else Dense(covariance)
+    return covariance if isinstance(covariance, Kronecker | LowRank) else Dense(covariance)
 
 
 def through(rows: Array, covariance: Covariance) -> Array:
@@ -168,6 +169,8 @@ def through(rows: Array, covariance: Covariance) -> Array:
     if isinstance(covariance, Kronecker):
         every = slice(0, covariance.inputs)
         return covariance.part(every, every, rows.transpose(0, 2, 1).astype(np.float64)).transpose(0, 2, 1)
+    if isinstance(covariance, LowRank):
+        return covariance.times(rows.transpose(0, 2, 1).astype(np.float64)).transpose(0, 2, 1)
     return product(rows, covariance)
 
 
@@ -175,8 +178,10 @@ def rescaled(covariance: Covariance, factor: Array) -> Covariance:
     """Covariance of inputs whose channels are multiplied by a factor (g, i)."""
     if isinstance(covariance, Kronecker):
         return Kronecker(_rescaled(covariance.channels, factor), covariance.spatial)
-    n = covariance.variances.shape[1] if isinstance(covariance, Diagonal) else covariance.shape[1]
+    n = covariance.shape[1] if isinstance(covariance, np.ndarray) else covariance.variances.shape[1]
     per_input = np.repeat(factor, n // factor.shape[1], axis=1)
+    if isinstance(covariance, LowRank):
+        return covariance.rescaled(per_input)
     if isinstance(covariance, Diagonal):
         return Diagonal(covariance.variances * per_input**2)
     return _rescaled(covariance, per_input)

@@ -22,6 +22,9 @@ INNER = 256
 PANEL = TILE = 128
 """Columns that `cholesky` factors at a time, and rows of a tile of `gram`. Speed alone; not studied."""
 
+SLAB = 1 << 24
+"""Numbers of which a few temporary copies are made at once."""
+
 BASE = 32
 """Matrices of at most this size are LAPACK's, which uses one thread for them."""
 
@@ -41,6 +44,13 @@ def product(a: Array, b: Array, dtype: type[np.floating] | np.dtype[np.floating]
         right = b[..., start : start + INNER, :].astype(dtype, copy=False)
         total = left @ right if total is None else np.add(total, left @ right, out=total)
     return np.zeros((*a.shape[:-1], b.shape[-1]), dtype) if total is None else total
+
+
+def slabs(rows: Array) -> list[slice]:
+    """Ranges of the rows of (g, r, n) that fit into memory several times over; all at once where they do."""
+    g, r, n = rows.shape
+    each = r if rows.size <= SLAB else max(1, SLAB // (g * n))
+    return [slice(start, start + each) for start in range(0, r, each)]
 
 
 def gram(a: Array) -> Array:

@@ -14,11 +14,14 @@ from onnx_dfmpc.matching.walk import Walk, has_input, op
 from onnx_dfmpc.spec import BatchNorm, Edge, Layer, MatchReport, Skipped
 from onnx_dfmpc.spec.ops import OPS, WeightedOp
 
+LARGEST = 1e15
+"""Size of a weight from which on sums of squares leave float32."""
+
 Sharing = Mapping[str, Sequence[gs.Node]]
 """Name of a weight to the nodes that quantize it."""
 
 
-def match(proto: ModelProto) -> MatchReport:
+def match(proto: ModelProto, *, read_mapped: bool = True) -> MatchReport:
     """Find the layers that can be quantized, the chains between them, and the weighted nodes that stay float.
 
     ``proto`` is a loaded model (see `onnx_dfmpc.model.files.load`). It is not changed, and weights are not
@@ -42,7 +45,7 @@ def match(proto: ModelProto) -> MatchReport:
     >>> matched.chains[0].consumers, matched.chains[0].homogeneous
     (('z',), True)
     """
-    walk = Walk(proto)
+    walk = Walk(proto, read_mapped=read_mapped)
     nodes = [node for node in walk.nodes if op(node) in OPS]
     reasons = {id(node): _why_float(walk, node) for node in nodes}
     sharing: dict[str, list[gs.Node]] = {}
@@ -134,6 +137,8 @@ def _why_weight(walk: Walk, node: gs.Node) -> str:
     if not _operator(node).fits(shape):
         only = "" if _operator(node).spatial else ": only a matrix can be quantized"
         return f"weight '{origin.name}' of shape {shape} does not fit {op(node)}{only}"
+    if numbers := _why_numbers(walk, "weight", origin.name):
+        return numbers
     for alias in walk.aliases(origin):
         if leaves := walk.leaves(alias):
             return f"its weight {leaves}" if alias is origin else f"a copy of its weight {leaves}"
@@ -143,6 +148,17 @@ def _why_weight(walk: Walk, node: gs.Node) -> str:
                 what = f"{op(reader)} '{walk.name(reader)}'"
                 return f"weight '{origin.name}' is also used by {what}, not as a weight"
     return ""
+
+
+def _why_numbers(walk: Walk, what: str, name: str) -> str:
+    """Why a constant cannot be computed with."""
+    if walk.constants.is_mapped(name) and not walk.read_mapped:
+        return ""
+    values = walk.constants[name]
+    largest = max(abs(float(values.min())), abs(float(values.max())))  # NaN goes through
+    if not np.isfinite(largest):
+        return f"{what} '{name}' holds {'NaN' if np.isnan(largest) else 'infinity'}"
+    return f"{what} '{name}' holds {largest:.3g}: too large to be squared" if largest > LARGEST else ""
 
 
 def _why_not_constant(walk: Walk, node: gs.Node) -> str:
@@ -176,7 +192,9 @@ def _why_bias(walk: Walk, node: gs.Node) -> str:
         return f"bias '{origin.name}' is overridable: it is a graph input with a default value"
     if walk.is_constant(bias):
         fits = _is_per_channel(walk, bias, _channels(walk, node))
-        return "" if fits else f"bias '{origin.name}' is not a constant per output channel"
+        if not fits:
+            return f"bias '{origin.name}' is not a constant per output channel"
+        return _why_numbers(walk, "bias", origin.name)
     # torch writes ``bias=False`` without optimization as zeros that are computed.
     values = walk.values(bias)
     return f"bias '{origin.name}' is not a constant" if values is None or np.any(values) else ""

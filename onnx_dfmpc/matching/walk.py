@@ -53,7 +53,7 @@ class Walk:
     too, ``overridable`` those among them that a caller is meant to replace.
     """
 
-    def __init__(self, proto: ModelProto) -> None:
+    def __init__(self, proto: ModelProto, *, read_mapped: bool = True) -> None:
         try:
             with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
                 graph = gs.import_onnx(proto)
@@ -62,6 +62,7 @@ class Walk:
                 f"the graph cannot be read: {error}",
                 hint="onnx.checker.check_model(path, full_check=True) says more",
             ) from error
+        self.read_mapped = read_mapped
         self.opset = opset_of(proto)
         self.nodes: list[gs.Node] = list(graph.nodes)
         self.inner = [

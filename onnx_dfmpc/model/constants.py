@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnx_dfmpc.model.external import array_of, is_mapped
 from onnx_dfmpc.model.protobuf import graphs, subgraphs
 from onnx_dfmpc.spec.ops import op_key
 
@@ -19,7 +20,8 @@ SMALL = 1 << 16
 class ConstantTable(Mapping[str, NDArray[np.generic]]):
     """Constant tensors of the main graph by name: initializers, Constant nodes, and Identity of either.
 
-    Arrays are read-only and decoded when asked for. Sparse and string constants are not in the table, nor are
+    Arrays are read-only and decoded when asked for, those of mapped weights (see `external`) read from their
+    file. Sparse and string constants are not in the table, nor are
     the initializers named in ``without``. The model, with its external data loaded, is never changed.
 
     Examples
@@ -100,6 +102,10 @@ class ConstantTable(Mapping[str, NDArray[np.generic]]):
         """Name of the initializer, or of the Constant node's output, that a constant tensor comes from."""
         return self._source[name]
 
+    def is_mapped(self, name: str) -> bool:
+        """Whether the numbers of a constant are in a file, so that to look at them is to read it."""
+        return is_mapped(self._tensor(name))
+
     def is_initializer(self, name: str) -> bool:
         """Whether ``name`` itself is an initializer of the main graph."""
         return name in self._initializers
@@ -124,6 +130,13 @@ def outer_names(body: GraphProto) -> Counter[str]:
     return Counter({name: count for name, count in names.items() if name not in local})
 
 
+def node_inputs(node: NodeProto) -> Iterator[str]:
+    """Names that a node reads, those that its bodies (of If, Loop) capture included."""
+    yield from (name for name in node.input if name)
+    for body in subgraphs(node):
+        yield from outer_names(body)
+
+
 def used_names(graph: GraphProto) -> Counter[str]:
     """Count the readers of every name in a graph and all that is nested in it, graph outputs included."""
     names: Counter[str] = Counter()
@@ -140,7 +153,7 @@ def _constant_attribute(node: NodeProto) -> AttributeProto | None:
 
 def _decode(stored: TensorProto | AttributeProto) -> NDArray[np.generic]:
     if isinstance(stored, TensorProto):
-        return numpy_helper.to_array(stored)
+        return array_of(stored)
     match stored.name:
         case "value_float":
             return np.array(stored.f, np.float32)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,12 +17,26 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, checker, defs, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, checker, defs, helper, shape_inference
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.external import (
+    MAPPED,
+    array_of,
+    bytes_of,
+    can_map,
+    entry,
+    fits_one_file,
+    inlined,
+    is_mapped,
+    map_inline,
+    map_tensor,
+    mapped_tensors,
+)
 from onnx_dfmpc.model.ir import is_ir_model, to_proto
+from onnx_dfmpc.model.normalize import normalize
 from onnx_dfmpc.model.opset import changed_operators, opset_of
 from onnx_dfmpc.model.protobuf import (
     copy_fields,
@@ -59,11 +74,11 @@ _TRAIN = "train or export the model again"
 class LoadedModel:
     """A model that passed every check of `load`.
 
-    ``proto`` has its external data in memory; it is ours, not the caller's, and read-only by agreement.
+    ``proto`` has its external data in memory, unless that is large: then the tensors are `mapped
+    <onnx_dfmpc.model.external>`. It is ours, not the caller's, and read-only by agreement.
     ``path`` is None for a model in memory. ``sha256`` is that of the file's bytes (without external data) or
     of the serialized model, ``size`` the bytes on disk with external data, or what the model would take
     there. ``files`` are the file and every file of external data: what must never be written over.
-    ``infinite`` are constants with an infinity, which is meant in a mask and cannot be quantized.
     """
 
     proto: ModelProto
@@ -71,7 +86,6 @@ class LoadedModel:
     sha256: str
     size: int
     files: tuple[Path, ...] = ()
-    infinite: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -114,9 +128,11 @@ def _load_file(path: Path) -> LoadedModel:
     whole = "pass a complete binary .onnx file"
     proto = _parse(data, str(path), whole if path.suffix == ".onnx" else _EXPORT_FIRST)
     external = _load_external_data(proto, path)
-    infinite = verify(proto, str(path))
+    map_inline(proto, data, path)
+    _normalize(proto, str(path))
+    verify(proto, str(path))
     size = len(data) + sum(file.stat().st_size for file in external)
-    return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external), infinite)
+    return LoadedModel(proto, path, hashlib.sha256(data).hexdigest(), size, (path, *external))
 
 
 _AGAIN = "download the file itself"
@@ -149,13 +165,17 @@ def _parse(data: bytes, label: str, hint: str) -> ModelProto:
 
 
 def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
-    """Load external data into ``proto`` and return the files that it came from."""
+    """Load external data into ``proto``, or map what is large, and return the files that it came from."""
     files: dict[Path, None] = {}
-    for tensor in tensors(proto):
-        if not uses_external_data(tensor):
-            continue
-        location = _location(tensor)
+    external = [tensor for tensor in tensors(proto) if uses_external_data(tensor)]
+    mapped = sum(4 * prod(tensor.dims) for tensor in external) >= MAPPED
+    initializers = {id(tensor) for tensor in proto.graph.initializer}
+    for tensor in external:
+        location = entry(tensor, "location")
         try:
+            if mapped and id(tensor) in initializers and _map_external(tensor, path):
+                files[path.parent / location] = None
+                continue
             # onnx refuses absolute paths, links and paths that leave the directory.
             load_external_data_for_tensor(tensor, str(path.parent))
         except (checker.ValidationError, ValueError, OSError) as error:
@@ -168,6 +188,26 @@ def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
     return list(files)
 
 
+def _map_external(tensor: TensorProto, path: Path) -> bool:
+    """Let a tensor point to where its external data is, checked as onnx checks it; False where it has to be
+    loaded.
+    """
+    location, offset = entry(tensor, "location"), int(entry(tensor, "offset") or 0)
+    file, length = path.parent / location, int(entry(tensor, "length") or 4 * prod(tensor.dims))
+    if not can_map(tensor, length):
+        return False
+    # onnx refuses absolute paths, links and paths that leave the directory when it reads: one byte of it.
+    trial = TensorProto(name=tensor.name, data_type=TensorProto.UINT8, dims=[1])
+    trial.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", "1")):
+        trial.external_data.add(key=key, value=value)
+    load_external_data_for_tensor(trial, str(path.parent))
+    if file.stat().st_size < offset + length:
+        raise ValueError(f"{offset + length} bytes are wanted, and the file has {file.stat().st_size}")
+    map_tensor(tensor, file, offset, length)
+    return True
+
+
 def external_files(path: Path) -> tuple[Path, ...]:
     """Files of external data that a model names; none where it cannot be read, which `load` says better."""
     proto = ModelProto()
@@ -176,13 +216,8 @@ def external_files(path: Path) -> tuple[Path, ...]:
             proto.ParseFromString(path.read_bytes())
     except (OSError, ValueError, DecodeError):
         return ()
-    names = {_location(tensor) for tensor in tensors(proto) if uses_external_data(tensor)}
+    names = {entry(tensor, "location") for tensor in tensors(proto) if uses_external_data(tensor)}
     return tuple(path.parent / name for name in sorted(names))
-
-
-def _location(tensor: TensorProto) -> str:
-    """File of external data, whatever else is wrong with the tensor."""
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def _export(graph: gs.Graph) -> ModelProto:
@@ -216,12 +251,20 @@ def _load_proto(model: ModelProto) -> LoadedModel:
             )
     proto = ModelProto()
     proto.CopyFrom(model)
-    infinite = verify(proto, _GIVEN)
+    _normalize(proto, _GIVEN)
+    verify(proto, _GIVEN)
     digest, size = hashlib.sha256(), 0
     for part in _parts(proto):
         digest.update(part)
         size += len(part)
-    return LoadedModel(proto, None, digest.hexdigest(), size, (), infinite)
+    return LoadedModel(proto, None, digest.hexdigest(), size)
+
+
+def _normalize(proto: ModelProto, label: str) -> None:
+    try:
+        normalize(proto)
+    except Exception as error:  # NumPy's errors on tensors whose numbers do not fit their shape
+        raise ModelError(f"{label}: {reason(error)}", hint=_EXPORT) from error
 
 
 def _parts(proto: ModelProto) -> Iterator[bytes]:
@@ -237,11 +280,11 @@ def _parts(proto: ModelProto) -> Iterator[bytes]:
 # Checking: what onnx.load, the checker and runtimes leave out
 
 
-def verify(proto: ModelProto, label: str) -> frozenset[str]:
-    """Raise ModelError unless a model, with its data in memory, is sound; return weights with an infinity.
+def verify(proto: ModelProto, label: str) -> None:
+    """Raise ModelError unless a model, with its data in memory, is sound.
 
-    It must have nodes, known versions, no name twice, weights that are numbers and fit their inputs, batch
-    norms with ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
+    It must have nodes, known versions, no name twice, weights without NaN that fit their inputs, batch norms
+    with ``var + epsilon > 0``, and pass ``onnx.checker`` with strict shape inference.
     """
     if not proto.graph.node:  # onnx.load is content with an empty file
         hint = "pass the .onnx file of a float network"
@@ -250,7 +293,7 @@ def verify(proto: ModelProto, label: str) -> frozenset[str]:
         raise ModelError(f"{label}: a {field} in it is not UTF-8", hint=_EXPORT)
     _verify_versions(proto, label)
     _verify_structure(proto, label)
-    return _verify_weights(proto, label)
+    _verify_weights(proto, label)
 
 
 def _verify_versions(proto: ModelProto, label: str) -> None:
@@ -278,13 +321,27 @@ def _verify_structure(proto: ModelProto, label: str) -> None:
     try:
         for tensor in tensors(proto):
             what = f"data of tensor {tensor.name!r} of shape {list(tensor.dims)}: "
-            numpy_helper.to_array(tensor)
+            if not is_mapped(tensor):  # whose length was checked when it was mapped
+                array_of(tensor)
         what, outline = "", skeleton(proto)
+        _drop_untyped_outputs(outline)
         checker.check_model(outline)
         inferred = shape_inference.infer_shapes(outline, check_type=True, strict_mode=True)
     except Exception as error:  # ValidationError, InferenceError, RuntimeError, ValueError, TypeError ...
         raise ModelError(f"{label}: {what}{reason(error)}", hint=_EXPORT) from error
     _verify_channels(inferred, label)
+
+
+def _drop_untyped_outputs(outline: ModelProto) -> None:
+    """ONNX Runtime infers the type and shape of an output; the checker wants them in the file."""
+    outputs = outline.graph.output
+    typed = [value for value in outputs if value.type.tensor_type.HasField("shape")]
+    if len(typed) < len(outputs) and all(
+        value.type.WhichOneof("value") in ("tensor_type", None) for value in outputs
+    ):
+        kept = [type(value).FromString(value.SerializeToString()) for value in typed]
+        del outputs[:]
+        outputs.extend(kept)
 
 
 def _verify_channels(inferred: ModelProto, label: str) -> None:
@@ -310,25 +367,25 @@ def _verify_channels(inferred: ModelProto, label: str) -> None:
             raise _at(node, label, f"weight {node.input[1]!r} of shape {w}, group {group}, {takes}")
 
 
-def _verify_weights(proto: ModelProto, label: str) -> frozenset[str]:
-    table, infinite = ConstantTable(proto), set()
+def _verify_weights(proto: ModelProto, label: str) -> None:
+    table = ConstantTable(proto)
     for node in proto.graph.node:
         operator = op_key(node.op_type, node.domain)
         if operator not in OPS and operator != "BatchNormalization":
             continue
         constants = {position: name for position, name in enumerate(node.input) if name in table}
         for name in constants.values():
-            what, array = f"tensor {table.source(name)!r}", table[name]
-            finite = np.isfinite(array)
-            if finite.all():
+            if table.is_mapped(name):  # `match` says so of one layer, once its numbers are read
                 continue
-            # Infinity may be meant, as in a mask: such a layer stays float.
-            if operator not in OPS or np.isnan(array[~finite]).any():
+            what, array = f"tensor {table.source(name)!r}", table[name]
+            if operator not in OPS and array.size == 0:
+                raise _at(node, label, f"{what} of shape {list(array.shape)} is empty")
+            # Infinity may be meant, as in a mask: such a layer stays float (see `match`).
+            bad = np.isnan(array) if operator in OPS else ~np.isfinite(array)
+            if bad.any():
                 raise _at(node, label, f"{what} holds NaN or infinity", _TRAIN)
-            infinite.add(table.source(name))
         if operator == "BatchNormalization":
             _verify_batch_norm(node, {i: table[name] for i, name in constants.items()}, label)
-    return frozenset(infinite)
 
 
 def _verify_batch_norm(node: NodeProto, constants: Mapping[int, NDArray[np.generic]], label: str) -> None:
@@ -366,8 +423,8 @@ def save(
     """Write a model, whole or not at all, and return the bytes that it takes on disk.
 
     The same model gives the same bytes; ``proto``, with its data in memory, is not changed. ``external_data``
-    puts large initializers into a file beside the target, as they must be above 2 GB. RecipeError where
-    `require_writable` refuses the target, it cannot be written, or the model is too large for one file.
+    puts large initializers into a file beside the target; what is too large for one file gets that unasked.
+    RecipeError where `require_writable` refuses the target, or it cannot be written.
     """
     with drafted(
         proto, path, external_data=external_data, overwrite=overwrite, protected=protected
@@ -386,6 +443,7 @@ def drafted(
     protected: Collection[Path] = (),
 ) -> Iterator[tuple[Draft, ...]]:
     """The files of `save`, complete and not yet in place."""
+    external_data = external_data or not fits_one_file(proto)
     require_writable(path, external_data=external_data, overwrite=overwrite, protected=protected)
     target = Path(path)
     if external_data:
@@ -393,7 +451,8 @@ def drafted(
         with draft_pair(target, _large_data(proto), small, overwrite=overwrite, protected=protected) as pair:
             yield pair
     else:
-        with draft(target, _serialize(proto, target), overwrite=overwrite, protected=protected) as whole:
+        content = _serialize(inlined(proto) if any(mapped_tensors(proto)) else proto, target)
+        with draft(target, content, overwrite=overwrite, protected=protected) as whole:
             yield (whole,)
 
 
@@ -414,14 +473,14 @@ def _serialize(proto: ModelProto, target: Path) -> bytes:
 
 
 def _is_external(tensor: TensorProto) -> bool:
-    return is_large(tensor) and tensor.data_type != TensorProto.STRING
+    return is_mapped(tensor) or (is_large(tensor) and tensor.data_type != TensorProto.STRING)
 
 
 def _large_data(proto: ModelProto) -> Iterator[bytes]:
     """Yield the bytes of every initializer that goes into the data file, in order."""
     for tensor in proto.graph.initializer:
         if _is_external(tensor):
-            yield tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+            yield bytes_of(tensor)
 
 
 def _without_data(proto: ModelProto, location: str) -> ModelProto:
@@ -432,7 +491,7 @@ def _without_data(proto: ModelProto, location: str) -> ModelProto:
         if not _is_external(tensor):
             stored.CopyFrom(tensor)
             continue
-        copy_fields(tensor, stored, without=DATA_FIELDS)
+        copy_fields(tensor, stored, without=(*DATA_FIELDS, "external_data"))
         length = len(next(data))
         stored.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", offset), ("length", length)):

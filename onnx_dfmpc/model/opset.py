@@ -6,8 +6,11 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProt
 from onnx.version_converter import convert_version
 
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.model.protobuf import copy_fields, skeleton, subgraphs
+from onnx_dfmpc.model.protobuf import copy_fields, graphs, skeleton, subgraphs
 from onnx_dfmpc.spec.runtimes import ANY, Runtime
+
+OPTIONAL_SCALES = 13
+"""Opset from which on a Resize may have sizes alone."""
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -55,10 +58,26 @@ def raise_opset(proto: ModelProto, minimum: int, runtime: Runtime = ANY) -> Mode
             for function in result.functions:
                 _merge(function, _convert(_as_model(function, proto), target).graph)
         _set_opset(result, target)
+        if target >= OPTIONAL_SCALES > current:
+            _drop_empty_scales(result)
     _raise_ir(result)
     # Later versions of the format only add fields, which older readers pass over.
     result.ir_version = min(result.ir_version, runtime.ir)
     return result
+
+
+def _drop_empty_scales(proto: ModelProto) -> None:
+    """Leave out the scales of a Resize that is given sizes: opset 11 wanted an empty tensor in their place,
+    and later ones take it for both.
+    """
+    empty = {tensor.name for graph in graphs(proto.graph) for tensor in graph.initializer if 0 in tensor.dims}
+    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
+    for node in nodes:
+        if node.op_type == "Constant" and any(0 in attribute.t.dims for attribute in node.attribute):
+            empty.update(node.output)
+    for node in nodes:
+        if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] and node.input[2] in empty:
+            node.input[2] = ""
 
 
 def _operators(graph: GraphProto | FunctionProto) -> set[str]:

@@ -7,28 +7,31 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from onnx_dfmpc.allocate.fixed import selected_layers
-from onnx_dfmpc.errors import LayerError, RecipeError, UnsupportedError
+from onnx_dfmpc.errors import LayerError, ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import check_data
 from onnx_dfmpc.evaluate.expectation import Trial
 from onnx_dfmpc.inputs.data import real_inputs
-from onnx_dfmpc.inputs.specs import has_floats, model_inputs
+from onnx_dfmpc.inputs.specs import fixed_batch, has_floats, model_inputs
+from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import LoadedModel, Model, load
 from onnx_dfmpc.model.opset import raise_opset
-from onnx_dfmpc.model.protobuf import skeleton
+from onnx_dfmpc.model.protobuf import skeleton, subgraphs
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
+from onnx_dfmpc.runtime.pieces import fed_inputs, is_piecewise, open_model
 from onnx_dfmpc.sensitivity.table import Sizes, size_table
 from onnx_dfmpc.spec import MatchReport, Mixture, Progress, QuantPlan, Skipped, StorageFormat
+from onnx_dfmpc.spec.arrays import shape_text
 from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.statistics.belief import Belief, believe
 from onnx_dfmpc.statistics.mixing import believed, blended, plausible
@@ -98,7 +101,8 @@ def prepare(
         source = load(model)
         recipe = recipe.for_model(source.size)
     with timed(seconds, "match"):
-        matched = match_finite(source)
+        matched = match(source.proto)
+    recipe, alone = one_by_one(source.proto, recipe)
     if plan is None:
         _require_layers(source, matched.layers, matched.skipped)
         _require_layers(source, *selected_layers(matched, recipe))
@@ -119,19 +123,32 @@ def prepare(
                 source.proto, matched, recipe, metadata_of(source, recipe, recipe.form, layers)
             )
     with timed(seconds, "measure"):
-        job = Job(source, matched, recipe, progress, sizes, statistics, None, None, (), ())
+        job = Job(source, matched, recipe, progress, sizes, statistics, None, None, (), alone)
         return _with_inputs(job, predicted=predicted or recipe.target_sqnr_db is not None)
 
 
-def match_finite(source: LoadedModel) -> MatchReport:
-    """Layers of a model; those with an infinity in their weights stay float."""
-    matched = match(source.proto)
-    reasons = {}
-    for layer in matched.layers:
-        for kind, name in (("weight", layer.weight), ("bias", layer.bias)):
-            if name in source.infinite:
-                reasons[layer.name] = f"{kind} '{name}' holds infinity"
-    return matched.without(reasons)
+def one_by_one(proto: ModelProto, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """Recipe that feeds samples one by one, and a remark, where a model calls its batch open and takes no two
+    samples: one with a state of a fixed shape, or with branches.
+
+    Only models that may be such are tried.
+    """
+    branches = any(any(True for _ in subgraphs(node)) for node in proto.graph.node)
+    specs = [] if recipe.shapes or not (branches or len(fed_inputs(proto)) > 1) else model_inputs(proto)
+    if not specs or fixed_batch(specs) is not None or is_piecewise(proto):
+        return recipe, ()
+    several, one = (synthetic(specs, "white", samples=n, batch=n).make(0, n) for n in (2, 1))
+    try:
+        session = open_model(proto, "float model")
+        with suppress(ModelError):
+            session.run(several)
+            return recipe, ()
+        session.run(one)
+    except ModelError:  # nothing helps: the steps to come say what is wrong
+        return recipe, ()
+    shapes = {spec.name: one[spec.name].shape for spec in specs if spec.shape}
+    shown = ", ".join(f"{name} {shape_text(shape)}" for name, shape in shapes.items())
+    return replace(recipe, shapes=shapes), (f"samples are run one by one, since two do not fit: {shown}",)
 
 
 def without_layer(job: Job, error: LayerError) -> Job:

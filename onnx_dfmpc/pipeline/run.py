@@ -18,19 +18,13 @@ from onnx_dfmpc.allocate.budget import budgets, sweep
 from onnx_dfmpc.errors import LayerError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import validate
 from onnx_dfmpc.inputs.specs import model_inputs
+from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.model.external import full_size
 from onnx_dfmpc.model.files import Model, load
 from onnx_dfmpc.model.writing import require_writable
 from onnx_dfmpc.pipeline.advice import Trial, advise, changes, remarks
 from onnx_dfmpc.pipeline.doubts import doubts
-from onnx_dfmpc.pipeline.job import (
-    Job,
-    Seconds,
-    match_finite,
-    needs_statistics,
-    prepare,
-    timed,
-    without_layer,
-)
+from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed, without_layer
 from onnx_dfmpc.pipeline.results import InspectResult, PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
     Adjustment,
@@ -42,6 +36,7 @@ from onnx_dfmpc.pipeline.steps import (
     cost_table,
     evaluate,
     finish,
+    float_note,
     frontier_of,
     measure,
     sweep_point,
@@ -49,6 +44,7 @@ from onnx_dfmpc.pipeline.steps import (
     weight_bytes,
 )
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.runtime.pieces import is_piecewise
 from onnx_dfmpc.spec import CostTable, MatchReport, Progress, QuantPlan, SweepPoint
 from onnx_dfmpc.statistics.belief import Belief, believe
 
@@ -84,18 +80,19 @@ def inspect(model: Model) -> MatchReport:
     >>> len(matched.layers), len(matched.skipped), matched.layers[0].name
     (16, 0, '/conv/Conv')
     """
-    return match_finite(load(model))
+    return match(load(model).proto, read_mapped=False)
 
 
 def inspect_result(model: Model) -> InspectResult:
     """`inspect`, with what the inputs are taken for."""
     source = load(model)
-    matched = match_finite(source)
+    matched = match(source.proto, read_mapped=False)
     belief: Belief | None = None
-    if matched.layers:
+    if matched.layers and not is_piecewise(source.proto):  # its weights would have to be read
         with suppress(UnsupportedError):  # an input that nobody can feed
             belief = believe(source.proto, matched.layers, model_inputs(source.proto))
-    return InspectResult(source, matched, belief, doubts(belief, None))
+    left = float_note(source, matched, matched.names, ())
+    return InspectResult(source, matched, belief, (left, *doubts(belief, None)))
 
 
 def plan(model: Model, recipe: Recipe | None = None) -> QuantPlan:
@@ -367,7 +364,7 @@ def _with_advice(
     with timed(seconds, "advice"):
         wanted = changes(job.recipe, result.per_layer, weight_bytes(job))
         sqnr_db = None if result.validation is None else result.validation.sqnr_db
-        before = Trial(result.model.ByteSize(), sqnr_db)
+        before = Trial(full_size(result.model), sqnr_db)
         attempt = partial(_attempt, job, statistics, costs)
         advice = tuple(advise(wanted, attempt, before, job.progress))
     return replace(result, advice=advice, notes=(*result.notes, *remarks(wanted, advice)))
@@ -382,7 +379,7 @@ def _attempt(job: Job, statistics: Measured, costs: CostTable | None, recipe: Re
         proto = _made(job, statistics, costs, Seconds()).final
     except UnsupportedError:
         return None
-    return Trial(proto.ByteSize(), validate(job.source.proto, proto, validation_data(job)).sqnr_db)
+    return Trial(full_size(proto), validate(job.source.proto, proto, validation_data(job)).sqnr_db)
 
 
 def _swept(

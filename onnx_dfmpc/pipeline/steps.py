@@ -20,9 +20,11 @@ from onnx_dfmpc.evaluate.diagnose import layer_sqnr
 from onnx_dfmpc.evaluate.expectation import expect
 from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
+from onnx_dfmpc.matching.floats import describe, float_bytes
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.model.files import verify
+from onnx_dfmpc.model.external import full_size
+from onnx_dfmpc.model.files import LoadedModel, verify
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
@@ -32,6 +34,7 @@ from onnx_dfmpc.rewrite.apply import Rewritten, StoredLayer, rewrite
 from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.runtime.machine import saturates
+from onnx_dfmpc.runtime.pieces import is_piecewise
 from onnx_dfmpc.runtime.session import optimized_nodes
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.table import predict, size_table, with_noise, with_sizes
@@ -48,6 +51,7 @@ from onnx_dfmpc.spec import (
     MatchReport,
     QuantizedLayer,
     QuantPlan,
+    Skipped,
     StorageFormat,
     SweepPoint,
     WeightHistogram,
@@ -384,8 +388,9 @@ def finish(
         layers=rows,
         chains=job.matched.chains,
         skipped=plan.skipped,
-        size=made.final.ByteSize(),
+        size=full_size(made.final),
         notes=(
+            float_note(job.source, job.matched, [done.name for done in solved], plan.skipped),
             *rewritten.notes,
             *((SLIM,) if plan.form.slim else ()),
             *job.notes,
@@ -404,12 +409,21 @@ def finish(
     )
 
 
+def float_note(
+    source: LoadedModel, matched: MatchReport, quantized: Sequence[str], skipped: Sequence[Skipped]
+) -> str:
+    """What stays float, in bytes and by reason."""
+    weights = {matched[name].weight for name in quantized}
+    reasons = {node.name: node.reason for node in (*matched.skipped, *skipped)}
+    return describe(float_bytes(source.proto, weights, reasons), source.size)
+
+
 def _noise_inputs(job: Job) -> tuple[str, Feeds | None]:
     """What to call the prediction, and the inputs to measure it on."""
     recipe, proto = job.recipe, job.source.proto
     if recipe.calibration_data is not None:
         return "measured", user_feeds(proto, calibration_of(recipe))
-    if not runs_network(recipe):
+    if not runs_network(recipe) or is_piecewise(proto):
         return "bn", None
     shapes = dict(recipe.shapes)
     return "probe", mixed_synthetic_feeds(proto, seed=recipe.seed, input_range=job.input_range, shapes=shapes)

@@ -18,6 +18,7 @@ from onnx import ModelProto, TensorProto
 
 from onnx_dfmpc.activations.insert import insert
 from onnx_dfmpc.activations.placement import place
+from onnx_dfmpc.model.external import is_mapped, size_of
 from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import copy_fields, framed, framed_size, is_large, without_initializers
 from onnx_dfmpc.rewrite.apply import (
@@ -36,6 +37,9 @@ from onnx_dfmpc.spec.planned import DEFAULT, stored_bits
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import ITEM_BITS, WeightLayout
+
+NUMBERS = ("raw_data", "float_data", "int32_data")
+"""Fields of a float tensor that hold its numbers."""
 
 PLACEHOLDER = 1.2345
 """What new biases and batch norms are filled with. Any number takes the same bytes, but one that is there
@@ -219,9 +223,9 @@ def _hollow(proto: ModelProto, weights: Collection[str]) -> tuple[ModelProto, di
     copy, missing = without_initializers(proto), {}
     for tensor in proto.graph.initializer:
         target = copy.graph.initializer.add()
-        if tensor.name in weights and is_large(tensor):
-            copy_fields(tensor, target, without=("raw_data", "float_data", "int32_data"))
-            missing[tensor.name] = framed_size(tensor) - framed_size(target)
+        if is_mapped(tensor) or (tensor.name in weights and is_large(tensor)):
+            copy_fields(tensor, target, without=(*NUMBERS, "external_data", "data_location"))
+            missing[tensor.name] = framed(size_of(tensor)) - framed_size(target)
         else:
             target.CopyFrom(tensor)
     return copy, missing

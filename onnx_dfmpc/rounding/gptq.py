@@ -40,7 +40,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_dfmpc.linalg.matrices import Covariance, Matrix, matrix
+from onnx_dfmpc.linalg.low_rank import SemiSeparable, Unit, multiply
+from onnx_dfmpc.linalg.matrices import Covariance, Dense, Kronecker, matrix
+from onnx_dfmpc.linalg.products import product
 from onnx_dfmpc.rounding.grids import Codes, GridSpec, Limits, min_max
 from onnx_dfmpc.spec import Array
 
@@ -86,6 +88,11 @@ SKETCH_RATIO: dict[float, float] = {1.58: 0.65, 2: 0.75, 2.58: 0.8, 3: 0.85, 4: 
 MOST_WEIGHTS = 1 << 20
 """Weights times grids that are rounded at once. A pass keeps half a dozen arrays of that size."""
 
+MANY_INPUTS, MOST_OF_MANY = 4096, 1 << 23
+"""With more inputs, so many weights times grids: a pass is a Python loop over the inputs, however few rows
+there are. Speed and memory alone.
+"""
+
 LEAF = 32
 """Inputs that `sweep` visits one by one, unless the grain of the matrix is coarser. Speed alone."""
 
@@ -102,7 +109,8 @@ def gptq(rows: Array, grid: GridSpec, covariance: Covariance) -> Codes:
     widest, middle = (array.astype(WORKING) for array in min_max(rows, grid))
     codes, scale, zero_point = np.empty_like(rows), np.empty((g, r)), np.empty((g, r))
     # A grid for the whole tensor is chosen by all of its rows, so they have to be rounded together.
-    slab = max(1, MOST_WEIGHTS // (g * n * len(ratios))) if grid.per_channel else r
+    most = MOST_WEIGHTS if n <= MANY_INPUTS else MOST_OF_MANY
+    slab = max(1, most // (g * n * len(ratios))) if grid.per_channel else r
     for start in range(0, r, slab):
         part = slice(start, start + slab)
         weights = rows[:, part].transpose(0, 2, 1).astype(WORKING)
@@ -140,11 +148,15 @@ def sketch(rows: Array, grids: Sequence[GridSpec], covariance: Covariance) -> li
     return sketched
 
 
+Swept = Dense | Kronecker | Unit
+"""A matrix M with ones on its diagonal."""
+
+
 @dataclass(frozen=True, eq=False)
 class CholeskyFactor:
     """L, lower triangular with L'L = H damped: its rows divided by its diagonal, and the diagonal (g, n)."""
 
-    unit: Matrix
+    unit: Dense | Kronecker | SemiSeparable
     diagonal: Array
 
     @classmethod
@@ -155,8 +167,7 @@ class CholeskyFactor:
 
     def times(self, columns: Array) -> Array:
         """L times columns (g, n, r)."""
-        every = slice(0, self.unit.inputs)
-        return self.unit.part(every, every, columns) * self.diagonal[..., None]
+        return _times(self.unit, columns) * self.diagonal[..., None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,12 +272,11 @@ def feedback(
 
 
 def descend(
-    weights: Array, unit: Matrix, codes: Array, scale: Array, zero_point: Array, limits: Limits, sweeps: int
+    weights: Array, unit: Swept, codes: Array, scale: Array, zero_point: Array, limits: Limits, sweeps: int
 ) -> Array:
     """Coordinate descent of e'He from codes (g, n, r), in at most ``sweeps``, fewer if one moves nothing."""
-    every = slice(0, unit.inputs)
     codes = codes.astype(WORKING)
-    residual = unit.part(every, every, codes - (weights / scale[:, None] + zero_point[:, None]))
+    residual = _times(unit, codes - (weights / scale[:, None] + zero_point[:, None]))
     # Nobody reads the residual of the last sweep, which keeps it up to date only ahead of itself.
     for sweeps_left in reversed(range(sweeps)):
         if not sweep(unit, codes, residual, limits, forward_only=sweeps_left == 0):
@@ -274,9 +284,15 @@ def descend(
     return codes
 
 
-def sweep(
-    unit: Matrix, values: Array, residual: Array, limits: Limits, *, forward_only: bool = False
-) -> bool:
+def _times(unit: Swept, columns: Array) -> Array:
+    """M times columns (g, n, m)."""
+    if isinstance(unit, Unit):
+        return multiply(unit, columns)
+    every = slice(0, unit.inputs)
+    return unit.part(every, every, columns)
+
+
+def sweep(unit: Swept, values: Array, residual: Array, limits: Limits, *, forward_only: bool = False) -> bool:
     """Move each weight in turn to its best code given the others, in place; whether any moved.
 
     ``values`` (g, n, r) are codes, or weights in units of codes, and become codes. ``residual`` is
@@ -284,11 +300,30 @@ def sweep(
     still to come: all that a lower triangular M has, and all that the last sweep needs.
     """
     steps = np.empty_like(values)
+    if isinstance(unit, Unit):
+        return _sweep_directions(unit, values, residual, steps, limits, forward_only)
     return _sweep_part(unit, values, residual, steps, limits, slice(0, unit.inputs), forward_only)
 
 
+def _sweep_directions(
+    unit: Unit, values: Array, residual: Array, steps: Array, limits: Limits, forward_only: bool
+) -> bool:
+    """`sweep` where M is a product of a few directions: what the steps so far do is known in these."""
+    moved, dtype = False, values.dtype
+    leaves = [slice(start, min(start + LEAF, unit.inputs)) for start in range(0, unit.inputs, LEAF)]
+    for order in (leaves,) if forward_only else (leaves, leaves[::-1]):
+        inner = np.zeros((len(values), unit.left.shape[2], values.shape[2]), dtype)
+        for leaf in order:
+            residual[:, leaf] += product(unit.left[:, leaf], inner, dtype)
+            if order is leaves:
+                block = unit.block(leaf.start, leaf.stop)
+                moved |= _sweep_leaf(block, values[:, leaf], residual[:, leaf], steps[:, leaf], limits)
+            inner += product(unit.right[:, leaf].transpose(0, 2, 1), steps[:, leaf], dtype)
+    return moved
+
+
 def _sweep_part(
-    unit: Matrix,
+    unit: Dense | Kronecker,
     values: Array,
     residual: Array,
     steps: Array,

@@ -102,6 +102,11 @@ def _for_rows(values: Array, rows: Array) -> Array:
     return np.broadcast_to(values, rows.shape[:2]).astype(rows.dtype)
 
 
+def some_rows(codes: Codes, part: slice) -> Codes:
+    """Codes of some rows."""
+    return Codes(codes.codes[:, part], codes.scale[:, part], codes.zero_point[:, part], codes.limits)
+
+
 def dequantize(codes: Codes) -> Array:
     """Float rows that the codes stand for, shape (g, r, n)."""
     rows: Array = (codes.codes - codes.zero_point[..., None]) * codes.scale[..., None]

@@ -8,8 +8,11 @@ then makes e' (H + E dd') e small. Numbers at the constants are to be read as th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from onnx_dfmpc.linalg.low_rank import LowRank
 from onnx_dfmpc.linalg.matrices import Covariance, Diagonal, Kronecker
 from onnx_dfmpc.spec import Array
 
@@ -48,6 +51,8 @@ def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
         return Kronecker(
             _shrink(covariance.channels, SHRINKAGE / 2), _shrink(covariance.spatial, SHRINKAGE / 2)
         )
+    if isinstance(covariance, LowRank):
+        return _shrink_directions(covariance, samples)
     g, n, _ = covariance.shape
     i = n // taps
     if taps == 1:
@@ -66,6 +71,17 @@ def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
     into = blended.reshape(g, i, taps, i, taps)
     into += (share * channels)[:, :, None, :, None] * spatial[:, None, :, None, :]
     return _shrink(blended, SHRINKAGE)
+
+
+def _shrink_directions(covariance: LowRank, samples: int) -> LowRank:
+    """`_shrink` of a matrix without taps, held by its directions."""
+    n = covariance.inputs
+    share = max(SHRINKAGE, n / (n + samples) if samples else 0)
+    diagonal = covariance.diagonal()
+    floor = 1e-6 * diagonal.mean(axis=1, keepdims=True)
+    kept = np.sqrt(1 - share) * covariance.directions
+    variances = (1 - share) * covariance.variances + share * diagonal + np.where(floor > 0, floor, 1)
+    return LowRank(variances, kept)
 
 
 def _shrink(covariance: Array, share: float) -> Array:
@@ -95,6 +111,8 @@ def with_mean_uncertainty(covariance: Covariance, mean: Array, taps: int) -> Cov
         wider = covariance.channels.copy()
         wider[:, channels, channels] += MEAN_RELATIVE_VARIANCE * np.square(per_tap).mean(axis=2)
         return Kronecker(wider, covariance.spatial)
+    if isinstance(covariance, LowRank):  # one tap: each channel is an input
+        return replace(covariance, variances=covariance.variances + MEAN_RELATIVE_VARIANCE * mean**2)
     result = covariance.copy()
     blocks = MEAN_RELATIVE_VARIANCE * per_tap[..., :, None] * per_tap[..., None, :]
     # Two index arrays with a slice between them: NumPy puts their axis first.

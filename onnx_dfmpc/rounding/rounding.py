@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_dfmpc.linalg.matrices import Covariance
+from onnx_dfmpc.linalg.products import slabs
 from onnx_dfmpc.rounding.gptq import gptq, sketch
 from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max, nearest, ternary
 from onnx_dfmpc.rounding.squant import squant
@@ -62,12 +63,18 @@ def split(codes: Codes, parts: int) -> list[Codes]:
 
 def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     scale, zero_point = min_max(rows, grid)
-    return Codes(nearest(rows, scale, zero_point, grid.limits), scale, zero_point, grid.limits)
+    codes = np.empty_like(rows)
+    for part in slabs(rows):
+        codes[:, part] = nearest(rows[:, part], scale[:, part], zero_point[:, part], grid.limits)
+    return Codes(codes, scale, zero_point, grid.limits)
 
 
 def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     scale, zero_point = min_max(rows, grid)
-    return Codes(squant(rows, scale, zero_point, grid.limits, taps), scale, zero_point, grid.limits)
+    codes = np.empty_like(rows)
+    for part in slabs(rows):
+        codes[:, part] = squant(rows[:, part], scale[:, part], zero_point[:, part], grid.limits, taps)
+    return Codes(codes, scale, zero_point, grid.limits)
 
 
 def _gptq(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:

@@ -9,24 +9,30 @@ be changed half-way.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from onnx_dfmpc.model.constants import ConstantTable, outer_names
-from onnx_dfmpc.model.protobuf import subgraphs
+from onnx_dfmpc.model.constants import ConstantTable, node_inputs
+from onnx_dfmpc.model.external import PLAIN
 from onnx_dfmpc.runtime.batches import Batches, Stored, Value, stored
 from onnx_dfmpc.runtime.session import Session
 
 T = TypeVar("T")
 
 WEIGHT, SHIFT, UNSHIFTED = "downstream::weight", "downstream::shift", "downstream::unshifted"
+
+BORROWED = 1 << 22
+"""Elements from which on an initializer is given to a session instead of being written into its model: that
+would take three more copies, and protobuf ends at 2 GB.
+"""
 
 LOCAL_FUNCTIONS = 8
 """The first IR version that has them; whatever older models hold is the same in it."""
@@ -59,7 +65,7 @@ class PartialRun:
         ]
         self._replaced: dict[str, Value] = {}  # constants of `replace`, which the table does not have
         self._producer = {name: index for index, node in enumerate(self._nodes) for name in _outputs([node])}
-        self._reads = [sorted(set(_inputs(node))) for node in self._nodes]
+        self._reads = [sorted(set(node_inputs(node))) for node in self._nodes]
         # How many nodes that have not run yet read a tensor: at 0 it is forgotten, or a deep network would
         # not fit.
         self._waiting = Counter(name for names in self._reads for name in names)
@@ -75,6 +81,11 @@ class PartialRun:
         still needs, only the last one is remembered.
         """
         found = {tensor: self._live[tensor] for tensor in tensors if tensor in self._live}
+        found |= {
+            tensor: Batches([self._constant(tensor)] * self._batches)
+            for tensor in tensors
+            if tensor not in found and (tensor in self._replaced or tensor in self._table)
+        }
         missing = [tensor for tensor in tensors if tensor not in found]
         if missing:
             found |= self._run(missing)
@@ -95,7 +106,7 @@ class PartialRun:
         node.input[position] = name
         self._nodes[index] = node
         self._waiting.subtract(self._reads[index])
-        self._reads[index] = sorted(set(_inputs(node)))
+        self._reads[index] = sorted(set(node_inputs(node)))
         self._waiting.update(self._reads[index])
         self._replaced[name] = array
 
@@ -180,12 +191,13 @@ class PartialRun:
         self, nodes: Sequence[NodeProto], outputs: Sequence[str], opened: Mapping[str, Value]
     ) -> tuple[Session, list[str]]:
         """Session of some nodes, and the tensors that it reads besides the opened ones, given by example."""
-        read = {name for node in nodes for name in _inputs(node)}
+        read = {name for node in nodes for name in node_inputs(node)}
         constants = sorted(name for name in read if name in self._replaced or name in self._table)
         inputs = sorted(read - _outputs(nodes) - set(constants) - set(opened))
         examples = {name: self._live[name][0] for name in inputs} | dict(opened)
+        large = {name for name in constants if self._is_large(name)}
         session = Session(
-            self._serialized(nodes, examples, outputs, constants),
+            self._serialized(nodes, examples, outputs, constants, large),
             f"part of the {self._what} up to {outputs[0]!r}",
             disable_qdq=self._disable_qdq,
             # A sum that is split among threads depends on their number. On one thread per batch the result
@@ -193,6 +205,7 @@ class PartialRun:
             threads=1,
             # Each segment runs once or a few times: memory kept for the next run would be kept in vain.
             arena=False,
+            arrays={name: self._constant(name) for name in sorted(large)},
         )
         return session, inputs
 
@@ -202,6 +215,7 @@ class PartialRun:
         examples: Mapping[str, Value],
         outputs: Sequence[str],
         constants: Sequence[str],
+        large: Collection[str],
     ) -> bytes:
         """Model of some nodes. A function of its own, so that no second copy of its weights stays at load."""
         graph = helper.make_graph(
@@ -218,12 +232,21 @@ class PartialRun:
             ir_version=max(self._proto.ir_version, LOCAL_FUNCTIONS),
         )
         for name in constants:
+            if name in large:
+                model.graph.initializer.append(_borrowed(name, self._constant(name)))
+                continue
             array = np.asarray(self._constant(name))
             model.graph.initializer.add().CopyFrom(numpy_helper.from_array(array, name))
         return bytes(model.SerializeToString())
 
     def _constant(self, name: str) -> Value:
         return self._replaced[name] if name in self._replaced else self._table[name]
+
+    def _is_large(self, name: str) -> bool:
+        """Whether a constant is given to a session instead of being written into its model."""
+        if name in self._replaced:
+            return self._replaced[name].size >= BORROWED
+        return math.prod(self._table.shape(name)) >= BORROWED and self._table.data_type(name) in PLAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,15 +308,17 @@ def _opened(layer: NodeProto) -> list[NodeProto]:
     return [node, helper.make_node("Sub", [UNSHIFTED, SHIFT], [layer.output[0]])]
 
 
-def _inputs(node: NodeProto) -> Iterator[str]:
-    """Names that a node reads, those that its bodies (of If, Loop) capture included."""
-    yield from (name for name in node.input if name)
-    for body in subgraphs(node):
-        yield from outer_names(body)
-
-
 def _outputs(nodes: Iterable[NodeProto]) -> set[str]:
     return {name for node in nodes for name in node.output if name}
+
+
+def _borrowed(name: str, array: Value) -> TensorProto:
+    """Declaration of an initializer whose numbers are given to the session beside the model."""
+    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="given")
+    tensor.external_data.add(key="length", value=str(array.nbytes))
+    return tensor
 
 
 def _value_info(name: str, array: Value) -> ValueInfoProto:

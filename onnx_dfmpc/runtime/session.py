@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -62,12 +62,23 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
+class Runnable(Protocol):
+    """What can be asked for its interface."""
+
+    title: str
+    outputs: list[str]
+
+    def specs(self) -> list[InputSpec]:
+        """Inputs of the model."""
+
+
 class Session:
     """A model that can be run on the CPU.
 
     ``model`` may also be serialized; ``what`` is its name in messages where it has no path. ``disable_qdq``
     folds dequantized weights at load. ``threads=0`` leaves the number of threads to ONNX Runtime;
-    ``arena=False`` gives memory back after every run.
+    ``arena=False`` gives memory back after every run. ``arrays`` are large initializers by name, which the
+    model declares as external data: they are neither copied nor packed.
     """
 
     def __init__(
@@ -78,6 +89,7 @@ class Session:
         disable_qdq: bool = False,
         threads: int = 0,
         arena: bool = True,
+        arrays: Mapping[str, Value] | None = None,
     ) -> None:
         self.title = what if isinstance(model, onnx.ModelProto | bytes) else str(Path(model))
         options = session_options() if disable_qdq else ort.SessionOptions()
@@ -90,9 +102,16 @@ class Session:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if isinstance(model, str | os.PathLike) and not Path(model).is_file():
             raise ModelError(f"{model}: not a file" if Path(model).exists() else f"{model}: no such file")
+        if arrays:
+            values = [
+                ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in arrays.values()
+            ]
+            options.add_external_initializers(list(arrays), values)
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
             source = source if isinstance(source, bytes) else os.fspath(source)
+            self._arrays = dict(arrays or {})  # ONNX Runtime reads them where they are
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise ModelError(f"{self.title}: ONNX Runtime cannot load it: {_first_line(error)}") from error
@@ -125,6 +144,12 @@ class Session:
                 f"{self.title}: ONNX Runtime cannot run it on {shapes}: {_first_line(error)}",
                 hint="give it inputs that it takes: --data (with --images size=N for images), or --shape",
             ) from error
+
+    def run_each(
+        self, feeds: Sequence[Mapping[str, Value]], outputs: Sequence[str] | None = None
+    ) -> list[list[Any]]:
+        """Outputs, by default all, for each of some inputs."""
+        return [self.run(feed, outputs) for feed in feeds]
 
 
 def _first_line(error: BaseException) -> str:
@@ -169,7 +194,7 @@ def optimized_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return list(optimized.graph.node)
 
 
-def check_same_interface(reference: Session, other: Session) -> None:
+def check_same_interface(reference: Runnable, other: Runnable) -> None:
     """Raise ModelError unless two models have inputs and outputs of the same names, and inputs that take the
     same arrays.
     """

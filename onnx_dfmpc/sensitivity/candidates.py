@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate.fixed import layer_plan
 from onnx_dfmpc.compensate import respond
+from onnx_dfmpc.linalg.products import SLAB
 from onnx_dfmpc.methods import METHODS, Repair, Rounded, alike, correct, grid_spec, noise_share, round_layer
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rounding.grids import dequantize
@@ -70,7 +71,10 @@ def _sketched(
     sketch: Sketch,
 ) -> list[list[Rounded]]:
     """Sketches of layers that are alike, on the grids of their plans."""
-    rows = [to_rows(weight.astype(np.float64), layer) for weight, layer in zip(weights, layers, strict=True)]
+    rows = [
+        to_rows(weight.astype(np.float64 if layer.size < SLAB else np.float32, copy=False), layer)
+        for weight, layer in zip(weights, layers, strict=True)
+    ]
     trusted = [
         regularize(seen.covariance, taps(layer), seen.samples)
         for seen, layer in zip(statistics, layers, strict=True)

@@ -96,6 +96,11 @@ def relative(reference: Sequence[Value], other: Sequence[Value]) -> float:
     """
     if any(x.shape != y.shape for x, y in zip(reference, other, strict=True)):
         raise UnsupportedError("the shape of an output depends on what is in it")
+    if len({x.shape[1:] for x in reference}) > 1 or not all(x.ndim for x in reference):
+        # The first axis is not that of the samples, as in what recurrent layers give: no mean over these.
+        reference, other = (
+            [np.concatenate([np.ravel(x) for x in side])[None]] for side in (reference, other)
+        )
     a, b = (
         np.concatenate([np.reshape(batch, (len(batch), -1)) for batch in side]).astype(np.float64)
         for side in (reference, other)

@@ -24,6 +24,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, shape_inference
 
 from onnx_dfmpc.linalg.matrices import matrix, through
+from onnx_dfmpc.linalg.products import slabs
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.protobuf import skeleton
 from onnx_dfmpc.spec import InputStatistics, Layer, LayerStatistics
@@ -104,8 +105,9 @@ def _powers(layer: Layer, seen: InputStatistics, table: ConstantTable) -> dict[s
     if layer.batch_norm is not None:
         after = float(np.square(layer.batch_norm.gamma).sum())
     else:
-        rows = to_rows(table[layer.weight].astype(np.float32), layer)
-        after = float(np.einsum("grn,grn->", through(rows, seen.covariance), rows))
+        rows = to_rows(table[layer.weight].astype(np.float32, copy=False), layer)
+        parts = (rows[:, part] for part in slabs(rows))
+        after = sum(float(np.einsum("grn,grn->", through(part, seen.covariance), part)) for part in parts)
     return {layer.input: before, layer.end: after}
 
 

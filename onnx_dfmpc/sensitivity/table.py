@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,11 @@ from onnx import ModelProto
 
 from onnx_dfmpc.allocate.budget import candidate_widths, cheapest, require_affordable
 from onnx_dfmpc.errors import ModelError, UnsupportedError
-from onnx_dfmpc.methods import METHODS
+from onnx_dfmpc.methods import METHODS, TOGETHER
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe, bit_bounds
 from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
-from onnx_dfmpc.sensitivity.candidates import candidates
+from onnx_dfmpc.sensitivity.candidates import Candidate, candidates
 from onnx_dfmpc.sensitivity.outputs import OutputNoise
 from onnx_dfmpc.sensitivity.propagation import amplification, noise_at_outputs
 from onnx_dfmpc.spec import (
@@ -38,6 +39,9 @@ WIDEST_TRIED = 4
 """Wider codes are not tried: their noise falls with the square of their step. Between the narrowest and this
 one it falls by equal factors.
 """
+
+MOST_SKETCHED = 1 << 22
+"""Weights of a layer that are rounded for a prediction; of more, some channels are."""
 
 PROBED = 16
 """Layers, about, from which the way to the outputs is measured; a prediction costs as much as there are."""
@@ -131,14 +135,29 @@ def predict(
     local: dict[str, Array] = {}
     factors: dict[str, float] = {}
     notes: tuple[str, ...] = ()
-    every = candidates(
-        layers,
-        [constants[layer.weight].astype(np.float32) for layer in layers],
-        [seen for layer in layers if (seen := statistics[layer.name].input) is not None],
-        [_tried(widths, allowed[layer.name]) for layer in layers],
-        recipe,
-    )
-    for layer, tried in zip(layers, every, strict=True):
+
+    def rounded(some: Sequence[Layer]) -> list[dict[float, Candidate]]:
+        return candidates(
+            some,
+            [constants[layer.weight].astype(np.float32, copy=False) for layer in some],
+            [seen for layer in some if (seen := statistics[layer.name].input) is not None],
+            [_tried(widths, allowed[layer.name]) for layer in some],
+            recipe,
+        )
+
+    def sketched(layer: Layer) -> dict[float, Candidate]:
+        fewer, weight = _some_channels(layer, constants[layer.weight])
+        seen = statistics[layer.name].input
+        assert seen is not None
+        return candidates([fewer], [weight], [seen], [_tried(widths, allowed[layer.name])], recipe)[0]
+
+    small = [layer for layer in layers if layer.size <= TOGETHER]
+    every = dict(zip([layer.name for layer in small], rounded(small), strict=True))
+    for layer in layers:
+        tried = every.pop(layer.name, None)
+        if tried is None and layer.size > MOST_SKETCHED and layer.name not in probed and layer.group == 1:
+            tried = sketched(layer)
+        tried = tried or rounded([layer])[0]  # a large one is in memory by itself
         local[layer.name] = spread({width: one.noise for width, one in tried.items()}, widths)
         narrowest = min(tried)
         if measured is not None and layer.name in probed and tried[narrowest].noise > 0:
@@ -154,6 +173,18 @@ def predict(
     found = computed if measured is None else _interpolated(layers, factors, computed)
     noise = np.stack([found[layer.name] * local[layer.name] for layer in layers])
     return replace(sizes.table, noise=noise, source=source), notes
+
+
+def _some_channels(layer: Layer, weight: NDArray[Any]) -> tuple[Layer, NDArray[np.float32]]:
+    """Some of the output channels of a layer, evenly spread, and their weight: noise is a mean over them."""
+    keep = slice(None, None, -(-layer.size // MOST_SKETCHED))
+    kept = np.ascontiguousarray(weight[keep] if layer.axis == 0 else weight[:, keep], np.float32)
+    norm = layer.batch_norm
+    if norm is not None:
+        parts = {name: getattr(norm, name)[keep] for name in ("gamma", "beta", "mean", "var")}
+        norm = replace(norm, **parts)
+    fewer = replace(layer, shape=kept.shape, channels=kept.shape[layer.axis], batch_norm=norm)
+    return fewer, kept
 
 
 def _probed(layers: Sequence[Layer]) -> set[str]:

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnx_dfmpc.errors import UnsupportedError
-from onnx_dfmpc.linalg.matrices import Covariance, Kronecker, matrix
+from onnx_dfmpc.linalg.low_rank import LowRank
+from onnx_dfmpc.linalg.matrices import Covariance, Diagonal, Kronecker, matrix
 from onnx_dfmpc.linalg.products import gram
 from onnx_dfmpc.linalg.products import product as matrix_product
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, Mixture
@@ -45,6 +46,11 @@ same to 0.1 dB on ResNet-20, ResNet-8 and MobileNet.
 
 JOINED = 1 << 20
 """Numbers that are put together before products are taken of them. Speed and memory alone."""
+
+MOST_DENSE = MAX_VECTORS
+"""Inputs without taps up to which a covariance is held element by element: beyond, a sample has fewer vectors
+than there are inputs, and is itself the smaller way to hold it.
+"""
 
 MANY_INPUTS = 1024
 """From here on, only the channels and one pattern of the taps are measured: that is nearly all that rounding
@@ -92,6 +98,25 @@ def measure(
     return _summary(_grouped(samples, layer.group), mixture, source)
 
 
+def white(layer: Layer) -> InputStatistics:
+    """Inputs of mean 0 and variance 1 without correlation, for rounding that does not ask."""
+    g, n = layer.group, layer.size // layer.channels
+    return InputStatistics(np.zeros((g, n)), Diagonal(np.ones((g, n))), 0, "none")
+
+
+def is_finite(seen: InputStatistics) -> bool:
+    """Whether statistics can be computed with: a mask of -infinity, or a weight of 1e30, spoils them."""
+    parts = [seen.mean]
+    if isinstance(seen.covariance, np.ndarray):
+        parts.append(seen.covariance)
+    elif isinstance(seen.covariance, Kronecker):
+        parts += [seen.covariance.channels, seen.covariance.spatial]
+    elif isinstance(seen.covariance, LowRank):
+        parts.append(seen.covariance.directions)
+    # A sum is finite where all of its parts are, and small ones do not overflow.
+    return all(np.isfinite(part.sum(dtype=np.float64)) for part in parts)
+
+
 def _grouped(samples: Iterable[Array], groups: int) -> Iterator[Array]:
     """Patches (c, t, P) of all channels as (g, i, t, P)."""
     return (sample.reshape(groups, -1, *sample.shape[1:]) for sample in samples)
@@ -102,7 +127,7 @@ class _Kind:
     """Statistics of one kind of inputs: mean (g, n), covariance, mean square of a patch, patches."""
 
     mean: Array
-    covariance: Array | Kronecker
+    covariance: Array | Kronecker | LowRank
     power: float
     count: int
 
@@ -131,7 +156,11 @@ def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputSt
 
 
 def _blended(
-    covariances: Sequence[Array | Kronecker], apart: Sequence[Array], v: Array, t: Array, shares: Array
+    covariances: Sequence[Array | Kronecker | LowRank],
+    apart: Sequence[Array],
+    v: Array,
+    t: Array,
+    shares: Array,
 ) -> Covariance:
     """``sum_k v_k C_k + t_k d_k d_k'``; of Kronecker products, factor by factor."""
     first = covariances[0]
@@ -145,6 +174,14 @@ def _blended(
             channels += one * covariance.channels + other * spread
             spatial += share * covariance.spatial
         return Kronecker(channels.astype(np.float32), spatial.astype(np.float32))
+    if isinstance(first, LowRank):
+        parts = [
+            np.sqrt(one) * covariance.directions
+            for one, covariance in zip(v, covariances, strict=True)
+            if isinstance(covariance, LowRank)
+        ]
+        parts += [np.sqrt(one) * d[..., None] for one, d in zip(t, apart, strict=True)]
+        return LowRank(first.variances, np.concatenate(parts, axis=2).astype(np.float32))
     d = np.stack(apart, axis=1)
     total = matrix_product(d.swapaxes(1, 2) * t, d)
     for one, covariance in zip(v, covariances, strict=True):
@@ -165,10 +202,12 @@ def _joined(samples: Iterable[Array]) -> Iterator[Array]:
         yield np.concatenate(waiting, axis=3)
 
 
-def _one_kind(samples: Iterable[Array]) -> _Kind:
+def _one_kind(samples: Iterator[Array]) -> _Kind:
     """Statistics of patches of shape (g, i, t, P), added up one sample after the other."""
     count, centre, sums = 0, np.zeros(0), list[Array]()
     for sample in samples:
+        if sample.shape[2] == 1 and sample.shape[1] > MOST_DENSE:
+            return _few_vectors([sample, *samples])
         if count == 0:  # about a mean, so that nothing cancels below
             centre = sample.mean(axis=3, dtype=np.float64).astype(np.float32)
         centred = sample - centre[..., None]
@@ -186,6 +225,16 @@ def _one_kind(samples: Iterable[Array]) -> _Kind:
         covariance = _pattern(products[0], products[1], rest)
         variance = float(np.einsum("gii->", covariance.channels, dtype=np.float64)) * rest.shape[2]
     return _Kind(mean, covariance, (variance + float(np.square(mean).sum())) / mean.size, count)
+
+
+def _few_vectors(samples: Sequence[Array]) -> _Kind:
+    """Statistics of vectors (g, i, 1, P) that are fewer than their elements."""
+    vectors = np.concatenate(samples, axis=3)[:, :, 0]
+    mean = vectors.mean(axis=2, dtype=np.float64)
+    count = vectors.shape[2]
+    directions = (vectors - mean[..., None].astype(np.float32)) / np.float32(math.sqrt(count))
+    power = float(np.square(directions, dtype=np.float64).sum() + np.square(mean).sum()) / mean.size
+    return _Kind(mean, LowRank(np.zeros_like(mean), directions), power, count)
 
 
 def _products(centred: Array) -> list[Array]:

@@ -33,7 +33,7 @@ from onnx_dfmpc.spec import (
     Value,
 )
 from onnx_dfmpc.spec.ops import output_axis, per_channel
-from onnx_dfmpc.statistics.moments import measure
+from onnx_dfmpc.statistics.moments import is_finite, measure, white
 
 FLOOR = 1e-3
 """Share of sigma^2 that is added to the measured variance, so that a channel which is dead on the synthetic
@@ -73,12 +73,17 @@ def probe(
         at = dict(zip(asked, run.values(asked), strict=True))
         if needed:
             node = nodes[layer.output]
-            seen = measure(layer, node, at[layer.input], mixture, seed=seed, source=source)
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                seen = measure(layer, node, at[layer.input], mixture, seed=seed, source=source)
+            seen = seen if is_finite(seen) else white(layer)
         if with_output:
             values = at[layer.output]
-            mean, variance = moments(values, mixture, layer)
-            output = Moments(mean - own_bias(layer, table), variance)
-            if norm is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean, variance = moments(values, mixture, layer)
+            finite = bool(np.isfinite(variance).all())
+            if finite:
+                output = Moments(mean - own_bias(layer, table), variance)
+            if finite and norm is not None:
                 anchor = anchor_of(norm, mean, variance, mixture)
                 run.put(layer.output, affine(values, mixture, anchor.scale, anchor.offset, layer))
         found[layer.name] = LayerStatistics(seen, output, anchor)

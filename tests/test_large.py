@@ -1,0 +1,228 @@
+"""Models whose weights should not all be in memory: mapped from their file, and run piece by piece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto
+
+from benchmarks import odd_models
+from onnx_dfmpc import Recipe, inspect, quantize
+from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.linalg.low_rank import LowRank, multiply
+from onnx_dfmpc.linalg.matrices import Dense, through
+from onnx_dfmpc.model import external, files
+from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.files import load, save
+from onnx_dfmpc.model.opset import raise_opset
+from onnx_dfmpc.rounding.gptq import gptq
+from onnx_dfmpc.rounding.grids import GridSpec, dequantize
+from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
+from onnx_dfmpc.runtime import pieces
+from onnx_dfmpc.runtime.session import Session
+from tests.graphs import noise, parse
+
+NETWORK = """g (float[N, 16, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 16] early) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+    b = Relu(a)
+    pooled = GlobalAveragePool(b)
+    early = Flatten(pooled)
+    c = Conv <pads = [1, 1, 1, 1]> (b, w2)
+    d = Relu(c)
+    e = Conv <pads = [1, 1, 1, 1]> (d, w3)
+    y = Add(e, b)
+}"""
+
+
+def network() -> ModelProto:
+    return parse(NETWORK, **{f"w{i}": noise(16, 16, 3, 3, seed=i) / 12 for i in (1, 2, 3)})
+
+
+@pytest.fixture
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits so low that a network of three small layers is a large model, one layer a piece."""
+    for module in (external, files, pieces):
+        monkeypatch.setattr(module, "MAPPED", 1 << 10)
+    monkeypatch.setattr(external, "LEAST", 1 << 10)
+    monkeypatch.setattr(pieces, "PIECE", 1 << 10)
+
+
+def written(folder: Path, *, as_external: bool) -> Path:
+    path = folder / "float.onnx"
+    onnx.save(network(), path, save_as_external_data=as_external, location="float.bin", size_threshold=0)
+    return path
+
+
+@pytest.mark.parametrize("as_external", [True, False])
+def test_weights_stay_in_their_file(tmp_path, small_is_large, as_external):
+    loaded = load(written(tmp_path, as_external=as_external))
+    assert loaded.proto.ByteSize() < 2000
+    assert external.full_size(loaded.proto) == pytest.approx(network().ByteSize(), abs=8)
+    table, whole = ConstantTable(loaded.proto), ConstantTable(network())
+    for name in ("w1", "w2", "w3"):
+        assert table.is_mapped(name)
+        np.testing.assert_array_equal(table[name], whole[name])
+
+
+@pytest.mark.parametrize("as_external", [True, False])
+def test_the_same_bytes_come_out(tmp_path, small_is_large, as_external, monkeypatch):
+    recipe = Recipe(bits=4, rounding="squant", repair="none", nodes_to_exclude=["e"])
+    path = written(tmp_path, as_external=as_external)
+    quantize(path, tmp_path / "mapped.onnx", recipe)
+    monkeypatch.undo()
+    quantize(path, tmp_path / "whole.onnx", recipe)
+    # "e" stays float: its weight goes from one file into the other.
+    assert (tmp_path / "mapped.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+def test_inspect_reads_no_weights(tmp_path, small_is_large, monkeypatch):
+    path = written(tmp_path, as_external=True)
+    monkeypatch.setattr(np, "memmap", lambda *_, **__: pytest.fail("a weight was read"))
+    assert len(inspect(path).layers) == 3
+
+
+def test_a_short_file_of_weights_is_refused(tmp_path, small_is_large):
+    path = written(tmp_path, as_external=True)
+    data = tmp_path / "float.bin"
+    data.write_bytes(data.read_bytes()[:-4])
+    with pytest.raises(ModelError, match="bytes"):
+        load(path)
+
+
+def test_weights_outside_of_the_folder_are_refused(tmp_path, small_is_large):
+    (tmp_path / "inner").mkdir()
+    path = written(tmp_path / "inner", as_external=True)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "../float.bin"
+    (tmp_path / "inner" / "float.bin").rename(tmp_path / "float.bin")
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="external data"):
+        load(path)
+
+
+def test_what_protobuf_cannot_write_gets_external_data_unasked(tmp_path, monkeypatch):
+    monkeypatch.setattr(external, "ONE_FILE", 1 << 12)
+    model = parse("g (float[N, 64] x) => (float[N, 64] y) { y = MatMul(x, w) }", w=noise(64, 64))
+    save(model, tmp_path / "large.onnx")
+    assert (tmp_path / "large.onnx").stat().st_size < 1 << 12
+    again = onnx.load(tmp_path / "large.onnx")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(again.graph.initializer[0]), noise(64, 64))
+
+
+def test_pieces_give_what_the_whole_gives(small_is_large):
+    model = network()
+    feeds = [{"x": noise(2, 16, 6, 6, seed=seed)} for seed in range(3)]
+    assert len(pieces.cuts(model)) == 4
+    piecewise = pieces.open_model(model, "model")
+    assert isinstance(piecewise, pieces.Pieces)
+    session = Session(model, "model")
+    for mine, whole in zip(piecewise.run_each(feeds), session.run_each(feeds), strict=True):
+        for a, b in zip(mine, whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_default_method_runs_piece_by_piece(tmp_path, small_is_large):
+    result = quantize(written(tmp_path, as_external=True), tmp_path / "out.onnx")
+    assert result.validation
+    assert result.validation.sqnr_db > 10
+
+
+# Covariances of more inputs than samples
+
+
+def low_rank(n: int = 300, p: int = 7, groups: int = 2) -> LowRank:
+    rng = np.random.default_rng(0)
+    return LowRank(rng.uniform(0.1, 1, (groups, n)), rng.normal(size=(groups, n, p)))
+
+
+def test_the_structured_factor_is_the_factor():
+    covariance = low_rank()
+    dense, factor = Dense(covariance.dense()).cholesky(), covariance.cholesky()
+    np.testing.assert_allclose(factor.block(0, 300), dense.values, atol=1e-10)
+    np.testing.assert_allclose(factor.unit_diagonal().block(0, 300), dense.unit_diagonal().values, atol=1e-10)
+
+
+def test_products_need_no_elements():
+    covariance, columns = low_rank(), np.random.default_rng(1).normal(size=(2, 300, 5))
+    dense = covariance.dense()
+    np.testing.assert_allclose(covariance.times(columns), dense @ columns, atol=1e-9)
+    np.testing.assert_allclose(
+        multiply(covariance.cholesky(), columns), Dense(dense).cholesky().values @ columns, atol=1e-9
+    )
+    rows = columns.transpose(0, 2, 1)
+    np.testing.assert_allclose(through(rows, covariance), through(rows, dense), atol=1e-9)
+
+
+def test_what_is_trusted_of_it_is_what_is_trusted_of_all_elements():
+    covariance, mean = low_rank(60, 5), np.random.default_rng(2).normal(size=(2, 60))
+    dense = with_mean_uncertainty(regularize(covariance.dense(), 1, 5), mean, 1)
+    mine = with_mean_uncertainty(regularize(covariance, 1, 5), mean, 1)
+    np.testing.assert_allclose(mine.dense(), dense, atol=1e-9)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_codes_are_as_good_as_with_all_elements(bits):
+    covariance = low_rank(400, 9, groups=1)
+    rows = np.random.default_rng(3).normal(size=(1, 16, 400)).astype(np.float32)
+    errors = []
+    for form in (covariance, covariance.dense()):
+        error = dequantize(gptq(rows, GridSpec("asymmetric", bits), form)) - rows
+        errors.append(float(np.einsum("grn,gnm,grm->", error, covariance.dense(), error)))
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+
+
+def test_a_wide_layer_is_held_by_its_samples():
+    n = 5000
+    graph = f"g (float[N, {n}] x) => (float[N, 4] y) {{ y = Gemm <transB = 1> (x, w) }}"
+    result = quantize(parse(graph, w=noise(4, n) / 70), None, Recipe(bits=4))
+    assert result.validation
+    assert result.validation.sqnr_db > 15
+
+
+def test_types_that_numpy_lacks_are_not_mapped():
+    tensor = TensorProto(name="w", data_type=TensorProto.BFLOAT16, dims=[1 << 20])
+    assert not external.can_map(tensor, 2 << 20)
+    assert external.can_map(TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1 << 18]), 1 << 20)
+
+
+def odd(name: str) -> ModelProto:
+    model = odd_models.network(11)
+    odd_models.EDITS[name](model, 11)
+    return model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unsorted",
+        "a sparse weight",
+        "an output without a shape",
+        "a Conv on a constant",
+        "a layer without a channel",
+        "a weight of 1e30",
+    ],
+)
+def test_odd_graphs_quantize(name):
+    case = odd_models.Case("", name, odd(name))
+    done = odd_models.outcome(case, Recipe(bits=8, samples=3, input_range=(-2, 2)))
+    assert (done.wrong, done.refused) == ("", "")
+
+
+def test_float_bytes_are_told_by_reason():
+    text = """g (int64[N] ids) => (float[N, 4] y) { e = Gather(table, ids) y = MatMul(e, w) }"""
+    model = parse(text, table=noise(100, 8), w=noise(8, 4))
+    notes = quantize(model, None, Recipe(bits=8)).notes
+    assert any("3,200 tables of Gather" in note for note in notes)
+
+
+def test_a_resize_by_sizes_loses_its_empty_scales():
+    text = """<ir_version: 6, opset_import: ["" : 11]> g (float[1, 1, 2, 2] x) => (float[1, 1, 4, 4] y) {
+        none = Constant <value = float[0] {}> ()
+        sizes = Constant <value = int64[4] {1, 1, 4, 4}> ()
+        y = Resize <mode = "nearest"> (x, none, none, sizes) }"""
+    raised = raise_opset(onnx.parser.parse_model(text), 21)
+    assert next(node for node in raised.graph.node if node.op_type == "Resize").input[2] == ""
