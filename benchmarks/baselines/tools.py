@@ -103,13 +103,20 @@ def _dynamic() -> Run:
     return run
 
 
-def _nncf(preset: str = "PERFORMANCE") -> Prepare:
+def _nncf(preset: str = "PERFORMANCE", *, folded: bool = False) -> Prepare:
+    """It leaves batch norm behind a quantized convolution; ``folded`` takes it out before."""
+
     def prepare() -> Run:
         tool = importlib.import_module("nncf")
+        shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
 
         def run(task: Task) -> None:
+            source = task.model
+            if folded:
+                source = task.folder / "folded.onnx"
+                shapes.quant_pre_process(str(task.model), str(source), skip_symbolic_shape=True)
             made = tool.quantize(
-                onnx.load(task.model),
+                onnx.load(source),
                 tool.Dataset(task.noise),
                 subset_size=len(task.noise),
                 preset=tool.QuantizationPreset[preset],
@@ -243,7 +250,7 @@ def _quark(preset: str, *, own: bool = False, per_channel: bool = False) -> Prep
     return prepare
 
 
-def _modelopt(method: str = "entropy", *, own: bool = False) -> Prepare:
+def _modelopt(method: str = "entropy", *, own: bool = False, simplify: bool = False) -> Prepare:
     """Floats stay float: its default would be FP16, which TensorRT runs and ONNX Runtime on a CPU converts."""
 
     def prepare() -> Run:
@@ -259,6 +266,7 @@ def _modelopt(method: str = "entropy", *, own: bool = False) -> Prepare:
                 calibration_method=method,
                 calibration_eps=["cpu"],
                 high_precision_dtype="fp32",
+                simplify=simplify,
                 output_path=str(task.output),
             )
 
@@ -286,6 +294,7 @@ TOOLS: Mapping[str, Mapping[str, Setting]] = {
     "nncf": {
         "quantize": Setting(W8A8, "quantize(), defaults: performance preset, fast bias correction", _nncf()),
         "quantize, mixed": Setting(W8A8, "quantize(preset=MIXED): asymmetric activations", _nncf("MIXED")),
+        "quantize, folded": Setting(W8A8, "onnxruntime's quant_pre_process, then quantize() with its defaults", _nncf(folded=True)),
         "compress_weights": Setting(W8, "compress_weights(INT8_ASYM)", _nncf_weights("INT8_ASYM")),
     },
     "quantization-rs": {
@@ -316,7 +325,8 @@ TOOLS: Mapping[str, Mapping[str, Setting]] = {
     "nvidia-modelopt": {
         "int8": Setting(W8A8, "quantize(quantize_mode=int8, high_precision_dtype=fp32), entropy", _modelopt()),
         "int8, own random data": Setting(W8A8, "the same without calibration_data", _modelopt(own=True)),
-        "int8, max": Setting(W8A8, "the same with noise, calibration_method=max", _modelopt(method="max")),
+        "int8, max": Setting(W8A8, "the same with noise, calibration_method=max", _modelopt("max")),
+        "int8, max, simplified": Setting(W8A8, "the same with simplify=True, which folds batch norm", _modelopt("max", simplify=True)),
     },
     "onnxslim": {"slim": Setting(SIZE, "slim(): float, only the graph", lambda: _onnxslim())},
 }  # fmt: skip
