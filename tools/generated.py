@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from onnx_dfmpc.cli.flags import PROGRAM, _parser
 from tools.schemas import document_schema, recipe_schema
 
 ROOT = Path(__file__).parents[1]
-os.environ["COLUMNS"] = "100"  # argparse fits its help to the terminal: the same bytes in all
 
 FILES = re.compile(r"MODELS?|FLOAT|QUANTIZED|FILE|FOLDER|PATH|.*\.(onnx|json)")
 """What stands for a file in the help."""
@@ -39,10 +39,11 @@ def completions() -> Mapping[str, str]:
     for action in _files(parser):
         action.complete = shtab.FILE
     names = {"bash": f"{PROGRAM}.bash", "zsh": f"_{PROGRAM}"}
-    return {
-        f"completions/{name}": shtab.complete(parser, shell=shell, preamble="").rstrip() + "\n"
-        for shell, name in names.items()
-    }
+    with patch.dict(os.environ, COLUMNS="100"):
+        return {
+            f"completions/{name}": shtab.complete(parser, shell=shell, preamble="").rstrip() + "\n"
+            for shell, name in names.items()
+        }
 
 
 def _files(parser: Any) -> Iterator[Any]:
@@ -61,9 +62,10 @@ def manual() -> Mapping[str, str]:
 
     parser: Any = _parser()[0]
     parser.man_short_description = "make ONNX networks smaller and faster, without data"
-    page = Manpage(parser)
-    page.date, page.source = "", PROGRAM  # the same bytes every day
-    return {f"man/{PROGRAM}.1": str(page).rstrip() + "\n"}
+    with patch.dict(os.environ, COLUMNS="100"):  # argparse fits its help to the terminal
+        page = Manpage(parser)
+        page.date, page.source = "", PROGRAM  # the same bytes every day
+        return {f"man/{PROGRAM}.1": str(page).rstrip() + "\n"}
 
 
 def main() -> None:
