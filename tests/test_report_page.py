@@ -33,9 +33,14 @@ QUIET = (
 )
 
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
-  .filter((element) => !element.closest(".scroll, nav ul, #vg-tooltip-element, .skip"))
+  .filter((element) => !element.closest(".scroll, #vg-tooltip-element, .skip"))
   .filter((element) => element.getBoundingClientRect().right > innerWidth + 1 ||
   element.getBoundingClientRect().left < -1)
+  .map((element) => `${element.tagName} ${element.textContent.slice(0, 40)}`)"""
+
+CUT_OFF = """() => [...document.querySelectorAll("body *:not(svg *)")]
+  .filter((element) => element.checkVisibility() && !element.matches(".scroll, .scroll *, .skip, .skip *"))
+  .filter((element) => element.clientWidth > 0 && element.scrollWidth > element.clientWidth + 1)
   .map((element) => `${element.tagName} ${element.textContent.slice(0, 40)}`)"""
 
 COMMON = """(boxes) => boxes.flatMap(([one, a], i) => boxes.slice(i + 1)
@@ -130,8 +135,18 @@ def require_sound(opened: Opened, path: Path) -> None:
     assert {url for url in opened.asked if not url.startswith("data:")} == {path.as_uri()}
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert opened.page.evaluate(TOO_WIDE) == []
+    assert opened.page.evaluate(CUT_OFF) == []
     assert opened.page.evaluate(OVERLAPS) == []
     assert opened.page.evaluate(LABELS_OVERLAP) == []
+
+
+def test_page_says_when_and_what_now(browser: Any, path: Path, document: Json) -> None:
+    with Opened(browser, path) as opened:
+        assert "2026-01-31 12:34:56+01:00" in opened.page.locator("footer").inner_text()
+        assert opened.page.get_by_role("heading", name="What now").count() == 1
+        assert "--per-layer" in opened.page.inner_text("main") or "--set NAME=8" in opened.page.inner_text(
+            "main"
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)
