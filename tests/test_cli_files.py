@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks import faults
 from onnx_dfmpc import cli, quantize
 from onnx_dfmpc.errors import RecipeError
 
@@ -195,3 +196,9 @@ def test_names_that_are_not_utf_8(run: Run, folder: Path) -> None:
             code, _, err = run("quantize", "b.onnx", "-o", "o.onnx", *FAST)
             assert code == 3
             assert "UTF-8" in err
+
+
+@pytest.mark.slow
+def test_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every fault once; `python -m benchmarks.faults` tries each twenty times."""
+    assert faults.main(["--trials", "1"]) == 0, capsys.readouterr().err
