@@ -425,9 +425,9 @@ def test_detour_around_2_bit_matmul(form):
     ).layers["nw"]
     detour = form.storage == "native" and form.unpack == "none"
     assert bool(stored.notes) == detour
-    # Of so few weights, nodes that unpack take more than they save.
-    plain = "UINT2" if form.storage == "native" and form.unpack == "float" else "INT8"
-    assert stored.storage == ("INT4" if detour else plain)
+    assert stored.storage == (
+        "INT4" if detour else "UINT2" if form == StorageFormat("native", "float") else "INT8"
+    )
 
 
 @given(st.integers(2, 8), st.booleans(), st.lists(st.integers(0, 255), min_size=1, max_size=40))
@@ -504,13 +504,13 @@ def dequantize(quantized: QuantizedWeight) -> NodeProto:
 
 
 def test_zero_points_that_need_no_bytes_are_left_out():
-    assert len(dequantize(weight([1, 2], zero_point=0, bits=4)).input) == 2
-    # It is subtracted before codes are stored in a wider type.
-    assert len(dequantize(weight([1, 2], zero_point=1, bits=4)).input) == 2
-    assert len(dequantize(weight([1, 2], zero_point=1, bits=3)).input) == 2
-    assert numpy_helper.to_array(
-        store(weight([1, 2], zero_point=2, bits=3), form=NATIVE).initializers[0]
-    ).tolist() == [-1, 0]
+    codes = [1, 2] * 64
+    assert len(dequantize(weight(codes, zero_point=0, bits=4)).input) == 2
+    assert len(dequantize(weight(codes, zero_point=1, bits=4)).input) == 3
+    # Subtracted before they are stored in 4 bits.
+    assert len(dequantize(weight(codes, zero_point=1, bits=3)).input) == 2
+    stored = store(weight(codes, zero_point=2, bits=3), form=NATIVE).initializers[0]
+    assert numpy_helper.to_array(stored).tolist() == [-1, 0] * 64
 
 
 def test_scales_that_do_not_fit_float16():
