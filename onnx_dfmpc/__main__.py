@@ -2,7 +2,7 @@
 
 import sys
 
-from onnx_dfmpc.cli import main
+from onnx_dfmpc_cli import main
 
 if __name__ == "__main__":
     sys.exit(main())
