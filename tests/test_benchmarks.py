@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, numpy_helper, parser
+from onnx import numpy_helper, parser
 from rich.console import Console
 
 from benchmarks import (
