@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx_dfmpc import Recipe, inspect, quantize
 from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.linalg.low_rank import LowRank, multiply
 from onnx_dfmpc.linalg.matrices import Dense, through
+from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model import external, files
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load, save
@@ -22,7 +24,7 @@ from onnx_dfmpc.rounding.gptq import gptq
 from onnx_dfmpc.rounding.grids import GridSpec, dequantize
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
 from onnx_dfmpc.runtime import pieces
-from onnx_dfmpc.runtime.session import Session
+from onnx_dfmpc.runtime.session import Session, optimized_nodes
 from tests.graphs import noise, parse
 
 NETWORK = """g (float[N, 16, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 16] early) {
@@ -129,6 +131,38 @@ def test_the_default_method_runs_piece_by_piece(tmp_path, small_is_large):
     result = quantize(written(tmp_path, as_external=True), tmp_path / "out.onnx")
     assert result.validation
     assert result.validation.sqnr_db > 10
+
+
+def test_packed_weights_count_as_what_they_are_unpacked_to(digits_bn):
+    found = load(digits_bn).proto
+    packed = quantize(found, None, Recipe(bits=2, rounding="nearest", repair="none"), validated=False).model
+    least = sum(prod(layer.shape) for layer in match(found).layers)
+    assert least <= sum(pieces.weight_sizes(packed).values()) < 1.2 * sum(pieces.weight_sizes(found).values())
+
+
+def test_a_small_model_with_weights_in_a_file_is_run(tmp_path, small_is_large, monkeypatch):
+    """What is left of a large model may be small, and some of it still in the file of that."""
+    path = tmp_path / "in.onnx"
+    onnx.save(network(), path)
+    proto = load(path).proto
+    assert any(external.mapped_tensors(proto))
+    monkeypatch.setattr(pieces, "MAPPED", 1 << 30)
+    (x,) = Session(proto, "mapped").specs()
+    feeds = {x.name: np.ones([n if isinstance(n, int) else 1 for n in x.shape], np.float32)}
+    expected = Session(path, "file").run(feeds)
+    for mine, other in zip(pieces.open_model(proto, "mapped").run(feeds), expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert optimized_nodes(proto)
+
+
+def test_a_result_has_all_its_numbers(tmp_path, small_is_large):
+    """Mapped weights that stay float: nobody else reads files outside of the working directory."""
+    (first, *_) = inspect(network()).names[0]
+    recipe = Recipe(bits=4, nodes_to_exclude=[first], rounding="nearest", repair="none")
+    result = quantize(written(tmp_path, as_external=True), None, recipe, validated=False)
+    assert len(result.layers) == 2
+    onnx.checker.check_model(onnx.load_from_string(result.model.SerializeToString()))
+    assert not any(external.mapped_tensors(result.model))
 
 
 # Covariances of more inputs than samples

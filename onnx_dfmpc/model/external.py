@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from onnx_dfmpc.model.protobuf import framed, is_large, tensors, without_initializers
+from onnx_dfmpc.model.protobuf import framed, tensors, without_initializers
 
 MAPPED = 1 << 28
 """Bytes of weights from which on a model's large tensors stay in their file. A convention: twice a
@@ -146,11 +146,6 @@ def fits_one_file(proto: ModelProto) -> bool:
     if large >= ONE_FILE:  # protobuf cannot even count what it cannot write
         return False
     return int(proto.ByteSize()) + mapped_bytes(proto) < ONE_FILE
-
-
-def weight_bytes(proto: ModelProto) -> int:
-    """Bytes that the large tensors of the main graph take as 32-bit floats, whatever they are stored as."""
-    return sum(4 * prod(tensor.dims) for tensor in proto.graph.initializer if is_large(tensor))
 
 
 def inlined(proto: ModelProto) -> ModelProto:

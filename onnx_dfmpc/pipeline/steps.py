@@ -23,7 +23,7 @@ from onnx_dfmpc.inputs.specs import fixed_batch, model_inputs, with_shapes
 from onnx_dfmpc.matching.floats import describe, float_bytes
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
-from onnx_dfmpc.model.external import full_size
+from onnx_dfmpc.model.external import fits_one_file, full_size, inlined, mapped_tensors
 from onnx_dfmpc.model.files import LoadedModel, verify
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
@@ -378,9 +378,12 @@ def finish(
     """The account of a run."""
     plan, solved, rewritten = made.plan, made.solved, made.rewritten
     table = ConstantTable(job.source.proto)
+    final = made.final
+    if any(mapped_tensors(final)) and fits_one_file(final):  # others read no files from anywhere
+        final = inlined(final)
     rows = tuple(_rows(job.matched, made, layer_noise))
     return QuantizeResult(
-        model=made.final,
+        model=final,
         names=made.names,
         source=job.source,
         plan=plan,

@@ -15,8 +15,9 @@ import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from onnx_dfmpc.model.constants import ConstantTable, node_inputs
-from onnx_dfmpc.model.external import MAPPED, weight_bytes
+from onnx_dfmpc.model.external import MAPPED
 from onnx_dfmpc.model.files import load
+from onnx_dfmpc.model.protobuf import LARGE
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.runtime.session import Model, Session
@@ -34,7 +35,25 @@ def is_piecewise(model: Model) -> bool:
         )
     except Exception:  # unreadable: whoever runs it says so, with the cause
         return False
-    return weight_bytes(proto) >= MAPPED
+    return 4 * sum(size for size in weight_sizes(proto).values() if size > LARGE) >= MAPPED
+
+
+def weight_sizes(proto: ModelProto) -> dict[str, int]:
+    """Elements of every initializer of the main graph; of packed ones, of what they are unpacked to."""
+    table = ConstantTable(proto)
+    sizes = {tensor.name: prod(tensor.dims) for tensor in proto.graph.initializer}
+    origin = {name: table.source(name) for name in table}
+    for node in proto.graph.node:
+        reads = list(node_inputs(node))
+        if not reads or not all(name in origin for name in reads):
+            continue
+        # Codes are unpacked by a Gather from a small table and a Reshape to the shape of the weight.
+        packed = origin[reads[-1 if node.op_type == "Gather" else 0]]
+        origin |= dict.fromkeys(node.output, packed)
+        shape = reads[-1]
+        if node.op_type == "Reshape" and packed in sizes and shape in table and not table.is_mapped(shape):
+            sizes[packed] = max(sizes[packed], prod(table[shape].tolist()))
+    return sizes
 
 
 def open_model(model: Model, what: str, *, disable_qdq: bool = False) -> Session | Pieces:
@@ -97,7 +116,7 @@ def cuts(proto: ModelProto) -> list[list[str]]:
     unpack a weight, run with the first node that reads what they make.
     """
     table = ConstantTable(proto)
-    cost = {tensor.name: 4 * prod(tensor.dims) for tensor in proto.graph.initializer}
+    cost = {name: 4 * size for name, size in weight_sizes(proto).items()}
     constant = {name: cost.get(table.source(name), 0) for name in table}
     outputs = [output.name for output in proto.graph.output]
     pieces: list[list[str]] = [[]]

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_dfmpc.errors import ModelError, UnsupportedError
+from onnx_dfmpc.model.external import inlined, mapped_tensors
 from onnx_dfmpc.runtime.batches import Value
 from onnx_dfmpc.spec import InputSpec
 
@@ -109,7 +110,7 @@ class Session:
             options.add_external_initializers(list(arrays), values)
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+            source = _serialized(model) if isinstance(model, onnx.ModelProto) else model
             source = source if isinstance(source, bytes) else os.fspath(source)
             self._arrays = dict(arrays or {})  # ONNX Runtime reads them where they are
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -152,6 +153,12 @@ class Session:
         return [self.run(feed, outputs) for feed in feeds]
 
 
+def _serialized(model: onnx.ModelProto) -> bytes:
+    """Bytes of a model with all its numbers: ONNX Runtime takes no files outside of the working directory."""
+    whole = inlined(model) if any(mapped_tensors(model)) else model
+    return bytes(whole.SerializeToString())
+
+
 def _first_line(error: BaseException) -> str:
     """Cause in one line, without ONNX Runtime's status code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -187,7 +194,7 @@ def optimized_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         path = Path(directory) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
         try:
-            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(_serialized(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
         optimized = onnx.load(path, load_external_data=False)
