@@ -163,6 +163,7 @@ def test_a_result_has_all_its_numbers(tmp_path, small_is_large):
     assert len(result.layers) == 2
     onnx.checker.check_model(onnx.load_from_string(result.model.SerializeToString()))
     assert not any(external.mapped_tensors(result.model))
+    assert result.size == result.plan.predicted_bytes == result.model.ByteSize()
 
 
 # Covariances of more inputs than samples

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from onnx_dfmpc.model.protobuf import framed, tensors, without_initializers
+from onnx_dfmpc.model.protobuf import copy_fields, framed, framed_size, tensors, without_initializers
 
 MAPPED = 1 << 28
 """Bytes of weights from which on a model's large tensors stay in their file. A convention: twice a
@@ -126,8 +126,9 @@ def mapped_tensors(proto: ModelProto) -> Iterator[TensorProto]:
 def full_size(proto: ModelProto) -> int:
     """Bytes of a model with all its numbers."""
     if any(map(is_mapped, proto.graph.initializer)) or not fits_one_file(proto):
-        rest = without_initializers(proto).ByteSize()
-        return int(rest) + sum(framed(size_of(tensor)) for tensor in proto.graph.initializer)
+        rest = without_initializers(proto)
+        graph = rest.graph.ByteSize() + sum(framed(size_of(tensor)) for tensor in proto.graph.initializer)
+        return int(rest.ByteSize()) - framed_size(rest.graph) + framed(graph)
     return int(proto.ByteSize())
 
 
@@ -135,8 +136,8 @@ def size_of(tensor: TensorProto) -> int:
     """Bytes of a tensor with its numbers."""
     if not is_mapped(tensor):
         return int(tensor.ByteSize())
-    plain = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    plain.doc_string = tensor.doc_string
+    plain = TensorProto()
+    copy_fields(tensor, plain, without=("external_data", "data_location"))
     return int(plain.ByteSize()) + framed(length_of(tensor))
 
 
