@@ -62,7 +62,7 @@ MINUTES ?= 10
 fuzz: .venv/dev.stamp ## mutated models for MINUTES=10, each quantized or refused with a reason
 	$(BIN)/python -m benchmarks.fuzz --minutes $(MINUTES)
 
-odd-models: .venv/dev.stamp ## 200 models as users have them, each against its float model
+odd-models: .venv/dev.stamp ## 217 models as users have them, each against its float model
 	$(BIN)/python -m benchmarks.odd_models --output benchmarks/results/odd_models.md
 
 runtimes: .venv/dev.stamp ## run our files in every runtime that pip and npm can install, and write docs/runtimes.md
