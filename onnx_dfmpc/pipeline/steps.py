@@ -393,7 +393,13 @@ def finish(
         skipped=plan.skipped,
         size=full_size(made.final),
         notes=(
-            float_note(job.source, job.matched, [done.name for done in solved], plan.skipped),
+            float_note(
+                job.source,
+                job.matched,
+                [done.name for done in solved],
+                plan.skipped,
+                folded=plan.form.fold_batch_norm == "yes",
+            ),
             *rewritten.notes,
             *((SLIM,) if plan.form.slim else ()),
             *job.notes,
@@ -413,10 +419,20 @@ def finish(
 
 
 def float_note(
-    source: LoadedModel, matched: MatchReport, quantized: Sequence[str], skipped: Sequence[Skipped]
+    source: LoadedModel,
+    matched: MatchReport,
+    quantized: Sequence[str],
+    skipped: Sequence[Skipped],
+    *,
+    folded: bool = False,
 ) -> str:
-    """What stays float, in bytes and by reason."""
-    weights = {matched[name].weight for name in quantized}
+    """What stays float, in bytes and by reason; parameters of batch norm that is ``folded`` do not."""
+    layers = [matched[name] for name in quantized]
+    weights = {layer.weight for layer in layers}
+    if folded:
+        norms = {layer.batch_norm.node for layer in layers if layer.batch_norm is not None}
+        nodes = (node for node in source.proto.graph.node if node.name in norms)
+        weights |= {name for node in nodes for name in node.input[1:]}
     reasons = {node.name: node.reason for node in (*matched.skipped, *skipped)}
     return describe(float_bytes(source.proto, weights, reasons), source.size)
 

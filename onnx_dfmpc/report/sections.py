@@ -449,9 +449,9 @@ def _layers(document: Document) -> Table | None:
         (Column("weight", shown="page"), lambda row: Cell(shape(row[1].shape), math.prod(row[1].shape))),
         (Column("role"), lambda row: Cell(row[1].role)),
         (Column("bits", "bits"), lambda row: cell(width, row[1].bits)),
-        (Column("stored"), lambda row: Cell(row[1].storage)),
+        (Column("stored", shown="wide"), lambda row: Cell(row[1].storage)),
         (Column("bytes", "number"), lambda row: cell(whole, row[1].bytes)),
-        (Column("computed by"), lambda row: Cell(row[1].kernel)),
+        (Column("computed by", shown="wide"), lambda row: Cell(row[1].kernel)),
         (Column(sqnr, "number"), lambda row: cell(fixed(1), row[1].sqnr_db)),
         (Column("predicted, dB", "number", "page"), lambda row: cell(fixed(1), row[1].predicted_sqnr_db)),
         (
