@@ -23,6 +23,7 @@ SETTINGS = """
 rounding = "nearest"
 repair = "none"
 samples = 8
+no_gate = true
 [setting.4]
 bits = 4
 [setting.2]

@@ -131,7 +131,7 @@ def main() -> None:
         for one in json.load(file):
             try:
                 row = job(RUNTIMES[name], one)
-            except BaseException as error:
+            except BaseException as error:  # a panic of a runtime in Rust is no Exception
                 words = " ".join(f"{type(error).__name__}: {error}".split())
                 row = {"error": words.replace(f"{os.path.dirname(one['model'])}/", "")[:300]}
             rows.append(row)

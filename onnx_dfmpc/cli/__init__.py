@@ -214,7 +214,7 @@ def _sweep(args: argparse.Namespace) -> None:
         )
     if not args.quiet:
         sys.stdout.write(RENDERERS["terminal"].render(summary(rows), args.verbose or is_wide()))
-        sys.stdout.write(f"Written: {args.results}\n")
+        sys.stdout.write(printable(f"Written: {args.results}\n"))
     if failed := [row for row in rows if row.status != "done"]:
         first = " ".join(failed[0].error.split())
         raise ValidationFailed(
@@ -241,7 +241,7 @@ def _quantize_files(args: argparse.Namespace, files: Sequence[Path]) -> int:
         with ExitStack() as stack:
             _run(one, protected, stack)
         if args.output is None and not args.dry_run and args.json != "-" and not args.quiet:
-            sys.stdout.write(f"Written: {one.output}\n")
+            sys.stdout.write(printable(f"Written: {one.output}\n"))
         return 0
     if args.json or args.report or args.plan:
         raise RecipeError(
@@ -274,7 +274,8 @@ def _quantize_files(args: argparse.Namespace, files: Sequence[Path]) -> int:
         if not args.quiet:
             before, after = outcome.document["model"]["bytes"], outcome.document["output"]["bytes"]
             written = "nothing written" if args.dry_run else f"written: {one.output}"
-            sys.stdout.write(f"{file}: {size(after)}, {before / after:.1f} times smaller; {written}\n")
+            line = f"{file}: {size(after)}, {before / after:.1f} times smaller; {written}\n"
+            sys.stdout.write(printable(line))
             sys.stdout.flush()
     return code
 
