@@ -95,6 +95,10 @@ def _affine(norm: BatchNorm, bias: NDArray[np.floating] | None) -> tuple[Array, 
 def _scaled(weight: QuantizedWeight, factor: Array, axis: int, smallest: float) -> QuantizedWeight:
     """Weight times a factor per output channel."""
     along = tuple(-1 if d == axis else 1 for d in range(weight.codes.ndim))
+    if weight.vector:  # rounded the way they will be, so that the scale is negative where the factor is
+        scale = factor * weight.scale
+        silent = np.abs(scale) < smallest
+        return replace(weight, scale=np.where(silent, 0, scale).astype(np.float32), axis=axis)
     scale = np.abs(factor) * weight.scale
     silent = scale < smallest
     ends = 0 if weight.signed else sum(code_limits(weight.bits, signed=False))  # lowest plus highest code

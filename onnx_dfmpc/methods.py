@@ -130,16 +130,24 @@ def grid_spec(layer: Layer, plan: LayerPlan) -> GridSpec:
 
 
 def round_layer(
-    layer: Layer, plan: LayerPlan, weight: NDArray[np.floating], statistics: InputStatistics
+    layer: Layer,
+    plan: LayerPlan,
+    weight: NDArray[np.floating],
+    statistics: InputStatistics,
+    *,
+    folds: bool = False,
 ) -> Rounded:
-    """Choose the codes of a layer's weight, shape ``layer.shape``."""
+    """Choose the codes of a layer's weight, shape ``layer.shape``; ``folds`` says whether its batch norm is
+    going to be folded into scales.
+    """
     rows = to_rows(weight.astype(np.float32, copy=False), layer)
     needs_statistics = ROUNDINGS[plan.rounding].needs_statistics
     covariance = rounding_covariance(layer, statistics) if needs_statistics else None
+    signs = _signs(layer, plan, folds)
     codes = quantize_rows(
-        rows, grid_spec(layer, plan), plan.rounding, taps=taps(layer), covariance=covariance
+        rows * signs, grid_spec(layer, plan), plan.rounding, taps=taps(layer), covariance=covariance
     )
-    return _responding(layer, plan, rows, codes, statistics)
+    return _responding(layer, plan, rows, _reflected(codes, signs), statistics)
 
 
 def round_layers(
@@ -147,6 +155,8 @@ def round_layers(
     plans: Sequence[LayerPlan],
     weights: Sequence[NDArray[np.floating]],
     statistics: Sequence[InputStatistics],
+    *,
+    folds: bool = False,
 ) -> list[Rounded]:
     """`round_layer` of several layers; those of one shape and grid at once, which is faster."""
     found: dict[int, Rounded] = {}
@@ -157,16 +167,37 @@ def round_layers(
         rows = [to_rows(weights[i].astype(np.float32, copy=False), layers[i]) for i in some]
         together = ROUNDINGS[plan.rounding].needs_statistics and grid.per_channel and grid.kind != "ternary"
         if len(some) == 1 or not together:
-            found |= {i: round_layer(layers[i], plans[i], weights[i], statistics[i]) for i in some}
+            found |= {
+                i: round_layer(layers[i], plans[i], weights[i], statistics[i], folds=folds) for i in some
+            }
             continue
+        signs = [_signs(layers[i], plans[i], folds) for i in some]
         covariances = [rounding_covariance(layers[i], statistics[i]) for i in some]
         dense = [one for one in covariances if isinstance(one, np.ndarray)]
-        codes = quantize_alike(rows, grid, plan.rounding, taps=taps(layer), covariances=dense)
+        turned = [one * sign for one, sign in zip(rows, signs, strict=True)]
+        codes = quantize_alike(turned, grid, plan.rounding, taps=taps(layer), covariances=dense)
         found |= {
-            i: _responding(layers[i], plans[i], one, own, statistics[i])
-            for i, one, own in zip(some, rows, codes, strict=True)
+            i: _responding(layers[i], plans[i], one, _reflected(own, sign), statistics[i])
+            for i, one, own, sign in zip(some, rows, codes, signs, strict=True)
         }
     return [found[index] for index in range(len(layers))]
+
+
+def _signs(layer: Layer, plan: LayerPlan, folds: bool) -> Array:
+    """Signs, shape (g, r, 1), with which rows become vectors of a table.
+
+    A batch norm that is folded may turn a channel around. Scalar codes are reflected then, but a row of a
+    table belongs to other channels, too. So the channel is rounded as it will be, and its scale is negative
+    until the batch norm is folded.
+    """
+    signs = np.ones(layer.channels, np.float32)
+    if folds and plan.grid == "vector" and layer.batch_norm is not None:
+        signs = np.where(layer.batch_norm.gamma < 0, np.float32(-1), signs)
+    return signs.reshape(layer.group, -1, 1)
+
+
+def _reflected(codes: Codes, signs: Array) -> Codes:
+    return replace(codes, scale=codes.scale * signs[..., 0])
 
 
 def alike(
@@ -343,6 +374,7 @@ def _stored_weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeig
         bits=stored_bits(plan.bits, plan.grid),
         signed=signed,
         axis=None if single else layer.axis,
+        vector=plan.grid == "vector",
     )
 
 

@@ -20,7 +20,6 @@ from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.spec import (
     InputStatistics,
     Layer,
-    LayerPlan,
     LayerStatistics,
     MatchReport,
     Mixture,
@@ -61,7 +60,7 @@ def solve(
     likely = None if mixture is None else mixture.only(NEGLIGIBLE)
     run = QuantizedRun(proto, likely) if likely is not None and _runs(recipe, statistics) else None
     # Codes follow from the float network alone, unless a layer takes over factors of the one before.
-    alone = {} if carriers else _rounded(matched, plans, statistics, table)
+    alone = {} if carriers else _rounded(matched, plan, statistics, table)
     solved: list[QuantizedLayer] = []
     for layer in matched.layers:
         measured = statistics.get(layer.name, NOTHING)
@@ -75,7 +74,10 @@ def solve(
         if layer.name in factors:
             weight = weight * along_inputs(factors[layer.name], layer)
             seen = _divided(seen, factors[layer.name], layer)
-        rounded = alone.pop(layer.name, None) or round_layer(layer, plans[layer.name], weight, seen)
+        folds = plan.form.fold_batch_norm == "yes"
+        rounded = alone.pop(layer.name, None) or round_layer(
+            layer, plans[layer.name], weight, seen, folds=folds
+        )
         outputs = None
         if run is not None and measured.output is not None:
             now = run.respond(layer, rounded.weight())
@@ -94,18 +96,17 @@ def solve(
 
 
 def _rounded(
-    matched: MatchReport,
-    plans: Mapping[str, LayerPlan],
-    statistics: Mapping[str, LayerStatistics],
-    table: ConstantTable,
+    matched: MatchReport, plan: QuantPlan, statistics: Mapping[str, LayerStatistics], table: ConstantTable
 ) -> dict[str, Rounded]:
     """Planned layers that are small enough to be rounded together, with their codes, by name."""
+    plans = {layer.name: layer for layer in plan.layers}
     layers = [layer for layer in matched.layers if layer.name in plans and layer.size <= TOGETHER]
     rounded = round_layers(
         layers,
         [plans[layer.name] for layer in layers],
         [_floats(table[layer.weight]) for layer in layers],
         [statistics.get(layer.name, NOTHING).input or white(layer) for layer in layers],
+        folds=plan.form.fold_batch_norm == "yes",
     )
     return {layer.name: one for layer, one in zip(layers, rounded, strict=True)}
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate.fixed import layer_plan, left_out
-from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
+from onnx_dfmpc.allocate.knapsack import Choice, Frontier, Mask, frontier
+from onnx_dfmpc.allocate.shared import shared_bytes, widths_below, widths_within
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan, sqnr_db
@@ -41,7 +42,8 @@ def allocate_budget(matched: MatchReport, recipe: Recipe, model_sha256: str, tab
         choice = _within_mean_bits(matched, recipe.target_bits, table, allowed)
     else:
         assert recipe.target_sqnr_db is not None
-        choice = frontier(table, allowed).below(10 ** (-recipe.target_sqnr_db / 10))
+        noise = 10 ** (-recipe.target_sqnr_db / 10)
+        choice = frontier(table, widths_below(table, allowed, noise)).below(noise)
     if choice is None:
         best = sqnr_db(float(np.where(allowed, table.noise, np.inf).min(axis=1).sum()))
         raise UnsupportedError(
@@ -103,7 +105,7 @@ def budgets(matched: MatchReport, recipe: Recipe, table: CostTable, count: int) 
     """
     allowed = candidate_widths(table.layers, table.widths, table.sizes, bit_bounds(matched, recipe))
     least = _least(table, allowed)
-    most = table.base + int(np.where(allowed, table.sizes, 0).max(axis=1).sum())
+    most = _file_size(table, allowed, np.where(allowed, table.sizes, 0).argmax(axis=1))
     return sorted({math.ceil(budget) for budget in np.geomspace(least, most, count)})
 
 
@@ -157,13 +159,31 @@ def mean_bits(plan: QuantPlan, matched: MatchReport) -> float:
 
 def _within(table: CostTable, allowed: Mask, budgets: Sequence[int]) -> list[Choice | None]:
     """The least noise for each of some budgets in bytes of the file."""
-    shared, least = frontier(table, allowed, max(budgets, default=0) - table.base), _least(table, allowed)
-    choices = [shared.within(budget - table.base) for budget in budgets]
-    fewest = cheapest(table.sizes, allowed)
-    return [
-        fewest if choice is None and budget >= least else choice
-        for choice, budget in zip(choices, budgets, strict=True)
-    ]
+    least, fewest = _least(table, allowed), cheapest(table.sizes, allowed)
+    frontiers: dict[bytes, Frontier] = {}
+    most = max(budgets, default=0) - table.base
+
+    def solved(mask: Mask, budget: int) -> Choice | None:
+        """The best choice, without bytes kept free for widths that nobody takes."""
+        key = mask.tobytes()
+        points = frontiers[key] = frontiers.get(key) or frontier(table, mask, most)
+        open_widths = np.flatnonzero(mask.any(axis=0))
+        choice = points.within(budget - table.base - shared_bytes(table, open_widths))
+        unused = np.setdiff1d(open_widths, [] if choice is None else choice)
+        if choice is None or not shared_bytes(table, unused):
+            return choice
+        fewer = mask.copy()
+        fewer[:, unused] = False
+        return solved(fewer, budget)
+
+    def best(masks: Sequence[Mask], budget: int) -> Choice | None:
+        choices = [choice for mask in masks if (choice := solved(mask, budget)) is not None]
+        if not choices:
+            return fewest if budget >= least else None
+        return min(choices, key=lambda choice: float(table.noise[np.arange(len(choice)), choice].sum()))
+
+    tried = widths_within(table, allowed, budgets)
+    return [best(masks, budget) for masks, budget in zip(tried, budgets, strict=True)]
 
 
 def _least(table: CostTable, allowed: Mask) -> int:
@@ -174,7 +194,8 @@ def _least(table: CostTable, allowed: Mask) -> int:
 def _file_size(table: CostTable, allowed: Mask, choice: Choice) -> int:
     rows = np.arange(len(choice))
     spare = table.spare if np.array_equal(choice, cheapest(table.sizes, allowed)) else 0
-    return table.base - spare + int(table.sizes[rows, choice].sum())
+    brought = shared_bytes(table, np.unique(choice))
+    return table.base - spare + brought + int(table.sizes[rows, choice].sum())
 
 
 def _within_mean_bits(matched: MatchReport, target: float, table: CostTable, allowed: Mask) -> Choice | None:

@@ -123,7 +123,7 @@ def layer_plan(layer: Layer, role: Role, bits: float, reason: str, recipe: Recip
     """Plan of one layer at some bits: grid and rounding are the method's."""
     method = METHODS[recipe.method]
     rounding = recipe.rounding or method.rounding
-    grid = recipe.form.grid(method.grid(bits), bits)
+    grid = recipe.form.grid(method.grid(bits), bits, layer)
     return LayerPlan(layer.name, bits, role, grid, rounding, method.per_channel, reason)
 
 

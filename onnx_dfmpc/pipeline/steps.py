@@ -13,6 +13,7 @@ from onnx_dfmpc.activations.activate import TAU_ANCHORED, TAU_OTHERS, TAU_PICTUR
 from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
 from onnx_dfmpc.allocate.fixed import allocate_fixed
+from onnx_dfmpc.allocate.shared import shared_bytes
 from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.evaluate import evidence
 from onnx_dfmpc.evaluate.compare import Evaluation, examine
@@ -45,6 +46,7 @@ from onnx_dfmpc.spec import (
     Expectation,
     Feeds,
     IntegerActivations,
+    Layer,
     LayerPlan,
     LayerReport,
     LayerStatistics,
@@ -163,11 +165,15 @@ SHARES = (1.0, 0.75, 0.5, 0.25)
 
 
 def _spent(job: Job, recipe: Recipe, costs: CostTable, made: QuantPlan) -> QuantPlan:
-    """Plan that spends what another leaves: `base` counts the tables of all widths, and no plan uses all."""
+    """Plan that spends what another leaves: widths share some of what they bring, and the costs count it for
+    each.
+    """
     assert recipe.target_size is not None
     rows = {name: row for row, name in enumerate(costs.layers)}
-    sizes = sum(costs.sizes[rows[layer.name], costs.widths.index(layer.bits)] for layer in made.layers)
-    unused = costs.base + int(sizes) - (made.predicted_bytes or 0)
+    widths = [costs.widths.index(layer.bits) for layer in made.layers]
+    sizes = costs.sizes[[rows[layer.name] for layer in made.layers], widths].sum()
+    counted = costs.base + int(sizes) + shared_bytes(costs, np.unique(widths))
+    unused = counted - (made.predicted_bytes or 0)
     for share in SHARES:
         # A plan with other widths may need other tables.
         cheaper = replace(costs, base=costs.base - int(share * unused), spare=0)
@@ -200,7 +206,7 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
     """Codes and repair of every layer, the rewritten model, and what is expected of it."""
     proto, matched = job.source.proto, job.matched
     # A plan may have been made for another form.
-    layers = tuple(_in_form(layer, plan.form) for layer in plan.layers)
+    layers = tuple(_in_form(layer, plan.form, job.matched[layer.name]) for layer in plan.layers)
     fewer = any(new.bits < old.bits for new, old in zip(layers, plan.layers, strict=True))
     plan = replace(plan, layers=layers)
     if plan.predicted_bytes is None or fewer:
@@ -250,9 +256,9 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
     return replace(made, plan=plan, expectation=expectation)
 
 
-def _in_form(layer: LayerPlan, form: StorageFormat) -> LayerPlan:
-    bits = min(layer.bits, form.most_bits)
-    return replace(layer, bits=bits, grid=form.grid(layer.grid, bits))
+def _in_form(plan: LayerPlan, form: StorageFormat, layer: Layer) -> LayerPlan:
+    bits = min(plan.bits, form.most_bits)
+    return replace(plan, bits=bits, grid=form.grid(plan.grid, bits, layer))
 
 
 def _activated(

@@ -549,7 +549,7 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         fixed = self.kind in ("pairs", "bits")
         fold = self.fold_batch_norm
         return StorageFormat(
-            storage=self.storage or ("native" if self._runtime.native else "table"),
+            storage=self._storage,
             unpack="int8" if self.activations is not None else self.unpack or self._runtime.unpack,
             fold_batch_norm=fold if fold != "auto" else "no" if fixed and self.activations is None else "yes",
             activations=self.activations,
@@ -557,6 +557,12 @@ class Recipe(Bits, Method, Storage, Data, Gates):
             reduce_range=self.reduce_range,
             target=self.target,
         )
+
+    @property
+    def _storage(self) -> str:
+        wanted = self.storage or "vector"
+        rounding = ROUNDINGS[self.rounding or METHODS[self.method].rounding]
+        return "table" if wanted == "vector" and not rounding.vectors else wanted
 
     @property
     def _slim(self) -> bool:

@@ -92,7 +92,8 @@ def rewrite(
             quantized = fold(quantized, layer, bias, _floats(table[layer.weight]).dtype)
         weight = quantized.weight
         nonzero = weight.zero_point is not None and bool(np.any(weight.zero_point))
-        spec = specs[layer.name](bits=weight.bits, signed=weight.signed, axis=weight.axis, zero_point=nonzero)
+        parts = {"bits": weight.bits, "signed": weight.signed, "axis": weight.axis, "zero_point": nonzero}
+        spec = specs[layer.name](**parts, vector=weight.vector)
         layout = lay_out(spec, forms[layer.name])
         norm = quantized.batch_norm
         edits.append(Edit(layer, layout, layout.fill(weight), quantized.bias, norm, folded=obstacle == ""))
@@ -138,8 +139,8 @@ def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) ->
 
 
 def weight_specs(proto: ModelProto, matched: MatchReport) -> dict[str, partial[WeightSpec]]:
-    """What is known of the weight of every layer, by name: its ``bits``, ``signed``, ``axis`` and
-    ``zero_point`` are still to come. DfmpcError if a layer is not of the model.
+    """What is known of the weight of every layer, by name: its ``bits``, ``signed``, ``axis``,
+    ``zero_point`` and ``vector`` are still to come. DfmpcError if a layer is not of the model.
     """
     table, names = ConstantTable(proto), _choose_names(proto, matched)
     specs = {}

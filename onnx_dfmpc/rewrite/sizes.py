@@ -107,11 +107,11 @@ def base_size(
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Bytes of everything in the file but the weights of the given layers, whatever bits of ``widths`` they
-    will get.
+    """Bytes of everything in the file but the weights of the given layers and what these share, whatever bits
+    of ``widths`` they will get.
 
-    ``base_size(...) + stored_sizes(...)[i, w_i].sum()`` is never less than the file, and hardly more. The
-    other parameters are as in `predicted_size`.
+    With what the widths share (`shared_sizes`), ``base_size(...) + stored_sizes(...)[i, w_i].sum()`` is never
+    less than the file, and hardly more. The other parameters are as in `predicted_size`.
     """
     layouts = _layouts(proto, matched, {name: tuple(widths) for name in layers}, form, grid)
     largest = {name: max(row, key=lambda layout: layout.size) for name, row in layouts.items()}
@@ -119,12 +119,24 @@ def base_size(
     # A node may be larger or smaller in a later opset: all that the widths may need are tried.
     opsets = {layout.opset for layout in every} or {0}
     edits = _edits(proto, matched, largest, form, corrected)
-    shared = shared_names(every)
+    shared = shared_names(largest.values())
     whole = max(_size(proto, matched, edits, opset, shared, metadata or {}, form) for opset in opsets)
-    if form.slim:
-        # What only other layouts share is not read by these, and gone.
-        whole += _shared_size(shared) - _shared_size(shared_names(largest.values()))
-    return whole - sum(layout.size for layout in largest.values())
+    return whole - sum(layout.size for layout in largest.values()) - _shared_size(shared)
+
+
+def shared_sizes(
+    proto: ModelProto,
+    matched: MatchReport,
+    layers: Collection[str],
+    widths: Sequence[float],
+    form: StorageFormat = DEFAULT,
+    *,
+    grid: Grid = "asymmetric",
+) -> NDArray[np.int64]:
+    """Bytes of the tables that each width brings with it, shape (widths,); some widths share some."""
+    layouts = _layouts(proto, matched, {name: tuple(widths) for name in layers}, form, grid)
+    columns = zip(*layouts.values(), strict=True)
+    return np.array([_shared_size(shared_names(column)) for column in columns], np.int64)
 
 
 def _shared_size(names: Collection[str]) -> int:
@@ -145,10 +157,11 @@ def _layouts(
     forms = layer_forms(proto, matched, form)
 
     def at(layer: Layer, bits: float) -> WeightLayout:
-        chosen = form.grid(grid, bits)
+        chosen = form.grid(grid, bits, layer)
         asymmetric, bits = chosen == "asymmetric", stored_bits(bits, chosen)
         axis = None if shares_grid(layer) else layer.axis
-        spec = specs[layer.name](bits=bits, signed=not asymmetric, axis=axis, zero_point=asymmetric)
+        parts = {"bits": bits, "signed": not asymmetric, "axis": axis, "zero_point": asymmetric}
+        spec = specs[layer.name](**parts, vector=chosen == "vector")
         return _lay_out(spec, forms[layer.name])
 
     return {name: [at(layers[name], bits) for bits in row] for name, row in widths.items()}

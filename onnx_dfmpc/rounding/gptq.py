@@ -39,12 +39,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_dfmpc.linalg.low_rank import SemiSeparable, Unit, multiply
 from onnx_dfmpc.linalg.matrices import Covariance, Dense, Kronecker, matrix
 from onnx_dfmpc.linalg.products import product
-from onnx_dfmpc.rounding.grids import Codes, GridSpec, Limits, min_max
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, first_grid
+from onnx_dfmpc.rounding.levels import WORKING, Levels, levels_of
 from onnx_dfmpc.spec import Array
+from onnx_dfmpc.spec.vectors import VECTORS
 
 DAMPING = 0.01
 """Share of its mean diagonal that is added to H before it is factored: that of GPTQ. Flat: 0.0001 has 12.07
@@ -72,10 +75,8 @@ small effect of either sign: without it ResNet-20 has 12.31 and 18.75, ShuffleNe
 5.88 and 13.26. With steps of 2 as well, 5.67 and 13.26.
 """
 
-WORKING = np.float32
-"""Dtype of the sweeps: the residual of a weight is known to a ten thousandth of a step, and it takes half the
-time of float64. Factors are computed in float64.
-"""
+VECTOR_RATIOS = (0.8, 0.9, 1.0, 1.1, 1.25)
+"""Shares of the first scale that are tried for the rows of a table."""
 
 SWEEPS = 2
 """Most passes of coordinate descent, of two seeds at 2 and 3 bits: one has up to 0.4 dB less (ResNet-8), four
@@ -97,43 +98,60 @@ LEAF = 32
 """Inputs that `sweep` visits one by one, unless the grain of the matrix is coarser. Speed alone."""
 
 
-def gptq(rows: Array, grid: GridSpec, covariance: Covariance) -> Codes:
-    """Codes of rows (g, r, n) for inputs of a covariance, on an asymmetric or symmetric grid."""
+def gptq(rows: Array, grid: GridSpec, covariance: Covariance, layers: int = 1) -> Codes:
+    """Codes of rows (g, r, n) for inputs of a covariance, on any grid but a ternary one.
+
+    The groups may be those of several ``layers`` of one shape, one after the other.
+    """
     g, r, n = rows.shape
-    ratios = RATIOS.get(grid.bits, (1.0,))
+    ratios = VECTOR_RATIOS if grid.kind == "vector" else RATIOS.get(grid.bits, (1.0,))
+    levels, tried = levels_of(grid, layers), levels_of(grid, layers, len(ratios))
     steps: tuple[int, ...] = ()
     if grid.kind == "asymmetric" and grid.per_channel:
         steps = ZERO_POINT_STEPS.get(grid.bits, ())
     factor = CholeskyFactor.of(covariance)
     unit = matrix(covariance).unit_diagonal().astype(WORKING)
-    widest, middle = (array.astype(WORKING) for array in min_max(rows, grid))
+    widest, middle = (array.astype(WORKING) for array in first_grid(rows, grid))
     codes, scale, zero_point = np.empty_like(rows), np.empty((g, r)), np.empty((g, r))
-    # A grid for the whole tensor is chosen by all of its rows, so they have to be rounded together.
     most = MOST_WEIGHTS if n <= MANY_INPUTS else MOST_OF_MANY
-    slab = max(1, most // (g * n * len(ratios))) if grid.per_channel else r
-    for start in range(0, r, slab):
-        part = slice(start, start + slab)
+    for part in _parts(r, max(1, most // (g * n * len(ratios))), grid, g):
         weights = rows[:, part].transpose(0, 2, 1).astype(WORKING)
         responses = Responses.of(weights, factor)
         scales = np.multiply.outer(np.array(ratios, WORKING), widest[:, part])
-        ranges = _try(responses, scales, middle[None, :, part], grid.limits)
-        best = _best(ranges, per_channel=grid.per_channel)
+        ranges = _try(responses, scales, middle[None, :, part], tried)
+        best = _best(levels, ranges)
         if steps:
             moved = np.clip(np.add.outer(np.array(steps, WORKING), best.zero_point[0]), *grid.limits)
-            others = _try(responses, best.scale, moved, grid.limits)
-            best = _best(best, others, per_channel=grid.per_channel)
+            others = _try(responses, best.scale, moved, levels)
+            best = _best(levels, best, others)
         scale[:, part] = best.scale[0]
         # One scale for the whole tensor has no room for a factor per row.
         if grid.per_channel:
             scale[:, part] *= responses.best_scale(best.error[0])
         zero_point[:, part] = best.zero_point[0]
-        chosen = scale[:, part], zero_point[:, part], grid.limits
-        levels = descend(weights, unit, best.codes[0], *chosen, SWEEPS)
-        codes[:, part] = levels.transpose(0, 2, 1)
+        chosen = scale[:, part], zero_point[:, part], levels
+        found = descend(weights, unit, best.codes[0], *chosen, SWEEPS)
+        codes[:, part] = found.transpose(0, 2, 1)
     return Codes(codes, scale, zero_point, grid.limits)
 
 
-def sketch(rows: Array, grids: Sequence[GridSpec], covariance: Covariance) -> list[Codes]:
+def _parts(r: int, most: int, grid: GridSpec, groups: int) -> list[Part]:
+    """Rows to round at once: what shares a grid, or a row of a table, stays together."""
+    if not grid.per_channel:
+        return [slice(0, r)]
+    if grid.kind != "vector":
+        return [slice(start, start + most) for start in range(0, r, most)]
+    k = VECTORS[grid.bits].length
+    each = -(-r // k)
+    if groups > 1 or r <= most or each < k:  # channels of one row of a table may be of different groups
+        return [slice(0, r)]
+    starts = np.arange(k)[:, None] * each
+    blocks = max(1, most // k)
+    parts = [starts + np.arange(start, min(start + blocks, each)) for start in range(0, each, blocks)]
+    return [part[part < r] for part in parts]
+
+
+def sketch(rows: Array, grids: Sequence[GridSpec], covariance: Covariance, layers: int = 1) -> list[Codes]:
     """Codes of rows (g, r, n) on each grid by one pass of error feedback, without a search.
 
     About 1 dB noisier than `gptq`, and much the same for every layer.
@@ -141,12 +159,15 @@ def sketch(rows: Array, grids: Sequence[GridSpec], covariance: Covariance) -> li
     weights, factor = rows.transpose(0, 2, 1).astype(WORKING), CholeskyFactor.of(covariance)
     sketched = []
     for grid in grids:
-        widest, zero_point = (array.astype(WORKING) for array in min_max(rows, grid))
-        scale = SKETCH_RATIO.get(grid.bits, 1.0) * widest
-        levels, _ = feedback(weights, factor, scale, zero_point, grid.limits)
-        sketched.append(Codes(levels.transpose(0, 2, 1), scale, zero_point, grid.limits))
+        widest, zero_point = (array.astype(WORKING) for array in first_grid(rows, grid))
+        scale = widest if grid.kind == "vector" else SKETCH_RATIO.get(grid.bits, 1.0) * widest
+        codes, _ = feedback(weights, factor, scale, zero_point, levels_of(grid, layers))
+        sketched.append(Codes(codes.transpose(0, 2, 1), scale, zero_point, grid.limits))
     return sketched
 
+
+Part = slice | NDArray[np.intp]
+"""Some rows."""
 
 Swept = Dense | Kronecker | Unit
 """A matrix M with ones on its diagonal."""
@@ -227,11 +248,9 @@ class _Trials:
     correlation: Array
 
 
-def _best(*trials: _Trials, per_channel: bool) -> _Trials:
-    """The trial (t = 1) that suits each row best, or all rows on average; the first one of equals."""
-    score = np.concatenate([some.correlation for some in trials])
-    if not per_channel:
-        score = np.broadcast_to(score.mean(axis=(1, 2), keepdims=True), score.shape)
+def _best(levels: Levels, *trials: _Trials) -> _Trials:
+    """The trial (t = 1) that suits best, each row or those that have to agree; the first one of equals."""
+    score = levels.shared(np.concatenate([some.correlation for some in trials]))
     choice = score.argmax(axis=0)[None]
 
     def select(arrays: list[Array]) -> Array:
@@ -247,39 +266,39 @@ def _best(*trials: _Trials, per_channel: bool) -> _Trials:
     )
 
 
-def _try(responses: Responses, scale: Array, zero_point: Array, limits: Limits) -> _Trials:
+def _try(responses: Responses, scale: Array, zero_point: Array, levels: Levels) -> _Trials:
     """Error feedback on the grids of scales and zero points (t, g, r)."""
     scale, zero_point = np.broadcast_arrays(scale, zero_point)
     trials = len(scale)
     # As t r rows in one sweep: until there are many rows, its time is that of the Python loop over inputs.
     weights = np.tile(responses.weights, trials)
     grids = np.concatenate(scale, axis=1), np.concatenate(zero_point, axis=1)
-    codes, error = feedback(weights, responses.factor, *grids, limits)
+    codes, error = feedback(weights, responses.factor, *grids, levels)
     errors = np.stack(np.split(error, trials, axis=2))
     correlation = np.stack([responses.correlation(one) for one in errors])
     return _Trials(np.stack(np.split(codes, trials, axis=2)), errors, scale, zero_point, correlation)
 
 
 def feedback(
-    weights: Array, factor: CholeskyFactor, scale: Array, zero_point: Array, limits: Limits
+    weights: Array, factor: CholeskyFactor, scale: Array, zero_point: Array, levels: Levels
 ) -> tuple[Array, Array]:
     """Error feedback of weights (g, n, r) on grids (g, r): codes, and the error L e of the responses."""
     codes = (weights / scale[:, None] + zero_point[:, None]).astype(WORKING)
     residual = np.zeros_like(codes)  # of M d: nothing has been rounded yet
-    sweep(factor.unit, codes, residual, limits, forward_only=True)
+    sweep(factor.unit, codes, residual, levels, forward_only=True)
     residual *= factor.diagonal[..., None] * scale[:, None]
     return codes, residual
 
 
 def descend(
-    weights: Array, unit: Swept, codes: Array, scale: Array, zero_point: Array, limits: Limits, sweeps: int
+    weights: Array, unit: Swept, codes: Array, scale: Array, zero_point: Array, levels: Levels, sweeps: int
 ) -> Array:
     """Coordinate descent of e'He from codes (g, n, r), in at most ``sweeps``, fewer if one moves nothing."""
     codes = codes.astype(WORKING)
     residual = _times(unit, codes - (weights / scale[:, None] + zero_point[:, None]))
     # Nobody reads the residual of the last sweep, which keeps it up to date only ahead of itself.
     for sweeps_left in reversed(range(sweeps)):
-        if not sweep(unit, codes, residual, limits, forward_only=sweeps_left == 0):
+        if not sweep(unit, codes, residual, levels, forward_only=sweeps_left == 0):
             break
     return codes
 
@@ -292,7 +311,7 @@ def _times(unit: Swept, columns: Array) -> Array:
     return unit.part(every, every, columns)
 
 
-def sweep(unit: Swept, values: Array, residual: Array, limits: Limits, *, forward_only: bool = False) -> bool:
+def sweep(unit: Swept, values: Array, residual: Array, levels: Levels, *, forward_only: bool = False) -> bool:
     """Move each weight in turn to its best code given the others, in place; whether any moved.
 
     ``values`` (g, n, r) are codes, or weights in units of codes, and become codes. ``residual`` is
@@ -301,12 +320,12 @@ def sweep(unit: Swept, values: Array, residual: Array, limits: Limits, *, forwar
     """
     steps = np.empty_like(values)
     if isinstance(unit, Unit):
-        return _sweep_directions(unit, values, residual, steps, limits, forward_only)
-    return _sweep_part(unit, values, residual, steps, limits, slice(0, unit.inputs), forward_only)
+        return _sweep_directions(unit, values, residual, steps, levels, forward_only)
+    return _sweep_part(unit, values, residual, steps, levels, slice(0, unit.inputs), forward_only)
 
 
 def _sweep_directions(
-    unit: Unit, values: Array, residual: Array, steps: Array, limits: Limits, forward_only: bool
+    unit: Unit, values: Array, residual: Array, steps: Array, levels: Levels, forward_only: bool
 ) -> bool:
     """`sweep` where M is a product of a few directions: what the steps so far do is known in these."""
     moved, dtype = False, values.dtype
@@ -317,7 +336,7 @@ def _sweep_directions(
             residual[:, leaf] += product(unit.left[:, leaf], inner, dtype)
             if order is leaves:
                 block = unit.block(leaf.start, leaf.stop)
-                moved |= _sweep_leaf(block, values[:, leaf], residual[:, leaf], steps[:, leaf], limits)
+                moved |= _sweep_leaf(block, values[:, leaf], residual[:, leaf], steps[:, leaf], levels)
             inner += product(unit.right[:, leaf].transpose(0, 2, 1), steps[:, leaf], dtype)
     return moved
 
@@ -327,7 +346,7 @@ def _sweep_part(
     values: Array,
     residual: Array,
     steps: Array,
-    limits: Limits,
+    levels: Levels,
     part: slice,
     forward_only: bool,
 ) -> bool:
@@ -340,29 +359,27 @@ def _sweep_part(
     if part.stop - part.start <= LEAF or grains == 1:
         # A view of a few columns: what is outside of the leaf gets its steps from the products above it.
         block = unit.block(part.start, part.stop)
-        return _sweep_leaf(block, values[:, part], residual[:, part], steps[:, part], limits)
+        return _sweep_leaf(block, values[:, part], residual[:, part], steps[:, part], levels)
     middle = part.start + grains // 2 * unit.grain
     first, second = slice(part.start, middle), slice(middle, part.stop)
-    first_moved = _sweep_part(unit, values, residual, steps, limits, first, forward_only)
+    first_moved = _sweep_part(unit, values, residual, steps, levels, first, forward_only)
     if first_moved:
         residual[:, second] += unit.part(second, first, steps[:, first])
-    second_moved = _sweep_part(unit, values, residual, steps, limits, second, forward_only)
+    second_moved = _sweep_part(unit, values, residual, steps, levels, second, forward_only)
     if second_moved and not forward_only:
         residual[:, first] += unit.part(first, second, steps[:, second])
     return first_moved or second_moved
 
 
-def _sweep_leaf(block: Array, values: Array, residual: Array, steps: Array, limits: Limits) -> bool:
+def _sweep_leaf(block: Array, values: Array, residual: Array, steps: Array, levels: Levels) -> bool:
     """`sweep` over a few inputs, one after the other: the residual of each is that from outside of the leaf,
     and what the steps before it in the leaf add.
     """
-    low, high = limits
     for j in range(values.shape[1]):
         code = values[:, j] - residual[:, j]
         if j:
             code -= (block[:, j, None, :j] @ steps[:, :j])[:, 0]
-        np.rint(code, out=code)
-        np.minimum(np.maximum(code, low, out=code), high, out=code)
+        levels.round(code)
         np.subtract(code, values[:, j], out=steps[:, j])
         values[:, j] = code
     if not steps.any():

@@ -7,6 +7,7 @@ grid is per tensor.
 
     asymmetric   codes 0 .. L - 1, integer zero point inside; L = 2^b, and 3 or 6 for 1.58 and 2.58 bits
     symmetric    codes -h .. h, zero point 0, h = (L - 1) // 2
+    vector       levels of the rows of a table (`spec.vectors`), zero point 0, scale by the root mean square
     ternary      codes -1, 0, 1; |W| <= 0.7 mean|W| becomes 0, scale = mean |W| of the others (Li et al.,
                  arXiv 1605.04711)
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_dfmpc.spec import Array, Grid
+from onnx_dfmpc.spec.vectors import VECTORS
 from onnx_dfmpc.spec.widths import LEVELS, code_limits
 
 Limits = tuple[int, int]
@@ -45,7 +47,10 @@ class GridSpec:
         """Lowest and highest code."""
         if self.kind == "asymmetric":
             return code_limits(self.bits, signed=False)
-        high = 1 if self.kind == "ternary" else (LEVELS[self.bits] - 1) // 2
+        if self.kind == "vector":
+            high = int(VECTORS[self.bits].rows.max())
+        else:
+            high = 1 if self.kind == "ternary" else (LEVELS[self.bits] - 1) // 2
         return -high, high
 
 
@@ -59,10 +64,20 @@ class Codes:
     limits: Limits
 
 
+def first_grid(rows: Array, grid: GridSpec) -> tuple[Array, Array]:
+    """Scale and zero point (g, r) of rows (g, r, n) before any search: `min_max`, or by the root mean square
+    for the rows of a table.
+    """
+    if grid.kind != "vector":
+        return min_max(rows, grid)
+    scale = np.sqrt(np.square(rows).mean(axis=2)) / VECTORS[grid.bits].deviation
+    return np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(rows.dtype), np.zeros_like(scale)
+
+
 def min_max(rows: Array, grid: GridSpec) -> tuple[Array, Array]:
     """Scale and zero point (g, r) of the grid that covers the range of rows (g, r, n), zero included.
 
-    Scales are positive, also where a row is zero everywhere. Not for ternary grids.
+    Scales are positive, also where a row is zero everywhere. Not for ternary grids, nor for tables.
     """
     axes = 2 if grid.per_channel else (0, 1, 2)
     least = np.minimum(rows.min(axis=axes, keepdims=True), 0)[..., 0]

@@ -14,30 +14,39 @@ from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max, nearest, ternary
 from onnx_dfmpc.rounding.squant import squant
 from onnx_dfmpc.spec import Array
 
-Sketch = Callable[[Array, Sequence[GridSpec], Covariance], list[Codes]]
+Sketch = Callable[[Array, Sequence[GridSpec], Covariance, int], list[Codes]]
 
 
 @dataclass(frozen=True)
 class RoundingMethod:
     """A way to choose the codes of a weight.
 
-    ``codes(rows, grid, taps, covariance)`` are those of rows (g, r, n) with ``taps`` kernel taps per input
-    channel, never on a ternary grid; the covariance of the inputs is None unless the method needs statistics.
-    ``sketch(rows, grids, covariance)`` is a cheaper stand-in for predictions, on several grids.
+    ``codes(rows, grid, taps, covariance, layers)`` are those of rows (g, r, n) with ``taps`` kernel taps per
+    input channel, never on a ternary grid; the covariance of the inputs is None unless the method needs
+    statistics. The groups are those of so many ``layers``, one after the other.
+    ``sketch(rows, grids, covariance, layers)`` is a cheaper stand-in for predictions, on several grids.
+    ``vectors`` says whether there are codes on a grid of vectors.
     """
 
-    codes: Callable[[Array, GridSpec, int, Covariance | None], Codes]
+    codes: Callable[[Array, GridSpec, int, Covariance | None, int], Codes]
     needs_statistics: bool = False
     sketch: Sketch | None = None
+    vectors: bool = False
 
 
 def quantize_rows(
-    rows: Array, grid: GridSpec, rounding: str, *, taps: int = 1, covariance: Covariance | None = None
+    rows: Array,
+    grid: GridSpec,
+    rounding: str,
+    *,
+    taps: int = 1,
+    covariance: Covariance | None = None,
+    layers: int = 1,
 ) -> Codes:
     """Codes of rows (g, r, n) by one of `ROUNDINGS`; a ternary grid has thresholds of its own instead."""
     if grid.kind == "ternary":
         return ternary(rows, per_channel=grid.per_channel)
-    return ROUNDINGS[rounding].codes(rows, grid, taps, covariance)
+    return ROUNDINGS[rounding].codes(rows, grid, taps, covariance, layers)
 
 
 def quantize_alike(
@@ -49,8 +58,9 @@ def quantize_alike(
     the time of small ones is that of the Python loop over their inputs.
     """
     rows, covariance = np.concatenate(weights), np.concatenate(covariances)
-    together = quantize_rows(rows, grid, rounding, taps=taps, covariance=covariance)
-    return split(together, len(weights))
+    layers = len(weights)
+    together = quantize_rows(rows, grid, rounding, taps=taps, covariance=covariance, layers=layers)
+    return split(together, layers)
 
 
 def split(codes: Codes, parts: int) -> list[Codes]:
@@ -61,7 +71,7 @@ def split(codes: Codes, parts: int) -> list[Codes]:
     ]
 
 
-def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
+def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None, layers: int) -> Codes:
     scale, zero_point = min_max(rows, grid)
     codes = np.empty_like(rows)
     for part in slabs(rows):
@@ -69,7 +79,7 @@ def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | No
     return Codes(codes, scale, zero_point, grid.limits)
 
 
-def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
+def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None, layers: int) -> Codes:
     scale, zero_point = min_max(rows, grid)
     codes = np.empty_like(rows)
     for part in slabs(rows):
@@ -77,12 +87,12 @@ def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | Non
     return Codes(codes, scale, zero_point, grid.limits)
 
 
-def _gptq(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
+def _gptq(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None, layers: int) -> Codes:
     if grid.bits >= EXACT_BITS:
-        return _nearest(rows, grid, taps, covariance)
+        return _nearest(rows, grid, taps, covariance, layers)
     if covariance is None:
         raise ValueError("gptq needs the covariance of the inputs")
-    return gptq(rows, grid, covariance)
+    return gptq(rows, grid, covariance, layers)
 
 
 EXACT_BITS = 8
@@ -91,5 +101,5 @@ EXACT_BITS = 8
 ROUNDINGS: dict[str, RoundingMethod] = {
     "nearest": RoundingMethod(_nearest),
     "squant": RoundingMethod(_squant),
-    "gptq": RoundingMethod(_gptq, needs_statistics=True, sketch=sketch),
+    "gptq": RoundingMethod(_gptq, needs_statistics=True, sketch=sketch, vectors=True),
 }

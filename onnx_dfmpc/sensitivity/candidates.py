@@ -45,7 +45,7 @@ def candidates(
     for some in alike(layers, statistics, [tuple(one) for one in widths]):
         plans = [[layer_plan(layers[i], "inner", width, "", recipe) for width in widths[i]] for i in some]
         sketch = ROUNDINGS[recipe.rounding or METHODS[recipe.method].rounding].sketch
-        if sketch is None or any(plan.grid != "asymmetric" for plan in plans[0]):
+        if sketch is None or any(plan.grid not in ("asymmetric", "vector") for plan in plans[0]):
             rounded = [
                 [round_layer(layers[i], plan, weights[i], statistics[i]) for plan in own]
                 for i, own in zip(some, plans, strict=True)
@@ -88,7 +88,8 @@ def _sketched(
         together = np.concatenate([one for one in uncertain if isinstance(one, np.ndarray)])
     grids = [grid_spec(layers[0], plan) for plan in plans[0]]
     found: list[list[Rounded]] = [[] for _ in layers]
-    for grid, codes in zip(range(len(grids)), sketch(np.concatenate(rows), grids, together), strict=True):
+    sketched = sketch(np.concatenate(rows), grids, together, len(layers))
+    for grid, codes in zip(range(len(grids)), sketched, strict=True):
         for index, part in enumerate(split(codes, len(layers))):
             # Predicted by the covariance that rounding trusts: it fits the one that was measured too well.
             response = respond(rows[index], dequantize(part), statistics[index].mean, trusted[index])

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec.arrays import Array
 from onnx_dfmpc.spec.matched import Layer, Skipped
+from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.runtimes import ANY, RUNTIMES, Runtime
+from onnx_dfmpc.spec.vectors import MOST_INTEGER_BITS, VECTORS
 
 Role = Literal["low", "high", "edge", "inner"]
-Grid = Literal["ternary", "symmetric", "asymmetric"]
+Grid = Literal["ternary", "symmetric", "asymmetric", "vector"]
 Rounding = str
 """A name in `rounding.ROUNDINGS`."""
 
@@ -26,6 +28,7 @@ ACTIVATION_BITS = 8
 """What kernels of ONNX Runtime have for activations."""
 
 STORAGE_FORMATS: dict[str, str] = {
+    "vector": "indices of rows of a table, each the levels of 2 to 5 weights: for every runtime",
     "table": "codes as digits in bytes, unpacked by a table: for every runtime",
     "native": "codes in the narrowest ONNX type that holds them: for ONNX Runtime 1.24 and newer",
 }
@@ -38,7 +41,7 @@ REDUCED_BITS = 7
 
 def stored_bits(bits: float, grid: Grid) -> float:
     """Bits that codes of a grid need: around zero, 2 bits have three levels."""
-    return 1.58 if bits == 2 and grid != "asymmetric" else bits
+    return 1.58 if bits == 2 and grid in ("symmetric", "ternary") else bits
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class StorageFormat:
     Attributes
     ----------
     storage : str
-        Name of a storage format: "table", "native", or another that
+        Name of a storage format: "vector", "table", "native", or another that
         `onnx_dfmpc.storage.layouts.STORAGES` has.
     unpack : {"none", "int8", "float"}
         What ONNX Runtime makes of the codes when it loads the model.
@@ -64,7 +67,7 @@ class StorageFormat:
         Name of the runtime that has to read the file, of `runtimes.RUNTIMES`; None for as many as can.
     """
 
-    storage: str = "table"
+    storage: str = "vector"
     unpack: Unpack = "none"
     fold_batch_norm: YesNo = "no"
     activations: int | None = None
@@ -91,12 +94,18 @@ class StorageFormat:
         """The runtime that has to read the file."""
         return ANY if self.target is None else RUNTIMES[self.target]
 
-    def grid(self, wanted: Grid, bits: float) -> Grid:
-        """Grid of a weight: integer kernels want no zero point, and the most bits leave no room to subtract
-        one.
+    def grid(self, wanted: Grid, bits: float, layer: Layer) -> Grid:
+        """Grid of a layer's weight, in place of an asymmetric one: vectors where the format has them and
+        every channel a scale of its own; integer kernels want no zero point, and the most bits leave no room
+        to subtract one.
         """
+        if wanted not in ("asymmetric", "vector"):
+            return wanted
+        most = MOST_INTEGER_BITS if self.reduce_range else max(VECTORS)
+        if self.storage == "vector" and bits in VECTORS and bits <= most and not shares_grid(layer):
+            return "vector"
         integer = self.activations is not None and bits >= self.most_bits
-        return "symmetric" if integer and wanted == "asymmetric" else wanted
+        return "symmetric" if integer else "asymmetric"
 
     @property
     def most_bits(self) -> int:
@@ -209,9 +218,10 @@ class CostTable:
         Bytes of everything else in the file, whatever the widths.
     source : str
         Where the noise comes from: "bn", "probe" or "measured".
+    shared : int64 array, shape (widths,), or None for zeros
+        Bytes of the tables that a width brings with it, however many layers have it.
     spare : int
-        Bytes of `base` that are not there when every layer has its smallest size: what only wider codes need
-        to be unpacked.
+        Bytes that are counted more than once when every layer has its smallest size.
     """
 
     layers: tuple[str, ...]
@@ -220,7 +230,13 @@ class CostTable:
     sizes: NDArray[np.int64]
     base: int
     source: str
+    shared: NDArray[np.int64] | None = None
     spare: int = 0
+
+    @property
+    def brought(self) -> NDArray[np.int64]:
+        """``shared``, zeros where there is nothing."""
+        return np.zeros(len(self.widths), np.int64) if self.shared is None else self.shared
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ class QuantizedWeight:
     zero_point : int array like scale, or None for zero
     bits : float
         Nominal bits, one of `widths.WIDTHS`. Ternary is 1.58 bits.
+    vector : bool
+        Whether codes are the levels of rows of the table `vectors.VECTORS` of ``bits``: with the channels of
+        ``axis`` in k parts, one row for the first channel of all parts, and so on.
     """
 
     codes: NDArray[np.integer]
@@ -33,6 +36,7 @@ class QuantizedWeight:
     bits: float
     signed: bool
     axis: int | None
+    vector: bool = False
 
     def dequantize(self) -> NDArray[np.float32]:
         """Float weight that the codes stand for, shape of ``codes``, as ONNX DequantizeLinear computes it."""

@@ -21,8 +21,9 @@ from onnx import TensorProto
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec import QuantizedWeight, StorageFormat
 from onnx_dfmpc.spec.planned import Unpack
+from onnx_dfmpc.spec.vectors import VECTORS
 from onnx_dfmpc.spec.widths import LEVELS
-from onnx_dfmpc.storage.tables import Packing, look_up, packings
+from onnx_dfmpc.storage.tables import Packing, look_up, look_up_vectors, packings
 from onnx_dfmpc.storage.types import (
     SCALE_OPSETS,
     LayoutBuilder,
@@ -46,6 +47,8 @@ def lay_out(spec: WeightSpec, form: StorageFormat) -> WeightLayout:
         raise RecipeError(f"storage = {form.storage!r}: expected one of {', '.join(STORAGES)}")
     float_type(spec.data_type, spec.layer)
     storage_type(spec.bits, spec.signed)
+    if spec.vector:
+        return vector(spec, form.unpack)
     return min(STORAGES[form.storage](spec, form.unpack), key=lambda layout: layout.size)
 
 
@@ -72,10 +75,19 @@ def table(spec: WeightSpec, unpack: Unpack) -> Iterator[WeightLayout]:
         yield builder.finish(packing.label)
 
 
+def vector(spec: WeightSpec, unpack: Unpack) -> WeightLayout:
+    """Indices of rows of a table."""
+    table = VECTORS[spec.bits]
+    builder = LayoutBuilder(spec)
+    codes = StoredCodes(look_up_vectors(builder, table), storage_type(8, signed=True), zero_point=False)
+    unpack_codes(builder, codes, unpack)
+    return builder.finish(f"{table.count} rows of {table.length}")
+
+
 Storage = Callable[[WeightSpec, Unpack], Iterator[WeightLayout]]
 
-STORAGES: dict[str, Storage] = {"table": table, "native": native}
-"""Storage formats by name: the smallest layout that one yields is taken."""
+STORAGES: dict[str, Storage] = {"vector": table, "table": table, "native": native}
+"""Storage formats by name, for scalar codes: the smallest layout that one yields is taken."""
 
 
 def _whole(spec: WeightSpec, unpack: Unpack, bits: float, why: str = "") -> WeightLayout:

@@ -14,9 +14,18 @@ into a second tensor, two or four to a byte. A row is then at ``byte + 256 numbe
 so that the sum takes little memory: ONNX Runtime keeps every intermediate result of constant folding until
 the model is loaded, and sums of single codes in INT32 would take 17 bytes per weight instead of at most 9.
 
+Weights as rows of a table of vectors (`spec.vectors`) need no digits: a byte is the index of a row, and where
+there are more than 256 rows the rest of the index is a digit of a second tensor, as above. The table lies in
+the file the other way around, (k, rows), and is looked up along its second axis. So the first weights of all
+rows come first, which are those of the first channels, and nothing has to be transposed, unless the output
+channels are not the first axis of the weight:
+
+    bytes -> Cast(INT32) -> Gather(table, axis=1) -> Reshape -> (Slice) -> (Transpose)
+
 Tables are INT8, so that DequantizeLinear reads what integer kernels want. All layers of a model share them,
-and they are computed from the digits of small numbers when the model is loaded: all together take 1.6 kB in
-the file. Nothing here is younger than opset 13.
+and those of digits are computed from small numbers when the model is loaded: all together take 1.6 kB in
+the file. Of the rows of vectors it has the first half, since the others are the opposite. Nothing here is
+younger than opset 13.
 """
 
 from __future__ import annotations
@@ -28,12 +37,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.spec import QuantizedWeight
+from onnx_dfmpc.spec.vectors import VECTORS, VectorTable
 from onnx_dfmpc.storage.types import LayoutBuilder, small_tensor
 
 BYTE = 256
+
+TOGETHER = {1: 1, 2: 8, 4: 4, 16: 2}
+"""How many numbers share a byte, by what each may be; where that is one, there is nothing to store."""
 
 Digits = Callable[[QuantizedWeight], NDArray[np.integer]]
 """Codes of a weight from 0 up."""
@@ -64,7 +78,7 @@ class Packing:
     @property
     def together(self) -> int:
         """Bytes whose high parts share a byte."""
-        return {1: 1, 4: 4, 16: 2}[self.numbers]
+        return TOGETHER[self.numbers]
 
     @property
     def group(self) -> int:
@@ -145,6 +159,89 @@ def look_up(builder: LayoutBuilder, packing: Packing, digits: Digits, *, signed:
 
 
 # ------------------------------------------------------------------------------------------------------------
+# rows of vectors
+
+
+def look_up_vectors(builder: LayoutBuilder, table: VectorTable) -> str:
+    """Add indices of rows of a table and the nodes that look them up; returns the name of the INT8 levels.
+
+    DfmpcError where the channels have no scale of their own.
+    """
+    spec, axis, length = builder.spec, builder.spec.axis, table.length
+    if axis is None:
+        raise DfmpcError(f"{spec.layer}: rows of a table need a scale per channel")
+    channels, rest = spec.shape[axis], (*spec.shape[:axis], *spec.shape[axis + 1 :])
+    each = -(-channels // length)
+    count, together = each * prod(rest), TOGETHER[table.high]
+    groups = -(-count // together)
+
+    def low(weight: QuantizedWeight) -> NDArray[np.generic]:
+        padded = np.zeros(groups * together, np.uint8)
+        padded[:count] = row_indices(weight, table, spec.layer) % BYTE
+        return padded
+
+    def high(weight: QuantizedWeight) -> NDArray[np.generic]:
+        return pack(row_indices(weight, table, spec.layer) // BYTE, table.high, together)
+
+    dims = (groups,) if together == 1 else (groups, together)
+    rows = builder.cast(builder.tensor("", TensorProto.UINT8, dims, low), TensorProto.INT32)
+    if together > 1:
+        numbers = builder.cast(builder.tensor("h", TensorProto.UINT8, (groups,), high), TensorProto.INT32)
+        rows = builder.node("Add", rows, builder.node("Gather", builder.share(f"{table.high}i"), numbers))
+    levels = builder.node("Gather", builder.share(table.key), rows, axis=1)
+    if count % together:
+        flat = builder.constant("f", TensorProto.INT64, (length, -1))
+        levels = _first(builder, builder.node("Reshape", levels, flat), "e", count, builder.share("1"))
+    whole = builder.constant("r", TensorProto.INT64, (each * length, *rest))
+    levels = builder.node("Reshape", levels, whole)
+    if channels % length:
+        levels = _first(builder, levels, "c", channels)
+    if axis:
+        order = [*range(1, axis + 1), 0, *range(axis + 1, len(spec.shape))]
+        levels = builder.node("Transpose", levels, perm=order)
+    return levels
+
+
+def _first(builder: LayoutBuilder, name: str, suffix: str, count: int, *axis: str) -> str:
+    """The first so many of a tensor along its first axis, or along another one."""
+    builder.needs(10, "Slice")
+    end = builder.constant(suffix, TensorProto.INT64, (count,))
+    return builder.node("Slice", name, builder.share("0"), end, *axis)
+
+
+def row_indices(weight: QuantizedWeight, table: VectorTable, layer: str) -> NDArray[np.int64]:
+    """Rows that the codes of a weight are, in the order in which `look_up_vectors` stores them.
+
+    DfmpcError where there is no such row.
+    """
+    assert weight.axis is not None
+    length, axis = table.length, weight.axis
+    codes = np.moveaxis(weight.codes, axis, 0).reshape(weight.codes.shape[axis], -1)
+    each = -(-len(codes) // length)
+    padded = np.pad(codes, ((0, length * each - len(codes)), (0, 0)))
+    blocks = padded.reshape(length, each, -1)
+    # Of the last rows some channels are not there: any row will do that is right in those before.
+    present = (np.arange(length * each).reshape(length, each) < len(codes)).sum(axis=0)
+    indices = np.empty(blocks.shape[1:], np.int64)
+    for some in np.unique(present):
+        known = _keys(table.rows[:, :some].T)
+        order = known.argsort(kind="stable")
+        for b in np.flatnonzero(present == some):
+            wanted = _keys(blocks[:some, b])
+            places = np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)
+            indices[b] = order[places]
+            if not np.array_equal(known[indices[b]], wanted):
+                raise DfmpcError(f"{layer}: codes are not rows of the table of {table.count} rows")
+    return indices.ravel()
+
+
+def _keys(levels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """One number for the levels (k, m) of each of m vectors."""
+    keys: NDArray[np.int64] = BYTE ** np.arange(len(levels)) @ (levels.astype(np.int64) + BYTE // 2)
+    return keys
+
+
+# ------------------------------------------------------------------------------------------------------------
 # what layers share
 
 
@@ -152,7 +249,8 @@ def shared_parts(names: Collection[str]) -> tuple[list[TensorProto], list[NodePr
     """Initializers and nodes that make the shared constants of layouts.
 
     ``q_8`` is the table of 8 levels, and ``q_8s`` that of signed codes, 4 less. ``q_4i`` has 256 times the
-    digits of a byte to base 4. ``q_m`` is the shape -1, and ``q_0`` a zero.
+    digits of a byte to base 4. ``q_2v3`` is the table of vectors of two times 256 rows of 3. ``q_m`` is the
+    shape -1, and ``q_0`` and ``q_1`` are numbers.
     """
     if not names:
         return [], []
@@ -162,8 +260,10 @@ def shared_parts(names: Collection[str]) -> tuple[list[TensorProto], list[NodePr
     for key in sorted(keys):
         if key == "m":
             parts.constant(key, TensorProto.INT64, [-1])
-        elif key == "0":
-            parts.constant(key, TensorProto.INT64, [0])
+        elif key in ("0", "1"):
+            parts.constant(key, TensorProto.INT64, [int(key)])
+        elif "v" in key:
+            parts.vectors(key)
         elif key.endswith("i"):
             parts.starts(int(key[:-1]))
         else:
@@ -198,9 +298,20 @@ class _Shared:
             rows = self.node(f"{key}d", "Sub", rows, half)
         return self.node(key, "Cast", rows, to=TensorProto.INT8)
 
+    def vectors(self, key: str) -> str:
+        """INT8 levels (k, rows) of a table of vectors."""
+        (table,) = (one for one in VECTORS.values() if one.key == key)
+        stored = numpy_helper.from_array(np.ascontiguousarray(table.half.T), f"{self.prefix}_{key}a")
+        self.initializers.setdefault(stored.name, stored)
+        # ONNX Runtime and others calculate with INT32, but not with INT8.
+        half = self.node(f"{key}b", "Cast", stored.name, to=TensorProto.INT32)
+        opposite = self.node(f"{key}c", "Mul", half, self.constant("n", TensorProto.INT32, -1))
+        whole = self.node(f"{key}d", "Concat", half, opposite, axis=1)
+        return self.node(key, "Cast", whole, to=TensorProto.INT8)
+
     def starts(self, base: int) -> str:
         """First rows of the parts of a table that numbers to a base choose."""
-        packing = next(one for one in PACKINGS.values() if one.high == 1 and one.base == base)
+        packing = PACKINGS.get(base, Packing(base, TOGETHER[base]))
         byte = self.constant("b", TensorProto.INT32, BYTE)
         return self.node(f"{base}i", "Mul", self.rows(packing), byte)
 

@@ -133,6 +133,8 @@ def stored_scale(weight: QuantizedWeight, dtype: np.dtype[np.generic], layer: st
 
 def _require_nominal_range(weight: QuantizedWeight, layer: str) -> None:
     """DfmpcError if codes or zero points are outside of their nominal bits; the element type may be wider."""
+    if weight.vector:  # storing them looks for their rows
+        return
     low, high = code_limits(weight.bits, signed=weight.signed)
     for what, values in (("code", weight.codes), ("zero point", weight.zero_point)):
         if values is not None and np.size(values) and (np.min(values) < low or np.max(values) > high):
@@ -160,8 +162,8 @@ class WeightSpec:
     """A quantized weight without its numbers: all that decides how it is stored.
 
     ``data_type`` is the ``TensorProto`` type of the float weight. ``two_bits_fail`` says why ONNX Runtime
-    gets this layer wrong from 2-bit codes; "" where it does not. ``bits``, ``signed`` and ``axis`` are as in
-    `QuantizedWeight`, and ``zero_point`` says whether one differs from zero.
+    gets this layer wrong from 2-bit codes; "" where it does not. ``bits``, ``signed``, ``axis`` and
+    ``vector`` are as in `QuantizedWeight`, and ``zero_point`` says whether one differs from zero.
     """
 
     layer: str
@@ -173,6 +175,7 @@ class WeightSpec:
     signed: bool
     axis: int | None
     zero_point: bool
+    vector: bool = False
 
     @property
     def grid(self) -> tuple[int, ...]:
