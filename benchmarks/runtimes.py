@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNNERS = ROOT / "benchmarks" / "runners"
 PAGE = ROOT / "docs" / "runtimes.md"
 NETWORKS = ("cifar10_resnet20_folded", "imagenet_mobilenet_v1_025_128_folded")
-PLAIN: Mapping[str, Any] = {"rounding": "nearest", "repair": "none", "slim": "yes"}
+PLAIN: Mapping[str, Any] = {"repair": "none", "samples": 2, "slim": True}
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """Settings with which OpenVINO calculates in float32."""
@@ -70,8 +70,10 @@ ENVIRONMENTS = (
     Environment("tvm", "TVM", "tvm", "apache-tvm", ("apache-tvm", "onnx", "numpy")),
 )
 
-CASES = ("float", "weights", "native 2", "native 4", "activations")
-"""Columns: the float model; all widths as for the target; 2 and 4 bits in native types; 8-bit activations."""
+CASES = ("float", "weights", "scalar", "native 2", "native 4", "activations")
+"""Columns: the float model; all widths as for the target, and on scalar grids; 2 and 4 bits in native types;
+8-bit activations.
+"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def recipes(target: str) -> dict[str, Recipe]:
     """Recipe of every case but the float model; activations are tried where a target refuses them, too."""
     return {
         "weights": Recipe(bits=4, target=target, **PLAIN),
+        "scalar": Recipe(bits=4, target=target, storage="table", **PLAIN),
         "native 2": Recipe(bits=2, first_last_bits=2, storage="native", **PLAIN),
         "native 4": Recipe(bits=4, first_last_bits=4, storage="native", **PLAIN),
         "activations": Recipe(bits=4, activations=8, **PLAIN),
@@ -187,7 +190,7 @@ def page(tables: Sequence[tuple[str, Sequence[Sequence[str]]]], errors: Mapping[
     """The page, around its tables."""
     lines = [(RUNNERS / "runtimes.md").read_text(encoding="utf-8").rstrip(), ""]
     for title, rows in tables:
-        lines += [f"### {title}", "", "| runtime | " + " | ".join(CASES) + " |", "|---" * 6 + "|"]
+        lines += [f"### {title}", "", "| runtime | " + " | ".join(CASES) + " |", "|---" * (len(CASES) + 1) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     lines += ["## What they say where they do not run", ""]
     lines += [f"* {what}: `{error}`" for what, error in errors.items()]

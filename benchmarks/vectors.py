@@ -72,6 +72,7 @@ def main() -> None:
         most = 63 if bits <= MOST_INTEGER_BITS else 127
         deviation = most / float(np.abs(centers).max())
         half = np.rint(centers * deviation).astype(np.int8)
+        half[~half.any(axis=1), 0] = 1  # zero is its own opposite: two rows beside it are better
         arrays |= {f"half_{bits:g}": half, f"deviation_{bits:g}": np.array(deviation)}
         fresh = weights(length, np.random.default_rng(1))
         shown = [np.concatenate([half, -half]) / deviation]

@@ -327,8 +327,10 @@ def test_what_a_repair_changes(repair: Any, method: Any, corrects: tuple[str, ..
 
 
 def test_storage_and_folding_follow_the_kind_of_bits() -> None:
-    assert Recipe().form == StorageFormat("table", fold_batch_norm="yes")
-    assert Recipe(bits=4).form == StorageFormat("table", fold_batch_norm="no")
+    assert Recipe().form == StorageFormat("vector", fold_batch_norm="yes")
+    assert Recipe(bits=4).form == StorageFormat("vector", fold_batch_norm="no")
+    for how in ({"rounding": "nearest"}, {"rounding": "squant"}, {"method": "paper"}):
+        assert Recipe(bits=4, **how).form.storage == "table"
     asked: dict[str, Any] = {"storage": "native", "unpack": "int8", "fold_batch_norm": "yes"}
     assert Recipe(bits=4, **asked).form == Recipe(**asked).form == StorageFormat(**asked)
 

@@ -11,6 +11,7 @@ from onnx_dfmpc.linalg.matrices import Dense, Kronecker, matrix
 from onnx_dfmpc.rounding import gptq
 from onnx_dfmpc.rounding.gptq import CholeskyFactor, Responses, sketch
 from onnx_dfmpc.rounding.grids import Codes, GridSpec, dequantize, min_max, nearest, ternary
+from onnx_dfmpc.rounding.levels import ScalarLevels
 from onnx_dfmpc.rounding.rounding import ROUNDINGS, quantize_rows
 from onnx_dfmpc.rounding.squant import squant
 from tests.arrays import covariance, seeds
@@ -190,7 +191,9 @@ def naive_squant(target: np.ndarray, taps: int) -> np.ndarray:
 
 def feedback(rows: np.ndarray, second: np.ndarray | Kronecker, *grid) -> np.ndarray:
     """Codes (g, r, n) for rows (g, r, n)."""
-    return gptq.feedback(rows.transpose(0, 2, 1), CholeskyFactor.of(second), *grid)[0].transpose(0, 2, 1)
+    *grid, limits = grid
+    factor, columns = CholeskyFactor.of(second), rows.transpose(0, 2, 1)
+    return gptq.feedback(columns, factor, *grid, ScalarLevels(limits))[0].transpose(0, 2, 1)
 
 
 def descend(
@@ -198,8 +201,9 @@ def descend(
 ) -> np.ndarray:
     """Codes (g, r, n) for rows (g, r, n)."""
     unit = matrix(second).unit_diagonal()
+    *grid, limits = grid
     return gptq.descend(
-        rows.transpose(0, 2, 1), unit, codes.transpose(0, 2, 1), *grid, sweeps=sweeps
+        rows.transpose(0, 2, 1), unit, codes.transpose(0, 2, 1), *grid, ScalarLevels(limits), sweeps=sweeps
     ).transpose(0, 2, 1)
 
 
@@ -311,7 +315,7 @@ def test_responses_are_those_of_the_damped_covariance(kernel, seed, b):
     rows, second = rows_of((g, r, n), seed).astype(np.float64), covariance(g, n, np.random.default_rng(seed))
     scale, zero_point = min_max(rows, GridSpec("asymmetric", b))
     factor, columns = CholeskyFactor.of(second), rows.transpose(0, 2, 1)
-    codes, error = gptq.feedback(columns, factor, scale, zero_point, (0, 2**b - 1))
+    codes, error = gptq.feedback(columns, factor, scale, zero_point, ScalarLevels((0, 2**b - 1)))
     responses = Responses.of(columns, factor)
     damped = second + gptq.DAMPING * np.einsum("gnn->g", second)[:, None, None] / n * np.eye(n)
     quantized = (codes.transpose(0, 2, 1) - zero_point[..., None]) * scale[..., None]
@@ -345,12 +349,9 @@ def test_a_product_of_factors_rounds_as_the_matrix_that_it_is(kernel, seed, b):
     grid = scale, zero_point, (0, 2**b - 1)
     factor = matrix(second).damped(gptq.DAMPING).cholesky()
     whole = Dense(factor.dense())
-    fed = gptq.feedback(
-        rows.transpose(0, 2, 1), CholeskyFactor(factor.unit_diagonal(), factor.diagonal()), *grid
-    )
-    again = gptq.feedback(
-        rows.transpose(0, 2, 1), CholeskyFactor(whole.unit_diagonal(), whole.diagonal()), *grid
-    )
+    columns, levels = rows.transpose(0, 2, 1), (scale, zero_point, ScalarLevels(grid[2]))
+    fed = gptq.feedback(columns, CholeskyFactor(factor.unit_diagonal(), factor.diagonal()), *levels)
+    again = gptq.feedback(columns, CholeskyFactor(whole.unit_diagonal(), whole.diagonal()), *levels)
     np.testing.assert_array_equal(fed[0], again[0])
     np.testing.assert_allclose(fed[1], again[1], rtol=1e-4, atol=1e-5 * np.abs(rows).max())
     start = nearest(rows, *grid)

@@ -378,7 +378,7 @@ def flat_int8(spec, unpack):
 def test_a_format_from_outside(unpack, monkeypatch):
     form = StorageFormat("flat", unpack)
     model, quantized = large(5)
-    with pytest.raises(RecipeError, match="'flat': expected one of table, native"):
+    with pytest.raises(RecipeError, match="'flat': expected one of vector, table, native"):
         rewritten_as(form, model, {"w": quantized})
     monkeypatch.setitem(STORAGES, "flat", flat_int8)
     rewritten = rewritten_as(form, model, {"w": quantized})

@@ -28,11 +28,13 @@ from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import skeleton, subgraphs
 from onnx_dfmpc.recipe import Recipe, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
+from onnx_dfmpc.rounding.suitable import suitable_widths
 from onnx_dfmpc.runtime.pieces import fed_inputs, is_piecewise, open_model
 from onnx_dfmpc.sensitivity.table import Sizes, size_table
-from onnx_dfmpc.spec import MatchReport, Mixture, Progress, QuantPlan, Skipped, StorageFormat
+from onnx_dfmpc.spec import Layer, MatchReport, Mixture, Progress, QuantPlan, Skipped, StorageFormat
 from onnx_dfmpc.spec.arrays import shape_text
 from onnx_dfmpc.spec.moments import STATISTICS
+from onnx_dfmpc.spec.ops import shares_grid, to_rows
 from onnx_dfmpc.statistics.belief import Belief, believe
 from onnx_dfmpc.statistics.mixing import believed, blended, plausible
 
@@ -102,6 +104,8 @@ def prepare(
         recipe = recipe.for_model(source.size)
     with timed(seconds, "match"):
         matched = match(source.proto)
+        if (recipe if plan is None else plan).form.storage == "vector":
+            matched = with_vectors(source.proto, matched)
     recipe, alone = one_by_one(source.proto, recipe)
     if plan is None:
         _require_layers(source, matched.layers, matched.skipped)
@@ -125,6 +129,17 @@ def prepare(
     with timed(seconds, "measure"):
         job = Job(source, matched, recipe, progress, sizes, statistics, None, None, (), alone)
         return _with_inputs(job, predicted=predicted or recipe.target_sqnr_db is not None)
+
+
+def with_vectors(proto: ModelProto, matched: MatchReport) -> MatchReport:
+    """Match report with the widths at which rows of a table suit the weight of each layer."""
+    table = ConstantTable(proto)
+
+    def widths(layer: Layer) -> tuple[float, ...]:
+        return () if shares_grid(layer) else suitable_widths(to_rows(table[layer.weight], layer))
+
+    layers = tuple(replace(layer, vectors=widths(layer)) for layer in matched.layers)
+    return replace(matched, layers=layers)
 
 
 def one_by_one(proto: ModelProto, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:

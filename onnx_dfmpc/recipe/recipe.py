@@ -252,7 +252,7 @@ class Storage(Settings):
     )  # fmt: skip
     storage: str | None = setting(
         named(STORAGE_FORMATS), None,
-        "--storage", "how codes lie in the file (what the target reads: table)",
+        "--storage", "how codes lie in the file (vector)",
     )  # fmt: skip
     unpack: Literal["none", "int8", "float"] | None = setting(
         one_of("none", "int8", "float"), None,
@@ -281,7 +281,7 @@ class Storage(Settings):
             raise RecipeError(
                 f"storage = 'native' does not go with target = {self.target!r}: "
                 f"{self._runtime.title} does not read 2- and 4-bit types",
-                hint="leave out storage: every runtime reads table",
+                hint="leave out storage: every runtime reads vector and table",
             )
         if self.activations is None:
             if self.reduce_range:
@@ -484,7 +484,7 @@ class Recipe(Bits, Method, Storage, Data, Gates):
         Name of the runtime that has to read the file, such as "ort-1.18" or "openvino": it decides opset, IR
         version, `storage` and `unpack`, and what it cannot read is refused. Without one, every runtime that
         was tried reads the codes (docs/runtimes.md).
-    storage : {"table", "native"}, optional
+    storage : {"vector", "table", "native"}, optional
         How codes lie in the file: packed into bytes that every runtime unpacks, or in the narrowest element
         type.
     unpack : {"none", "int8", "float"}, optional
@@ -562,7 +562,7 @@ class Recipe(Bits, Method, Storage, Data, Gates):
     def _storage(self) -> str:
         wanted = self.storage or "vector"
         rounding = ROUNDINGS[self.rounding or METHODS[self.method].rounding]
-        return "table" if wanted == "vector" and not rounding.vectors else wanted
+        return "table" if wanted == "vector" and rounding.vectors is None else wanted
 
     @property
     def _slim(self) -> bool:

@@ -64,13 +64,16 @@ class Codes:
     limits: Limits
 
 
-def first_grid(rows: Array, grid: GridSpec) -> tuple[Array, Array]:
+def first_grid(rows: Array, grid: GridSpec, variances: Array | None = None) -> tuple[Array, Array]:
     """Scale and zero point (g, r) of rows (g, r, n) before any search: `min_max`, or by the root mean square
-    for the rows of a table.
+    for the rows of a table, inputs weighed by their ``variances`` (g, n).
     """
     if grid.kind != "vector":
         return min_max(rows, grid)
-    scale = np.sqrt(np.square(rows).mean(axis=2)) / VECTORS[grid.bits].deviation
+    # Weights of inputs that never change may be of any size: nothing ever trained them.
+    weights = np.ones_like(rows[:, 0]) if variances is None else variances
+    mean = np.einsum("grn,gn->gr", np.square(rows, dtype=np.float64), weights) / weights.sum(axis=1)[:, None]
+    scale = np.sqrt(mean) / VECTORS[grid.bits].deviation
     return np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(rows.dtype), np.zeros_like(scale)
 
 

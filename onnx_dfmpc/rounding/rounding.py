@@ -21,17 +21,17 @@ Sketch = Callable[[Array, Sequence[GridSpec], Covariance, int], list[Codes]]
 class RoundingMethod:
     """A way to choose the codes of a weight.
 
-    ``codes(rows, grid, taps, covariance, layers)`` are those of rows (g, r, n) with ``taps`` kernel taps per
-    input channel, never on a ternary grid; the covariance of the inputs is None unless the method needs
-    statistics. The groups are those of so many ``layers``, one after the other.
+    ``codes(rows, grid, taps, covariance)`` are those of rows (g, r, n) with ``taps`` kernel taps per input
+    channel on a scalar grid that is not ternary; the covariance of the inputs is None unless the method needs
+    statistics. ``vectors(rows, grid, covariance, layers)`` are those on a grid of vectors, None where the
+    method has none; the groups are those of so many layers, one after the other.
     ``sketch(rows, grids, covariance, layers)`` is a cheaper stand-in for predictions, on several grids.
-    ``vectors`` says whether there are codes on a grid of vectors.
     """
 
-    codes: Callable[[Array, GridSpec, int, Covariance | None, int], Codes]
+    codes: Callable[[Array, GridSpec, int, Covariance | None], Codes]
     needs_statistics: bool = False
     sketch: Sketch | None = None
-    vectors: bool = False
+    vectors: Callable[[Array, GridSpec, Covariance, int], Codes] | None = None
 
 
 def quantize_rows(
@@ -46,7 +46,12 @@ def quantize_rows(
     """Codes of rows (g, r, n) by one of `ROUNDINGS`; a ternary grid has thresholds of its own instead."""
     if grid.kind == "ternary":
         return ternary(rows, per_channel=grid.per_channel)
-    return ROUNDINGS[rounding].codes(rows, grid, taps, covariance, layers)
+    method = ROUNDINGS[rounding]
+    if grid.kind != "vector":
+        return method.codes(rows, grid, taps, covariance)
+    if method.vectors is None or covariance is None:
+        raise ValueError(f"{rounding} has no vectors, or no covariance")
+    return method.vectors(rows, grid, covariance, layers)
 
 
 def quantize_alike(
@@ -71,7 +76,7 @@ def split(codes: Codes, parts: int) -> list[Codes]:
     ]
 
 
-def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None, layers: int) -> Codes:
+def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     scale, zero_point = min_max(rows, grid)
     codes = np.empty_like(rows)
     for part in slabs(rows):
@@ -79,7 +84,7 @@ def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | No
     return Codes(codes, scale, zero_point, grid.limits)
 
 
-def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None, layers: int) -> Codes:
+def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     scale, zero_point = min_max(rows, grid)
     codes = np.empty_like(rows)
     for part in slabs(rows):
@@ -87,12 +92,12 @@ def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | Non
     return Codes(codes, scale, zero_point, grid.limits)
 
 
-def _gptq(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None, layers: int) -> Codes:
+def _gptq(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     if grid.bits >= EXACT_BITS:
-        return _nearest(rows, grid, taps, covariance, layers)
+        return _nearest(rows, grid, taps, covariance)
     if covariance is None:
         raise ValueError("gptq needs the covariance of the inputs")
-    return gptq(rows, grid, covariance, layers)
+    return gptq(rows, grid, covariance)
 
 
 EXACT_BITS = 8
@@ -101,5 +106,5 @@ EXACT_BITS = 8
 ROUNDINGS: dict[str, RoundingMethod] = {
     "nearest": RoundingMethod(_nearest),
     "squant": RoundingMethod(_squant),
-    "gptq": RoundingMethod(_gptq, needs_statistics=True, sketch=sketch, vectors=True),
+    "gptq": RoundingMethod(_gptq, needs_statistics=True, sketch=sketch, vectors=gptq),
 }

@@ -54,6 +54,7 @@ class Layer:
     activation: str = ""  # "Relu", "Clip", "HardSwish", "SiLU", ... or "" when nothing follows directly
     edge: Edge = ""  # "first" where no weighted node comes before it, "last" where none comes after it
     notes: tuple[str, ...] = ()  # remarks for the report, such as "weight shared with conv2: copied"
+    vectors: tuple[float, ...] = ()  # widths at which rows of a table suit the weight, once that is known
 
     @property
     def size(self) -> int:

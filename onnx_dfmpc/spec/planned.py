@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec.arrays import Array
 from onnx_dfmpc.spec.matched import Layer, Skipped
-from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.runtimes import ANY, RUNTIMES, Runtime
 from onnx_dfmpc.spec.vectors import MOST_INTEGER_BITS, VECTORS
 
@@ -67,7 +66,7 @@ class StorageFormat:
         Name of the runtime that has to read the file, of `runtimes.RUNTIMES`; None for as many as can.
     """
 
-    storage: str = "vector"
+    storage: str = "table"
     unpack: Unpack = "none"
     fold_batch_norm: YesNo = "no"
     activations: int | None = None
@@ -95,14 +94,13 @@ class StorageFormat:
         return ANY if self.target is None else RUNTIMES[self.target]
 
     def grid(self, wanted: Grid, bits: float, layer: Layer) -> Grid:
-        """Grid of a layer's weight, in place of an asymmetric one: vectors where the format has them and
-        every channel a scale of its own; integer kernels want no zero point, and the most bits leave no room
-        to subtract one.
+        """Grid of a layer's weight, in place of an asymmetric one: vectors where the format has them and they
+        suit the weight; integer kernels want no zero point, and the most bits leave no room to subtract one.
         """
         if wanted not in ("asymmetric", "vector"):
             return wanted
         most = MOST_INTEGER_BITS if self.reduce_range else max(VECTORS)
-        if self.storage == "vector" and bits in VECTORS and bits <= most and not shares_grid(layer):
+        if self.storage == "vector" and bits in layer.vectors and bits <= most:
             return "vector"
         integer = self.activations is not None and bits >= self.most_bits
         return "symmetric" if integer else "asymmetric"
@@ -116,7 +114,7 @@ class StorageFormat:
 
 
 DEFAULT = StorageFormat()
-"""What a recipe without a target has."""
+"""Scalar codes, unpacked by tables."""
 
 
 @dataclass(frozen=True)
