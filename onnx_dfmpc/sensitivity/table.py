@@ -256,12 +256,13 @@ def spread(measured: Mapping[float, float], widths: Sequence[float], vectors: Se
     tried = np.array(sorted(measured))
     noise = np.array([measured[width] for width in tried])
     at = np.array(widths)
+    # Along the widths noise falls as that of vectors does; that of scalars is so much higher.
+    above = np.where(vectors, 1, SCALAR_NOISE) if any(vectors) else np.ones(len(at))
+    noise = noise / above[np.searchsorted(at, tried)]
     floor = np.finfo(np.float64).tiny
     between = np.exp(np.interp(at, tried, np.log(np.maximum(noise, floor))))
     nearest = np.clip(at, tried[0], tried[-1])
-    everywhere: Array = between * (_steps(nearest) / _steps(at)) ** 2
-    if any(vectors):  # and so are the widths that were tried
-        everywhere *= np.where(vectors, 1, SCALAR_NOISE)
+    everywhere: Array = above * between * (_steps(nearest) / _steps(at)) ** 2
     return np.minimum.accumulate(everywhere)
 
 
