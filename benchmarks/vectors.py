@@ -7,6 +7,7 @@ python -m benchmarks.vectors --write    write onnx_dfmpc/spec/vectors.npz
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,13 @@ def distortion(samples: Array, rows: Array) -> float:
     return total / samples.size
 
 
+def _free(half: NDArray[np.int8]) -> tuple[int, ...]:
+    """The shortest vector that is no row yet."""
+    taken = {tuple(row) for row in np.concatenate([half, -half]).tolist()}
+    near = itertools.product(range(-3, 4), repeat=half.shape[1])
+    return min((row for row in near if any(row) and row not in taken), key=lambda row: sum(x * x for x in row))
+
+
 def main() -> None:
     """Fit tables, and write or compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -72,7 +80,7 @@ def main() -> None:
         most = 63 if bits <= MOST_INTEGER_BITS else 127
         deviation = most / float(np.abs(centers).max())
         half = np.rint(centers * deviation).astype(np.int8)
-        half[~half.any(axis=1), 0] = 1  # zero is its own opposite: two rows beside it are better
+        half[~half.any(axis=1)] = _free(half)  # zero is its own opposite: two rows beside it are better
         arrays |= {f"half_{bits:g}": half, f"deviation_{bits:g}": np.array(deviation)}
         fresh = weights(length, np.random.default_rng(1))
         shown = [np.concatenate([half, -half]) / deviation]

@@ -67,7 +67,7 @@ def test_the_output_is_what_the_result_says(tmp_path: Path):
     assert [(layer.name, layer.bits, layer.storage) for layer in result.layers] == [
         ("stem", 8, "UINT8"),
         ("one", 6, "INT8"),
-        ("two", 2, "4 levels, 4 in a byte"),
+        ("two", 2, "256 rows of 4"),
         ("last", 8, "UINT8"),
     ]
     assert result.validation
@@ -126,7 +126,7 @@ def test_an_edited_plan_is_applied():
         made, layers=tuple(replace(layer, bits=4) if layer.name == "one" else layer for layer in made.layers)
     )
     result = apply(chain(), edited, Recipe(**FAST))
-    assert {layer.name: layer.storage for layer in result.layers}["one"] == "16 levels, 2 in a byte"
+    assert {layer.name: layer.bits for layer in result.layers}["one"] == 4
 
 
 def test_a_plan_remembers_its_recipe():

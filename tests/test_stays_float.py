@@ -91,6 +91,7 @@ def huge() -> onnx.ModelProto:
 def test_useless_outputs_do_not_pass(run: Run, tmp_path: Path) -> None:
     onnx.save(huge(), tmp_path / "in.onnx")
     typed = ("quantize", tmp_path / "in.onnx", "-o", tmp_path / "out.onnx", "--bits", 4, "--set", ".*=4")
+    typed += ("--storage", "table")
     code, _, err = run(*typed)
     assert code == 1
     assert "output 'y'" in err
