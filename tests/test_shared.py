@@ -18,7 +18,7 @@ WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 def test_every_network_quantizes_and_loads(shared_model: Path, tmp_path: Path):
     source, target = shared_model.read_bytes(), tmp_path / "small.onnx"
-    result = quantize(shared_model, target, Recipe(low_bits=3, high_bits=6, samples=4))
+    result = quantize(shared_model, target, Recipe(low_bits=4, high_bits=6, samples=4))
     assert shared_model.read_bytes() == source
     assert result.validation, result.validation and result.validation.failures
 
