@@ -97,3 +97,27 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, captured.out, captured.err
 
     return call
+
+
+SETTINGS = """
+[all]
+rounding = "nearest"
+repair = "none"
+samples = 8
+no_gate = true
+
+[setting."4 bits"]
+bits = 4
+
+[setting.2]
+bits = 2
+"""
+"""Two settings for a sweep, quick ones."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """A settings file of a sweep."""
+    path = tmp_path / "grid.toml"
+    path.write_text(SETTINGS, encoding="utf-8")
+    return path
