@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -56,11 +57,15 @@ LARGE = ("cifar10_resnet56", "fastestdet", "fer_xception", "imagenet", "ultrafac
 """Networks that take seconds each: `make test` runs the others, `make test-all` these too."""
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=pytest.mark.slow if name.startswith(LARGE) else ()) for name in SHARED_MODELS
+def networks(*large: str) -> list[Any]:
+    """Names of the shared networks, those in `LARGE` and those that start so for `make test-all` alone."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith((*LARGE, *large)) else ())
+        for name in SHARED_MODELS
     ]
-)
+
+
+@pytest.fixture(params=networks())
 def shared_model(request: pytest.FixtureRequest, shared_dir: Path) -> Path:
     """Each of the shared networks in turn, as a path."""
     path: Path = shared_dir / "models" / f"{request.param}.onnx"
@@ -87,18 +92,6 @@ def digits_data() -> Path:
     return MODELS / "digits_test.npz"
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        code = cli.main([str(word) for word in argv])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
 SETTINGS = """
 [all]
 rounding = "nearest"
@@ -121,3 +114,15 @@ def settings(tmp_path: Path) -> Path:
     path = tmp_path / "grid.toml"
     path.write_text(SETTINGS, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -35,7 +35,6 @@ from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import PRESETS
 from onnx_dfmpc.spec.ops import taps, to_rows
 
 PAIR = methods.settings("2/6")[0]
@@ -282,6 +281,7 @@ class TestReadme:
         monkeypatch.setattr(readme, "SHOWN", (("digits_resnet_bn", ("2/6",), "digits_test"),))
         monkeypatch.setattr(readme, "SIZED", "digits_resnet_bn")
         monkeypatch.setattr(readme, "SIZES", ("20kB", "70kB"))
+        monkeypatch.setattr(readme, "PRESETS", dict.fromkeys(["balanced"]))
         monkeypatch.setattr(readme, "RESULTS", tmp_path)
         sizes, presets = (text.splitlines() for text in readme.targets_tables(Console(quiet=True)))
         *_, small, large = ([cell.strip() for cell in line.strip("|").split("|")] for line in sizes)
@@ -289,7 +289,7 @@ class TestReadme:
         assert 20_000 < least < int(large[1].replace(",", "")) <= 70_000
         assert len(presets) == 3
         kept = json.loads((tmp_path / "targets.json").read_text(encoding="utf-8"))
-        assert [row["setting"] for row in kept["rows"]] == ["70kB", *PRESETS]
+        assert [row["setting"] for row in kept["rows"]] == ["70kB", "balanced"]
         assert f"{kept['rows'][-1]['bytes']:,}" in presets[-1]
 
 
