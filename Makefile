@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%) runtimes
+.PHONY: help demo web-demo web-test test test-all pytest coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -39,11 +39,17 @@ web-demo: .venv/core.stamp ## build a page that reads drawn digits in 2 to 4 bit
 web-test: .venv/dev.stamp web-demo ## the tests of that page in Chromium
 	$(BIN)/python -m pytest tests/test_web.py
 
-test: lint ## everything that has to pass: lint, then the tests and the examples in the docstrings
-	$(BIN)/python -m pytest -n auto -m "not slow"
+# Lint needs one processor only, so that it runs beside the tests.
+test: .venv/dev.stamp ## everything that has to pass: lint, the tests and the examples in the docstrings
+	$(MAKE) --jobs 2 lint pytest
 
-test-all: lint ## the same, and the end-to-end matrices on the shared networks, which take long
-	$(BIN)/python -m pytest -n auto
+test-all: .venv/dev.stamp ## the same, and the end-to-end matrices on the shared networks, which take long
+	$(MAKE) --jobs 2 lint pytest ONLY=
+
+# Work is stolen in runs of neighbours, so that the tests of a file mostly share what its fixtures made.
+ONLY := -m "not slow"
+pytest: .venv/dev.stamp
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ONLY)
 
 coverage: .venv/dev.stamp ## lines and branches that the tests reach
 	$(BIN)/python -m pytest -n auto -m "not slow" --cov=onnx_dfmpc --cov-branch --cov-report=term-missing:skip-covered

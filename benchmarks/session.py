@@ -7,6 +7,7 @@ loaded when the other one has been weighed, and runs in turn with it, so that a 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,6 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from benchmarks.measure import peak_memory
 from onnx_dfmpc import session_options
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -29,6 +29,19 @@ OPTIONS: Mapping[str, Callable[[], ort.SessionOptions]] = {
 """Session options as ONNX Runtime has them, and as the package recommends them for models with float
 activations.
 """
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes.
+
+    Linux hands ``ru_maxrss`` of a parent down to its child, VmHWM not.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident_memory() -> int:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -56,11 +57,15 @@ LARGE = ("cifar10_resnet56", "fastestdet", "fer_xception", "imagenet", "ultrafac
 """Networks that take seconds each: `make test` runs the others, `make test-all` these too."""
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=pytest.mark.slow if name.startswith(LARGE) else ()) for name in SHARED_MODELS
+def networks(*large: str) -> list[Any]:
+    """Names of the shared networks, those in `LARGE` and those that start so for `make test-all` alone."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith((*LARGE, *large)) else ())
+        for name in SHARED_MODELS
     ]
-)
+
+
+@pytest.fixture(params=networks())
 def shared_model(request: pytest.FixtureRequest, shared_dir: Path) -> Path:
     """Each of the shared networks in turn, as a path."""
     path: Path = shared_dir / "models" / f"{request.param}.onnx"
@@ -85,6 +90,30 @@ def digits_folded() -> Path:
 def digits_data() -> Path:
     """Its test images (key ``input``, float32, as the network wants them) and ``labels``."""
     return MODELS / "digits_test.npz"
+
+
+SETTINGS = """
+[all]
+rounding = "nearest"
+repair = "none"
+samples = 8
+no_gate = true
+
+[setting."4 bits"]
+bits = 4
+
+[setting.2]
+bits = 2
+"""
+"""Two settings for a sweep, quick ones."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """A settings file of a sweep."""
+    path = tmp_path / "grid.toml"
+    path.write_text(SETTINGS, encoding="utf-8")
+    return path
 
 
 @pytest.fixture

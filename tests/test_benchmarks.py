@@ -1,7 +1,6 @@
 """The benchmark scripts run on the shipped network, and what they compare is what they say it is."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -23,12 +22,10 @@ from benchmarks import (
     readme,
     robustness,
     sensitivity,
-    speed,
 )
 from benchmarks.baselines import Unavailable, dfq
 from benchmarks.evaluate import reference
 from benchmarks.ledger import Ledger
-from benchmarks.measure import STEPS, measure
 from benchmarks.methods import Task
 from benchmarks.variants import folded, rescaled, variants
 from onnx_dfmpc import Recipe, validate
@@ -38,7 +35,6 @@ from onnx_dfmpc.inputs.synthetic import synthetic
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
-from onnx_dfmpc.recipe import PRESETS
 from onnx_dfmpc.spec.ops import taps, to_rows
 
 PAIR = methods.settings("2/6")[0]
@@ -233,45 +229,7 @@ class TestAccuracy:
         assert capsys.readouterr().err.startswith("error: ")
 
 
-class TestSpeed:
-    @pytest.mark.parametrize("step", ["load+save", "nearest"])
-    def test_measure(self, step, digits_bn):
-        found = measure(step, digits_bn, PAIR)
-        assert found["cpu"] > 0
-        assert found["wall"] > 0
-        assert found["peak"] >= 0
-
-    def test_command(self, tmp_path, capsys):
-        output = tmp_path / "out.json"
-        assert (
-            speed.main(
-                [
-                    "--networks",
-                    "digits_resnet_bn",
-                    "--steps",
-                    "load+save",
-                    "nearest",
-                    "--repeats",
-                    "2",
-                    "--json",
-                    str(output),
-                ]
-            )
-            == 0
-        )
-        assert "x load+save" in capsys.readouterr().out
-        (result,) = json.loads(output.read_text())["results"]
-        assert {step: len(cost["cpu"]) for step, cost in result["costs"].items()} == {
-            "load+save": 2,
-            "nearest": 2,
-        }
-
-    def test_targets_read_every_step_they_need(self, digits_bn):
-        cost = speed.Cost((1.0,), (1.0,), (0.0,))
-        network = networks.Network(networks.RESNET50, Path(digits_bn), ())
-        assert all(held for _, held in speed.verdicts(network, dict.fromkeys(STEPS, cost)))
-        assert not speed.verdicts(network, {"nearest": cost})
-
+class TestNetworks:
     def test_large_network(self):
         model = networks.resnet50(np.random.default_rng(0))
         onnx.checker.check_model(model, full_check=True)
@@ -323,6 +281,7 @@ class TestReadme:
         monkeypatch.setattr(readme, "SHOWN", (("digits_resnet_bn", ("2/6",), "digits_test"),))
         monkeypatch.setattr(readme, "SIZED", "digits_resnet_bn")
         monkeypatch.setattr(readme, "SIZES", ("20kB", "70kB"))
+        monkeypatch.setattr(readme, "PRESETS", dict.fromkeys(["balanced"]))
         monkeypatch.setattr(readme, "RESULTS", tmp_path)
         sizes, presets = (text.splitlines() for text in readme.targets_tables(Console(quiet=True)))
         *_, small, large = ([cell.strip() for cell in line.strip("|").split("|")] for line in sizes)
@@ -330,7 +289,7 @@ class TestReadme:
         assert 20_000 < least < int(large[1].replace(",", "")) <= 70_000
         assert len(presets) == 3
         kept = json.loads((tmp_path / "targets.json").read_text(encoding="utf-8"))
-        assert [row["setting"] for row in kept["rows"]] == ["70kB", *PRESETS]
+        assert [row["setting"] for row in kept["rows"]] == ["70kB", "balanced"]
         assert f"{kept['rows'][-1]['bytes']:,}" in presets[-1]
 
 
@@ -431,10 +390,24 @@ class TestBelief:
 
 
 class TestCost:
-    def test_command(self, capsys):
-        arguments = ["--networks", "digits_resnet_bn", "--steps", "load+save", "--repeats", "1"]
-        assert cost.main(arguments) == 0
-        assert "| digits_resnet_bn | load+save | 1 |" in capsys.readouterr().out
+    def test_command(self, tmp_path, capsys):
+        path = tmp_path / "cost.json"
+        arguments = ["--networks", "digits_resnet_bn", "--steps", "load+save", "nearest", "--repeats", "1"]
+        assert cost.main([*arguments, "--json", str(path)]) == 0
+        shown = capsys.readouterr().out
+        assert "| digits_resnet_bn | load+save | 1 |" in shown
+        assert "| digits_resnet_bn | nearest | 1 |" in shown
+        rows = list(Ledger(cost.Row, path))
+        assert all(row.cpu > 0 and row.wall > 0 and row.peak >= 0 for row in rows)
+
+    def test_every_step_asks_for_something_that_there_is(self):
+        calls = []
+        names = {"quantize": lambda *arguments, **_: calls.append(arguments), "Recipe": Recipe}
+        for step, code in cost.STEPS.items():
+            if step != "load+save":
+                exec(code, names | {"model": "model", "output": "output"})
+        recipes = [json.dumps(recipe.to_dict()) for _, _, recipe in calls]
+        assert len(set(recipes)) == len(recipes) == len(cost.STEPS) - 1
 
     def test_another_directory_is_refused(self, tmp_path, capsys):
         arguments = ["--networks", "digits_resnet_bn", "--steps", "load+save", "--repeats", "1"]

@@ -112,7 +112,7 @@ def test_the_fewest_bytes_for_a_noise(problem, factor):
         assert cost(costs.sizes, chosen) <= 1.02 * best
 
 
-@pytest.mark.parametrize("share", [0.3, 0.45, 0.7])
+@pytest.mark.parametrize("share", [0.3, *(pytest.param(one, marks=pytest.mark.slow) for one in (0.45, 0.7))])
 def test_a_deep_network_is_solved_as_well(share, monkeypatch):
     rng = np.random.default_rng(0)
     weights = rng.integers(100, 300_000, (160, 1))

@@ -53,8 +53,17 @@ BITS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form.values())) or "native")
-@pytest.mark.parametrize("bits", BITS, ids=lambda bits: "-".join(map(str, bits.values())))
+# Every second cell of the matrix is quick: all forms and all bits are among them, the other pairs are for
+# `make test-all`.
+@pytest.mark.parametrize(
+    ("bits", "form"),
+    [
+        pytest.param(bits, form, marks=pytest.mark.slow if (row + column) % 2 else ())
+        for row, bits in enumerate(BITS)
+        for column, form in enumerate(FORMS)
+    ],
+    ids=lambda knobs: "-".join(map(str, knobs.values())) or "native",
+)
 def test_the_bytes_of_the_file_are_predicted(
     digits_bn: Path, bits: dict[str, Any], form: dict[str, Any]
 ) -> None:
@@ -70,7 +79,7 @@ def test_the_bytes_of_the_file_are_predicted(
     assert all(layer.bytes <= planned[layer.name] for layer in result.layers)
 
 
-@pytest.mark.parametrize("bits", [3, 6])
+@pytest.mark.parametrize("bits", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_plan_knows_what_quantize_finds(digits_bn: Path, digits_data: Path, bits: int) -> None:
     made = plan(digits_bn, Recipe(bits=bits))
     result = quantize(digits_bn, None, Recipe(bits=bits))
@@ -145,7 +154,10 @@ def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> No
 
 @pytest.mark.parametrize(
     ("network", "size"),
-    [("cifar10_resnet20_bn", "190KiB"), ("imagenet_mobilenet_v1_025_128_folded", "240KiB")],
+    [
+        ("cifar10_resnet20_bn", "190KiB"),
+        pytest.param("imagenet_mobilenet_v1_025_128_folded", "240KiB", marks=pytest.mark.slow),
+    ],
 )
 def test_a_size_is_used_up_and_never_exceeded(
     shared_dir: Path, tmp_path: Path, network: str, size: str

@@ -149,7 +149,10 @@ def test_a_broken_layer_comes_first_and_the_line_repairs_it(
         assert after > before + 3
 
 
-@pytest.mark.parametrize(("network", "choices"), [("cifar10_resnet20_bn", 3), ("cifar10_resnet56_bn", 1)])
+@pytest.mark.parametrize(
+    ("network", "choices"),
+    [("cifar10_resnet20_bn", 3), pytest.param("cifar10_resnet56_bn", 1, marks=pytest.mark.slow)],
+)
 def test_broken_layers_of_deep_networks_come_first(shared_dir: Path, network: str, choices: int) -> None:
     path = shared_dir / "models" / f"{network}.onnx"
     proto = load(path).proto

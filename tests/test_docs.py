@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme
+from onnx_dfmpc.cli import flags
 from onnx_dfmpc.recipe import Recipe
 from tests.conftest import ROOT, Run
 
@@ -131,7 +132,18 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_the_pages_is_understood() -> None:
+    words = [command for page in EVERY_PAGE for command in commands(str(page.relative_to(ROOT)))]
+    assert words
+    for command in words:
+        args = flags.parse(command)
+        if command[0] in ("plan", "quantize") and not {"-c", "--plan"} & {*command}:
+            flags.recipe_of(args)
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page == "docs/bits.md" else ()) for page in PAGES]
+)
 def test_what_a_reader_would_paste_runs(
     page: str, desk: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

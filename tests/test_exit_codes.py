@@ -158,11 +158,11 @@ print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys
 
 
 def test_memory_does_not_grow_with_the_data(folder: Path) -> None:
-    """5,000 samples of 12 kB in an .npz, and the same compressed, against the first 100 of them."""
+    """3,000 samples of 12 kB in an .npz, and the same compressed, against the first 100 of them."""
     model = classifier(channels=48)
     model.graph.initializer.append(numpy_helper.from_array(np.ones((48, 3), np.float32), "w"))
     onnx.save(model, folder / "wide.onnx")
-    x = np.resize(np.arange(7, dtype=np.float32), (5000, 48, 8, 8))
+    x = np.resize(np.arange(7, dtype=np.float32), (3000, 48, 8, 8))
     np.savez(folder / "many.npz", x=x)
     np.savez_compressed(folder / "packed.npz", x=x)
     np.savez(folder / "some.npz", x=x[:100])

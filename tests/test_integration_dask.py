@@ -18,25 +18,6 @@ distributed = pytest.importorskip("distributed", reason="Dask is not installed: 
 
 import dask  # noqa: E402
 
-SETTINGS = """
-[all]
-rounding = "nearest"
-repair = "none"
-samples = 8
-no_gate = true
-[setting.4]
-bits = 4
-[setting.2]
-bits = 2
-"""
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Path:
-    path = tmp_path / "grid.toml"
-    path.write_text(SETTINGS, encoding="utf-8")
-    return path
-
 
 def test_without_a_scheduler_it_starts_a_cluster(settings: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_text("no model")

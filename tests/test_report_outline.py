@@ -245,7 +245,7 @@ def test_documents_without_an_interval_have_reports() -> None:
     predicted = {"bytes": 9000, "sqnr_db": 18.25, "source": "probe"}
     outline = run_outline(quantized(predicted=predicted))
     notes = {figure.label: figure.note for figure in outline.figures}
-    assert notes["Output SQNR"] == "worst output, 18.2 dB predicted (probe)"
+    assert notes["Output SQNR"] == "worst output, 18.2 dB predicted (on synthetic inputs)"
     assert "What the inputs may be" not in [part.title for part in outline.sections]
 
 

@@ -17,6 +17,7 @@ from onnx_dfmpc.model.opset import opset_of, raise_opset
 from onnx_dfmpc.rewrite import apply
 from onnx_dfmpc.rewrite.apply import Rewritten
 from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, QuantizedWeight, StorageFormat
+from tests.conftest import networks
 
 # One node and no tables: what is tested here is the graph around them.
 rewrite = functools.partial(apply.rewrite, form=StorageFormat("native"))
@@ -524,6 +525,7 @@ def test_bytes_add_up_to_the_growth_of_the_file():
     assert abs(rewritten.proto.ByteSize() - copy.ByteSize() - added) <= length_prefix
 
 
+@pytest.mark.parametrize("shared_model", networks("cifar10_shufflenetv2_x0_5_bn"), indirect=True)
 def test_shared_networks(shared_model, tmp_path):
     """2 and 6 bits in turn."""
     model = load(shared_model).proto

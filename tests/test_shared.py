@@ -12,10 +12,12 @@ import pytest
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic_feeds
+from tests.conftest import networks
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
+@pytest.mark.parametrize("shared_model", networks("cifar10_shufflenetv2_x0_5_bn"), indirect=True)
 def test_every_network_quantizes_and_loads(shared_model: Path, tmp_path: Path):
     source, target = shared_model.read_bytes(), tmp_path / "small.onnx"
     result = quantize(shared_model, target, Recipe(low_bits=4, high_bits=6, samples=4))

@@ -22,29 +22,7 @@ from onnx_dfmpc.sweep.grid import digest, jobs_of, read_grid
 from onnx_dfmpc.sweep.job import Job, Row, empty_row
 from onnx_dfmpc.sweep.store import append_row, read_rows
 from onnx_dfmpc.sweep.summary import front, summary
-from tests.conftest import MODELS, ROOT, Run
-
-SETTINGS = """
-[all]
-rounding = "nearest"
-repair = "none"
-samples = 8
-no_gate = true
-
-[setting."4 bits"]
-bits = 4
-
-[setting.2]
-bits = 2
-"""
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Path:
-    path = tmp_path / "grid.toml"
-    path.write_text(SETTINGS, encoding="utf-8")
-    return path
-
+from tests.conftest import MODELS, ROOT, SETTINGS, Run
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find workers")
 

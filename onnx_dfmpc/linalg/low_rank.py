@@ -94,7 +94,7 @@ class LowRank:
             w[:, at] = (solved / diagonal[..., None])[:, ::-1]
             s[:, at] = diagonal[:, ::-1]
             left -= product(solved.transpose(0, 2, 1), solved)
-        return SemiSeparable(s, s[..., None] * w, self.directions)
+        return SemiSeparable(s, s[..., None] * w, self.directions, triangular=True)
 
     def times(self, columns: Array) -> Array:
         """M times columns (g, n, m), in their dtype."""
@@ -107,10 +107,11 @@ class LowRank:
         """The same matrix in a dtype."""
         return LowRank(self.variances.astype(dtype, copy=False), self.directions.astype(dtype, copy=False))
 
-    def unit_diagonal(self) -> UnitLowRank:
+    def unit_diagonal(self) -> SemiSeparable:
         """M with each row divided by its element on the diagonal."""
         diagonal = self.diagonal()
-        return UnitLowRank(self.variances / diagonal, self.directions / diagonal[..., None], self.directions)
+        left = self.directions / diagonal[..., None]
+        return SemiSeparable(self.variances / diagonal, left, self.directions, triangular=False)
 
     def rescaled(self, factor: Array) -> LowRank:
         """Covariance of inputs that are multiplied by factors (g, n)."""
@@ -118,43 +119,15 @@ class LowRank:
 
 
 @dataclass(frozen=True, eq=False)
-class UnitLowRank:
-    """diag(d) + A B': ``variances`` d (g, n), ``left`` A and ``right`` B (g, n, p)."""
-
-    variances: Array
-    left: Array
-    right: Array
-
-    triangular = False
-
-    @property
-    def inputs(self) -> int:
-        """The number n of inputs."""
-        return len(self.variances[0])
-
-    def block(self, start: int, stop: int) -> Array:
-        """M[start:stop, start:stop]."""
-        elements = product(
-            self.left[:, start:stop], self.right[:, start:stop].transpose(0, 2, 1), self.left.dtype
-        )
-        every = np.arange(stop - start)
-        elements[:, every, every] += self.variances[:, start:stop]
-        return elements
-
-    def astype(self, dtype: type[np.floating]) -> UnitLowRank:
-        """The same matrix in a dtype."""
-        return UnitLowRank(*(a.astype(dtype, copy=False) for a in (self.variances, self.left, self.right)))
-
-
-@dataclass(frozen=True, eq=False)
 class SemiSeparable:
-    """diag(s) + tril(A B', -1): ``scale`` s (g, n), ``left`` A and ``right`` B (g, n, p)."""
+    """diag(d) + A B', or diag(d) + tril(A B', -1) where it is ``triangular``; ``scale`` d (g, n), ``left`` A
+    and ``right`` B (g, n, p).
+    """
 
     scale: Array
     left: Array
     right: Array
-
-    triangular = True
+    triangular: bool
 
     @property
     def inputs(self) -> int:
@@ -162,29 +135,31 @@ class SemiSeparable:
         return len(self.scale[0])
 
     def diagonal(self) -> Array:
-        """Diagonal, shape (g, n)."""
+        """Diagonal of a triangular one, shape (g, n)."""
         return self.scale
 
     def block(self, start: int, stop: int) -> Array:
         """M[start:stop, start:stop]."""
-        elements = product(
-            self.left[:, start:stop], self.right[:, start:stop].transpose(0, 2, 1), self.left.dtype
-        )
-        elements = np.tril(elements, -1)
+        left, right = self.left[:, start:stop], self.right[:, start:stop]
+        elements = product(left, right.transpose(0, 2, 1), left.dtype)
+        if self.triangular:
+            elements = np.tril(elements, -1)
         every = np.arange(stop - start)
         elements[:, every, every] += self.scale[:, start:stop]
         return elements
 
     def unit_diagonal(self) -> SemiSeparable:
-        """M with each row divided by its element on the diagonal."""
-        return SemiSeparable(np.ones_like(self.scale), self.left / self.scale[..., None], self.right)
+        """A triangular M with each row divided by its element on the diagonal."""
+        return replace(self, scale=np.ones_like(self.scale), left=self.left / self.scale[..., None])
 
     def astype(self, dtype: type[np.floating]) -> SemiSeparable:
         """The same matrix in a dtype."""
-        return SemiSeparable(*(a.astype(dtype, copy=False) for a in (self.scale, self.left, self.right)))
+        scale, left, right = (a.astype(dtype, copy=False) for a in (self.scale, self.left, self.right))
+        return SemiSeparable(scale, left, right, self.triangular)
 
 
-Unit = UnitLowRank | SemiSeparable
+Unit = SemiSeparable
+"""What a sweep multiplies with: a covariance or its factor, by `unit_diagonal`."""
 
 
 def multiply(matrix: Unit, columns: Array) -> Array:
@@ -200,9 +175,9 @@ def multiply(matrix: Unit, columns: Array) -> Array:
     for start in range(0, matrix.inputs, BLOCK):
         at = slice(start, min(start + BLOCK, matrix.inputs))
         result[:, at] = product(matrix.left[:, at], inner, dtype)
-        if isinstance(matrix, SemiSeparable):
+        if matrix.triangular:
             result[:, at] += product(matrix.block(at.start, at.stop), columns[:, at], dtype)
             inner += product(right[:, :, at], columns[:, at], dtype)
         else:
-            result[:, at] += matrix.variances[:, at, None].astype(dtype) * columns[:, at]
+            result[:, at] += matrix.scale[:, at, None].astype(dtype) * columns[:, at]
     return result

@@ -25,6 +25,9 @@ from onnx_dfmpc.report.outline import (
 )
 from onnx_dfmpc.statistics.mixing import PLAUSIBLE
 
+SOURCES = {"bn": "in closed form", "probe": "on synthetic inputs", "measured": "on real inputs"}
+"""How a prediction was made, by its name in documents (docs/json.md)."""
+
 
 def samples(validation: ValidationReport) -> str:
     """What it was run on, in words."""
@@ -68,7 +71,7 @@ def _predicted(predicted: Predicted) -> str:
     if predicted.sqnr_db is None:
         return ""
     ends = interval(predicted.low_db, predicted.high_db)
-    grounds = f", {ends}" if ends else f" ({predicted.source})" if predicted.source else ""
+    grounds = f", {ends}" if ends else _source(predicted)
     return f"{decibels(predicted.sqnr_db)} predicted{grounds}"
 
 
@@ -76,9 +79,13 @@ def _grounds(predicted: Predicted) -> str:
     """Interval of a prediction, and what it is made from."""
     ends = interval(predicted.low_db, predicted.high_db)
     if not ends:
-        return "worst output" + (f" ({predicted.source})" if predicted.source else "")
+        return f"worst output{_source(predicted)}"
     kinds = f", on {plural(len(predicted.kinds), 'kind')} of inputs" if predicted.kinds else ""
     return f"{ends}: worst output{kinds}"
+
+
+def _source(predicted: Predicted) -> str:
+    return f" ({SOURCES.get(predicted.source, predicted.source)})" if predicted.source else ""
 
 
 def reach(document: Document) -> Line | None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from onnx_dfmpc.errors import RecipeError, printable
+from onnx_dfmpc.report.diff_report import diff_outline
 from onnx_dfmpc.report.document import Json, parse
 from onnx_dfmpc.report.html import html_page, require_extra
 from onnx_dfmpc.report.markdown import markdown
 from onnx_dfmpc.report.outline import Outline
-from onnx_dfmpc.report.sections import diff_outline, run_outline
+from onnx_dfmpc.report.run_report import run_outline
 from onnx_dfmpc.report.terminal import terminal
 
 
