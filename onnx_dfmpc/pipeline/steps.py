@@ -213,7 +213,7 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         names = [layer.name for layer in plan.layers]
         bits = {layer.name: layer.bits for layer in plan.layers}
         metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
-        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
+        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata, half=job.recipe.half)
     integer: IntegerActivations | None = None
     kernels: Mapping[str, str] = {}
     if plan.form.activations is not None:

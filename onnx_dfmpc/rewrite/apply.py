@@ -21,6 +21,7 @@ from onnx_dfmpc.rewrite.editor import Edit, Editor, shared_names
 from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT
+from onnx_dfmpc.storage.halves import Halves, halves_of, nearest, nearest_scale
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.types import WeightNames, WeightSpec
 
@@ -62,12 +63,14 @@ def rewrite(
     *,
     form: StorageFormat = DEFAULT,
     metadata: Mapping[str, str] | None = None,
+    half: bool = False,
 ) -> Rewritten:
     """Copy of a model in which the weight of each given layer comes from integer codes.
 
     ``proto`` is the float model with its external data loaded; it is never changed. ``layers`` say what to
     put where: a ``bias`` is in the units of the constant that it replaces (Gemm multiplies its third input by
-    ``beta``). ``metadata`` is added to ``metadata_props`` under ``onnx_dfmpc.``.
+    ``beta``). ``metadata`` is added to ``metadata_props`` under ``onnx_dfmpc.``. With ``half``, new scales
+    and biases are rounded to float16 numbers, wherever that does no harm (see `storage.halves`).
 
     Opset and IR version are raised only as far as the codes need. What the codes replace goes when nobody
     reads it any more. Names of nodes and tensors, doc strings, metadata, local functions and value infos
@@ -80,6 +83,7 @@ def rewrite(
     """
     by_name, specs = layers_by_name(matched, [layer.name for layer in layers]), weight_specs(proto, matched)
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
+    halves = layer_halves(proto, matched, obstacles) if half else {}
     forms = layer_forms(proto, matched, form)
     edits, stored = [], {}
     for quantized in layers:
@@ -90,6 +94,7 @@ def rewrite(
         if obstacle == "":
             bias = None if layer.bias is None else _floats(table[layer.bias]).ravel()
             quantized = fold(quantized, layer, bias, _floats(table[layer.weight]).dtype)
+        quantized = _rounded(quantized, halves.get(layer.name, Halves()))
         weight = quantized.weight
         nonzero = weight.zero_point is not None and bool(np.any(weight.zero_point))
         spec = specs[layer.name](bits=weight.bits, signed=weight.signed, axis=weight.axis, zero_point=nonzero)
@@ -109,6 +114,16 @@ def rewrite(
     if folded:
         notes += (f"batch norm of {folded} layer{'' if folded == 1 else 's'} folded into scales and biases",)
     return Rewritten(edited, stored, notes, tensor_names(edits))
+
+
+def _rounded(quantized: QuantizedLayer, halves: Halves) -> QuantizedLayer:
+    """A layer with float16 numbers where it is to have them; one scale for a whole tensor stays."""
+    weight, bias = quantized.weight, quantized.bias
+    if halves.scale and weight.axis is not None:
+        weight = replace(weight, scale=nearest_scale(weight.scale))
+    if halves.bias and bias is not None:
+        bias = nearest(bias)
+    return replace(quantized, weight=weight, bias=bias)
 
 
 def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, Layer]:
@@ -207,6 +222,20 @@ def fold_obstacles(proto: ModelProto, matched: MatchReport, form: StorageFormat)
     layers = [layer for layer in matched.layers if layer.batch_norm is not None]
     matrices = _matrices(proto) if any(layer.op_type == "MatMul" for layer in layers) else frozenset()
     return {layer.name: _fold_obstacle(layer, table, matrices) for layer in layers}
+
+
+def layer_halves(proto: ModelProto, matched: MatchReport, obstacles: Mapping[str, str]) -> dict[str, Halves]:
+    """Which layers get float16 numbers, by name; ``obstacles`` say whose batch norm is folded."""
+    table = ConstantTable(proto)
+    return {
+        layer.name: halves_of(
+            layer,
+            _floats(table[layer.weight]),
+            None if layer.bias is None else _floats(table[layer.bias]).ravel(),
+            folded=obstacles.get(layer.name) == "",
+        )
+        for layer in matched.layers
+    }
 
 
 def _fold_obstacle(layer: Layer, table: ConstantTable, matrices: frozenset[str]) -> str:

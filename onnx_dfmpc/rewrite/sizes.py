@@ -25,6 +25,7 @@ from onnx_dfmpc.rewrite.apply import (
     apply_edits,
     fold_obstacles,
     layer_forms,
+    layer_halves,
     layers_by_name,
     tensor_names,
     weight_specs,
@@ -34,17 +35,21 @@ from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT, stored_bits
+from onnx_dfmpc.storage.halves import Halves, nearest
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.tables import shared_parts
-from onnx_dfmpc.storage.types import ITEM_BITS, WeightLayout
+from onnx_dfmpc.storage.types import ITEM_BITS, StoredWeight, WeightLayout
 
 NUMBERS = ("raw_data", "float_data", "int32_data")
 """Fields of a float tensor that hold its numbers."""
 
 PLACEHOLDER = 1.2345
-"""What new biases and batch norms are filled with. Any number takes the same bytes, but one that is there
-already would count as no change: so none that networks are initialized with, such as 0 and 1.
+"""What new scales, biases and batch norms are filled with. Any float32 number takes the same bytes, but one
+that is there already would count as no change: so none that networks are initialized with, such as 0 and 1.
 """
+
+HALF_PLACEHOLDER = float(nearest(np.float32([PLACEHOLDER]))[0])
+"""The same where the number will be a float16 number, which slim files have in 16 bits."""
 
 
 def stored_sizes(
@@ -78,19 +83,21 @@ def predicted_size(
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
+    half: bool = False,
 ) -> int:
     """Bytes of the whole file for given bits by layer name; layers without stay float.
 
     Never less than what `rewrite` makes of the same bits and metadata, and hardly more: every layer is taken
     to get a zero point where its grid has one. ``corrected`` are the parameters of every batch norm that will
-    be new; if there are any, a layer without batch norm gets a new bias. Of metadata that is not known yet,
-    the length is enough.
+    be new; if there are any, a layer without batch norm gets a new bias. ``half`` is as in `rewrite`. Of
+    metadata that is not known yet, the length is enough.
 
     Raises as `stored_sizes`; UnsupportedError if the model cannot be converted to the opset that the codes
     need; DfmpcError if a name is not in the match report.
     """
     layouts = _layouts(proto, matched, {name: (width,) for name, width in bits.items()}, form, grid)
-    edits = _edits(proto, matched, {name: layout for name, (layout,) in layouts.items()}, form, corrected)
+    chosen = {name: layout for name, (layout,) in layouts.items()}
+    edits = _edits(proto, matched, chosen, form, corrected, half)
     shared = shared_names(edit.layout for edit in edits)
     opset = max((edit.layout.opset for edit in edits), default=0)
     return _size(proto, matched, edits, opset, shared, metadata or {}, form)
@@ -106,6 +113,7 @@ def base_size(
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
+    half: bool = False,
 ) -> int:
     """Bytes of everything in the file but the weights of the given layers, whatever bits of ``widths`` they
     will get.
@@ -118,7 +126,7 @@ def base_size(
     every = [layout for row in layouts.values() for layout in row]
     # A node may be larger or smaller in a later opset: all that the widths may need are tried.
     opsets = {layout.opset for layout in every} or {0}
-    edits = _edits(proto, matched, largest, form, corrected)
+    edits = _edits(proto, matched, largest, form, corrected, half)
     shared = shared_names(every)
     whole = max(_size(proto, matched, edits, opset, shared, metadata or {}, form) for opset in opsets)
     if form.slim:
@@ -164,23 +172,36 @@ def _edits(
     layouts: Mapping[str, WeightLayout],
     form: StorageFormat,
     corrected: Collection[str],
+    half: bool,
 ) -> list[Edit]:
     """Edits of the layers that have a layout, without the numbers of their weights."""
     obstacles = fold_obstacles(proto, matched, form)
+    halves = layer_halves(proto, matched, obstacles) if half else {}
     edits = []
     for layer in matched.layers:
         if layer.name not in layouts:
             continue
         layout, folded = layouts[layer.name], obstacles.get(layer.name) == ""
+        kind = halves.get(layer.name, Halves())
         new = np.full(layer.channels, PLACEHOLDER, np.float32)
         bias, norm = None, None
         if folded or (corrected and layer.batch_norm is None):
-            bias = new
+            bias = np.full_like(new, HALF_PLACEHOLDER) if kind.bias else new
         elif corrected and layer.batch_norm is not None:
             parameters: dict[str, Any] = dict.fromkeys(corrected, new)
             norm = replace(layer.batch_norm, **parameters)
-        edits.append(Edit(layer, layout, layout.empty(), bias, norm, folded))
+        scale = HALF_PLACEHOLDER if kind.scale else PLACEHOLDER
+        edits.append(Edit(layer, layout, _without_codes(layout, scale), bias, norm, folded))
     return edits
+
+
+def _without_codes(layout: WeightLayout, scale: float) -> StoredWeight:
+    """Stored weight of which only the scales have numbers."""
+    weight = layout.empty()
+    for tensor in weight.initializers:
+        if tensor.data_type == TensorProto.FLOAT and tensor.dims:
+            tensor.raw_data = np.full(prod(tensor.dims), scale, np.float32).tobytes()
+    return weight
 
 
 def _size(

@@ -1,4 +1,5 @@
-"""Bytes that are not weights: arithmetic on known shapes, long names, what exporters leave.
+"""Bytes that are not weights: arithmetic on known shapes, attributes that say nothing, numbers of 16 bits in
+32, long names, what exporters leave.
 
 `slim` changes nothing that is computed.
 """
@@ -14,6 +15,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_dfmpc.model.protobuf import subgraphs, value_names
 from onnx_dfmpc.model.shapes import SMALL, drop_dead, fold_shapes, read_names
+from onnx_dfmpc.rewrite.attributes import drop_defaults
+from onnx_dfmpc.rewrite.vectors import pack_vectors
 
 SHORT = 4
 """Characters of a name that is short enough."""
@@ -30,6 +33,8 @@ def slim(proto: ModelProto, keep: Collection[str] = ()) -> dict[str, str]:
     fold_shapes(proto)
     _share_constants(proto, keep)
     _strip(proto)
+    drop_defaults(proto)
+    pack_vectors(proto)
     return _shorten(proto, keep)
 
 

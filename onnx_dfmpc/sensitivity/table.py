@@ -84,7 +84,15 @@ def size_table(
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid)[rows]
     base = base_size(
-        proto, matched, names, widths, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+        proto,
+        matched,
+        names,
+        widths,
+        recipe.form,
+        grid=grid,
+        corrected=recipe.corrects,
+        metadata=metadata,
+        half=recipe.half,
     )
     if plan is None:
         nominal = recipe.target_bits is not None
@@ -95,7 +103,14 @@ def size_table(
     # everywhere.
     fewest = dict(zip(names, np.array(widths)[cheapest(sizes, allowed)].tolist(), strict=True))
     least = predicted_size(
-        proto, matched, fewest, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+        proto,
+        matched,
+        fewest,
+        recipe.form,
+        grid=grid,
+        corrected=recipe.corrects,
+        metadata=metadata,
+        half=recipe.half,
     )
     smallest = int(np.where(allowed, sizes, np.iinfo(np.int64).max).min(axis=1).sum())
     table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "", base + smallest - least)
@@ -276,7 +291,14 @@ def with_sizes(
     sizes = {layer.name: int(stored[rows[layer.name], widths.index(layer.bits)]) for layer in plan.layers}
     bits = {layer.name: layer.bits for layer in plan.layers}
     total = predicted_size(
-        proto, matched, bits, plan.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+        proto,
+        matched,
+        bits,
+        plan.form,
+        grid=grid,
+        corrected=recipe.corrects,
+        metadata=metadata,
+        half=recipe.half,
     )
     return _with_sizes(plan, sizes, total)
 
