@@ -228,7 +228,7 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         with timed(seconds, "slim"):
             final = ModelProto()
             final.CopyFrom(rewritten.proto)
-            short = slim(final, rewritten.weights)
+            short = {**rewritten.renamed, **slim(final, rewritten.weights)}
     with timed(seconds, "check"):
         verify(final, "the quantized model")
     made = Made(plan, solved, rewritten, final, short, activations=integer, kernels=kernels)
@@ -459,7 +459,9 @@ def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
 def weight_bytes(job: Job) -> dict[str, dict[float, int]]:
     """Bytes of every layer's weight by width, by layer name."""
     grid = METHODS[job.recipe.method].grid(8)
-    table = stored_sizes(job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid).tolist()
+    table = stored_sizes(
+        job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid, half=job.recipe.half
+    ).tolist()
     return {
         layer.name: dict(zip(WIDTHS, row, strict=True))
         for layer, row in zip(job.matched.layers, table, strict=True)

@@ -17,8 +17,8 @@ IN_WORDS = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
 """Their defaults that ONNX has in words only, one number for each dimension, since opset 11."""
 
 OPERATORS = (*WINDOWS, "Gemm", "BatchNormalization", "LeakyRelu")
-"""Those that were tried without in every runtime. Of others runtimes have defaults of their own: the axis of a
-Split is 1 in OpenCV 5.0 where none is given.
+"""Those that were tried without, in every runtime. Of others some runtimes have defaults of their own: the
+axis of a Split is 1 in OpenCV 5.0 where none is given.
 """
 
 

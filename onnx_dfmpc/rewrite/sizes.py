@@ -31,11 +31,13 @@ from onnx_dfmpc.rewrite.apply import (
     weight_specs,
 )
 from onnx_dfmpc.rewrite.editor import Edit, shared_names
+from onnx_dfmpc.rewrite.halves import Halves
 from onnx_dfmpc.rewrite.slim import slim
+from onnx_dfmpc.rewrite.vectors import layer_bytes
 from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT, stored_bits
-from onnx_dfmpc.storage.halves import Halves, nearest
+from onnx_dfmpc.storage.halves import nearest
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import ITEM_BITS, StoredWeight, WeightLayout
@@ -48,7 +50,7 @@ PLACEHOLDER = 1.2345
 that is there already would count as no change: so none that networks are initialized with, such as 0 and 1.
 """
 
-HALF_PLACEHOLDER = float(nearest(np.float32([PLACEHOLDER]))[0])
+HALF_PLACEHOLDER = float(nearest(np.array(PLACEHOLDER)))
 """The same where the number will be a float16 number, which slim files have in 16 bits."""
 
 
@@ -59,18 +61,20 @@ def stored_sizes(
     form: StorageFormat = DEFAULT,
     *,
     grid: Grid = "asymmetric",
+    half: bool = False,
 ) -> NDArray[np.int64]:
     """Bytes of codes, scales, zero points and nodes of every layer at every width, shape (layers, widths).
 
     They are what `StoredLayer.bytes` will say; more than that only where all zero points of a layer turn out
     to be zero, or all scales the same. Only an asymmetric ``grid`` has zero points. Grids are per channel
-    wherever the file can say so.
+    wherever the file can say so. ``half`` is as in `rewrite`.
 
     RecipeError if the storage format is not registered, UnsupportedError if a weight is of a type that cannot
     be stored.
     """
     layouts = _layouts(proto, matched, {layer.name: tuple(widths) for layer in matched.layers}, form, grid)
-    sizes = [[layout.size for layout in layouts[layer.name]] for layer in matched.layers]
+    packed = _packed(proto, matched, form, half)
+    sizes = [[_bytes(layout, packed) for layout in layouts[layer.name]] for layer in matched.layers]
     return np.array(sizes, np.int64).reshape(-1, len(widths))
 
 
@@ -132,7 +136,20 @@ def base_size(
     if form.slim:
         # What only other layouts share is not read by these, and gone.
         whole += _shared_size(shared) - _shared_size(shared_names(largest.values()))
-    return whole - sum(layout.size for layout in largest.values())
+    packed = _packed(proto, matched, form, half)
+    return whole - sum(_bytes(layout, packed) for layout in largest.values())
+
+
+def _packed(proto: ModelProto, matched: MatchReport, form: StorageFormat, half: bool) -> frozenset[str]:
+    """Names of the layers whose scales share a tensor."""
+    if not (half and form.slim):
+        return frozenset()
+    halves = layer_halves(proto, matched, fold_obstacles(proto, matched, form))
+    return frozenset(name for name, kind in halves.items() if kind.scale)
+
+
+def _bytes(layout: WeightLayout, packed: Collection[str]) -> int:
+    return layer_bytes(layout, packed=layout.spec.layer in packed)
 
 
 def _shared_size(names: Collection[str]) -> int:
@@ -149,7 +166,7 @@ def _layouts(
     grid: Grid,
 ) -> dict[str, list[WeightLayout]]:
     """Layouts by layer name, one for each of the layer's widths."""
-    layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched)
+    layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched, form)
     forms = layer_forms(proto, matched, form)
 
     def at(layer: Layer, bits: float) -> WeightLayout:

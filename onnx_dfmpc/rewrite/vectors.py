@@ -3,8 +3,8 @@
     FLOAT16 (n,) -> Cast(FLOAT) -> Mul(1/256) -> Split -> the tensors, by the names that they had
 
 Nothing changes that is computed: these are the numbers of `storage.halves`, bit for bit, and every runtime
-that was tried folds the nodes when it loads the model. A name and a length in a Split take fewer bytes than an
-initializer, too.
+that was tried folds the nodes when it loads the model. A name and a length in a Split also take fewer bytes
+than an initializer.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_dfmpc.model.opset import DEFAULT_DOMAINS, opset_of
-from onnx_dfmpc.model.protobuf import framed_size, subgraphs, value_names
+from onnx_dfmpc.model.protobuf import framed, framed_size, subgraphs, value_names, varint
 from onnx_dfmpc.storage.halves import FACTOR, is_exact
-from onnx_dfmpc.storage.types import small_tensor
+from onnx_dfmpc.storage.types import TensorSpec, WeightLayout, small_tensor
 
 SPLIT_OPSET = 13
 """First opset whose Split takes lengths as an input."""
@@ -39,6 +39,19 @@ constants before they fold anything.
 """
 
 
+def layer_bytes(layout: WeightLayout, *, packed: bool) -> int:
+    """Bytes of a quantized weight in the file, its scales in one tensor with all others or in their own."""
+    scales = [tensor for tensor in layout.tensors if tensor.data_type == TensorProto.FLOAT and tensor.dims]
+    own = layout.size - sum(tensor.size for tensor in scales)
+    return own + sum(_share(tensor) if packed else tensor.size for tensor in scales)
+
+
+def _share(tensor: TensorSpec) -> int:
+    """Bytes of a vector of the common tensor: its numbers, its name and its length in the Split."""
+    count = tensor.dims[0]
+    return 2 * count + framed(len(tensor.name)) + varint(count)
+
+
 def pack_vectors(proto: ModelProto) -> None:
     """Put float vectors of such numbers into one tensor, in place, where that is smaller."""
     graph = proto.graph
@@ -50,7 +63,7 @@ def pack_vectors(proto: ModelProto) -> None:
         if tensor.name in free and _is_vector(tensor) and is_exact(numpy_helper.to_array(tensor)):
             groups.setdefault(len(tensor.dims), []).append(tensor)
     taken = value_names(graph)
-    factor = numpy_helper.from_array(np.float32(1 / FACTOR), _fresh("half_unit", taken))
+    factor = numpy_helper.from_array(np.array(1 / FACTOR, np.float32), _fresh("half_unit", taken))
     made: list[NodeProto] = []
     for rank, tensors in groups.items():
         new, nodes = _packed(tensors, factor.name, f"halves{rank}", taken)
@@ -99,7 +112,7 @@ def _is_vector(tensor: TensorProto) -> bool:
 
 
 def _free_names(graph: GraphProto) -> set[str]:
-    """Names that only inputs of `READERS` have: no inputs or outputs of the graph, nothing that bodies know."""
+    """Names that only inputs of `READERS` have, and no inputs or outputs of the graph or names in bodies."""
     fixed = {value.name for value in (*graph.input, *graph.output)}
     names: set[str] = set()
     for node in graph.node:

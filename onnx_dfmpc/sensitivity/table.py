@@ -82,7 +82,7 @@ def size_table(
     names = tuple(matched.layers[row].name for row in rows)
     grid: Grid = METHODS[recipe.method].grid(8)
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
-    sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid)[rows]
+    sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid, half=recipe.half)[rows]
     base = base_size(
         proto,
         matched,
@@ -286,7 +286,7 @@ def with_sizes(
     """Plan with the bytes that its bits will take."""
     grid: Grid = "asymmetric" if any(layer.grid == "asymmetric" for layer in plan.layers) else "symmetric"
     widths = sorted({layer.bits for layer in plan.layers})
-    stored = stored_sizes(proto, matched, widths, plan.form, grid=grid)
+    stored = stored_sizes(proto, matched, widths, plan.form, grid=grid, half=recipe.half)
     rows = {layer.name: row for row, layer in enumerate(matched.layers)}
     sizes = {layer.name: int(stored[rows[layer.name], widths.index(layer.bits)]) for layer in plan.layers}
     bits = {layer.name: layer.bits for layer in plan.layers}
