@@ -44,7 +44,7 @@ def halves_of(
     if weight.dtype != np.float32:
         return Halves()
     rows = to_rows(weight, layer)
-    largest = np.abs(rows).max(axis=2).ravel().astype(np.float64)
+    largest = np.maximum(rows.max(axis=2), -rows.min(axis=2)).ravel().astype(np.float64)
     if layer.batch_norm is None:
         factor: Array = np.ones(1)
         shift: Array = np.zeros(1) if bias is None else bias.astype(np.float64)
