@@ -199,7 +199,9 @@ def _choose_names(proto: ModelProto, matched: MatchReport, *, slim: bool) -> dic
     for layer, label in zip(matched.layers, labels, strict=True):
         weight = weights.get(layer.output, "")
         alone = weight if readers[weight] == 1 else ""
-        names[layer.name] = WeightNames(label, f"{label}w" if slim or not alone else alone, prefix, alone)
+        fresh = f"{label}w"
+        kept = alone and not (slim and len(fresh) < len(alone))
+        names[layer.name] = WeightNames(label, alone if kept else fresh, prefix, alone)
     return names
 
 
