@@ -1,8 +1,8 @@
 """Numbers for scales and biases that take 16 bits: float16 with another exponent.
 
 They are multiplied by 256 before they are rounded, so that 11 significant bits hold from 2**-22 to 255, and
-an error is at most 2**-11 of the number, and 74 dB below it on average. `rewrite.halves` says where that will do, and
-`rewrite.vectors` puts them into the file.
+an error is at most 2**-11 of the number, and 74 dB below it on average. `rewrite.halves` says where that will
+do, and `rewrite.vectors` puts them into the file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def at_least(values: Array) -> NDArray[np.float32]:
     """Smallest of these numbers that are not less; values as they are where one is too large."""
     rounded = nearest(values)
     coded = (rounded * np.float32(FACTOR)).astype(np.float16)
-    up = np.nextafter(coded, np.float16(np.inf)).astype(np.float32) / np.float32(FACTOR)
+    with np.errstate(over="ignore"):  # after the largest one there is none, and none is needed
+        up = np.nextafter(coded, np.float16(np.inf)).astype(np.float32) / np.float32(FACTOR)
     return np.where(rounded < values, up, rounded).astype(np.float32)
 
 
