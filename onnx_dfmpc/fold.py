@@ -61,7 +61,7 @@ def fold(
     """
     norm = quantized.batch_norm or layer.batch_norm
     assert norm is not None, f"{layer.name} has no batch norm"
-    factor, shift = _affine(norm, bias if quantized.bias is None else quantized.bias)
+    factor, shift = factor_and_shift(norm, bias if quantized.bias is None else quantized.bias)
     weight = _scaled(quantized.weight, factor, layer.axis, SMALLEST[np.dtype(dtype)])
     return replace(quantized, weight=weight, bias=shift.astype(np.float32), batch_norm=None)
 
@@ -75,7 +75,7 @@ def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] 
     coarsely.
     """
     assert layer.batch_norm is not None
-    factor, shift = _affine(layer.batch_norm, bias)
+    factor, shift = factor_and_shift(layer.batch_norm, bias)
     largest = np.abs(to_rows(weight, layer)).max(axis=2).ravel().astype(np.float64) * np.abs(factor)
     limits = np.finfo(weight.dtype)
     most, coarsest = float(limits.max) / MARGIN, LEVELS * SMALLEST[weight.dtype]
@@ -86,7 +86,7 @@ def fits(layer: Layer, weight: NDArray[np.floating], bias: NDArray[np.floating] 
     )
 
 
-def _affine(norm: BatchNorm, bias: NDArray[np.floating] | None) -> tuple[Array, Array]:
+def factor_and_shift(norm: BatchNorm, bias: NDArray[np.floating] | None) -> tuple[Array, Array]:
     """Factor and shift of batch norm after a bias, each of shape (channels,), in float64."""
     factor: Array = norm.gamma / norm.sigma
     return factor, norm.beta + factor * ((0.0 if bias is None else bias.astype(np.float64)) - norm.mean)

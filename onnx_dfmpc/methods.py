@@ -121,6 +121,7 @@ class Method:
     uses_outputs: bool = False  # the repair uses outputs of the network quantized so far, which has to be run
     absorbs: bool = False  # consumers can take factors over
     pairs: bool = False  # a recipe without bits means pairs of a low and a high layer
+    half: bool = True  # new scales and biases are rounded to float16 numbers
     low_first: bool = False  # the first layer of a pair is always the low one
 
 
@@ -342,6 +343,7 @@ METHODS: dict[str, Method] = {
         corrects=lambda gain, mean: ("gamma", "beta", "mean", "var") if gain else ("mean",) if mean else (),
         absorbs=True,
         pairs=True,
+        half=False,
         low_first=True,
     ),
 }

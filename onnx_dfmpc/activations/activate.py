@@ -14,6 +14,7 @@ from onnx_dfmpc.activations.placement import Placement, place
 from onnx_dfmpc.activations.ranges import quantization_range
 from onnx_dfmpc.model.constants import used_names
 from onnx_dfmpc.spec import Array, Layer, LayerStatistics, Mixture
+from onnx_dfmpc.storage.halves import is_exact, nearest
 
 TAU_ANCHORED, TAU_PICTURES, TAU_OTHERS, TAU_REAL = 0.2, 0.3, 0.4, 0.1
 """Deviation of the logarithm of what activations really are over what they are on our inputs: behind batch
@@ -85,6 +86,8 @@ def _corrected(proto: ModelProto, shifts: Mapping[str, Array]) -> ModelProto:
                 tensor = constants[node.input[2]]
                 old = numpy_helper.to_array(tensor)
                 new = (old - shifts[name].reshape(old.shape)).astype(np.float32)
+                if is_exact(old):
+                    new = nearest(new)
                 if readers[tensor.name] > 1:
                     node.input[2] = f"{name}::bias"
                     copy.graph.initializer.append(numpy_helper.from_array(new, node.input[2]))

@@ -13,6 +13,7 @@ from onnx_dfmpc.activations.placement import Placement
 from onnx_dfmpc.activations.ranges import scale_and_zero_point
 from onnx_dfmpc.model.protobuf import value_names
 from onnx_dfmpc.spec import Array
+from onnx_dfmpc.storage.halves import at_least, is_exact
 
 SHAPES = ("Shape", "Size")
 """Operators that do not read the numbers: they get the codes, which are there anyway."""
@@ -145,8 +146,10 @@ def _integer_bias(
     units = float(grid.value) * _numbers(scales)
     least = np.abs(bias) / LARGEST * (1 + 1e-6)
     if np.any(units < least):
-        units = np.maximum(units, least)
-        wider = (units / float(grid.value)).astype(np.float32)
+        wider = (np.maximum(units, least) / float(grid.value)).astype(np.float32)
+        if is_exact(_numbers(scales)):
+            wider = at_least(wider)
+        units = float(grid.value) * wider.astype(np.float64)
         scales.CopyFrom(numpy_helper.from_array(wider, scales.name))
     new[f"{name}q"] = np.rint(bias / units).astype(np.int32)
     node.input[2] = name

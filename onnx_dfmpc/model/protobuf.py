@@ -49,7 +49,12 @@ def is_large(tensor: TensorProto) -> bool:
 
 def framed(size: int) -> int:
     """Bytes that ``size`` bytes take as a field of a message: tag (of a field below 16), length, content."""
-    return 1 + max(1, -(-size.bit_length() // 7)) + size  # the length is a varint: 7 bits to a byte
+    return 1 + varint(size) + size
+
+
+def varint(number: int) -> int:
+    """Bytes of a number that is not negative, 7 bits to a byte."""
+    return max(1, -(-number.bit_length() // 7))
 
 
 def framed_size(message: Message) -> int:

@@ -219,7 +219,7 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         names = [layer.name for layer in plan.layers]
         bits = {layer.name: layer.bits for layer in plan.layers}
         metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
-        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata)
+        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata, half=job.recipe.half)
     integer: IntegerActivations | None = None
     kernels: Mapping[str, str] = {}
     if plan.form.activations is not None:
@@ -234,7 +234,7 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         with timed(seconds, "slim"):
             final = ModelProto()
             final.CopyFrom(rewritten.proto)
-            short = slim(final, rewritten.weights)
+            short = {**rewritten.renamed, **slim(final, rewritten.weights)}
     with timed(seconds, "check"):
         verify(final, "the quantized model")
     made = Made(plan, solved, rewritten, final, short, activations=integer, kernels=kernels)
@@ -465,7 +465,9 @@ def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
 def weight_bytes(job: Job) -> dict[str, dict[float, int]]:
     """Bytes of every layer's weight by width, by layer name."""
     grid = METHODS[job.recipe.method].grid(8)
-    table = stored_sizes(job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid).tolist()
+    table = stored_sizes(
+        job.source.proto, job.matched, WIDTHS, job.recipe.form, grid=grid, half=job.recipe.half
+    ).tolist()
     return {
         layer.name: dict(zip(WIDTHS, row, strict=True))
         for layer, row in zip(job.matched.layers, table, strict=True)

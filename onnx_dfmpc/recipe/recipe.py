@@ -241,6 +241,11 @@ class Method(Settings):
         """Parameters of batch norm that change; if any, a layer without batch norm gets a new bias."""
         return METHODS[self.method].corrects(self.repairs_gain, self.repairs_mean)
 
+    @property
+    def half(self) -> bool:
+        """Whether new scales and biases are rounded to float16 numbers."""
+        return METHODS[self.method].half
+
 
 @dataclass(frozen=True, kw_only=True)
 class Storage(Settings):

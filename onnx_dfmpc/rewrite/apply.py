@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import string
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -18,9 +20,12 @@ from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.opset import opset_of, raise_opset
 from onnx_dfmpc.model.protobuf import skeleton, value_names
 from onnx_dfmpc.rewrite.editor import Edit, Editor, shared_names
+from onnx_dfmpc.rewrite.halves import Halves, halves_of
+from onnx_dfmpc.rewrite.vectors import layer_bytes
 from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT
+from onnx_dfmpc.storage.halves import nearest, nearest_scale
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.types import WeightNames, WeightSpec
 
@@ -45,14 +50,15 @@ class StoredLayer:
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """The edited model, what became of each layer by name, remarks on the model as a whole, and the tensors
-    that the quantized weights are made of.
+    """The edited model, what became of each layer by name, remarks on the model as a whole, the tensors that
+    the quantized weights are made of, and those float weights that have other names now, with their old ones.
     """
 
     proto: ModelProto
     layers: dict[str, StoredLayer]
     notes: tuple[str, ...]
     weights: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def rewrite(
@@ -62,12 +68,14 @@ def rewrite(
     *,
     form: StorageFormat = DEFAULT,
     metadata: Mapping[str, str] | None = None,
+    half: bool = False,
 ) -> Rewritten:
     """Copy of a model in which the weight of each given layer comes from integer codes.
 
     ``proto`` is the float model with its external data loaded; it is never changed. ``layers`` say what to
     put where: a ``bias`` is in the units of the constant that it replaces (Gemm multiplies its third input by
-    ``beta``). ``metadata`` is added to ``metadata_props`` under ``onnx_dfmpc.``.
+    ``beta``). ``metadata`` is added to ``metadata_props`` under ``onnx_dfmpc.``. With ``half``, new scales
+    and biases are rounded to float16 numbers, wherever that does no harm (see `rewrite.halves`).
 
     Opset and IR version are raised only as far as the codes need. What the codes replace goes when nobody
     reads it any more. Names of nodes and tensors, doc strings, metadata, local functions and value infos
@@ -78,8 +86,12 @@ def rewrite(
     the opset that the codes need, or new parameters do not fit its float type; DfmpcError if the layers are
     not of the model.
     """
-    by_name, specs = layers_by_name(matched, [layer.name for layer in layers]), weight_specs(proto, matched)
+    by_name, specs = (
+        layers_by_name(matched, [layer.name for layer in layers]),
+        weight_specs(proto, matched, form),
+    )
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
+    halves = layer_halves(proto, matched, obstacles) if half else {}
     forms = layer_forms(proto, matched, form)
     edits, stored = [], {}
     for quantized in layers:
@@ -90,6 +102,7 @@ def rewrite(
         if obstacle == "":
             bias = None if layer.bias is None else _floats(table[layer.bias]).ravel()
             quantized = fold(quantized, layer, bias, _floats(table[layer.weight]).dtype)
+        quantized = _rounded(quantized, halves.get(layer.name, Halves()))
         weight = quantized.weight
         nonzero = weight.zero_point is not None and bool(np.any(weight.zero_point))
         parts = {"bits": weight.bits, "signed": weight.signed, "axis": weight.axis, "zero_point": nonzero}
@@ -99,7 +112,9 @@ def rewrite(
         edits.append(Edit(layer, layout, layout.fill(weight), quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
         notes = tuple(note for note in (layout.note, not_folded) if note)
-        stored[layer.name] = StoredLayer(layout.storage, layout.size, notes, _own_names(edits[-1]))
+        packed = form.slim and halves.get(layer.name, Halves()).scale
+        size = layer_bytes(layout, packed=packed)
+        stored[layer.name] = StoredLayer(layout.storage, size, notes, _own_names(edits[-1]))
     layouts = [edit.layout for edit in edits]
     # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
@@ -109,7 +124,19 @@ def rewrite(
     notes = _opset_note(opset_of(proto), opset_of(edited), reason)
     if folded:
         notes += (f"batch norm of {folded} layer{'' if folded == 1 else 's'} folded into scales and biases",)
-    return Rewritten(edited, stored, notes, tensor_names(edits))
+    names = {edit.layout.spec.names.output: edit.layout.spec.names.weight for edit in edits}
+    renamed = {new: old for new, old in names.items() if old and new != old}
+    return Rewritten(edited, stored, notes, tensor_names(edits), renamed)
+
+
+def _rounded(quantized: QuantizedLayer, halves: Halves) -> QuantizedLayer:
+    """A layer with float16 numbers where it is to have them; one scale for a whole tensor stays."""
+    weight, bias = quantized.weight, quantized.bias
+    if halves.scale and weight.axis is not None:
+        weight = replace(weight, scale=nearest_scale(weight.scale))
+    if halves.bias and bias is not None:
+        bias = nearest(bias)
+    return replace(quantized, weight=weight, bias=bias)
 
 
 def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, Layer]:
@@ -138,11 +165,13 @@ def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) ->
     return {layer.name: plain if layer.name in floats else form for layer in matched.layers}
 
 
-def weight_specs(proto: ModelProto, matched: MatchReport) -> dict[str, partial[WeightSpec]]:
+def weight_specs(
+    proto: ModelProto, matched: MatchReport, form: StorageFormat
+) -> dict[str, partial[WeightSpec]]:
     """What is known of the weight of every layer, by name: its ``bits``, ``signed``, ``axis``,
     ``zero_point`` and ``vector`` are still to come. DfmpcError if a layer is not of the model.
     """
-    table, names = ConstantTable(proto), _choose_names(proto, matched)
+    table, names = ConstantTable(proto), _choose_names(proto, matched, slim=form.slim)
     specs = {}
     for layer in matched.layers:
         if layer.weight not in table:
@@ -152,10 +181,11 @@ def weight_specs(proto: ModelProto, matched: MatchReport) -> dict[str, partial[W
     return specs
 
 
-def _choose_names(proto: ModelProto, matched: MatchReport) -> dict[str, WeightNames]:
+def _choose_names(proto: ModelProto, matched: MatchReport, *, slim: bool) -> dict[str, WeightNames]:
     """Short names for the new tensors of every layer, none of which the model has yet.
 
     The float weight keeps its own name where the layer alone reads it: then the layer's node stays as it is.
+    In a slim model it has a short one as well.
     """
     taken = value_names(proto.graph) | {node.name for node in proto.graph.node}
     prefix = "q"
@@ -165,10 +195,28 @@ def _choose_names(proto: ModelProto, matched: MatchReport) -> dict[str, WeightNa
     nodes = [node for node in proto.graph.node if len(node.input) > 1]
     weights = {name: node.input[1] for node in nodes for name in node.output}
     names = {}
-    for position, layer in enumerate(matched.layers):
-        label, weight = f"{prefix}{position}", weights.get(layer.output, "")
-        names[layer.name] = WeightNames(label, weight if readers[weight] == 1 else f"{label}w", prefix)
+    count = len(matched.layers)
+    labels = _letters(count, taken) if slim else [f"{prefix}{position}" for position in range(count)]
+    for layer, label in zip(matched.layers, labels, strict=True):
+        weight = weights.get(layer.output, "")
+        alone = weight if readers[weight] == 1 else ""
+        fresh = f"{label}w"
+        kept = alone and not (slim and len(fresh) < len(alone))
+        names[layer.name] = WeightNames(label, alone if kept else fresh, prefix, alone)
     return names
+
+
+def _letters(count: int, taken: Collection[str]) -> list[str]:
+    """Labels of one length, as short as can be. None is a name of the model, with one more letter neither."""
+    for length in itertools.count(1):
+        short = {name[:length] for name in taken if len(name) <= length + 1}
+        rest = itertools.product(string.ascii_letters + string.digits, repeat=length - 1)
+        # Names that begin with an a are those of quantized activations.
+        every = (first + "".join(more) for more in rest for first in string.ascii_letters[1:])
+        labels = list(itertools.islice((one for one in every if one not in short), count))
+        if len(labels) == count:
+            return labels
+    raise AssertionError("there is always a longer label")
 
 
 def _why_two_bits_fail(layer: Layer) -> str:
@@ -208,6 +256,20 @@ def fold_obstacles(proto: ModelProto, matched: MatchReport, form: StorageFormat)
     layers = [layer for layer in matched.layers if layer.batch_norm is not None]
     matrices = _matrices(proto) if any(layer.op_type == "MatMul" for layer in layers) else frozenset()
     return {layer.name: _fold_obstacle(layer, table, matrices) for layer in layers}
+
+
+def layer_halves(proto: ModelProto, matched: MatchReport, obstacles: Mapping[str, str]) -> dict[str, Halves]:
+    """Which layers get float16 numbers, by name; ``obstacles`` say whose batch norm is folded."""
+    table = ConstantTable(proto)
+    return {
+        layer.name: halves_of(
+            layer,
+            _floats(table[layer.weight]),
+            None if layer.bias is None else _floats(table[layer.bias]).ravel(),
+            folded=obstacles.get(layer.name) == "",
+        )
+        for layer in matched.layers
+    }
 
 
 def _fold_obstacle(layer: Layer, table: ConstantTable, matrices: frozenset[str]) -> str:

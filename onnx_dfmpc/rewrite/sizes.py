@@ -25,26 +25,33 @@ from onnx_dfmpc.rewrite.apply import (
     apply_edits,
     fold_obstacles,
     layer_forms,
+    layer_halves,
     layers_by_name,
     tensor_names,
     weight_specs,
 )
 from onnx_dfmpc.rewrite.editor import Edit, shared_names
+from onnx_dfmpc.rewrite.halves import Halves
 from onnx_dfmpc.rewrite.slim import slim
+from onnx_dfmpc.rewrite.vectors import layer_bytes
 from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT, stored_bits
+from onnx_dfmpc.storage.halves import nearest
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.tables import shared_parts
-from onnx_dfmpc.storage.types import ITEM_BITS, WeightLayout
+from onnx_dfmpc.storage.types import ITEM_BITS, StoredWeight, WeightLayout
 
 NUMBERS = ("raw_data", "float_data", "int32_data")
 """Fields of a float tensor that hold its numbers."""
 
 PLACEHOLDER = 1.2345
-"""What new biases and batch norms are filled with. Any number takes the same bytes, but one that is there
-already would count as no change: so none that networks are initialized with, such as 0 and 1.
+"""What new scales, biases and batch norms are filled with. Any float32 number takes the same bytes, but one
+that is there already would count as no change: so none that networks are initialized with, such as 0 and 1.
 """
+
+HALF_PLACEHOLDER = float(nearest(np.array(PLACEHOLDER)))
+"""The same where the number will be a float16 number, which slim files have in 16 bits."""
 
 
 def stored_sizes(
@@ -54,18 +61,20 @@ def stored_sizes(
     form: StorageFormat = DEFAULT,
     *,
     grid: Grid = "asymmetric",
+    half: bool = False,
 ) -> NDArray[np.int64]:
     """Bytes of codes, scales, zero points and nodes of every layer at every width, shape (layers, widths).
 
     They are what `StoredLayer.bytes` will say; more than that only where all zero points of a layer turn out
     to be zero, or all scales the same. Only an asymmetric ``grid`` has zero points. Grids are per channel
-    wherever the file can say so.
+    wherever the file can say so. ``half`` is as in `rewrite`.
 
     RecipeError if the storage format is not registered, UnsupportedError if a weight is of a type that cannot
     be stored.
     """
     layouts = _layouts(proto, matched, {layer.name: tuple(widths) for layer in matched.layers}, form, grid)
-    sizes = [[layout.size for layout in layouts[layer.name]] for layer in matched.layers]
+    packed = _packed(proto, matched, form, half)
+    sizes = [[_bytes(layout, packed) for layout in layouts[layer.name]] for layer in matched.layers]
     return np.array(sizes, np.int64).reshape(-1, len(widths))
 
 
@@ -78,19 +87,21 @@ def predicted_size(
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
+    half: bool = False,
 ) -> int:
     """Bytes of the whole file for given bits by layer name; layers without stay float.
 
     Never less than what `rewrite` makes of the same bits and metadata, and hardly more: every layer is taken
     to get a zero point where its grid has one. ``corrected`` are the parameters of every batch norm that will
-    be new; if there are any, a layer without batch norm gets a new bias. Of metadata that is not known yet,
-    the length is enough.
+    be new; if there are any, a layer without batch norm gets a new bias. ``half`` is as in `rewrite`. Of
+    metadata that is not known yet, the length is enough.
 
     Raises as `stored_sizes`; UnsupportedError if the model cannot be converted to the opset that the codes
     need; DfmpcError if a name is not in the match report.
     """
     layouts = _layouts(proto, matched, {name: (width,) for name, width in bits.items()}, form, grid)
-    edits = _edits(proto, matched, {name: layout for name, (layout,) in layouts.items()}, form, corrected)
+    chosen = {name: layout for name, (layout,) in layouts.items()}
+    edits = _edits(proto, matched, chosen, form, corrected, half)
     shared = shared_names(edit.layout for edit in edits)
     opset = max((edit.layout.opset for edit in edits), default=0)
     return _size(proto, matched, edits, opset, shared, metadata or {}, form)
@@ -106,6 +117,7 @@ def base_size(
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
+    half: bool = False,
 ) -> int:
     """Bytes of everything in the file but the weights of the given layers and what these share, whatever bits
     of ``widths`` they will get.
@@ -118,10 +130,11 @@ def base_size(
     every = [layout for row in layouts.values() for layout in row]
     # A node may be larger or smaller in a later opset: all that the widths may need are tried.
     opsets = {layout.opset for layout in every} or {0}
-    edits = _edits(proto, matched, largest, form, corrected)
+    edits = _edits(proto, matched, largest, form, corrected, half)
     shared = shared_names(largest.values())
     whole = max(_size(proto, matched, edits, opset, shared, metadata or {}, form) for opset in opsets)
-    return whole - sum(layout.size for layout in largest.values()) - _shared_size(shared)
+    packed = _packed(proto, matched, form, half)
+    return whole - sum(_bytes(layout, packed) for layout in largest.values()) - _shared_size(shared)
 
 
 def shared_sizes(
@@ -139,6 +152,18 @@ def shared_sizes(
     return np.array([_shared_size(shared_names(column)) for column in columns], np.int64)
 
 
+def _packed(proto: ModelProto, matched: MatchReport, form: StorageFormat, half: bool) -> frozenset[str]:
+    """Names of the layers whose scales share a tensor."""
+    if not (half and form.slim):
+        return frozenset()
+    halves = layer_halves(proto, matched, fold_obstacles(proto, matched, form))
+    return frozenset(name for name, kind in halves.items() if kind.scale)
+
+
+def _bytes(layout: WeightLayout, packed: Collection[str]) -> int:
+    return layer_bytes(layout, packed=layout.spec.layer in packed)
+
+
 def _shared_size(names: Collection[str]) -> int:
     """Bytes of constants that layouts share."""
     initializers, nodes = shared_parts(names)
@@ -153,7 +178,7 @@ def _layouts(
     grid: Grid,
 ) -> dict[str, list[WeightLayout]]:
     """Layouts by layer name, one for each of the layer's widths."""
-    layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched)
+    layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched, form)
     forms = layer_forms(proto, matched, form)
 
     def at(layer: Layer, bits: float) -> WeightLayout:
@@ -177,23 +202,36 @@ def _edits(
     layouts: Mapping[str, WeightLayout],
     form: StorageFormat,
     corrected: Collection[str],
+    half: bool,
 ) -> list[Edit]:
     """Edits of the layers that have a layout, without the numbers of their weights."""
     obstacles = fold_obstacles(proto, matched, form)
+    halves = layer_halves(proto, matched, obstacles) if half else {}
     edits = []
     for layer in matched.layers:
         if layer.name not in layouts:
             continue
         layout, folded = layouts[layer.name], obstacles.get(layer.name) == ""
+        kind = halves.get(layer.name, Halves())
         new = np.full(layer.channels, PLACEHOLDER, np.float32)
         bias, norm = None, None
         if folded or (corrected and layer.batch_norm is None):
-            bias = new
+            bias = np.full_like(new, HALF_PLACEHOLDER) if kind.bias else new
         elif corrected and layer.batch_norm is not None:
             parameters: dict[str, Any] = dict.fromkeys(corrected, new)
             norm = replace(layer.batch_norm, **parameters)
-        edits.append(Edit(layer, layout, layout.empty(), bias, norm, folded))
+        scale = HALF_PLACEHOLDER if kind.scale else PLACEHOLDER
+        edits.append(Edit(layer, layout, _without_codes(layout, scale), bias, norm, folded))
     return edits
+
+
+def _without_codes(layout: WeightLayout, scale: float) -> StoredWeight:
+    """Stored weight of which only the scales have numbers."""
+    weight = layout.empty()
+    for tensor in weight.initializers:
+        if tensor.data_type == TensorProto.FLOAT and tensor.dims:
+            tensor.raw_data = np.full(prod(tensor.dims), scale, np.float32).tobytes()
+    return weight
 
 
 def _size(

@@ -1,4 +1,5 @@
-"""Bytes that are not weights: arithmetic on known shapes, long names, what exporters leave.
+"""Bytes that are not weights: arithmetic on known shapes, attributes that say nothing, numbers of 16 bits in
+32, long names, what exporters leave.
 
 `slim` changes nothing that is computed.
 """
@@ -14,6 +15,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_dfmpc.model.protobuf import subgraphs, value_names
 from onnx_dfmpc.model.shapes import SMALL, drop_dead, fold_shapes, read_names
+from onnx_dfmpc.rewrite.attributes import drop_defaults
+from onnx_dfmpc.rewrite.vectors import pack_vectors
 
 SHORT = 4
 """Characters of a name that is short enough."""
@@ -30,20 +33,24 @@ def slim(proto: ModelProto, keep: Collection[str] = ()) -> dict[str, str]:
     fold_shapes(proto)
     _share_constants(proto, keep)
     _strip(proto)
+    drop_defaults(proto)
+    pack_vectors(proto)
     return _shorten(proto, keep)
 
 
 def _share_constants(proto: ModelProto, keep: Collection[str]) -> None:
-    """Keep one of several equal constants of integers: shapes, axes, bounds."""
+    """Keep one of several equal constants: shapes, axes and other integers, bounds of Clip."""
     graph = proto.graph
     kept: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
     inside = _inside(proto)
     fixed = {value.name for value in (*graph.input, *graph.output)} | inside | set(keep)
+    bounds = _bounds(proto)
     for index in range(len(graph.initializer)):
         tensor = graph.initializer[index]
-        # Not INT32: these are biases, whose numbers a prediction of the size does not know.
-        if tensor.data_type != TensorProto.INT64 or tensor.name in fixed or np.prod(tensor.dims) > SMALL:
+        # Not INT32, and not every float: of biases and scales a prediction of the size knows no numbers.
+        shared = tensor.data_type == TensorProto.INT64 or tensor.name in bounds
+        if not shared or tensor.name in fixed or np.prod(tensor.dims) > SMALL:
             continue
         key = tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes()
         if kept.setdefault(key, tensor.name) != tensor.name:
@@ -52,6 +59,16 @@ def _share_constants(proto: ModelProto, keep: Collection[str]) -> None:
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
     drop_dead(proto)
+
+
+def _bounds(proto: ModelProto) -> set[str]:
+    """Constants that are only read as bounds of Clip."""
+    read: set[str] = set()
+    others: set[str] = set()
+    for node in proto.graph.node:
+        for position, name in enumerate(node.input):
+            (read if node.op_type == "Clip" and position else others).add(name)
+    return read - others
 
 
 def _strip(proto: ModelProto) -> None:

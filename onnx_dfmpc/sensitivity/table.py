@@ -87,9 +87,17 @@ def size_table(
     names = tuple(matched.layers[row].name for row in rows)
     grid: Grid = METHODS[recipe.method].grid(8)
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
-    sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid)[rows]
+    sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid, half=recipe.half)[rows]
     base = base_size(
-        proto, matched, names, widths, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+        proto,
+        matched,
+        names,
+        widths,
+        recipe.form,
+        grid=grid,
+        corrected=recipe.corrects,
+        metadata=metadata,
+        half=recipe.half,
     )
     if plan is None:
         nominal = recipe.target_bits is not None
@@ -101,7 +109,14 @@ def size_table(
     columns = cheapest(sizes, allowed)
     fewest = dict(zip(names, np.array(widths)[columns].tolist(), strict=True))
     least = predicted_size(
-        proto, matched, fewest, recipe.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+        proto,
+        matched,
+        fewest,
+        recipe.form,
+        grid=grid,
+        corrected=recipe.corrects,
+        metadata=metadata,
+        half=recipe.half,
     )
     smallest = int(np.where(allowed, sizes, np.iinfo(np.int64).max).min(axis=1).sum())
     brought = int(shared[np.unique(columns)].sum())
@@ -287,12 +302,19 @@ def with_sizes(
     """Plan with the bytes that its bits will take."""
     grid: Grid = "asymmetric" if any(layer.grid == "asymmetric" for layer in plan.layers) else "symmetric"
     widths = sorted({layer.bits for layer in plan.layers})
-    stored = stored_sizes(proto, matched, widths, plan.form, grid=grid)
+    stored = stored_sizes(proto, matched, widths, plan.form, grid=grid, half=recipe.half)
     rows = {layer.name: row for row, layer in enumerate(matched.layers)}
     sizes = {layer.name: int(stored[rows[layer.name], widths.index(layer.bits)]) for layer in plan.layers}
     bits = {layer.name: layer.bits for layer in plan.layers}
     total = predicted_size(
-        proto, matched, bits, plan.form, grid=grid, corrected=recipe.corrects, metadata=metadata
+        proto,
+        matched,
+        bits,
+        plan.form,
+        grid=grid,
+        corrected=recipe.corrects,
+        metadata=metadata,
+        half=recipe.half,
     )
     return _with_sizes(plan, sizes, total)
 

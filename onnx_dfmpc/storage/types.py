@@ -150,11 +150,13 @@ class WeightNames:
 
     ``label``, such as "q3", is what their names begin with, and ``prefix``, such as "q", what those of
     constants begin with that layers share; ``output`` is the float weight that the layer's node reads.
+    ``weight`` is what the float weight was called in the model, "" where others read that one, too.
     """
 
     label: str
     output: str
     prefix: str
+    weight: str = ""
 
 
 @dataclass(frozen=True)
