@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate.fixed import layer_plan, left_out
 from onnx_dfmpc.allocate.knapsack import Choice, Mask, frontier
+from onnx_dfmpc.allocate.plain import plain_plans
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan, sqnr_db
@@ -150,9 +151,9 @@ def cheapest(sizes: NDArray[np.int64], allowed: Mask) -> Choice:
 
 def mean_bits(plan: QuantPlan, matched: MatchReport) -> float:
     """Mean nominal bits over all quantized weights."""
-    sizes = {layer.name: layer.size for layer in matched.layers}
-    weights = sum(sizes[layer.name] for layer in plan.layers)
-    return sum(layer.bits * sizes[layer.name] for layer in plan.layers) / weights
+    sizes = {one.name: one.size for one in matched.weights}
+    weights = sum(sizes[name] for name in plan.bits)
+    return sum(bits * sizes[name] for name, bits in plan.bits.items()) / weights
 
 
 def _within(table: CostTable, allowed: Mask, budgets: Sequence[int]) -> list[Choice | None]:
@@ -233,6 +234,7 @@ def _plan(
         predicted_bytes=_file_size(table, allowed, choice),
         predicted_sqnr_db=sqnr_db(float(noise.sum())) if noise.any() else None,
         source=table.source,
+        plain=plain_plans(matched, recipe),
     )
 
 

@@ -91,7 +91,8 @@ def inspect_result(model: Model) -> InspectResult:
     if matched.layers and not is_piecewise(source.proto):  # its weights would have to be read
         with suppress(UnsupportedError):  # an input that nobody can feed
             belief = believe(source.proto, matched.layers, model_inputs(source.proto))
-    left = float_note(source, matched, matched.names, ())
+    names = [one.name for one in matched.weights]
+    left = float_note(source, matched, names, ())
     return InspectResult(source, matched, belief, (left, *doubts(belief, None)))
 
 
@@ -207,8 +208,8 @@ def apply(
             made = carry_out(job, plan, statistics, seconds)
             break
         except LayerError as error:
-            plan = plan.without(job.matched[error.layer], error.reason)
             job = without_layer(job, error)
+            plan = plan.without(job.matched.skipped[-1])
     statistics = replace(statistics, layers={})  # nobody needs the covariances again
     result = _account(
         job, made, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency

@@ -17,12 +17,12 @@ from onnx_dfmpc.fold import fits, fold
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.opset import opset_of, raise_opset
 from onnx_dfmpc.model.protobuf import skeleton, value_names
-from onnx_dfmpc.rewrite.editor import Edit, Editor, shared_names
-from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, StorageFormat
+from onnx_dfmpc.rewrite.editor import Edit, Editor, PlainEdit, shared_names
+from onnx_dfmpc.spec import Layer, MatchReport, PlainWeight, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT
 from onnx_dfmpc.storage.layouts import lay_out
-from onnx_dfmpc.storage.types import WeightNames, WeightSpec
+from onnx_dfmpc.storage.types import WeightLayout, WeightNames, WeightSpec
 
 PREFIX = "onnx_dfmpc."
 """What the keys of our metadata begin with."""
@@ -59,6 +59,7 @@ def rewrite(
     proto: ModelProto,
     matched: MatchReport,
     layers: Sequence[QuantizedLayer],
+    plain: Sequence[QuantizedLayer] = (),
     *,
     form: StorageFormat = DEFAULT,
     metadata: Mapping[str, str] | None = None,
@@ -67,7 +68,8 @@ def rewrite(
 
     ``proto`` is the float model with its external data loaded; it is never changed. ``layers`` say what to
     put where: a ``bias`` is in the units of the constant that it replaces (Gemm multiplies its third input by
-    ``beta``). ``metadata`` is added to ``metadata_props`` under ``onnx_dfmpc.``.
+    ``beta``). ``plain`` are weights that are rounded to nearest. ``metadata`` is added to ``metadata_props``
+    under ``onnx_dfmpc.``.
 
     Opset and IR version are raised only as far as the codes need. What the codes replace goes when nobody
     reads it any more. Names of nodes and tensors, doc strings, metadata, local functions and value infos
@@ -78,12 +80,13 @@ def rewrite(
     the opset that the codes need, or new parameters do not fit its float type; DfmpcError if the layers are
     not of the model.
     """
-    by_name, specs = layers_by_name(matched, [layer.name for layer in layers]), weight_specs(proto, matched)
+    wanted = [one.name for one in (*layers, *plain)]
+    by_name, specs = weights_by_name(matched, wanted), weight_specs(proto, matched)
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
     forms = layer_forms(proto, matched, form)
     edits, stored = [], {}
     for quantized in layers:
-        layer, obstacle = by_name[quantized.name], obstacles.get(quantized.name)
+        layer, obstacle = matched[quantized.name], obstacles.get(quantized.name)
         if quantized.weight.codes.shape != layer.shape:
             shapes = f"codes of shape {quantized.weight.codes.shape} for a weight {layer.shape}"
             raise DfmpcError(f"layer {layer.name!r}: {shapes}")
@@ -99,33 +102,47 @@ def rewrite(
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
         notes = tuple(note for note in (layout.note, not_folded) if note)
         stored[layer.name] = StoredLayer(layout.storage, layout.size, notes, _own_names(edits[-1]))
-    layouts = [edit.layout for edit in edits]
+    plain_edits = []
+    for quantized in plain:
+        weight = quantized.weight
+        layout = plain_layout(specs[quantized.name], weight.bits, by_name[quantized.name].axis, form)
+        plain_edits.append(PlainEdit(layout, layout.fill(weight)))
+        names = _own_names(plain_edits[-1])
+        stored[quantized.name] = StoredLayer(layout.storage, layout.size, tensors=names)
+    every: list[Edit | PlainEdit] = [*edits, *plain_edits]
+    layouts = [edit.layout for edit in every]
     # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
     edited = raise_opset(proto, opset, form.runtime)
-    apply_edits(edited, edits, shared_names(layouts), metadata or {})
+    apply_edits(edited, edits, plain_edits, shared_names(layouts), metadata or {})
     folded = sum(edit.folded for edit in edits)
     notes = _opset_note(opset_of(proto), opset_of(edited), reason)
     if folded:
         notes += (f"batch norm of {folded} layer{'' if folded == 1 else 's'} folded into scales and biases",)
-    return Rewritten(edited, stored, notes, tensor_names(edits))
+    return Rewritten(edited, stored, notes, tensor_names(every))
 
 
-def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, Layer]:
-    """Layers of a match report by name. DfmpcError if one of ``names`` is not among them."""
-    layers = {layer.name: layer for layer in matched.layers}
+def weights_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, Layer | PlainWeight]:
+    """Layers and other weights of a match report by name. DfmpcError if one of ``names`` is missing."""
+    weights = {one.name: one for one in matched.weights}
     for name in names:
-        if name not in layers:
+        if name not in weights:
             raise DfmpcError(f"layer {name!r} is not in the match report")
-    return layers
+    return weights
 
 
-def tensor_names(edits: Sequence[Edit]) -> frozenset[str]:
+def plain_layout(spec: partial[WeightSpec], bits: float, axis: int, form: StorageFormat) -> WeightLayout:
+    """How a weight is stored that is rounded to nearest: its readers want floats, once and for all."""
+    spec_of_bits = spec(bits=bits, signed=True, axis=axis, zero_point=False)
+    return lay_out(spec_of_bits, replace(form, unpack="float", activations=None))
+
+
+def tensor_names(edits: Sequence[Edit | PlainEdit]) -> frozenset[str]:
     """Tensors that quantized weights are made of."""
     return frozenset(shared_names(edit.layout for edit in edits)).union(*map(_own_names, edits))
 
 
-def _own_names(edit: Edit) -> frozenset[str]:
+def _own_names(edit: Edit | PlainEdit) -> frozenset[str]:
     made = {name for node in edit.weight.nodes for name in node.output}
     return frozenset(made | {tensor.name for tensor in edit.weight.initializers})
 
@@ -138,8 +155,8 @@ def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) ->
 
 
 def weight_specs(proto: ModelProto, matched: MatchReport) -> dict[str, partial[WeightSpec]]:
-    """What is known of the weight of every layer, by name: its ``bits``, ``signed``, ``axis`` and
-    ``zero_point`` are still to come. DfmpcError if a layer is not of the model.
+    """What is known of every weight, by the name of its layer or its own: its ``bits``, ``signed``, ``axis``
+    and ``zero_point`` are still to come. DfmpcError if a layer is not of the model.
     """
     table, names = ConstantTable(proto), _choose_names(proto, matched)
     specs = {}
@@ -148,6 +165,9 @@ def weight_specs(proto: ModelProto, matched: MatchReport) -> dict[str, partial[W
             raise DfmpcError(f"layer {layer.name!r}: {layer.weight!r} is not a constant of the model")
         data_type, why = table.data_type(layer.weight), _why_two_bits_fail(layer)
         specs[layer.name] = partial(WeightSpec, layer.name, layer.shape, data_type, names[layer.name], why)
+    for one in matched.plain:
+        data_type = table.data_type(one.weight)
+        specs[one.name] = partial(WeightSpec, one.name, one.shape, data_type, names[one.name], "")
     return specs
 
 
@@ -167,6 +187,8 @@ def _choose_names(proto: ModelProto, matched: MatchReport) -> dict[str, WeightNa
     for position, layer in enumerate(matched.layers):
         label, weight = f"{prefix}{position}", weights.get(layer.output, "")
         names[layer.name] = WeightNames(label, weight if readers[weight] == 1 else f"{label}w", prefix)
+    for position, one in enumerate(matched.plain, len(matched.layers)):
+        names[one.name] = WeightNames(f"{prefix}{position}", one.weight, prefix)
     return names
 
 
@@ -185,12 +207,18 @@ def _why_two_bits_fail(layer: Layer) -> str:
 
 
 def apply_edits(
-    proto: ModelProto, edits: Sequence[Edit], shared: Collection[str], metadata: Mapping[str, str]
+    proto: ModelProto,
+    edits: Sequence[Edit],
+    plain: Sequence[PlainEdit],
+    shared: Collection[str],
+    metadata: Mapping[str, str],
 ) -> None:
-    """Edit a model in place: layers, the constants that they share, and metadata."""
+    """Edit a model in place: layers, other weights, the constants that they share, and metadata."""
     editor = Editor(proto)
     for edit in edits:
         editor.apply(edit)
+    for one in plain:
+        editor.apply_plain(one)
     editor.finish(shared)
     ours = {key if key.startswith(PREFIX) else PREFIX + key: value for key, value in metadata.items()}
     helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | ours)
