@@ -94,6 +94,8 @@ def _reason(node: NodeProto, place: int, skipped: Mapping[str, str], left: str) 
     if operator in PLAIN and place in PLAIN[operator]:
         what = "tables" if operator == "Gather" else "weights"
         return f"{what} of {operator}{_because(left)}"
+    if operator in PLAIN and place == 3:
+        return "biases"
     if operator == "BatchNormalization":
         return "parameters of BatchNormalization"
     return f"constants of {operator}"

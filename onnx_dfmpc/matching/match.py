@@ -66,8 +66,9 @@ def match(proto: ModelProto, *, read_mapped: bool = True) -> MatchReport:
         if op(node) in OPS and id(node) not in found.readers
     ]
     chains = find_chains(walk, layers, order)
+    weighted = walk.weighted_nodes + found.others
     return MatchReport(
-        tuple(layers), tuple(chains), tuple(skipped), walk.weighted_nodes, tuple(found.weights), found.left
+        tuple(layers), tuple(chains), tuple(skipped), weighted, tuple(found.weights), found.left
     )
 
 

@@ -25,12 +25,13 @@ LEAST_ROW = 8
 @dataclass(frozen=True)
 class Found:
     """Weights that are rounded to nearest, why others that could be are not, by the name of the initializer,
-    and the identities of the nodes that read a found one.
+    the identities of the nodes that read a found one, and how many of these are no products.
     """
 
     weights: list[PlainWeight]
     left: Mapping[str, str]
     readers: frozenset[int]
+    others: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def find_plain(walk: Walk, taken: Collection[str]) -> Found:
             if tensor.name in walk.constants and not reads_shape(node):
                 source = walk.constants.source(tensor.name)
                 uses.setdefault(source, []).append(_Use(node, position, place))
-    weights, left, readers = [], {}, set()
+    weights: list[PlainWeight] = []
+    left: dict[str, str] = {}
+    readers: dict[int, str] = {}
     for name, found in uses.items():
         first = next((use for use in found if _holds_weights(use)), None)
         if first is None or name in taken:
@@ -60,8 +63,9 @@ def find_plain(walk: Walk, taken: Collection[str]) -> Found:
             left[name] = why
             continue
         weights.append(_plain(walk, name, axis, first, found))
-        readers |= {id(node) for use in found for node in _nodes(walk, use)}
-    return Found(weights, left, frozenset(readers))
+        readers |= {id(node): op(node) for use in found for node in _nodes(walk, use)}
+    others = sum(operator not in OPS for operator in readers.values())
+    return Found(weights, left, frozenset(readers), others)
 
 
 def _plain(walk: Walk, name: str, axis: int, first: _Use, found: list[_Use]) -> PlainWeight:
@@ -110,8 +114,6 @@ def _why_float(walk: Walk, name: str, axis: int, uses: list[_Use]) -> str:
     size = prod(shape)
     if data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
         return f"{helper.tensor_dtype_to_np_dtype(data_type)}: only float32 and float16 can be quantized"
-    if not walk.constants.is_initializer(name):
-        return "it is the value of a Constant node"
     if size < LEAST_WEIGHTS:
         return f"{size} numbers: codes would hardly be smaller"
     if size < LEAST_ROW * shape[axis]:

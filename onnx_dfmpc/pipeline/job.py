@@ -30,7 +30,7 @@ from onnx_dfmpc.recipe import Recipe, bit_bounds, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.runtime.pieces import fed_inputs, is_piecewise, open_model
 from onnx_dfmpc.sensitivity.table import Sizes, size_table
-from onnx_dfmpc.spec import MatchReport, Mixture, Progress, QuantPlan, Skipped, StorageFormat
+from onnx_dfmpc.spec import Layer, MatchReport, Mixture, Progress, QuantPlan, Skipped, StorageFormat
 from onnx_dfmpc.spec.arrays import shape_text
 from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.statistics.belief import Belief, believe
@@ -118,6 +118,7 @@ def prepare(
         _require_weights(source, tuple(plan.bits), plan.skipped)
     statistics = statistics and bool(layers)
     if recipe.activations is not None:
+        _require_layers(source, layers)
         _require_float32(source, matched)
     # Refused before anything is computed.
     raise_opset(skeleton(source.proto), 0, (recipe.form if plan is None else plan.form).runtime)
@@ -242,6 +243,16 @@ def _require_weights(source: LoadedModel, weights: Sequence[object], skipped: Se
     )
 
 
+def _require_layers(source: LoadedModel, layers: Sequence[Layer]) -> None:
+    """Integer kernels are for layers."""
+    if not layers:
+        raise UnsupportedError(
+            f"{source.label}: activations = 8 needs layers, and there are only weights that are rounded to "
+            "nearest",
+            hint="leave activations out",
+        )
+
+
 def _require_float32(source: LoadedModel, matched: MatchReport) -> None:
     """Integer kernels are for float32 models."""
     table = ConstantTable(source.proto)
@@ -261,9 +272,7 @@ def _require_fit(plan: QuantPlan, source: LoadedModel, matched: MatchReport) -> 
             f"the plan is for another model than {source.label}", hint="make it again with: onnx-dfmpc plan"
         )
     names = [one.name for one in matched.weights]
-    planned = Counter(
-        [one.name for one in plan.weights] + [skipped.name for skipped in plan.skipped]
-    )
+    planned = Counter([one.name for one in plan.weights] + [skipped.name for skipped in plan.skipped])
     reasons = {skipped.name: skipped.reason for skipped in matched.skipped}
     for layer in plan.weights:
         if layer.name in reasons:

@@ -310,10 +310,10 @@ def _made(job: Job, statistics: Measured, costs: CostTable | None, seconds: Seco
     """
     wanted = job.recipe.target_sqnr_db
     made = carry_out(job, allocate(job, costs, seconds), statistics, seconds)
-    if wanted is None or costs is None:
+    if wanted is None:
         return made
     raised, best = wanted, made
-    for _ in range(ATTEMPTS):
+    for _ in range(0 if costs is None else ATTEMPTS):  # without layers there is nothing to choose
         low = best.plan.predicted_low_db
         if low is None or low >= wanted:
             return best

@@ -13,7 +13,7 @@ from onnx_dfmpc.activations.activate import TAU_ANCHORED, TAU_OTHERS, TAU_PICTUR
 from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
 from onnx_dfmpc.allocate.fixed import allocate_fixed
-from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.evaluate import evidence
 from onnx_dfmpc.evaluate.compare import Evaluation, examine
 from onnx_dfmpc.evaluate.diagnose import layer_sqnr
@@ -144,6 +144,8 @@ def allocate(
         if costs is None:
             made = allocate_fixed(matched, recipe, source.sha256, weight_noise(source.proto))
             made = replace(made, form=recipe.form)
+            if recipe.target_size is not None:  # there is no layer to take bits from
+                made = _affordable(recipe.target_size, with_predicted_bytes(job, made))
         else:
             made = _allocated(job, recipe, costs)
             if recipe.target_size is not None:
@@ -156,6 +158,17 @@ def _allocated(job: Job, recipe: Recipe, costs: CostTable) -> QuantPlan:
     """Bits for a target, with the bytes that they take."""
     made = allocate_budget(job.matched, recipe, job.source.sha256, costs)
     return with_predicted_bytes(job, replace(made, source=costs.source, form=recipe.form))
+
+
+def _affordable(target: int, made: QuantPlan) -> QuantPlan:
+    least = made.predicted_bytes or 0
+    if least <= target:
+        return made
+    raise UnsupportedError(
+        f"target_size = {target:,} bytes cannot be met: with weights rounded to nearest, and no layer to "
+        f"take bits from, the file has {least:,} bytes",
+        hint="give weights fewer bits with --set 'REGEX=BITS', or ask for more bytes",
+    )
 
 
 SHARES = (1.0, 0.75, 0.5, 0.25)

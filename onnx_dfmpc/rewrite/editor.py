@@ -100,6 +100,8 @@ class Editor:
         self._graph.initializer.extend(edit.weight.initializers)
         self._front.extend(edit.weight.nodes)
         self._superseded.add(name)
+        if name in self._producer:  # a Constant node wrote it
+            self._places[self._producer[name]] = []
         self._freeze_shape(edit.layout.spec.shape, name)
 
     def finish(self, shared: Collection[str]) -> None:

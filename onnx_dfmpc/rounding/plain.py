@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_dfmpc.rounding.grids import GridSpec, dequantize
+from onnx_dfmpc.linalg.products import slabs
+from onnx_dfmpc.rounding.grids import GridSpec, dequantize, some_rows
 from onnx_dfmpc.rounding.rounding import quantize_rows
 from onnx_dfmpc.spec import QuantizedWeight
 from onnx_dfmpc.spec.planned import stored_bits
@@ -17,7 +18,10 @@ def round_plain(weight: NDArray[np.floating], axis: int, bits: float) -> tuple[Q
     rows = first.reshape(1, len(first), -1).astype(np.float32)
     codes = quantize_rows(rows, GridSpec("symmetric", bits), "nearest")
     stored = np.moveaxis(codes.codes.astype(np.int8).reshape(first.shape), 0, axis)
-    signal, noise = float(np.square(rows).sum()), float(np.square(rows - dequantize(codes)).sum())
+    signal = noise = 0.0
+    for part in slabs(rows):
+        signal += float(np.square(rows[:, part]).sum())
+        noise += float(np.square(rows[:, part] - dequantize(some_rows(codes, part))).sum())
     return QuantizedWeight(
         codes=np.ascontiguousarray(stored),
         scale=codes.scale[0].astype(np.float32),

@@ -74,7 +74,7 @@ class PlainWeight:
 
     name: str  # its first reader's, with what it is there: "rnn.W"; unique in a model
     op_type: str  # of that reader
-    weight: str  # the initializer of the main graph that holds it
+    weight: str  # the initializer of the main graph, or the output of a Constant node, that holds it
     shape: tuple[int, ...]
     axis: int  # along which every index has a scale
     notes: tuple[str, ...] = ()  # remarks for the report
