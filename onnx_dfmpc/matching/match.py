@@ -66,7 +66,7 @@ def match(proto: ModelProto, *, read_mapped: bool = True) -> MatchReport:
         if op(node) in OPS and id(node) not in found.readers
     ]
     chains = find_chains(walk, layers, order)
-    weighted = walk.weighted_nodes + found.others
+    weighted = walk.weighted_nodes - found.products + len(found.weights)  # each once, whoever reads it
     return MatchReport(
         tuple(layers), tuple(chains), tuple(skipped), weighted, tuple(found.weights), found.left
     )

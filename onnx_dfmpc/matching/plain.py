@@ -25,13 +25,13 @@ LEAST_ROW = 8
 @dataclass(frozen=True)
 class Found:
     """Weights that are rounded to nearest, why others that could be are not, by the name of the initializer,
-    the identities of the nodes that read a found one, and how many of these are no products.
+    the identities of the nodes that read a found one, and how many of these are products.
     """
 
     weights: list[PlainWeight]
     left: Mapping[str, str]
     readers: frozenset[int]
-    others: int
+    products: int
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def find_plain(walk: Walk, taken: Collection[str]) -> Found:
             continue
         weights.append(_plain(walk, name, axis, first, found))
         readers |= {id(node): op(node) for use in found for node in _nodes(walk, use)}
-    others = sum(operator not in OPS for operator in readers.values())
-    return Found(weights, left, frozenset(readers), others)
+    products = sum(operator in OPS for operator in readers.values())
+    return Found(weights, left, frozenset(readers), products)
 
 
 def _plain(walk: Walk, name: str, axis: int, first: _Use, found: list[_Use]) -> PlainWeight:
