@@ -140,13 +140,6 @@ CASES = {
         IDS,
         ("table",),
     ),
-    "Gather of columns": Case(
-        "g (int64[2] x) => (float[8, 2] y) { [table] y = Gather <axis = -1> (w, x) }",
-        {"w": noise(8, 40)},
-        {"w": 1},
-        {"x": np.array([3, 39])},
-        ("table",),
-    ),
     "a table that is also the last layer": Case(
         """g (int64[2, 4] x) => (float[2, 4, 40] y) { same = Identity(w) [table] e = Gather(same, x)
             t = Transpose <perm = [1, 0]> (w) [last] y = MatMul(e, t) }""",
@@ -246,6 +239,7 @@ def test_what_is_left_out_is_told_with_its_bytes() -> None:
 
 
 REASONS = {
+    "columns": ("y = Gather <axis = 1> (w, x)", {"w": noise(8, 40)}, "columns are gathered"),
     "few numbers": ("y = Gather(w, x)", {"w": noise(8, 8)}, "64 numbers"),
     "short rows": ("y = Gather(w, x)", {"w": noise(100, 4)}, "4 numbers to a scale"),
     "other uses": ("e = Gather(w, x) y = Add(e, w)", {"w": noise(40, 8)}, "also used by Add 'y', not as a weight"),

@@ -118,6 +118,9 @@ def _why_float(walk: Walk, name: str, axis: int, uses: list[_Use]) -> str:
         return f"{size} numbers: codes would hardly be smaller"
     if size < LEAST_ROW * shape[axis]:
         return f"{size // shape[axis]} numbers to a scale: codes would hardly be smaller"
+    if any(op(use.node) == "Gather" and _axis(use, len(shape)) != 0 for use in uses):
+        # OpenVINO 2026.4 unpacks the columns that it gathers with the wrong scales.
+        return "columns are gathered, not rows"
     for use in uses:
         if why := _why_no_weight(walk, use):
             return why
