@@ -134,7 +134,7 @@ def main() -> None:
     from onnx_dfmpc.model.files import load
 
     rows, (signals, labels) = pieces()[1], windows()
-    tests = {
+    tests: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "text": (rows[:, :-1], rows[:, 1:], {"input_range": (0, pages()[1] - 1)}),
         "har": (signals[TRAINED:], labels[TRAINED:], {}),
     }
