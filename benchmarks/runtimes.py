@@ -190,7 +190,12 @@ def page(tables: Sequence[tuple[str, Sequence[Sequence[str]]]], errors: Mapping[
     """The page, around its tables."""
     lines = [(RUNNERS / "runtimes.md").read_text(encoding="utf-8").rstrip(), ""]
     for title, rows in tables:
-        lines += [f"### {title}", "", "| runtime | " + " | ".join(CASES) + " |", "|---" * (len(CASES) + 1) + "|"]
+        lines += [
+            f"### {title}",
+            "",
+            "| runtime | " + " | ".join(CASES) + " |",
+            "|---" * (len(CASES) + 1) + "|",
+        ]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     lines += ["## What they say where they do not run", ""]
     lines += [f"* {what}: `{error}`" for what, error in errors.items()]

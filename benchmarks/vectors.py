@@ -65,7 +65,9 @@ def _free(half: NDArray[np.int8]) -> tuple[int, ...]:
     """The shortest vector that is no row yet."""
     taken = {tuple(row) for row in np.concatenate([half, -half]).tolist()}
     near = itertools.product(range(-3, 4), repeat=half.shape[1])
-    return min((row for row in near if any(row) and row not in taken), key=lambda row: sum(x * x for x in row))
+    return min(
+        (row for row in near if any(row) and row not in taken), key=lambda row: sum(x * x for x in row)
+    )
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from onnx_dfmpc.linalg.matrices import rescaled
 from onnx_dfmpc.methods import METHODS, TOGETHER, Repair, Rounded, relative_noise, round_layer, round_layers
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.recipe import Recipe
+from onnx_dfmpc.rounding.plain import round_plain
 from onnx_dfmpc.spec import (
     InputStatistics,
     Layer,
@@ -92,6 +93,17 @@ def solve(
         solved.append(repaired.quantized)
         if progress is not None:
             progress("quantize", len(solved), len(plans))
+    return tuple(solved)
+
+
+def solve_plain(proto: ModelProto, matched: MatchReport, plan: QuantPlan) -> tuple[QuantizedLayer, ...]:
+    """Codes of the planned weights that are rounded to nearest."""
+    table, plans = ConstantTable(proto), {one.name: one for one in plan.plain}
+    solved = []
+    for one in matched.plain:
+        if one.name in plans:
+            weight, sqnr_db = round_plain(_floats(table[one.weight]), one.axis, plans[one.name].bits)
+            solved.append(QuantizedLayer(one.name, weight, predicted_sqnr_db=sqnr_db, source="none"))
     return tuple(solved)
 
 

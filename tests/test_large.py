@@ -249,9 +249,9 @@ def test_odd_graphs_quantize(name):
 
 def test_float_bytes_are_told_by_reason():
     text = """g (int64[N] ids) => (float[N, 4] y) { e = Gather(table, ids) y = MatMul(e, w) }"""
-    model = parse(text, table=noise(100, 8), w=noise(8, 4))
+    model = parse(text, table=noise(200, 4), w=noise(4, 4))
     notes = quantize(model, None, Recipe(bits=8)).notes
-    assert any("3,200 tables of Gather" in note for note in notes)
+    assert any("3,200 tables of Gather (4 numbers to a scale" in note for note in notes)
 
 
 def test_a_resize_by_sizes_loses_its_empty_scales():

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.allocate.fixed import layer_plan, left_out
 from onnx_dfmpc.allocate.knapsack import Choice, Frontier, Mask, frontier
+from onnx_dfmpc.allocate.plain import plain_plans
 from onnx_dfmpc.allocate.shared import shared_bytes, widths_below, widths_within
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
+from onnx_dfmpc.recipe.rules import PLAIN_BITS
 from onnx_dfmpc.spec import CostTable, LayerPlan, MatchReport, QuantPlan, sqnr_db
 from onnx_dfmpc.spec.widths import WIDTHS
 
@@ -70,7 +72,7 @@ def require_affordable(matched: MatchReport, recipe: Recipe, table: CostTable) -
         raise UnsupportedError(
             f"target_size = {recipe.target_size:,} bytes cannot be met: with the fewest bits that are "
             f"allowed the file has {least:,} bytes",
-            hint=f"ask for {least} bytes or more" + _what_keeps_bits(recipe),
+            hint=f"ask for {least} bytes or more" + _what_keeps_bits(matched, recipe),
         )
     weights, fewest = _weights(matched, table), _hundredths(table.widths)[allowed.argmax(axis=1)]
     if recipe.target_bits is not None and int(weights @ fewest) > _all_bits(recipe.target_bits, weights):
@@ -78,7 +80,7 @@ def require_affordable(matched: MatchReport, recipe: Recipe, table: CostTable) -
         raise UnsupportedError(
             f"target_bits = {recipe.target_bits:g} cannot be met: the fewest bits that are allowed are "
             f"{mean:g} on average",
-            hint="ask for more bits" + _what_keeps_bits(recipe),
+            hint="ask for more bits" + _what_keeps_bits(matched, recipe),
         )
 
 
@@ -152,9 +154,9 @@ def cheapest(sizes: NDArray[np.int64], allowed: Mask) -> Choice:
 
 def mean_bits(plan: QuantPlan, matched: MatchReport) -> float:
     """Mean nominal bits over all quantized weights."""
-    sizes = {layer.name: layer.size for layer in matched.layers}
-    weights = sum(sizes[layer.name] for layer in plan.layers)
-    return sum(layer.bits * sizes[layer.name] for layer in plan.layers) / weights
+    sizes = {one.name: one.size for one in matched.weights}
+    weights = sum(sizes[name] for name in plan.bits)
+    return sum(bits * sizes[name] for name, bits in plan.bits.items()) / weights
 
 
 def _within(table: CostTable, allowed: Mask, budgets: Sequence[int]) -> list[Choice | None]:
@@ -221,11 +223,12 @@ def _weights(matched: MatchReport, table: CostTable) -> NDArray[np.int64]:
     return np.array([sizes[name] for name in table.layers], np.int64)
 
 
-def _what_keeps_bits(recipe: Recipe) -> str:
+def _what_keeps_bits(matched: MatchReport, recipe: Recipe) -> str:
     """What the recipe does to keep the bits up, as the end of a hint."""
     bounds = [f"min_bits = {recipe.min_bits}"] if recipe.min_bits > WIDTHS[0] else []
     bounds += [f"first_last_bits = {recipe.first_last_bits}"] if recipe.first_last_bits else []
     bounds += ["the rules"] if recipe.rules else []
+    bounds += [f"the {PLAIN_BITS} bits of weights such as {matched.plain[0].name!r}"] if matched.plain else []
     return f", or relax {' and '.join(bounds)}" if bounds else ""
 
 
@@ -254,6 +257,7 @@ def _plan(
         predicted_bytes=_file_size(table, allowed, choice),
         predicted_sqnr_db=sqnr_db(float(noise.sum())) if noise.any() else None,
         source=table.source,
+        plain=plain_plans(matched, recipe),
     )
 
 

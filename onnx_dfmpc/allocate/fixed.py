@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from onnx_dfmpc.allocate.plain import plain_plans
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import Layer, LayerPlan, MatchReport, QuantPlan, Role, Skipped
@@ -33,7 +34,8 @@ def allocate_fixed(matched: MatchReport, recipe: Recipe, model_sha256: str, nois
     layers = [layer for layer in matched.layers if not bounds[layer.name].excluded]
     roles = _roles(layers, matched, recipe, noise)
     plans = tuple(_bounded(layer, *roles[layer.name], recipe, bounds[layer.name]) for layer in layers)
-    return QuantPlan(model_sha256, plans, matched.skipped + left_out(matched, bounds))
+    skipped = matched.skipped + left_out(matched, bounds)
+    return QuantPlan(model_sha256, plans, skipped, plain=plain_plans(matched, recipe))
 
 
 def selected_layers(matched: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
@@ -44,11 +46,11 @@ def selected_layers(matched: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, 
 
 
 def left_out(matched: MatchReport, bounds: Mapping[str, BitBounds]) -> tuple[Skipped, ...]:
-    """The matched layers that the recipe excludes, with its reason."""
+    """The matched layers, and other weights, that the recipe excludes, with its reason."""
     return tuple(
-        Skipped(layer.name, layer.op_type, bounds[layer.name].reason)
-        for layer in matched.layers
-        if bounds[layer.name].excluded
+        Skipped(one.name, one.op_type, bounds[one.name].reason)
+        for one in matched.weights
+        if bounds[one.name].excluded
     )
 
 
@@ -76,6 +78,8 @@ def _roles(
 ) -> dict[str, tuple[Role, float, str]]:
     """Role, bits and reason of each layer."""
     roles: dict[str, tuple[Role, float, str]] = {}
+    if not layers:  # there is no pair, and a target is no matter of bits
+        return roles
     if recipe.bits is not None:
         roles = {
             layer.name: ("inner", recipe.bits, f"{recipe.bits} bits for every layer") for layer in layers

@@ -56,12 +56,12 @@ class QuantizeWeightsPass(ir.passes.FunctionalPass):
         self.validated = validated
 
     def requires(self, model: ir.Model) -> None:
-        """Sound, and with at least one layer that can be quantized."""
+        """Sound, and with at least one weight that can be quantized."""
         try:
             matched = inspect(model)
         except DfmpcError as error:
             raise ir.passes.PreconditionError(_text(error)) from error
-        if not matched.layers:
+        if not matched.weights:
             reasons = sorted({skipped.reason for skipped in matched.skipped})
             raise ir.passes.PreconditionError(
                 "nothing to quantize: " + ("; ".join(reasons) or "no Conv, ConvTranspose, Gemm or MatMul")

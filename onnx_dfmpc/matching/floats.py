@@ -8,19 +8,20 @@ from math import prod
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_dfmpc.model.protobuf import graphs, subgraphs
-from onnx_dfmpc.spec.ops import OPS, op_key
+from onnx_dfmpc.spec.ops import OPS, PLAIN, op_key
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
-RECURRENT = ("LSTM", "GRU", "RNN")
 
-
-def float_bytes(proto: ModelProto, quantized: Collection[str], skipped: Mapping[str, str]) -> dict[str, int]:
+def float_bytes(
+    proto: ModelProto, quantized: Collection[str], skipped: Mapping[str, str], left: Mapping[str, str]
+) -> dict[str, int]:
     """Bytes of the float constants of a model by reason, the most first.
 
-    ``quantized`` are the weights that do not stay float, ``skipped`` why layers do, by name.
+    ``quantized`` are the weights that do not stay float, ``skipped`` why layers do, by name, ``left`` why
+    other weights do, by the name of the initializer.
     """
-    reads = dict(_reasons(proto, skipped))
+    reads = dict(_reasons(proto, skipped, left))
     found: dict[str, int] = {}
 
     def count(tensor: TensorProto, reason: str) -> None:
@@ -65,26 +66,36 @@ def _constants(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
                 yield node.output[0], attribute.t
 
 
-def _reasons(proto: ModelProto, skipped: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _reasons(
+    proto: ModelProto, skipped: Mapping[str, str], left: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
     """Why a constant that a node reads stays float, the last reader's reason last."""
     for node in proto.graph.node:
         for body in subgraphs(node):
             for inner in (inner for graph in graphs(body) for inner in graph.node):
-                yield from ((name, f"read inside of {node.op_type}") for name in inner.input)
-        yield from ((name, _reason(node, place, skipped)) for place, name in enumerate(node.input) if name)
+                for name in inner.input:
+                    yield name, f"read inside of {node.op_type}{_because(left.get(name, ''))}"
+        for place, name in enumerate(node.input):
+            if name:
+                yield name, _reason(node, place, skipped, left.get(name, ""))
 
 
-def _reason(node: NodeProto, place: int, skipped: Mapping[str, str]) -> str:
+def _because(why: str) -> str:
+    return f" ({why})" if why else ""
+
+
+def _reason(node: NodeProto, place: int, skipped: Mapping[str, str], left: str) -> str:
     operator = op_key(node.op_type, node.domain)
     if operator in OPS:
         why = skipped.get(node.name) or skipped.get(node.output[0], "")
         if place < 2:
-            return f"weights of {operator} ({why})" if why else f"constants of {operator}"
+            return f"weights of {operator}{_because(why)}" if why else f"constants of {operator}"
         return "biases"
-    if operator in RECURRENT:
-        return f"weights of {operator}, which cannot be repaired layer by layer"
-    if operator == "Gather" and place == 0:
-        return "tables of Gather, whose rows are not a product"
+    if operator in PLAIN and place in PLAIN[operator]:
+        what = "tables" if operator == "Gather" else "weights"
+        return f"{what} of {operator}{_because(left)}"
+    if operator in PLAIN and place == 3:
+        return "biases"
     if operator == "BatchNormalization":
         return "parameters of BatchNormalization"
     return f"constants of {operator}"

@@ -9,13 +9,11 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto, helper
 
 from onnx_dfmpc.matching.chains import Order, find_chains
+from onnx_dfmpc.matching.plain import find_plain
 from onnx_dfmpc.matching.rules import ACTIVATIONS, feeds_gate, gate
-from onnx_dfmpc.matching.walk import Walk, has_input, op
+from onnx_dfmpc.matching.walk import Walk, has_input, op, why_numbers
 from onnx_dfmpc.spec import BatchNorm, Edge, Layer, MatchReport, Skipped
 from onnx_dfmpc.spec.ops import OPS, WeightedOp
-
-LARGEST = 1e15
-"""Size of a weight from which on sums of squares leave float32."""
 
 Sharing = Mapping[str, Sequence[gs.Node]]
 """Name of a weight to the nodes that quantize it."""
@@ -26,7 +24,7 @@ def match(proto: ModelProto, *, read_mapped: bool = True) -> MatchReport:
 
     ``proto`` is a loaded model (see `onnx_dfmpc.model.files.load`). It is not changed, and weights are not
     decoded. Every node of an operator in `OPS`, in the main graph, a subgraph or a local function, is in
-    ``layers`` or in ``skipped``. A graph that cannot be walked is a ModelError.
+    ``layers`` or in ``skipped``, or reads one of ``plain``. A graph that cannot be walked is a ModelError.
 
     Examples
     --------
@@ -56,14 +54,22 @@ def match(proto: ModelProto, *, read_mapped: bool = True) -> MatchReport:
         reasons[id(node)] = reasons[id(node)] or _why_shared_with_float(walk, node, sharing)
     order = Order(walk)
     layers = [_layer(walk, node, sharing, order.edges) for node in nodes if not reasons[id(node)]]
-    skipped = [Skipped(walk.name(node), op(node), reasons[id(node)]) for node in nodes if reasons[id(node)]]
+    found = find_plain(walk, {layer.weight for layer in layers})
+    skipped = [
+        Skipped(walk.name(node), op(node), reasons[id(node)])
+        for node in nodes
+        if reasons[id(node)] and id(node) not in found.readers
+    ]
     skipped += [
         Skipped(walk.name(node), op(node), f"it is in {place}")
         for node, place in walk.inner
-        if op(node) in OPS
+        if op(node) in OPS and id(node) not in found.readers
     ]
     chains = find_chains(walk, layers, order)
-    return MatchReport(tuple(layers), tuple(chains), tuple(skipped), walk.weighted_nodes)
+    weighted = walk.weighted_nodes - found.products + len(found.weights)  # each once, whoever reads it
+    return MatchReport(
+        tuple(layers), tuple(chains), tuple(skipped), weighted, tuple(found.weights), found.left
+    )
 
 
 def _layer(walk: Walk, node: gs.Node, sharing: Sharing, edges: Mapping[str, Edge]) -> Layer:
@@ -137,7 +143,7 @@ def _why_weight(walk: Walk, node: gs.Node) -> str:
     if not _operator(node).fits(shape):
         only = "" if _operator(node).spatial else ": only a matrix can be quantized"
         return f"weight '{origin.name}' of shape {shape} does not fit {op(node)}{only}"
-    if numbers := _why_numbers(walk, "weight", origin.name):
+    if numbers := why_numbers(walk, "weight", origin.name):
         return numbers
     for alias in walk.aliases(origin):
         if leaves := walk.leaves(alias):
@@ -148,17 +154,6 @@ def _why_weight(walk: Walk, node: gs.Node) -> str:
                 what = f"{op(reader)} '{walk.name(reader)}'"
                 return f"weight '{origin.name}' is also used by {what}, not as a weight"
     return ""
-
-
-def _why_numbers(walk: Walk, what: str, name: str) -> str:
-    """Why a constant cannot be computed with."""
-    if walk.constants.is_mapped(name) and not walk.read_mapped:
-        return ""
-    values = walk.constants[name]
-    largest = max(abs(float(values.min())), abs(float(values.max())))  # NaN goes through
-    if not np.isfinite(largest):
-        return f"{what} '{name}' holds {'NaN' if np.isnan(largest) else 'infinity'}"
-    return f"{what} '{name}' holds {largest:.3g}: too large to be squared" if largest > LARGEST else ""
 
 
 def _why_not_constant(walk: Walk, node: gs.Node) -> str:
@@ -194,7 +189,7 @@ def _why_bias(walk: Walk, node: gs.Node) -> str:
         fits = _is_per_channel(walk, bias, _channels(walk, node))
         if not fits:
             return f"bias '{origin.name}' is not a constant per output channel"
-        return _why_numbers(walk, "bias", origin.name)
+        return why_numbers(walk, "bias", origin.name)
     # torch writes ``bias=False`` without optimization as zeros that are computed.
     values = walk.values(bias)
     return f"bias '{origin.name}' is not a constant" if values is None or np.any(values) else ""

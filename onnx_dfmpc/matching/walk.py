@@ -20,6 +20,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_dfmpc.errors import ModelError
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.opset import opset_of
+from onnx_dfmpc.model.protobuf import defined_names, graphs, subgraphs
 from onnx_dfmpc.spec.ops import OPS, op_key
 
 _FOLDABLE = frozenset({
@@ -29,9 +30,24 @@ _FOLDABLE = frozenset({
 """The arithmetic on shapes and small constants that exporters leave in the graph."""
 
 
+LARGEST = 1e15
+"""Size of a weight from which on sums of squares leave float32."""
+
+
 def op(node: gs.Node) -> str:
     """Operator of a node, with its domain in front where that is not ONNX's own."""
     return op_key(node.op, node.domain)
+
+
+def why_numbers(walk: Walk, what: str, name: str) -> str:
+    """Why a constant cannot be computed with, in words; empty if it can."""
+    if walk.constants.is_mapped(name) and not walk.read_mapped:
+        return ""
+    values = walk.constants[name]
+    largest = max(abs(float(values.min())), abs(float(values.max())))  # NaN goes through
+    if not np.isfinite(largest):
+        return f"{what} '{name}' holds {'NaN' if np.isnan(largest) else 'infinity'}"
+    return f"{what} '{name}' holds {largest:.3g}: too large to be squared" if largest > LARGEST else ""
 
 
 def reads_shape(node: gs.Node) -> bool:
@@ -47,10 +63,11 @@ def has_input(node: gs.Node, position: int) -> bool:
 class Walk:
     """One model, read only; large initializers are not decoded. ModelError if graphsurgeon cannot read it.
 
-    ``nodes`` are those of the main graph in the order of the file, which is topological; ``inner`` those of
-    subgraphs and local functions, each with the place it is in, in words. ``constants`` are what no caller
-    can change, ``sparse`` the names of sparse initializers. ``listed`` are initializers that are graph inputs
-    too, ``overridable`` those among them that a caller is meant to replace.
+    ``nodes`` are those of the main graph in the order of the file, which is topological; ``bodies`` those of
+    subgraphs, ``inner`` these and those of local functions, each with the place it is in, in words.
+    ``constants`` are what no caller can change, ``sparse`` the names of sparse initializers. ``listed`` are
+    initializers that are graph inputs too, ``overridable`` those among them that a caller is meant to
+    replace. ``outputs`` are the names of the graph's outputs, ``local`` those that bodies give.
     """
 
     def __init__(self, proto: ModelProto, *, read_mapped: bool = True) -> None:
@@ -65,18 +82,21 @@ class Walk:
         self.read_mapped = read_mapped
         self.opset = opset_of(proto)
         self.nodes: list[gs.Node] = list(graph.nodes)
-        self.inner = [
+        self.bodies = [
             (node, f"a subgraph of {op(owner)} '{owner.name}'")
             for owner in self.nodes
             for node in _nested(owner)
         ]
+        self.inner = list(self.bodies)
         for function in graph.functions:
             place = f"the local function '{function.name}'"
             self.inner += [(node, place) for outer in function.nodes for node in (outer, *_nested(outer))]
         self._names = _unique_names([*self.nodes, *(node for node, _ in self.inner)])
         self._main = {id(node) for node in self.nodes}
         self._tensors = {tensor.name: tensor for node in self.nodes for tensor in node.outputs}
-        self._outputs = {tensor.name for tensor in graph.outputs}
+        self.outputs = {tensor.name for tensor in graph.outputs}
+        bodies = (body for node in proto.graph.node for body in subgraphs(node))
+        self.local = {name for body in bodies for inner in graphs(body) for name in defined_names(inner)}
         self._used_inside = {tensor.name: owner for owner in self.nodes for tensor in nested_reads(owner)}
         self.sparse = {tensor.values.name for tensor in proto.graph.sparse_initializer}
         initializers = {tensor.name for tensor in proto.graph.initializer} | self.sparse
@@ -139,7 +159,7 @@ class Walk:
 
     def leaves(self, tensor: gs.Tensor) -> str:
         """Who outside the main graph's nodes sees a tensor, in words; empty if nobody does."""
-        if tensor.name in self._outputs:
+        if tensor.name in self.outputs:
             return f"'{tensor.name}' is a graph output"
         if tensor.name in self._used_inside:
             owner = self._used_inside[tensor.name]

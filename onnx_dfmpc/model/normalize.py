@@ -1,7 +1,7 @@
 """What ONNX Runtime takes and nobody else: nodes in any order, sparse initializers, outputs without a type.
 
 A model is brought into the form that the checker, shape inference and the version converter want, where it
-has another one. Nothing else is touched.
+has another one, and its weights to where they can be quantized. Nothing else is touched.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import numpy as np
 from onnx import GraphProto, ModelProto, SparseTensorProto, TensorProto, numpy_helper, shape_inference
 
 from onnx_dfmpc.model.constants import node_inputs
+from onnx_dfmpc.model.lift import inline_weighted_functions, lift_weights
 from onnx_dfmpc.model.protobuf import graphs, skeleton
 
 
 def normalize(proto: ModelProto) -> None:
-    """Sort nodes, fill in sparse initializers, and give outputs a type, in place, where that is missing."""
+    """Sort nodes, fill in sparse initializers, and give outputs a type, in place, where that is missing; move
+    weights to the main graph.
+    """
+    inline_weighted_functions(proto)
     for graph in graphs(proto.graph):
         _sort(graph)
         _densify(graph)
+    lift_weights(proto)
     if any(not value.type.tensor_type.HasField("shape") for value in proto.graph.output):
         _complete_outputs(proto)
 

@@ -42,6 +42,12 @@ def value_names(graph: GraphProto) -> set[str]:
     return names - {""}
 
 
+def defined_names(graph: GraphProto) -> Iterator[str]:
+    """Names that a graph itself gives, each once, without those of its bodies."""
+    yield from {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    yield from (name for node in graph.node for name in node.output if name)
+
+
 def is_large(tensor: TensorProto) -> bool:
     """Whether a tensor has more elements than ``LARGE``."""
     return bool(prod(tensor.dims) > LARGE)

@@ -26,7 +26,7 @@ from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import LoadedModel, Model, load
 from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import skeleton, subgraphs
-from onnx_dfmpc.recipe import Recipe, nearest_layer
+from onnx_dfmpc.recipe import Recipe, bit_bounds, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.rounding.suitable import suitable_widths
 from onnx_dfmpc.runtime.pieces import fed_inputs, is_piecewise, open_model
@@ -85,6 +85,11 @@ class Job:
         """Layers that the recipe wants quantized, by name."""
         return tuple(layer.name for layer in selected_layers(self.matched, self.recipe)[0])
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Layers and other weights that the recipe wants quantized, by name."""
+        return _names(self.matched, self.recipe)
+
 
 def prepare(
     model: Model,
@@ -108,24 +113,26 @@ def prepare(
             matched = with_vectors(source.proto, matched)
     recipe, alone = one_by_one(source.proto, recipe)
     if plan is None:
-        _require_layers(source, matched.layers, matched.skipped)
-        _require_layers(source, *selected_layers(matched, recipe))
+        _require_weights(source, matched.weights, matched.skipped)
+        layers, skipped = selected_layers(matched, recipe)
+        _require_weights(source, _names(matched, recipe), skipped)
     else:
         _require_fit(plan, source, matched)
-        _require_layers(source, plan.layers, plan.skipped)
+        layers = tuple(matched[layer.name] for layer in plan.layers)
+        _require_weights(source, tuple(plan.bits), plan.skipped)
+    statistics = statistics and bool(layers)
     if recipe.activations is not None:
+        _require_layers(source, layers)
         _require_float32(source, matched)
     # Refused before anything is computed.
     raise_opset(skeleton(source.proto), 0, (recipe.form if plan is None else plan.form).runtime)
     if recipe.data is not None or recipe.labels is not None or recipe.limits or recipe.shapes:
         check_data(source.proto, recipe)
     sizes = None
-    if plan is None and not is_fixed(recipe):
+    if plan is None and layers and not is_fixed(recipe):
         with timed(seconds, "predict"):
-            layers = [layer.name for layer in selected_layers(matched, recipe)[0]]
-            sizes = size_table(
-                source.proto, matched, recipe, metadata_of(source, recipe, recipe.form, layers)
-            )
+            metadata = metadata_of(source, recipe, recipe.form, _names(matched, recipe))
+            sizes = size_table(source.proto, matched, recipe, metadata)
     with timed(seconds, "measure"):
         job = Job(source, matched, recipe, progress, sizes, statistics, None, None, (), alone)
         return _with_inputs(job, predicted=predicted or recipe.target_sqnr_db is not None)
@@ -169,13 +176,20 @@ def one_by_one(proto: ModelProto, recipe: Recipe) -> tuple[Recipe, tuple[str, ..
 def without_layer(job: Job, error: LayerError) -> Job:
     """Job in which a layer that cannot be quantized stays float; UnsupportedError where no other is left."""
     matched = job.matched.without({error.layer: error.reason})
-    _require_layers(job.source, *selected_layers(matched, job.recipe))
+    layers, skipped = selected_layers(matched, job.recipe)
+    names = _names(matched, job.recipe)
+    _require_weights(job.source, names, skipped)
     sizes = None
-    if job.sizes is not None:
-        layers = [layer.name for layer in selected_layers(matched, job.recipe)[0]]
-        metadata = metadata_of(job.source, job.recipe, job.recipe.form, layers)
+    if job.sizes is not None and layers:
+        metadata = metadata_of(job.source, job.recipe, job.recipe.form, names)
         sizes = size_table(job.source.proto, matched, job.recipe, metadata)
     return replace(job, matched=matched, sizes=sizes)
+
+
+def _names(matched: MatchReport, recipe: Recipe) -> tuple[str, ...]:
+    """Layers and other weights that a recipe wants quantized, by name."""
+    bounds = bit_bounds(matched, recipe)
+    return tuple(one.name for one in matched.weights if not bounds[one.name].excluded)
 
 
 def is_fixed(recipe: Recipe) -> bool:
@@ -229,11 +243,11 @@ def _with_inputs(job: Job, *, predicted: bool) -> Job:
     return replace(job, mixture=mixture, belief=belief, trials=tuple(trials))
 
 
-def _require_layers(source: LoadedModel, layers: Sequence[object], skipped: Sequence[Skipped]) -> None:
-    if layers:
+def _require_weights(source: LoadedModel, weights: Sequence[object], skipped: Sequence[Skipped]) -> None:
+    if weights:
         return
     if not skipped:
-        reason = "it has no Conv, ConvTranspose, Gemm or MatMul"
+        reason = "it has no Conv, ConvTranspose, Gemm or MatMul, and no other weights"
     else:
         (reason, count), *others = Counter(node.reason for node in skipped).most_common()
         nodes = f"{count} node{'s' if count > 1 else ''}"
@@ -242,6 +256,16 @@ def _require_layers(source: LoadedModel, layers: Sequence[object], skipped: Sequ
     raise UnsupportedError(
         f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found"
     )
+
+
+def _require_layers(source: LoadedModel, layers: Sequence[Layer]) -> None:
+    """Integer kernels are for layers."""
+    if not layers:
+        raise UnsupportedError(
+            f"{source.label}: activations = 8 needs layers, and there are only weights that are rounded to "
+            "nearest",
+            hint="leave activations out",
+        )
 
 
 def _require_float32(source: LoadedModel, matched: MatchReport) -> None:
@@ -262,15 +286,20 @@ def _require_fit(plan: QuantPlan, source: LoadedModel, matched: MatchReport) -> 
         raise RecipeError(
             f"the plan is for another model than {source.label}", hint="make it again with: onnx-dfmpc plan"
         )
-    names = [layer.name for layer in matched.layers]
-    planned = Counter([layer.name for layer in plan.layers] + [skipped.name for skipped in plan.skipped])
+    names = [one.name for one in matched.weights]
+    planned = Counter([one.name for one in plan.weights] + [skipped.name for skipped in plan.skipped])
     reasons = {skipped.name: skipped.reason for skipped in matched.skipped}
-    for layer in plan.layers:
+    for layer in plan.weights:
         if layer.name in reasons:
             raise RecipeError(
                 f"plan: {layer.name!r} cannot be quantized: {reasons[layer.name]}",
                 hint="leave it under skipped",
             )
+    # What is quantized how is not for a plan to say.
+    plain = {one.name for one in matched.plain}
+    for one in plan.weights:
+        if one.name in names and (one.role == "plain") != (one.name in plain):
+            raise RecipeError(f"plan: {one.name!r} has the wrong role", hint="leave roles as they were")
     for name, times in planned.items():
         if name not in names and name not in reasons:
             raise RecipeError(f"plan: no layer is named {name!r}", hint=nearest_layer(name, matched))

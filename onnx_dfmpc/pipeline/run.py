@@ -91,7 +91,8 @@ def inspect_result(model: Model) -> InspectResult:
     if matched.layers and not is_piecewise(source.proto):  # its weights would have to be read
         with suppress(UnsupportedError):  # an input that nobody can feed
             belief = believe(source.proto, matched.layers, model_inputs(source.proto))
-    left = float_note(source, matched, matched.names, ())
+    names = [one.name for one in matched.weights]
+    left = float_note(source, matched, names, ())
     return InspectResult(source, matched, belief, (left, *doubts(belief, None)))
 
 
@@ -207,8 +208,8 @@ def apply(
             made = carry_out(job, plan, statistics, seconds)
             break
         except LayerError as error:
-            plan = plan.without(job.matched[error.layer], error.reason)
             job = without_layer(job, error)
+            plan = plan.without(job.matched.skipped[-1])
     statistics = replace(statistics, layers={})  # nobody needs the covariances again
     result = _account(
         job, made, statistics, None, seconds, validated=validated, per_layer=per_layer, latency=latency
@@ -309,10 +310,10 @@ def _made(job: Job, statistics: Measured, costs: CostTable | None, seconds: Seco
     """
     wanted = job.recipe.target_sqnr_db
     made = carry_out(job, allocate(job, costs, seconds), statistics, seconds)
-    if wanted is None or costs is None:
+    if wanted is None:
         return made
     raised, best = wanted, made
-    for _ in range(ATTEMPTS):
+    for _ in range(0 if costs is None else ATTEMPTS):  # without layers there is nothing to choose
         low = best.plan.predicted_low_db
         if low is None or low >= wanted:
             return best

@@ -14,7 +14,7 @@ from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
 from onnx_dfmpc.allocate.fixed import allocate_fixed
 from onnx_dfmpc.allocate.shared import shared_bytes
-from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.evaluate import evidence
 from onnx_dfmpc.evaluate.compare import Evaluation, examine
 from onnx_dfmpc.evaluate.diagnose import layer_sqnr
@@ -39,7 +39,7 @@ from onnx_dfmpc.runtime.pieces import is_piecewise
 from onnx_dfmpc.runtime.session import optimized_nodes
 from onnx_dfmpc.sensitivity.feeds import mixed_synthetic_feeds, user_feeds
 from onnx_dfmpc.sensitivity.table import predict, size_table, with_noise, with_sizes
-from onnx_dfmpc.solve import NEGLIGIBLE, solve, weight_noise
+from onnx_dfmpc.solve import NEGLIGIBLE, solve, solve_plain, weight_noise
 from onnx_dfmpc.spec import (
     ActivationRange,
     CostTable,
@@ -115,11 +115,11 @@ def cost_table(
     """Cost table of what the recipe leaves open, or of a plan's bits; None where the bits are fixed."""
     recipe, proto = job.recipe, job.source.proto
     sizes = job.sizes
-    if sizes is None and plan is None and not everything:
+    if (sizes is None and plan is None and not everything) or not job.planned:
         return None, ()
     with timed(seconds, "predict"):
         if sizes is None or plan is not None:
-            metadata = metadata_of(job.source, recipe, recipe.form, job.planned)
+            metadata = metadata_of(job.source, recipe, recipe.form, job.names)
             sizes = size_table(proto, job.matched, recipe, metadata, plan)
         source, feeds = _noise_inputs(job)
         return predict(
@@ -146,6 +146,8 @@ def allocate(
         if costs is None:
             made = allocate_fixed(matched, recipe, source.sha256, weight_noise(source.proto))
             made = replace(made, form=recipe.form)
+            if recipe.target_size is not None:  # there is no layer to take bits from
+                made = _affordable(recipe.target_size, with_predicted_bytes(job, made))
         else:
             made = _allocated(job, recipe, costs)
             if recipe.target_size is not None:
@@ -158,6 +160,17 @@ def _allocated(job: Job, recipe: Recipe, costs: CostTable) -> QuantPlan:
     """Bits for a target, with the bytes that they take."""
     made = allocate_budget(job.matched, recipe, job.source.sha256, costs)
     return with_predicted_bytes(job, replace(made, source=costs.source, form=recipe.form))
+
+
+def _affordable(target: int, made: QuantPlan) -> QuantPlan:
+    least = made.predicted_bytes or 0
+    if least <= target:
+        return made
+    raise UnsupportedError(
+        f"target_size = {target:,} bytes cannot be met: with weights rounded to nearest, and no layer to "
+        f"take bits from, the file has {least:,} bytes",
+        hint="give weights fewer bits with --set 'REGEX=BITS', or ask for more bytes",
+    )
 
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -193,6 +206,7 @@ class Made:
 
     plan: QuantPlan
     solved: tuple[QuantizedLayer, ...]
+    plain: tuple[QuantizedLayer, ...]
     rewritten: Rewritten
     final: ModelProto
     names: Mapping[str, str]
@@ -212,14 +226,15 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
     if plan.predicted_bytes is None or fewer:
         plan = with_predicted_bytes(job, plan)
     with timed(seconds, "quantize"):
+        plain = solve_plain(proto, matched, plan)
         solved = solve(proto, matched, plan, job.recipe, statistics.layers, job.mixture, job.progress)
     if plan.predicted_sqnr_db is None and statistics.layers:
         plan = with_noise(plan, proto, matched, solved, statistics.layers)
     with timed(seconds, "rewrite"):
-        names = [layer.name for layer in plan.layers]
-        bits = {layer.name: layer.bits for layer in plan.layers}
-        metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
-        rewritten = rewrite(proto, matched, solved, form=plan.form, metadata=metadata, half=job.recipe.half)
+        metadata = metadata_of(job.source, job.recipe, plan.form, list(plan.bits), plan.bits)
+        rewritten = rewrite(
+            proto, matched, solved, plain, form=plan.form, metadata=metadata, half=job.recipe.half
+        )
     integer: IntegerActivations | None = None
     kernels: Mapping[str, str] = {}
     if plan.form.activations is not None:
@@ -237,7 +252,7 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
             short = {**rewritten.renamed, **slim(final, rewritten.weights)}
     with timed(seconds, "check"):
         verify(final, "the quantized model")
-    made = Made(plan, solved, rewritten, final, short, activations=integer, kernels=kernels)
+    made = Made(plan, solved, plain, rewritten, final, short, activations=integer, kernels=kernels)
     if not job.trials:
         return made
     with timed(seconds, "predict"):
@@ -402,7 +417,7 @@ def finish(
             float_note(
                 job.source,
                 job.matched,
-                [done.name for done in solved],
+                list(plan.bits),
                 plan.skipped,
                 folded=plan.form.fold_batch_norm == "yes",
             ),
@@ -433,14 +448,15 @@ def float_note(
     folded: bool = False,
 ) -> str:
     """What stays float, in bytes and by reason; parameters of batch norm that is ``folded`` do not."""
-    layers = [matched[name] for name in quantized]
-    weights = {layer.weight for layer in layers}
+    layers = [layer for layer in matched.layers if layer.name in quantized]
+    weights = {one.weight for one in matched.weights if one.name in quantized}
     if folded:
         norms = {layer.batch_norm.node for layer in layers if layer.batch_norm is not None}
         nodes = (node for node in source.proto.graph.node if node.name in norms)
         weights |= {name for node in nodes for name in node.input[1:]}
     reasons = {node.name: node.reason for node in (*matched.skipped, *skipped)}
-    return describe(float_bytes(source.proto, weights, reasons), source.size)
+    left = {one.weight: reasons[one.name] for one in matched.plain if one.name in reasons}
+    return describe(float_bytes(source.proto, weights, reasons, {**matched.left, **left}), source.size)
 
 
 def _noise_inputs(job: Job) -> tuple[str, Feeds | None]:
@@ -456,9 +472,7 @@ def _noise_inputs(job: Job) -> tuple[str, Feeds | None]:
 
 def with_predicted_bytes(job: Job, plan: QuantPlan) -> QuantPlan:
     """Plan with the bytes that its bits will take."""
-    names = [layer.name for layer in plan.layers]
-    bits = {layer.name: layer.bits for layer in plan.layers}
-    metadata = metadata_of(job.source, job.recipe, plan.form, names, bits)
+    metadata = metadata_of(job.source, job.recipe, plan.form, list(plan.bits), plan.bits)
     return with_sizes(plan, job.source.proto, job.matched, job.recipe, metadata)
 
 
@@ -470,7 +484,7 @@ def weight_bytes(job: Job) -> dict[str, dict[float, int]]:
     ).tolist()
     return {
         layer.name: dict(zip(WIDTHS, row, strict=True))
-        for layer, row in zip(job.matched.layers, table, strict=True)
+        for layer, row in zip(job.matched.weights, table, strict=True)
     }
 
 
@@ -519,12 +533,32 @@ def _rows(matched: MatchReport, made: Made, layer_noise: Mapping[str, float | No
             kernel=made.kernels.get(done.name, ""),
             notes=(*layer.notes, *done.notes, *stored.notes),
         )
+    weights = {one.name: one for one in matched.plain}
+    for done in made.plain:
+        weight, planned, stored = weights[done.name], made.plan[done.name], made.rewritten.layers[done.name]
+        yield LayerReport(
+            name=weight.name,
+            op=weight.op_type,
+            shape=weight.shape,
+            role=planned.role,
+            bits=Width(planned.bits),
+            storage=stored.storage,
+            bytes=stored.bytes,
+            source=done.source,
+            gain_min=1.0,
+            gain_max=1.0,
+            predicted_sqnr_db=done.predicted_sqnr_db,
+            measured_sqnr_db=None,
+            reason=planned.reason,
+            notes=weight.notes,
+        )
 
 
 def _histograms(
     matched: MatchReport, solved: Sequence[QuantizedLayer], rows: Sequence[LayerReport], table: ConstantTable
 ) -> Iterator[WeightHistogram]:
     layers = {layer.name: layer for layer in matched.layers}
+    rows = rows[: len(solved)]  # those of layers
     sqnr = [row.predicted_sqnr_db if row.measured_sqnr_db is None else row.measured_sqnr_db for row in rows]
     for position in evidence.most_changed(sqnr, SHOWN_LAYERS):
         done = solved[position]

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 SELECTORS = ("node", "regex", "op_type")
 EFFECTS = ("bits", "min_bits", "max_bits", "exclude")
 
+PLAIN_BITS = 8
+"""Bits of weights that are rounded to nearest, unless a rule gives others: nothing repairs what fewer do."""
+
+PLAIN_REASON = "rounded to nearest: nothing is known of what it is multiplied by"
+
 
 @dataclass(frozen=True)
 class Rule(Settings):
@@ -102,8 +107,9 @@ class BitBounds:
 
 
 def bit_bounds(matched: MatchReport, recipe: Bits) -> dict[str, BitBounds]:
-    """What the recipe leaves open for every matched layer, by its name: the last rule that matches wins. A
-    rule for no layer, and rules that leave nothing open, are a RecipeError.
+    """What the recipe leaves open for every matched layer, and for every weight that is rounded to nearest,
+    by name: the last rule that matches wins. A rule for no layer, and rules that leave nothing open, are a
+    RecipeError.
     """
     edge = recipe.edge_bits
     bounds = {
@@ -112,12 +118,16 @@ def bit_bounds(matched: MatchReport, recipe: Bits) -> dict[str, BitBounds]:
         else BitBounds(recipe.least_bits, recipe.max_bits)
         for layer in matched.layers
     }
+    by_default = BitBounds(PLAIN_BITS, PLAIN_BITS, PLAIN_BITS, reason=PLAIN_REASON)
+    bounds |= {one.name: by_default for one in matched.plain}
+    everything = matched.weights
     for rule in recipe.rules:
-        selected = [layer.name for layer in matched.layers if rule.selects(layer.name, layer.op_type)]
+        selected = [one.name for one in everything if rule.selects(one.name, one.op_type)]
         if not selected:
             _refuse_unless_excluded_anyway(rule, matched)
         bounds |= {name: _after_rule(name, bounds[name], rule) for name in selected}
-    return {name: _at_most(bound, recipe.most_bits) for name, bound in bounds.items()}
+    # Integer kernels are for layers.
+    return bounds | {name: _at_most(bounds[name], recipe.most_bits) for name in matched.names}
 
 
 def _at_most(bound: BitBounds, most: int) -> BitBounds:
@@ -159,7 +169,7 @@ def _refuse_unless_excluded_anyway(rule: Rule, matched: MatchReport) -> None:
             hint="leave the rule out, or exclude the node",
         )
     if rule.op_type is not None:
-        present = ", ".join(sorted({layer.op_type for layer in matched.layers}))
+        present = ", ".join(sorted({one.op_type for one in matched.weights}))
         raise RecipeError(
             f"rule for {rule.selector}: no layer has this operator",
             hint=f"there are {present}" if present else "",
@@ -172,4 +182,5 @@ def _refuse_unless_excluded_anyway(rule: Rule, matched: MatchReport) -> None:
 
 def nearest_layer(name: str, matched: MatchReport) -> str:
     """Hint with the layer whose name comes closest."""
-    return nearest(name, [layer.name for layer in matched.layers], cutoff=0.3) or "inspect lists the layers"
+    names = [one.name for one in matched.weights]
+    return nearest(name, names, cutoff=0.3) or "inspect lists the layers"

@@ -34,6 +34,7 @@ from onnx_dfmpc.spec import (
     LayerEffect,
     LayerPlan,
     LayerReport,
+    PlainWeight,
     QuantPlan,
     Skipped,
     SweepPoint,
@@ -258,15 +259,15 @@ def inspect_document(result: InspectResult) -> Json:
     return to_json(
         head("inspect", model_row(result.source))
         | {
-            "layers": [_matched_layer(layer) for layer in matched.layers],
+            "layers": [*map(_matched_layer, matched.layers), *map(_matched_weight, matched.plain)],
             "chains": matched.chains,
             "skipped": skipped_rows(matched.skipped),
             "totals": {
                 "weighted_nodes": matched.weighted_nodes,
-                "layers": len(matched.layers),
+                "layers": len(matched.layers) + len(matched.plain),
                 "skipped": len(matched.skipped),
                 "chains": len(matched.chains),
-                "weights": sum(layer.size for layer in matched.layers),
+                "weights": sum(one.size for one in matched.weights),
             },
             "inputs": _inputs(result.belief),
             "notes": result.notes,
@@ -296,6 +297,21 @@ def _matched_layer(layer: Layer) -> Json:
         "bias": layer.bias is not None,
         "activation": layer.activation,
         "notes": layer.notes,
+    }
+
+
+def _matched_weight(weight: PlainWeight) -> Json:
+    return {
+        "name": weight.name,
+        "op": weight.op_type,
+        "shape": weight.shape,
+        "weights": weight.size,
+        "group": 1,
+        "batch_norm": None,
+        "bias": False,
+        "activation": "",
+        "role": "plain",
+        "notes": weight.notes,
     }
 
 

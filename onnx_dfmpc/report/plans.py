@@ -95,10 +95,11 @@ def plan_document(plan: QuantPlan, result: PlanResult | None = None) -> Json:
     """Document of a plan, from which `load_plan` makes it again; of a `result` also what it is for and what
     other budgets buy.
     """
-    matched = {} if result is None else {layer.name: layer for layer in result.report.layers}
+    report = None if result is None else result.report
+    matched = {} if report is None else {one.name: one for one in report.weights}
     model = {"name": plan.model_name, "sha256": plan.model_sha256}
     rows = []
-    for layer in plan.layers:
+    for layer in plan.weights:
         row = PlanRow(
             proposed_bits=Width(layer.bits), **{key.name: getattr(layer, key.name) for key in fields(layer)}
         )
@@ -112,7 +113,7 @@ def plan_document(plan: QuantPlan, result: PlanResult | None = None) -> Json:
         "skipped": skipped_rows(plan.skipped),
     }
     if result is not None:
-        planned = [(matched[layer.name].size, layer.bits) for layer in plan.layers]
+        planned = [(matched[name].size, bits) for name, bits in plan.bits.items()]
         document |= {
             "totals": {
                 "layers": len(planned),
@@ -176,7 +177,8 @@ def load_plan(path: str | os.PathLike[str]) -> QuantPlan:
     predicted = plan.predicted if untouched else Predicted()
     return QuantPlan(
         model_sha256=plan.model.sha256,
-        layers=tuple(map(_layer, plan.layers)),
+        layers=tuple(_layer(row) for row in plan.layers if row.role != "plain"),
+        plain=tuple(_layer(row) for row in plan.layers if row.role == "plain"),
         skipped=tuple(map(_skipped, plan.skipped)),
         model_name=plan.model.name,
         form=_recipe(f"{path}: form", to_json(plan.form)).form,

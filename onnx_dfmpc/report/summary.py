@@ -80,8 +80,11 @@ def verdict_of(document: Document) -> Verdict:
 
 def _inspected(document: Document) -> Verdict:
     totals, kept = document.totals, sum(layer.batch_norm is not None for layer in document.layers)
+    plain = sum(layer.role == "plain" for layer in document.layers)
+    more = f" and {plural(plain, 'other weight')}" if plain else ""
     text = (
-        f"{plural(totals.weighted_nodes or 0, 'weighted node')}: {plural(totals.layers or 0, 'layer')} to "
+        f"{plural(totals.weighted_nodes or 0, 'weighted node')}: "
+        f"{plural((totals.layers or 0) - plain, 'layer')}{more} to "
         f"quantize, {totals.skipped or 0} skipped. {plural(totals.chains or 0, 'chain')}, "
         f"{plural(totals.weights or 0, 'weight')}, batch norm kept after {plural(kept, 'layer')}."
     )

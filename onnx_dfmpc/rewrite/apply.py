@@ -19,15 +19,15 @@ from onnx_dfmpc.fold import fits, fold
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.opset import opset_of, raise_opset
 from onnx_dfmpc.model.protobuf import skeleton, value_names
-from onnx_dfmpc.rewrite.editor import Edit, Editor, shared_names
+from onnx_dfmpc.rewrite.editor import Edit, Editor, PlainEdit, shared_names
 from onnx_dfmpc.rewrite.halves import Halves, halves_of
 from onnx_dfmpc.rewrite.vectors import layer_bytes
-from onnx_dfmpc.spec import Layer, MatchReport, QuantizedLayer, StorageFormat
+from onnx_dfmpc.spec import Layer, MatchReport, PlainWeight, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT
 from onnx_dfmpc.storage.halves import nearest, nearest_scale
 from onnx_dfmpc.storage.layouts import lay_out
-from onnx_dfmpc.storage.types import WeightNames, WeightSpec
+from onnx_dfmpc.storage.types import WeightLayout, WeightNames, WeightSpec
 
 PREFIX = "onnx_dfmpc."
 """What the keys of our metadata begin with."""
@@ -65,6 +65,7 @@ def rewrite(
     proto: ModelProto,
     matched: MatchReport,
     layers: Sequence[QuantizedLayer],
+    plain: Sequence[QuantizedLayer] = (),
     *,
     form: StorageFormat = DEFAULT,
     metadata: Mapping[str, str] | None = None,
@@ -74,8 +75,9 @@ def rewrite(
 
     ``proto`` is the float model with its external data loaded; it is never changed. ``layers`` say what to
     put where: a ``bias`` is in the units of the constant that it replaces (Gemm multiplies its third input by
-    ``beta``). ``metadata`` is added to ``metadata_props`` under ``onnx_dfmpc.``. With ``half``, new scales
-    and biases are rounded to float16 numbers, wherever that does no harm (see `rewrite.halves`).
+    ``beta``). ``plain`` are weights that are rounded to nearest. ``metadata`` is added to ``metadata_props``
+    under ``onnx_dfmpc.``. With ``half``, new scales and biases are rounded to float16 numbers, wherever that
+    does no harm (see `rewrite.halves`).
 
     Opset and IR version are raised only as far as the codes need. What the codes replace goes when nobody
     reads it any more. Names of nodes and tensors, doc strings, metadata, local functions and value infos
@@ -86,16 +88,14 @@ def rewrite(
     the opset that the codes need, or new parameters do not fit its float type; DfmpcError if the layers are
     not of the model.
     """
-    by_name, specs = (
-        layers_by_name(matched, [layer.name for layer in layers]),
-        weight_specs(proto, matched, form),
-    )
+    wanted = [one.name for one in (*layers, *plain)]
+    by_name, specs = weights_by_name(matched, wanted), weight_specs(proto, matched, form)
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
     halves = layer_halves(proto, matched, obstacles) if half else {}
     forms = layer_forms(proto, matched, form)
     edits, stored = [], {}
     for quantized in layers:
-        layer, obstacle = by_name[quantized.name], obstacles.get(quantized.name)
+        layer, obstacle = matched[quantized.name], obstacles.get(quantized.name)
         if quantized.weight.codes.shape != layer.shape:
             shapes = f"codes of shape {quantized.weight.codes.shape} for a weight {layer.shape}"
             raise DfmpcError(f"layer {layer.name!r}: {shapes}")
@@ -115,18 +115,26 @@ def rewrite(
         packed = form.slim and halves.get(layer.name, Halves()).scale
         size = layer_bytes(layout, packed=packed)
         stored[layer.name] = StoredLayer(layout.storage, size, notes, _own_names(edits[-1]))
-    layouts = [edit.layout for edit in edits]
+    plain_edits = []
+    for quantized in plain:
+        weight = quantized.weight
+        layout = plain_layout(specs[quantized.name], weight.bits, by_name[quantized.name].axis, form)
+        plain_edits.append(PlainEdit(layout, layout.fill(weight)))
+        names = _own_names(plain_edits[-1])
+        stored[quantized.name] = StoredLayer(layout.storage, layout.size, tensors=names)
+    every: list[Edit | PlainEdit] = [*edits, *plain_edits]
+    layouts = [edit.layout for edit in every]
     # The narrowest type decides: INT2 needs opset 25 (IR 13), INT4 21 (IR 10), a scale per channel 13 (IR 7).
     opset, reason = max(((layout.opset, layout.reason) for layout in layouts), default=(0, ""))
     edited = raise_opset(proto, opset, form.runtime)
-    apply_edits(edited, edits, shared_names(layouts), metadata or {})
+    apply_edits(edited, edits, plain_edits, shared_names(layouts), metadata or {})
     folded = sum(edit.folded for edit in edits)
     notes = _opset_note(opset_of(proto), opset_of(edited), reason)
     if folded:
         notes += (f"batch norm of {folded} layer{'' if folded == 1 else 's'} folded into scales and biases",)
-    names = {edit.layout.spec.names.output: edit.layout.spec.names.weight for edit in edits}
-    renamed = {new: old for new, old in names.items() if old and new != old}
-    return Rewritten(edited, stored, notes, tensor_names(edits), renamed)
+    given = {edit.layout.spec.names.output: edit.layout.spec.names.weight for edit in edits}
+    renamed = {new: old for new, old in given.items() if old and new != old}
+    return Rewritten(edited, stored, notes, tensor_names(every), renamed)
 
 
 def _rounded(quantized: QuantizedLayer, halves: Halves) -> QuantizedLayer:
@@ -139,21 +147,27 @@ def _rounded(quantized: QuantizedLayer, halves: Halves) -> QuantizedLayer:
     return replace(quantized, weight=weight, bias=bias)
 
 
-def layers_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, Layer]:
-    """Layers of a match report by name. DfmpcError if one of ``names`` is not among them."""
-    layers = {layer.name: layer for layer in matched.layers}
+def weights_by_name(matched: MatchReport, names: Collection[str]) -> dict[str, Layer | PlainWeight]:
+    """Layers and other weights of a match report by name. DfmpcError if one of ``names`` is missing."""
+    weights = {one.name: one for one in matched.weights}
     for name in names:
-        if name not in layers:
+        if name not in weights:
             raise DfmpcError(f"layer {name!r} is not in the match report")
-    return layers
+    return weights
 
 
-def tensor_names(edits: Sequence[Edit]) -> frozenset[str]:
+def plain_layout(spec: partial[WeightSpec], bits: float, axis: int, form: StorageFormat) -> WeightLayout:
+    """How a weight is stored that is rounded to nearest: its readers want floats, once and for all."""
+    spec_of_bits = spec(bits=bits, signed=True, axis=axis, zero_point=False)
+    return lay_out(spec_of_bits, replace(form, unpack="float", activations=None))
+
+
+def tensor_names(edits: Sequence[Edit | PlainEdit]) -> frozenset[str]:
     """Tensors that quantized weights are made of."""
     return frozenset(shared_names(edit.layout for edit in edits)).union(*map(_own_names, edits))
 
 
-def _own_names(edit: Edit) -> frozenset[str]:
+def _own_names(edit: Edit | PlainEdit) -> frozenset[str]:
     made = {name for node in edit.weight.nodes for name in node.output}
     return frozenset(made | {tensor.name for tensor in edit.weight.initializers})
 
@@ -168,7 +182,7 @@ def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) ->
 def weight_specs(
     proto: ModelProto, matched: MatchReport, form: StorageFormat
 ) -> dict[str, partial[WeightSpec]]:
-    """What is known of the weight of every layer, by name: its ``bits``, ``signed``, ``axis``,
+    """What is known of every weight, by the name of its layer or its own: its ``bits``, ``signed``, ``axis``,
     ``zero_point`` and ``vector`` are still to come. DfmpcError if a layer is not of the model.
     """
     table, names = ConstantTable(proto), _choose_names(proto, matched, slim=form.slim)
@@ -178,6 +192,9 @@ def weight_specs(
             raise DfmpcError(f"layer {layer.name!r}: {layer.weight!r} is not a constant of the model")
         data_type, why = table.data_type(layer.weight), _why_two_bits_fail(layer)
         specs[layer.name] = partial(WeightSpec, layer.name, layer.shape, data_type, names[layer.name], why)
+    for one in matched.plain:
+        data_type = table.data_type(one.weight)
+        specs[one.name] = partial(WeightSpec, one.name, one.shape, data_type, names[one.name], "")
     return specs
 
 
@@ -195,14 +212,16 @@ def _choose_names(proto: ModelProto, matched: MatchReport, *, slim: bool) -> dic
     nodes = [node for node in proto.graph.node if len(node.input) > 1]
     weights = {name: node.input[1] for node in nodes for name in node.output}
     names = {}
-    count = len(matched.layers)
+    count = len(matched.weights)
     labels = _letters(count, taken) if slim else [f"{prefix}{position}" for position in range(count)]
-    for layer, label in zip(matched.layers, labels, strict=True):
+    for layer, label in zip(matched.layers, labels, strict=False):
         weight = weights.get(layer.output, "")
         alone = weight if readers[weight] == 1 else ""
         fresh = f"{label}w"
         kept = alone and not (slim and len(fresh) < len(alone))
         names[layer.name] = WeightNames(label, alone if kept else fresh, prefix, alone)
+    for one, label in zip(matched.plain, labels[len(matched.layers) :], strict=True):
+        names[one.name] = WeightNames(label, one.weight, prefix)
     return names
 
 
@@ -234,12 +253,18 @@ def _why_two_bits_fail(layer: Layer) -> str:
 
 
 def apply_edits(
-    proto: ModelProto, edits: Sequence[Edit], shared: Collection[str], metadata: Mapping[str, str]
+    proto: ModelProto,
+    edits: Sequence[Edit],
+    plain: Sequence[PlainEdit],
+    shared: Collection[str],
+    metadata: Mapping[str, str],
 ) -> None:
-    """Edit a model in place: layers, the constants that they share, and metadata."""
+    """Edit a model in place: layers, other weights, the constants that they share, and metadata."""
     editor = Editor(proto)
     for edit in edits:
         editor.apply(edit)
+    for one in plain:
+        editor.apply_plain(one)
     editor.finish(shared)
     ours = {key if key.startswith(PREFIX) else PREFIX + key: value for key, value in metadata.items()}
     helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | ours)

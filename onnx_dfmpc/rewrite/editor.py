@@ -36,8 +36,17 @@ class Edit:
     folded: bool
 
 
+@dataclass(frozen=True, eq=False)
+class PlainEdit:
+    """What happens to a weight that is rounded to nearest: how it is stored, under the name that it had."""
+
+    layout: WeightLayout
+    weight: StoredWeight
+
+
 class Editor:
-    """One pass of edits over a graph, in place: `apply` for every layer, then `finish`.
+    """One pass of edits over a graph, in place: `apply` for every layer, `apply_plain` for every other
+    weight, then `finish`.
 
     Nodes move only at the end, so that their indices hold until then. A constant may have other readers,
     through Identity nodes and in bodies of If and Loop too: so nothing is removed until all edits are in, and
@@ -64,6 +73,8 @@ class Editor:
                 self._readers.setdefault(name, []).append(index)
         self._shape_nodes = [i for i, node in enumerate(self._nodes) if node.op_type in ("Shape", "Size")]
         self._released: list[str] = []
+        # what makes weights that any node may read, in bodies too
+        self._front: list[NodeProto] = []
         # float constants whose name the dequantized weight takes over
         self._superseded: set[str] = set()
         # tensors that no longer exist
@@ -83,6 +94,16 @@ class Editor:
         if edit.batch_norm is not None:
             self._set_batch_norm(layer, edit.batch_norm)
 
+    def apply_plain(self, edit: PlainEdit) -> None:
+        """Put a weight in that keeps its name, and so its readers."""
+        name = edit.weight.output
+        self._graph.initializer.extend(edit.weight.initializers)
+        self._front.extend(edit.weight.nodes)
+        self._superseded.add(name)
+        if name in self._producer:  # a Constant node wrote it
+            self._places[self._producer[name]] = []
+        self._freeze_shape(edit.layout.spec.shape, name)
+
     def finish(self, shared: Collection[str]) -> None:
         """Put the nodes in order, after the constants that layers share, and remove what nobody reads."""
         graph, gone, superseded = self._graph, self._gone, self._superseded
@@ -90,7 +111,7 @@ class Editor:
         initializers, nodes = shared_parts(shared)
         graph.initializer.extend(initializers)
         del graph.node[:]
-        graph.node.extend([*nodes, *(node for place in self._places for node in place)])
+        graph.node.extend([*nodes, *self._front, *(node for place in self._places for node in place)])
         gone |= self._unread_constants()
         lost = gone | superseded
         _delete(graph.node, lambda node: not gone.isdisjoint(node.output))
@@ -121,11 +142,10 @@ class Editor:
             if name in self._producer:  # a Constant or Identity node wrote it
                 self._places[self._producer[name]] = []
                 self._released.extend(self._nodes[self._producer[name]].input)
-        self._freeze_shape(edit.layer, name)
+        self._freeze_shape(edit.layer.shape, name)
 
-    def _freeze_shape(self, layer: Layer, weight: str) -> None:
+    def _freeze_shape(self, shape: tuple[int, ...], weight: str) -> None:
         """Make constants of nodes that read only the shape of a weight, or they would keep it in the file."""
-        shape = layer.shape
         for index in self._shape_nodes:
             node = self._nodes[index]
             if node.op_type not in ("Shape", "Size") or not self._same_constant(node.input[0], weight):

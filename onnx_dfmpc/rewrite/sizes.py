@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,16 @@ from onnx_dfmpc.rewrite.apply import (
     fold_obstacles,
     layer_forms,
     layer_halves,
-    layers_by_name,
+    plain_layout,
     tensor_names,
     weight_specs,
+    weights_by_name,
 )
-from onnx_dfmpc.rewrite.editor import Edit, shared_names
+from onnx_dfmpc.rewrite.editor import Edit, PlainEdit, shared_names
 from onnx_dfmpc.rewrite.halves import Halves
 from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.rewrite.vectors import layer_bytes
-from onnx_dfmpc.spec import Grid, Layer, MatchReport, StorageFormat
+from onnx_dfmpc.spec import Grid, Layer, MatchReport, PlainWeight, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT, stored_bits
 from onnx_dfmpc.storage.halves import nearest
@@ -65,16 +67,18 @@ def stored_sizes(
 ) -> NDArray[np.int64]:
     """Bytes of codes, scales, zero points and nodes of every layer at every width, shape (layers, widths).
 
-    They are what `StoredLayer.bytes` will say; more than that only where all zero points of a layer turn out
-    to be zero, or all scales the same. Only an asymmetric ``grid`` has zero points. Grids are per channel
-    wherever the file can say so. ``half`` is as in `rewrite`.
+    Layers first, then weights that are rounded to nearest. They are what `StoredLayer.bytes` will say; more
+    than that only where all zero points of a layer turn out to be zero, or all scales the same. Only an
+    asymmetric ``grid`` has zero points. Grids are per channel wherever the file can say so. ``half`` is as in
+    `rewrite`.
 
     RecipeError if the storage format is not registered, UnsupportedError if a weight is of a type that cannot
     be stored.
     """
-    layouts = _layouts(proto, matched, {layer.name: tuple(widths) for layer in matched.layers}, form, grid)
+    names = [one.name for one in matched.weights]
+    layouts = _layouts(proto, matched, dict.fromkeys(names, tuple(widths)), form, grid)
     packed = _packed(proto, matched, form, half)
-    sizes = [[_bytes(layout, packed) for layout in layouts[layer.name]] for layer in matched.layers]
+    sizes = [[_bytes(layout, packed) for layout in layouts[name]] for name in names]
     return np.array(sizes, np.int64).reshape(-1, len(widths))
 
 
@@ -89,7 +93,8 @@ def predicted_size(
     metadata: Mapping[str, str] | None = None,
     half: bool = False,
 ) -> int:
-    """Bytes of the whole file for given bits by layer name; layers without stay float.
+    """Bytes of the whole file for given bits by name, of layers and of weights that are rounded to nearest;
+    those without stay float.
 
     Never less than what `rewrite` makes of the same bits and metadata, and hardly more: every layer is taken
     to get a zero point where its grid has one. ``corrected`` are the parameters of every batch norm that will
@@ -101,9 +106,9 @@ def predicted_size(
     """
     layouts = _layouts(proto, matched, {name: (width,) for name, width in bits.items()}, form, grid)
     chosen = {name: layout for name, (layout,) in layouts.items()}
+    shared = shared_names(chosen.values())
+    opset = max((layout.opset for layout in chosen.values()), default=0)
     edits = _edits(proto, matched, chosen, form, corrected, half)
-    shared = shared_names(edit.layout for edit in edits)
-    opset = max((edit.layout.opset for edit in edits), default=0)
     return _size(proto, matched, edits, opset, shared, metadata or {}, form)
 
 
@@ -114,18 +119,21 @@ def base_size(
     widths: Sequence[float],
     form: StorageFormat = DEFAULT,
     *,
+    fixed: Mapping[str, float] = MappingProxyType({}),
     grid: Grid = "asymmetric",
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
     half: bool = False,
 ) -> int:
     """Bytes of everything in the file but the weights of the given layers and what these share, whatever bits
-    of ``widths`` they will get.
+    of ``widths`` they will get. ``fixed`` are the bits of other weights, by name, which are part of
+    everything.
 
     With what the widths share (`shared_sizes`), ``base_size(...) + stored_sizes(...)[i, w_i].sum()`` is never
     less than the file, and hardly more. The other parameters are as in `predicted_size`.
     """
-    layouts = _layouts(proto, matched, {name: tuple(widths) for name in layers}, form, grid)
+    each = dict.fromkeys(layers, tuple(widths)) | {name: (bits,) for name, bits in fixed.items()}
+    layouts = _layouts(proto, matched, each, form, grid)
     largest = {name: max(row, key=lambda layout: layout.size) for name, row in layouts.items()}
     every = [layout for row in layouts.values() for layout in row]
     # A node may be larger or smaller in a later opset: all that the widths may need are tried.
@@ -134,7 +142,8 @@ def base_size(
     shared = shared_names(largest.values())
     whole = max(_size(proto, matched, edits, opset, shared, metadata or {}, form) for opset in opsets)
     packed = _packed(proto, matched, form, half)
-    return whole - sum(_bytes(layout, packed) for layout in largest.values()) - _shared_size(shared)
+    always = _shared_size(shared_names(largest[name] for name in fixed))
+    return whole - sum(_bytes(largest[name], packed) for name in layers) - _shared_size(shared) + always
 
 
 def shared_sizes(
@@ -177,11 +186,13 @@ def _layouts(
     form: StorageFormat,
     grid: Grid,
 ) -> dict[str, list[WeightLayout]]:
-    """Layouts by layer name, one for each of the layer's widths."""
-    layers, specs = layers_by_name(matched, list(widths)), weight_specs(proto, matched, form)
+    """Layouts by name of a layer or weight, one for each of its widths."""
+    weights, specs = weights_by_name(matched, list(widths)), weight_specs(proto, matched, form)
     forms = layer_forms(proto, matched, form)
 
-    def at(layer: Layer, bits: float) -> WeightLayout:
+    def at(layer: Layer | PlainWeight, bits: float) -> WeightLayout:
+        if isinstance(layer, PlainWeight):
+            return plain_layout(specs[layer.name], stored_bits(bits, "symmetric"), layer.axis, form)
         chosen = form.grid(grid, bits, layer)
         asymmetric, bits = chosen == "asymmetric", stored_bits(bits, chosen)
         axis = None if shares_grid(layer) else layer.axis
@@ -189,7 +200,7 @@ def _layouts(
         spec = specs[layer.name](**parts, vector=chosen == "vector")
         return _lay_out(spec, forms[layer.name])
 
-    return {name: [at(layers[name], bits) for bits in row] for name, row in widths.items()}
+    return {name: [at(weights[name], bits) for bits in row] for name, row in widths.items()}
 
 
 # A target asks for the sizes of all layers at all widths, and for that of the whole file, several times.
@@ -203,8 +214,8 @@ def _edits(
     form: StorageFormat,
     corrected: Collection[str],
     half: bool,
-) -> list[Edit]:
-    """Edits of the layers that have a layout, without the numbers of their weights."""
+) -> tuple[list[Edit], list[PlainEdit]]:
+    """Edits of the layers and weights that have a layout, without the numbers of their weights."""
     obstacles = fold_obstacles(proto, matched, form)
     halves = layer_halves(proto, matched, obstacles) if half else {}
     edits = []
@@ -222,7 +233,8 @@ def _edits(
             norm = replace(layer.batch_norm, **parameters)
         scale = HALF_PLACEHOLDER if kind.scale else PLACEHOLDER
         edits.append(Edit(layer, layout, _without_codes(layout, scale), bias, norm, folded))
-    return edits
+    plain = [layouts[one.name] for one in matched.plain if one.name in layouts]
+    return edits, [PlainEdit(layout, layout.empty()) for layout in plain]
 
 
 def _without_codes(layout: WeightLayout, scale: float) -> StoredWeight:
@@ -237,16 +249,17 @@ def _without_codes(layout: WeightLayout, scale: float) -> StoredWeight:
 def _size(
     proto: ModelProto,
     matched: MatchReport,
-    edits: Sequence[Edit],
+    edits: tuple[Sequence[Edit], Sequence[PlainEdit]],
     opset: int,
     shared: Collection[str],
     metadata: Mapping[str, str],
     form: StorageFormat,
 ) -> int:
     """Size of a model that is rewritten without the numbers of any large weight, plus these numbers."""
-    hollow, missing = _hollow(proto, {layer.weight for layer in matched.layers})
+    hollow, missing = _hollow(proto, {one.weight for one in matched.weights})
+    every: tuple[Edit | PlainEdit, ...] = (*edits[0], *edits[1])
     edited = raise_opset(hollow, opset, form.runtime)
-    apply_edits(edited, edits, shared, metadata)
+    apply_edits(edited, *edits, shared, metadata)
     if form.activations is not None:
         placement = place(edited)
         insert(edited, placement, {one.name: (-1.0, 1.0) for one in placement.activations})
@@ -254,9 +267,9 @@ def _size(
         # With numbers of the right length: names change, and with them the lengths of messages.
         for tensor in edited.graph.initializer:
             _pad(tensor)
-        slim(edited, tensor_names(edits))
+        slim(edited, tensor_names(every))
         return int(edited.ByteSize())
-    absent = sum(edit.layout.size - edit.weight.size for edit in edits)
+    absent = sum(edit.layout.size - edit.weight.size for edit in every)
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
     # The length of the graph stands before it, and takes more bytes the longer it is.
     return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc.allocate.budget import candidate_widths, cheapest, require_affordable
+from onnx_dfmpc.allocate.plain import plain_plans
 from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.methods import METHODS, TOGETHER
 from onnx_dfmpc.model.constants import ConstantTable
@@ -88,12 +89,15 @@ def size_table(
     grid: Grid = METHODS[recipe.method].grid(8)
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
     sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid, half=recipe.half)[rows]
+    plain = plain_plans(matched, recipe) if plan is None else plan.plain
+    fixed = {one.name: one.bits for one in plain}
     base = base_size(
         proto,
         matched,
         names,
         widths,
         recipe.form,
+        fixed=fixed,
         grid=grid,
         corrected=recipe.corrects,
         metadata=metadata,
@@ -111,7 +115,7 @@ def size_table(
     least = predicted_size(
         proto,
         matched,
-        fewest,
+        fewest | fixed,
         recipe.form,
         grid=grid,
         corrected=recipe.corrects,
@@ -300,16 +304,16 @@ def with_sizes(
     plan: QuantPlan, proto: ModelProto, matched: MatchReport, recipe: Recipe, metadata: Mapping[str, str]
 ) -> QuantPlan:
     """Plan with the bytes that its bits will take."""
-    grid: Grid = "asymmetric" if any(layer.grid == "asymmetric" for layer in plan.layers) else "symmetric"
-    widths = sorted({layer.bits for layer in plan.layers})
+    zeros = any(layer.grid in ("asymmetric", "vector") for layer in plan.layers)
+    grid: Grid = "asymmetric" if zeros else "symmetric"
+    widths = sorted(set(plan.bits.values()))
     stored = stored_sizes(proto, matched, widths, plan.form, grid=grid, half=recipe.half)
-    rows = {layer.name: row for row, layer in enumerate(matched.layers)}
-    sizes = {layer.name: int(stored[rows[layer.name], widths.index(layer.bits)]) for layer in plan.layers}
-    bits = {layer.name: layer.bits for layer in plan.layers}
+    rows = {one.name: row for row, one in enumerate(matched.weights)}
+    sizes = {name: int(stored[rows[name], widths.index(bits)]) for name, bits in plan.bits.items()}
     total = predicted_size(
         proto,
         matched,
-        bits,
+        plan.bits,
         plan.form,
         grid=grid,
         corrected=recipe.corrects,
@@ -345,7 +349,8 @@ def with_noise(
 
 def _with_sizes(plan: QuantPlan, sizes: Mapping[str, int], total: int) -> QuantPlan:
     layers = tuple(replace(layer, bytes=sizes[layer.name]) for layer in plan.layers)
-    return replace(plan, layers=layers, predicted_bytes=total)
+    plain = tuple(replace(one, bytes=sizes[one.name]) for one in plan.plain)
+    return replace(plan, layers=layers, plain=plain, predicted_bytes=total)
 
 
 def _with_noise(plan: QuantPlan, noise: Mapping[str, float], source: str) -> QuantPlan:

@@ -7,7 +7,7 @@ Arrays are never modified in place.
 """
 
 from onnx_dfmpc.spec.arrays import Array, Feeds, InputSpec, Progress, Value, shape_text, sqnr_db
-from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, Skipped
+from onnx_dfmpc.spec.matched import BatchNorm, Chain, Edge, Layer, MatchReport, PlainWeight, Skipped
 from onnx_dfmpc.spec.mixture import Mixture
 from onnx_dfmpc.spec.moments import Anchor, InputStatistics, LayerStatistics, Moments, Outputs
 from onnx_dfmpc.spec.planned import (
@@ -60,6 +60,7 @@ __all__ = [
     "Mixture",
     "Moments",
     "Outputs",
+    "PlainWeight",
     "Progress",
     "QuantPlan",
     "QuantizedLayer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -68,6 +68,25 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class PlainWeight:
+    """A weight of which nobody knows what it is multiplied by: the table of a Gather, the matrices of a
+    recurrent network, a weight in the body of an If, Loop or Scan. It is rounded to the nearest code.
+    """
+
+    name: str  # its first reader's, with what it is there: "rnn.W"; unique in a model
+    op_type: str  # of that reader
+    weight: str  # the initializer of the main graph, or the output of a Constant node, that holds it
+    shape: tuple[int, ...]
+    axis: int  # along which every index has a scale
+    notes: tuple[str, ...] = ()  # remarks for the report
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
 class Chain:
     """Producer -> (batch norm) -> (activation) -> ... -> consumers, all by layer name.
 
@@ -95,16 +114,25 @@ class Skipped:
 
 @dataclass(frozen=True, eq=False)
 class MatchReport:
-    """What matching found: every weighted node is in ``layers`` or in ``skipped``, once.
+    """What matching found: every weighted node is in ``layers`` or in ``skipped``, once, or reads one of
+    ``plain``.
 
     ``layers`` are in topological order, ``chains`` say which of them follow each other. ``matched["conv"]``
-    is the layer of that name.
+    is the layer of that name. ``left`` says why other weights that no layer reads stay float, by the name of
+    the initializer.
     """
 
     layers: tuple[Layer, ...]
     chains: tuple[Chain, ...]
     skipped: tuple[Skipped, ...]
     weighted_nodes: int
+    plain: tuple[PlainWeight, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> tuple[Layer | PlainWeight, ...]:
+        """Layers, then the weights that are rounded to nearest."""
+        return (*self.layers, *self.plain)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,12 +140,16 @@ class MatchReport:
         return tuple(layer.name for layer in self.layers)
 
     def without(self, reasons: Mapping[str, str]) -> MatchReport:
-        """The same with some of the layers among those that stay float, each for its reason."""
-        kept = tuple(layer for layer in self.layers if layer.name not in reasons)
-        left = (layer for layer in self.layers if layer.name in reasons)
-        chains = (c for c in self.chains if not {c.producer, *c.consumers} & reasons.keys())
-        skipped = (Skipped(layer.name, layer.op_type, reasons[layer.name]) for layer in left)
-        return MatchReport(kept, tuple(chains), (*self.skipped, *skipped), self.weighted_nodes)
+        """The same with some of the weights among those that stay float, each for its reason."""
+        lost = (one for one in self.weights if one.name in reasons)
+        skipped = (Skipped(one.name, one.op_type, reasons[one.name]) for one in lost)
+        return replace(
+            self,
+            layers=tuple(layer for layer in self.layers if layer.name not in reasons),
+            chains=tuple(c for c in self.chains if not {c.producer, *c.consumers} & reasons.keys()),
+            skipped=(*self.skipped, *skipped),
+            plain=tuple(one for one in self.plain if one.name not in reasons),
+        )
 
     def __getitem__(self, name: str) -> Layer:
         for layer in self.layers:

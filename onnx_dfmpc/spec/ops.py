@@ -81,6 +81,31 @@ OPS: dict[str, WeightedOp] = {
 """By `op_key`."""
 
 
+LEAST_WEIGHTS = 256
+"""Numbers of a constant from which on it is a weight: the codes of fewer take about as many bytes."""
+
+
+@dataclass(frozen=True)
+class PlainInput:
+    """An input of an operator that is no product whose data can be measured, and yet holds weights."""
+
+    suffix: str
+    """What is added to the name of the node for the name of the weight."""
+    axis: Callable[[Mapping[str, Any]], int]
+    """Attributes of a node to the axis of the weight along which every index has a scale."""
+
+
+_GATES = {1: PlainInput(".W", lambda _: 1), 2: PlainInput(".R", lambda _: 1)}  # (directions, gates, inputs)
+
+PLAIN: dict[str, dict[int, PlainInput]] = {
+    "Gather": {0: PlainInput("", lambda attributes: int(attributes.get("axis", 0)))},
+    "LSTM": _GATES,
+    "GRU": _GATES,
+    "RNN": _GATES,
+}
+"""Weights that are rounded to nearest, by `op_key` and position of the input."""
+
+
 def op_key(op_type: str, domain: str | None) -> str:
     """Operator with its domain in front where that is not ONNX's own: "Conv", "com.example::Linear"."""
     return op_type if domain in (None, "", "ai.onnx") else f"{domain}::{op_type}"

@@ -15,7 +15,7 @@ from onnx_dfmpc.spec.matched import Layer, Skipped
 from onnx_dfmpc.spec.runtimes import ANY, RUNTIMES, Runtime
 from onnx_dfmpc.spec.vectors import MOST_INTEGER_BITS, VECTORS
 
-Role = Literal["low", "high", "edge", "inner"]
+Role = Literal["low", "high", "edge", "inner", "plain"]
 Grid = Literal["ternary", "symmetric", "asymmetric", "vector"]
 Rounding = str
 """A name in `rounding.ROUNDINGS`."""
@@ -154,6 +154,8 @@ class QuantPlan:
         Of the model that the plan is for.
     layers : tuple of LayerPlan
         In topological order.
+    plain : tuple of LayerPlan
+        Weights that are rounded to nearest, whatever the bits of the layers.
     skipped : tuple of Skipped
         Every weighted node that stays float, and why.
     model_name : str
@@ -183,18 +185,34 @@ class QuantPlan:
     predicted_low_db: float | None = None
     predicted_high_db: float | None = None
     source: str = ""
+    plain: tuple[LayerPlan, ...] = ()
+
+    @property
+    def weights(self) -> tuple[LayerPlan, ...]:
+        """Layers, then the weights that are rounded to nearest."""
+        return (*self.layers, *self.plain)
+
+    @property
+    def bits(self) -> dict[str, float]:
+        """Bits of everything that is quantized, by name."""
+        return {one.name: one.bits for one in self.weights}
 
     def __getitem__(self, name: str) -> LayerPlan:
-        for layer in self.layers:
+        for layer in self.weights:
             if layer.name == name:
                 return layer
         raise KeyError(name)
 
-    def without(self, layer: Layer, reason: str) -> QuantPlan:
-        """The same with one layer float, and so of another size."""
-        kept = tuple(one for one in self.layers if one.name != layer.name)
-        skipped = (*self.skipped, Skipped(layer.name, layer.op_type, reason))
-        return replace(self, layers=kept, skipped=skipped, predicted_bytes=None, predicted_sqnr_db=None)
+    def without(self, skipped: Skipped) -> QuantPlan:
+        """The same with one layer or weight float, and so of another size."""
+        return replace(
+            self,
+            layers=tuple(one for one in self.layers if one.name != skipped.name),
+            plain=tuple(one for one in self.plain if one.name != skipped.name),
+            skipped=(*self.skipped, skipped),
+            predicted_bytes=None,
+            predicted_sqnr_db=None,
+        )
 
 
 @dataclass(frozen=True, eq=False)
