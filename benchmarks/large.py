@@ -59,7 +59,7 @@ class Weight:
 def vgg(width: float, classifier: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Layers of VGG-16 with ``width`` times the channels, on pictures of 32 x 32, and its dense layers."""
     before = 3
-    for stage, (channels, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
+    for channels, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for _ in range(count):
             now = max(8, round(channels * width / 8) * 8)
             yield ("conv", (now, before, 3, 3))
@@ -74,7 +74,7 @@ def vgg(width: float, classifier: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 def resnet(width: float, blocks: int = 4) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Three stages of residual blocks of two convolutions each, as in the ResNets for CIFAR-10."""
     before = 3
-    for stage, channels in enumerate((16, 32, 64)):
+    for channels in (16, 32, 64):
         now = max(8, round(channels * width / 8) * 8)
         yield ("conv", (now, before, 3, 3)) if before == 3 else ("down", (now, before, 3, 3))
         for _ in range(blocks):
@@ -148,7 +148,9 @@ class Writer:
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, y)],
             self._tensors,
         )
-        model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        model: ModelProto = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        )
         self._path.write_bytes(model.SerializeToString())
         self._file.close()
 
@@ -163,7 +165,9 @@ def stream(path: Path, layers: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         name = f"w{index}"
         if op in ("conv", "down"):
             strides = [2, 2] if op == "down" else [1, 1]
-            flow = writer.node("Relu", writer.node("Conv", flow, writer.weight(name, shape), strides=strides, **three))
+            flow = writer.node(
+                "Relu", writer.node("Conv", flow, writer.weight(name, shape), strides=strides, **three)
+            )
         elif op == "block":
             inner = writer.node("Relu", writer.node("Conv", flow, writer.weight(name, shape, 0.7), **three))
             branch = writer.node("Conv", inner, writer.weight(name + "b", shape, 0.3), **three)
@@ -221,19 +225,33 @@ def quantize(model: Path, method: str, *more: str) -> Cost:
         recipe = Path(folder) / "recipe.toml"
         recipe.write_text("bits = 4\n" + METHODS[method], encoding="utf-8")
         output = str(Path(folder) / "small.onnx")
-        command = [sys.executable, "-m", "onnx_dfmpc", "quantize", str(model), "-o", output, "-c", str(recipe)]
+        command = [
+            sys.executable,
+            "-m",
+            "onnx_dfmpc",
+            "quantize",
+            str(model),
+            "-o",
+            output,
+            "-c",
+            str(recipe),
+        ]
         return cost_of([*command, "-q", "--no-gate", "--timeout", "none", *more])
 
 
 def main() -> None:
     """Measure what is missing, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kinds", nargs="+", default=["vgg", "resnet"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--sizes", nargs="+", type=float, default=list(SIZES))
     parser.add_argument("--up-to", type=float, default=30, help="largest million weights (30)")
     parser.add_argument("--folder", type=Path, help="for the networks, else a temporary one")
-    parser.add_argument("--stream", type=Path, help="write the first of the networks here, and measure nothing")
+    parser.add_argument(
+        "--stream", type=Path, help="write the first of the networks here, and measure nothing"
+    )
     arguments = parser.parse_args()
     console = Console(soft_wrap=True)
     if arguments.stream:

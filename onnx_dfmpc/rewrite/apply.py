@@ -95,7 +95,7 @@ def rewrite(
         spec = specs[layer.name](bits=weight.bits, signed=weight.signed, axis=weight.axis, zero_point=nonzero)
         layout = lay_out(spec, forms[layer.name])
         norm = quantized.batch_norm
-        edits.append(Edit(layer, layout, layout.fill(weight), quantized.bias, norm, folded=obstacle == ""))
+        edits.append(Edit(layer, layout, weight, quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
         notes = tuple(note for note in (layout.note, not_folded) if note)
         stored[layer.name] = StoredLayer(layout.storage, layout.size, notes, _own_names(edits[-1]))
@@ -126,8 +126,8 @@ def tensor_names(edits: Sequence[Edit]) -> frozenset[str]:
 
 
 def _own_names(edit: Edit) -> frozenset[str]:
-    made = {name for node in edit.weight.nodes for name in node.output}
-    return frozenset(made | {tensor.name for tensor in edit.weight.initializers})
+    made = {name for node in edit.layout.nodes for name in node.output}
+    return frozenset(made | {tensor.name for tensor in (*edit.layout.tensors, *edit.layout.constants)})
 
 
 def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) -> dict[str, StorageFormat]:

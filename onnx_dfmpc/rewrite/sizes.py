@@ -179,7 +179,7 @@ def _edits(
         elif corrected and layer.batch_norm is not None:
             parameters: dict[str, Any] = dict.fromkeys(corrected, new)
             norm = replace(layer.batch_norm, **parameters)
-        edits.append(Edit(layer, layout, layout.empty(), bias, norm, folded))
+        edits.append(Edit(layer, layout, None, bias, norm, folded))
     return edits
 
 
@@ -205,7 +205,7 @@ def _size(
             _pad(tensor)
         slim(edited, tensor_names(edits))
         return int(edited.ByteSize())
-    absent = sum(edit.layout.size - edit.weight.size for edit in edits)
+    absent = sum(edit.layout.size - edit.layout.empty().size for edit in edits)
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
     # The length of the graph stands before it, and takes more bytes the longer it is.
     return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))
