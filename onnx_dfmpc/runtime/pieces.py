@@ -24,8 +24,8 @@ from onnx_dfmpc.runtime.session import Model, Session
 from onnx_dfmpc.spec import InputSpec
 
 PIECE = 1 << 26
-"""Bytes of weights, as 32-bit floats, in one piece; one layer may have more. Where they are unpacked from
-codes, a session takes up to four times as much while it loads; smaller pieces gain nothing where one layer is larger.
+"""Bytes of weights, as 32-bit floats, in one piece; one layer may have more. A session that unpacks them from
+codes takes up to four times as much while it loads.
 """
 
 
