@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod, sqrt
+from math import ceil, floor, log10, prod, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,11 +33,11 @@ SIZES = (0.3, 1, 3, 10, 30, 100, 200, 400, 600)
 """Millions of weights."""
 
 METHODS = {
-    "nearest": 'rounding = "nearest"\nrepair = "none"\n',
-    "squant": 'rounding = "squant"\nrepair = "none"\n',
+    "nearest": '[defaults]\nrounding = "nearest"\nrepair = "none"\n',
+    "squant": '[defaults]\nrounding = "squant"\nrepair = "none"\n',
     "default": "",
 }
-"""Recipes by name; all with 4 bits everywhere, which 8 bits in the first and the last layer are part of."""
+"""Recipes by name; all with 4 bits, and 8 in the first and the last layer."""
 
 PART = 1 << 20
 """Numbers that are drawn and written at a time."""
@@ -48,15 +49,11 @@ TICK = 0.01
 # Networks
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A convolution or dense layer: its weight by shape, and the nodes that end in its activation."""
-
-    name: str
-    shape: tuple[int, ...]
+Layer = tuple[str, tuple[int, ...]]
+"""What a layer is, and the shape of its weight; a block has two such weights."""
 
 
-def vgg(width: float, classifier: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def vgg(width: float) -> Iterator[Layer]:
     """Layers of VGG-16 with ``width`` times the channels, on pictures of 32 x 32, and its dense layers."""
     before = 3
     for channels, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
@@ -65,13 +62,13 @@ def vgg(width: float, classifier: int) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield ("conv", (now, before, 3, 3))
             before = now
         yield ("pool", ())
-    hidden = max(8, round(classifier * width / 8) * 8)
+    hidden = max(8, round(4096 * width / 8) * 8)
     for features in (hidden, hidden, 1000):
         yield ("dense", (features, before))
         before = features
 
 
-def resnet(width: float, blocks: int = 4) -> Iterator[tuple[str, tuple[int, ...]]]:
+def resnet(width: float, blocks: int = 4) -> Iterator[Layer]:
     """Three stages of residual blocks of two convolutions each, as in the ResNets for CIFAR-10."""
     before = 3
     for channels in (16, 32, 64):
@@ -83,29 +80,30 @@ def resnet(width: float, blocks: int = 4) -> Iterator[tuple[str, tuple[int, ...]
     yield ("dense", (10, before))
 
 
-def plain(channels: int, count: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def plain(width: float, count: int = 16) -> Iterator[Layer]:
     """Convolutions of the same size, one after the other."""
+    channels = max(8, round(256 * width / 8) * 8)
     yield ("conv", (channels, 3, 3, 3))
     for _ in range(count):
         yield ("conv", (channels, channels, 3, 3))
     yield ("dense", (10, channels))
 
 
-def layers_of(kind: str, millions: float) -> list[tuple[str, tuple[int, ...]]]:
+KINDS: dict[str, Callable[[float], Iterator[Layer]]] = {"vgg": vgg, "resnet": resnet, "plain": plain}
+"""Networks by name, as functions of their width."""
+
+
+def layers_of(kind: str, millions: float) -> list[Layer]:
     """Layers of a network with about so many weights. The number grows with the square of the width."""
-    make = {
-        "vgg": lambda width: list(vgg(width, 4096)),
-        "resnet": lambda width: list(resnet(width)),
-        "plain": lambda width: list(plain(max(8, round(256 * width / 8) * 8), 16)),
-    }[kind]
+    make = KINDS[kind]
     low, high = 1e-3, 1e3
     for _ in range(40):
         middle = sqrt(low * high)
-        low, high = (middle, high) if weights_of(make(middle)) < millions * 1e6 else (low, middle)
-    return make(high)
+        low, high = (middle, high) if weights_of(list(make(middle))) < millions * 1e6 else (low, middle)
+    return list(make(high))
 
 
-def weights_of(layers: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+def weights_of(layers: Sequence[Layer]) -> int:
     """Number of weights."""
     return sum(prod(shape) * (2 if op == "block" else 1) for op, shape in layers if shape)
 
@@ -116,7 +114,8 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self._path, self._data = path, path.with_name(path.name + ".data")
         self._file = self._data.open("wb")
-        self._nodes, self._tensors = [], []
+        self._nodes: list[NodeProto] = []
+        self._tensors: list[TensorProto] = []
         self._rng = np.random.default_rng(0)
 
     def weight(self, name: str, shape: tuple[int, ...], gain: float = 1.0) -> str:
@@ -132,7 +131,7 @@ class Writer:
         self._tensors.append(tensor)
         return name
 
-    def node(self, op_type: str, *inputs: str, **attributes: object) -> str:
+    def node(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         """A node; returns the name of its output, which is its own too."""
         name = f"{op_type.lower()}{len(self._nodes)}"
         self._nodes.append(helper.make_node(op_type, inputs, [name], name=name, **attributes))
@@ -155,7 +154,7 @@ class Writer:
         self._file.close()
 
 
-def stream(path: Path, layers: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+def stream(path: Path, layers: Sequence[Layer]) -> None:
     """Write a network with random weights. Without pooling it sees small pictures, or would take hours."""
     side = 32 if any(op in ("pool", "down") for op, _ in layers) else 4
     writer, flow, flat = Writer(path), "x", False
@@ -193,7 +192,6 @@ class Cost:
     cpu: float
     resident: int
     own: int
-    code: int
 
 
 def cost_of(command: Sequence[str]) -> Cost:
@@ -213,17 +211,17 @@ def cost_of(command: Sequence[str]) -> Cost:
             time.sleep(TICK)
         child.returncode = os.waitstatus_to_exitcode(status)
         errors.seek(0)
-        if child.returncode not in (0, 1):
-            sys.stderr.write(errors.read().decode(errors="replace"))
+        if child.returncode:
+            raise SystemExit(errors.read().decode(errors="replace"))
     wall = time.perf_counter() - start
-    return Cost(wall, used.ru_utime + used.ru_stime, peaks["VmHWM"], peaks["RssAnon"], child.returncode)
+    return Cost(wall, used.ru_utime + used.ru_stime, peaks["VmHWM"], peaks["RssAnon"])
 
 
 def quantize(model: Path, method: str, *more: str) -> Cost:
     """Cost of quantizing a file to 4 bits, the whole of it: validated and written."""
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         recipe = Path(folder) / "recipe.toml"
-        recipe.write_text("bits = 4\n" + METHODS[method], encoding="utf-8")
+        recipe.write_text(METHODS[method], encoding="utf-8")
         output = str(Path(folder) / "small.onnx")
         command = [
             sys.executable,
@@ -236,7 +234,88 @@ def quantize(model: Path, method: str, *more: str) -> Cost:
             "-c",
             str(recipe),
         ]
-        return cost_of([*command, "-q", "--no-gate", "--timeout", "none", *more])
+        return cost_of([*command, "--bits", "4", "-q", "--no-gate", "--timeout", "none", *more])
+
+
+# A plot
+
+Row = Mapping[str, Any]
+Value = Callable[[Row], float]
+
+COLORS = {"nearest": "#4c78a8", "squant": "#f58518", "default": "#54a24b"}
+WIDTH, HEIGHT, LEFT, TOP = 330, 250, 62, 34
+"""Pixels of a panel, and of what is beside and above it."""
+
+
+def draw(rows: Sequence[Row]) -> str:
+    """SVG of CPU seconds and of memory against weights, both logarithmic."""
+    panels: tuple[tuple[str, Value], ...] = (
+        ("CPU seconds", lambda row: row["cpu"]),
+        ("peak memory, MB, mapped files not counted", lambda row: row["own"] / 1e6),
+    )
+    parts, offset = [], 0
+    for title, value in panels:
+        points = [(row["weights"] / 1e6, value(row)) for row in rows]
+        x, y = (_scale([point[axis] for point in points]) for axis in (0, 1))
+
+        def at(row: Row, x: Scale = x, y: Scale = y, value: Value = value) -> str:
+            across, up = x.place(row["weights"] / 1e6), y.place(value(row))
+            return f"{LEFT + across * WIDTH:.1f},{TOP + (1 - up) * HEIGHT:.1f}"
+
+        parts.append(
+            f'<g transform="translate({offset},0)"><text x="{LEFT}" y="20" font-weight="bold">{title}</text>'
+        )
+        for tick in x.ticks():
+            across = LEFT + x.place(tick) * WIDTH
+            parts.append(f'<path d="M{across:.1f} {TOP}v{HEIGHT}" stroke="#ddd"/>')
+            parts.append(
+                f'<text x="{across:.1f}" y="{TOP + HEIGHT + 16}" text-anchor="middle">{tick:g}</text>'
+            )
+        for tick in y.ticks():
+            up = TOP + (1 - y.place(tick)) * HEIGHT
+            parts.append(f'<path d="M{LEFT} {up:.1f}h{WIDTH}" stroke="#ddd"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        middle = LEFT + WIDTH / 2
+        parts.append(
+            f'<text x="{middle}" y="{TOP + HEIGHT + 34}" text-anchor="middle">million weights</text>'
+        )
+        for kind, dashes in (("vgg", ""), ("resnet", ' stroke-dasharray="5 4"')):
+            for method, color in COLORS.items():
+                some = [row for row in rows if (row["kind"], row["method"]) == (kind, method)]
+                line = " ".join(at(row) for row in sorted(some, key=lambda row: row["weights"]))
+                parts.append(
+                    f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"{dashes}/>'
+                )
+        parts.append("</g>")
+        offset += LEFT + WIDTH + 30
+    bottom = TOP + HEIGHT + 58
+    for index, (method, color) in enumerate(COLORS.items()):
+        parts.append(f'<text x="{LEFT + 110 * index}" y="{bottom}" fill="{color}">{method}</text>')
+    parts.append(f'<text x="{LEFT + 360}" y="{bottom}">solid: VGG-like, dashed: ResNet-like</text>')
+    style = 'font-family="sans-serif" font-size="12"'
+    box = f'viewBox="0 0 {offset} {bottom + 12}" role="img" aria-label="Time and memory against weights"'
+    white = '<rect width="100%" height="100%" fill="white"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box} {style}>{white}{"".join(parts)}</svg>\n'
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A logarithmic axis over whole decades."""
+
+    low: int
+    high: int
+
+    def place(self, value: float) -> float:
+        """Where a value lies, from 0 to 1."""
+        return (log10(value) - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """Powers of ten."""
+        return [10.0**power for power in range(self.low, self.high + 1)]
+
+
+def _scale(values: Sequence[float]) -> Scale:
+    return Scale(floor(log10(min(values))), ceil(log10(max(values))))
 
 
 def main() -> None:
@@ -278,6 +357,7 @@ def main() -> None:
                     console.print(rows[-1])
                     rows.sort(key=lambda one: (one["kind"], one["method"], one["weights"]))
                     RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    PLOT.write_text(draw(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -126,8 +126,9 @@ def tensor_names(edits: Sequence[Edit]) -> frozenset[str]:
 
 
 def _own_names(edit: Edit) -> frozenset[str]:
-    made = {name for node in edit.layout.nodes for name in node.output}
-    return frozenset(made | {tensor.name for tensor in (*edit.layout.tensors, *edit.layout.constants)})
+    layout = edit.layout
+    made = [name for node in layout.nodes for name in node.output]
+    return frozenset((*made, *(one.name for one in layout.tensors), *(one.name for one in layout.constants)))
 
 
 def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) -> dict[str, StorageFormat]:
