@@ -1,5 +1,5 @@
-"""Arguments for pip at the ends of what is supported: ``python -m tools.versions lowest`` prints pins of the core
-dependencies at their lower bounds, ``newest`` asks for the newest there are.
+"""Arguments for pip at the ends of what is supported: ``python -m tools.versions lowest`` prints pins of the
+core dependencies at their lower bounds, ``newest`` asks for the newest there are.
 """
 
 from __future__ import annotations
