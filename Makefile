@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all pytest coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%) runtimes
+.PHONY: help demo web-demo web-test test test-all pytest coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check pythons versions check-lowest check-newest integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -128,6 +128,15 @@ pythons: ## the tests with every python3.11 or newer on the path; PYTHONS="pytho
 	  echo "== $$python" && rm -rf build/$$python && $$python -m venv build/$$python \
 	  && build/$$python/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' \
 	  && build/$$python/bin/python -m pytest -q -p no:cacheprovider -n auto -m "not slow" || exit 1; done
+
+# The lowest and the newest versions of the core dependencies that are supported; SLICE="tests/test_storage.py ..." for a part.
+SLICE ?=
+versions: check-lowest check-newest ## the tests with the lowest and with the newest supported versions of the dependencies
+
+check-lowest check-newest: check-%: pyproject.toml
+	rm -rf build/$* && $(PYTHON) -m venv build/$*
+	build/$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' $$($(PYTHON) -m tools.versions $*)
+	build/$*/bin/python -m pytest -q -p no:cacheprovider -n auto -m "not slow" $(SLICE)
 
 clean: ## remove the environment and everything that was built
 	rm -rf .venv .rivals build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -105,11 +105,13 @@ def _scaled(weight: QuantizedWeight, factor: Array, axis: int, smallest: float) 
     given = 0 if weight.zero_point is None else weight.zero_point
     zeros = np.broadcast_to(given, scale.shape).astype(np.int16)
     zeros = np.where(factor < 0, ends - zeros, zeros)
-    codes = np.where((factor < 0).reshape(along), ends - weight.codes.astype(np.int16), weight.codes)
-    codes = np.where(silent.reshape(along), zeros.reshape(along), codes)
+    codes = weight.codes
+    if (factor < 0).any() or silent.any():  # rare, and a copy of all codes
+        codes = np.where((factor < 0).reshape(along), ends - codes.astype(np.int16), codes)
+        codes = np.where(silent.reshape(along), zeros.reshape(along), codes)
     return replace(
         weight,
-        codes=codes.astype(weight.codes.dtype),
+        codes=codes.astype(weight.codes.dtype, copy=False),
         scale=np.where(silent, 1, scale).astype(np.float32),
         zero_point=zeros.astype(weight.codes.dtype) if zeros.any() else None,
         axis=axis,

@@ -16,6 +16,7 @@ from onnx import ModelProto
 from onnx_dfmpc.linalg.matrices import rescaled
 from onnx_dfmpc.methods import METHODS, TOGETHER, Repair, Rounded, relative_noise, round_layer, round_layers
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.model.scratch import put_aside
 from onnx_dfmpc.recipe import Recipe
 from onnx_dfmpc.rounding.plain import round_plain
 from onnx_dfmpc.spec import (
@@ -90,7 +91,12 @@ def solve(
             factors |= dict.fromkeys(carriers[layer.name], repaired.input_factors)
         if run is not None and repaired.correction is not None:
             run.commit(layer, repaired.correction.gain, repaired.correction.shift, measured.anchor)
-        solved.append(repaired.quantized)
+        quantized = repaired.quantized
+        if table.is_mapped(layer.weight):  # one layer of a large model is in memory at a time
+            quantized = replace(
+                quantized, weight=replace(quantized.weight, codes=put_aside(quantized.weight.codes))
+            )
+        solved.append(quantized)
         if progress is not None:
             progress("quantize", len(solved), len(plans))
     return tuple(solved)

@@ -133,6 +133,12 @@ def test_the_default_method_runs_piece_by_piece(tmp_path, small_is_large):
     assert result.validation.sqnr_db > 10
 
 
+def test_activations_of_a_large_model(tmp_path, small_is_large):
+    result = quantize(written(tmp_path, as_external=True), None, Recipe(bits=6, activations=8))
+    assert result.validation.sqnr_db > 20
+    assert result.activations.kernels["QLinearConv"] == 3
+
+
 def test_packed_weights_count_as_what_they_are_unpacked_to(digits_bn):
     found = load(digits_bn).proto
     packed = quantize(found, None, Recipe(bits=2, rounding="nearest", repair="none"), validated=False).model

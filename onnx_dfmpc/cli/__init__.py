@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from onnx_dfmpc.cli.files import replaceable, require_files
 from onnx_dfmpc.cli.flags import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.cli.limits import LIMIT_EXCEEDED, Stopped, limited
+from onnx_dfmpc.cli.needs import require_within
 from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed, printable
 from onnx_dfmpc.evaluate.compare import compare_files
 from onnx_dfmpc.evaluate.validation import ValidationReport, next_steps, typed
@@ -292,12 +293,14 @@ def _quantize(args: argparse.Namespace, callback: Callback | None, stack: ExitSt
     asked = {"per_layer": args.per_layer, "latency": args.latency}
     if args.plan is None:
         recipe = recipe_of(args)
+        require_within(args.model, recipe.shapes, args.max_memory, args.timeout)
         result = quantize(args.model, None, recipe, progress=callback, **asked)
     else:
         plan = plans.load_plan(args.plan)
         recipe = planned_recipe_of(args, plan)
         if recipe.form != plan.form:
             plan = replace(plan, form=recipe.form, predicted_bytes=None)
+        require_within(args.model, recipe.shapes, args.max_memory, args.timeout)
         result = apply(args.model, plan, recipe, progress=callback, **asked)
     failure = None
     if result.validation is not None:
@@ -314,10 +317,12 @@ def _quantize(args: argparse.Namespace, callback: Callback | None, stack: ExitSt
 
 
 def _validate(args: argparse.Namespace, callback: Callback | None, _: ExitStack) -> _Outcome:
+    recipe = recipe_of(args)
+    require_within(args.float_model, recipe.shapes, args.max_memory, args.timeout)
     result = compare_files(
         args.float_model,
         args.quantized_model,
-        recipe_of(args),
+        recipe,
         callback,
         per_layer=args.per_layer,
         latency=args.latency,

@@ -24,11 +24,11 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
 from onnx_dfmpc.evaluate.validation import ValidationReport
 from onnx_dfmpc.model.constants import ConstantTable, used_names
-from onnx_dfmpc.model.external import MAPPED
 from onnx_dfmpc.model.protobuf import framed_size
 from onnx_dfmpc.recipe import Data
 from onnx_dfmpc.rewrite.apply import PREFIX
 from onnx_dfmpc.runtime.partial import PartialRun
+from onnx_dfmpc.runtime.pieces import PIECE
 from onnx_dfmpc.runtime.session import is_weight_only
 from onnx_dfmpc.sensitivity.feeds import few_samples
 from onnx_dfmpc.sensitivity.outputs import scores
@@ -101,7 +101,7 @@ def _together(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     """Layers in groups: `TOGETHER`, or fewer that have many weights."""
     some: list[Layer] = []
     for layer in layers:
-        if len(some) == TOGETHER or (some and 4 * sum(one.size for one in (*some, layer)) > MAPPED):
+        if len(some) == TOGETHER or (some and 4 * sum(one.size for one in (*some, layer)) > PIECE):
             yield some
             some = []
         some.append(layer)

@@ -26,6 +26,7 @@ from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.external import fits_one_file, full_size, inlined, mapped_tensors
 from onnx_dfmpc.model.files import LoadedModel, verify
+from onnx_dfmpc.model.scratch import release
 from onnx_dfmpc.pipeline.doubts import doubts
 from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
 from onnx_dfmpc.pipeline.results import QuantizeResult
@@ -75,6 +76,9 @@ SLIM = "shape arithmetic folded, names inside of the graph shortened (--no-slim 
 
 SHOWN_LAYERS = 9
 """Layers whose weights a report shows as histograms."""
+
+HISTOGRAM_WEIGHTS = 1 << 22
+"""Weights of a layer that are counted, about, at most: enough for every bar."""
 
 FRONTIER = 16
 """Budgets that a report compares with the one that was asked for."""
@@ -563,5 +567,10 @@ def _histograms(
     for position in evidence.most_changed(sqnr, SHOWN_LAYERS):
         done = solved[position]
         layer = layers[done.name]
-        weight = table[layer.weight].astype(np.float32)
-        yield evidence.histogram(layer.name, weight, done.weight.dequantize(), layer.axis)
+        # Of a large layer some inputs of every channel: their shares are those of all.
+        step = -(-layer.size // HISTOGRAM_WEIGHTS)
+        some = (slice(None, None, step), ...) if layer.axis else (slice(None), slice(None, None, step))
+        weight = table[layer.weight][some].astype(np.float32)
+        quantized = replace(done.weight, codes=done.weight.codes[some])
+        release(done.weight.codes)
+        yield evidence.histogram(layer.name, weight, quantized.dequantize(), layer.axis)

@@ -109,7 +109,7 @@ def rewrite(
         spec = specs[layer.name](**parts, vector=weight.vector)
         layout = lay_out(spec, forms[layer.name])
         norm = quantized.batch_norm
-        edits.append(Edit(layer, layout, layout.fill(weight), quantized.bias, norm, folded=obstacle == ""))
+        edits.append(Edit(layer, layout, weight, quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
         notes = tuple(note for note in (layout.note, not_folded) if note)
         packed = form.slim and halves.get(layer.name, Halves()).scale
@@ -168,8 +168,9 @@ def tensor_names(edits: Sequence[Edit | PlainEdit]) -> frozenset[str]:
 
 
 def _own_names(edit: Edit | PlainEdit) -> frozenset[str]:
-    made = {name for node in edit.weight.nodes for name in node.output}
-    return frozenset(made | {tensor.name for tensor in edit.weight.initializers})
+    layout = edit.layout
+    made = [name for node in layout.nodes for name in node.output]
+    return frozenset((*made, *(one.name for one in layout.tensors), *(one.name for one in layout.constants)))
 
 
 def layer_forms(proto: ModelProto, matched: MatchReport, form: StorageFormat) -> dict[str, StorageFormat]:

@@ -16,7 +16,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx_dfmpc.errors import DfmpcError, LayerError
 from onnx_dfmpc.model.constants import ConstantTable, used_names
 from onnx_dfmpc.model.protobuf import value_names
-from onnx_dfmpc.spec import BatchNorm, Layer
+from onnx_dfmpc.model.scratch import release
+from onnx_dfmpc.spec import BatchNorm, Layer, QuantizedWeight
 from onnx_dfmpc.spec.ops import OPS, op_key, spatial_rank
 from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import StoredWeight, WeightLayout
@@ -24,13 +25,13 @@ from onnx_dfmpc.storage.types import StoredWeight, WeightLayout
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What happens to one layer: its stored weight, its new bias and batch norm, if any, and whether its
-    batch norm goes because it is folded.
+    """What happens to one layer: its weight, as it is or as it is stored, its new bias and batch norm, if any,
+    and whether its batch norm goes because it is folded.
     """
 
     layer: Layer
     layout: WeightLayout
-    weight: StoredWeight
+    weight: QuantizedWeight | StoredWeight
     bias: NDArray[np.float32] | None
     batch_norm: BatchNorm | None
     folded: bool
@@ -130,7 +131,13 @@ class Editor:
         raise DfmpcError(f"layer {layer.name!r}: {wanted}")
 
     def _set_weight(self, index: int, edit: Edit) -> None:
-        node, weight = self._nodes[index], edit.weight
+        node, layout = self._nodes[index], edit.layout
+        # Here and not before: all layers of a large model, packed, would be in memory once more.
+        if isinstance(edit.weight, StoredWeight):
+            weight = edit.weight
+        else:
+            weight = layout.fill(edit.weight)
+            release(edit.weight.codes)
         name = node.input[1]
         self._graph.initializer.extend(weight.initializers)
         self._places[index] = [*weight.nodes, node]

@@ -269,7 +269,9 @@ def _size(
             _pad(tensor)
         slim(edited, tensor_names(every))
         return int(edited.ByteSize())
-    absent = sum(edit.layout.size - edit.weight.size for edit in every)
+    absent = sum(
+        edit.layout.size - edit.weight.size for edit in every if isinstance(edit.weight, StoredWeight)
+    )
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
     # The length of the graph stands before it, and takes more bytes the longer it is.
     return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))

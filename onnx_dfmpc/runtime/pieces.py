@@ -23,8 +23,10 @@ from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.runtime.session import Model, Session
 from onnx_dfmpc.spec import InputSpec
 
-PIECE = MAPPED
-"""Bytes of weights, as 32-bit floats, in one piece; one layer may have more."""
+PIECE = 1 << 26
+"""Bytes of weights, as 32-bit floats, in one piece; one layer may have more. A session that unpacks them from
+codes takes up to four times as much while it loads.
+"""
 
 
 def is_piecewise(model: Model) -> bool:
