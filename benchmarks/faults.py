@@ -1,5 +1,5 @@
 """What is left of a run that something happens to: ``python -m benchmarks.faults [--trials N] [--seed N]
-[--json FILE]``.
+[--only TEXT] [--json FILE]``.
 
 `quantize` replaces a model with external data, a JSON document and a page of Markdown, from an input with
 external data, while a signal comes at a random moment (as it is, and with every rename slowed down, so that
@@ -309,6 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=20, help="runs for each random fault (20)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="faults whose name contains this")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     args = parser.parse_args(argv)
     rng, trials = random.Random(args.seed), args.trials
@@ -328,6 +329,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]  # fmt: skip
     rows = []
     for name, fault in faults:
+        if args.only not in name:
+            continue
         rows.append(row := Row(name))
         fault(row)
         sys.stderr.write(f"{' | '.join(row.cells())}{''.join(f'{chr(10)}    {one}' for one in row.wrong)}\n")
