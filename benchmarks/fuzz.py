@@ -133,7 +133,7 @@ def written(model: ModelProto, ungated: bool) -> str:
     for one, other in zip(expected, found, strict=True):
         if np.shape(one) != np.shape(other):
             return f"wrong: shape {np.shape(other)} instead of {np.shape(one)}"
-        numbers = isinstance(one, np.ndarray) and one.dtype.kind == "f"
+        numbers = np.asarray(one).dtype.kind == "f"
         if numbers and np.isfinite(one).all() and not np.isfinite(other).all() and not ungated:
             return "wrong: only the float model is finite"
     return "exit code 0"

@@ -66,7 +66,7 @@ class Builder:
     weights: list[TensorProto] = field(default_factory=list)
     shared: dict[tuple[int, ...], str] = field(default_factory=dict)
 
-    def node(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attributes: object) -> Tensor:
+    def node(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attributes: Any) -> Tensor:
         """A node with one output."""
         name = f"t{len(self.nodes)}"
         title = self.choose((f"{op}_{len(self.nodes)}", ""))
@@ -101,19 +101,16 @@ class Builder:
         """Dense, grouped or depthwise, with any stride, dilation and padding that leaves something."""
         group = self.choose([g for g in (1, 2, 4, x.channels) if x.channels % g == 0])
         channels = group * self.choose((1, 2) if group == x.channels else (2, 4))
-        kernel, strides, dilations, begin, end, sizes = [], [], [], [], [], []
+        axes: list[tuple[int, ...]] = []
         for size in x.shape[1:]:
             k, stride, dilation = self.choose((1, 2, 3)), self.choose((1, 1, 2)), self.choose((1, 1, 2))
             reach = (k - 1) * dilation
             before, after = (self.choose((reach // 2, reach, 0)) for _ in range(2))
             if size + before + after <= reach:
                 before = reach
-            for values, value in zip(
-                (kernel, strides, dilations, begin, end, sizes),
-                (k, stride, dilation, before, after, (size + before + after - reach - 1) // stride + 1),
-                strict=True,
-            ):
-                values.append(value)
+            places = (size + before + after - reach - 1) // stride + 1
+            axes.append((k, stride, dilation, before, after, places))
+        kernel, strides, dilations, begin, end, sizes = map(list, zip(*axes, strict=True))
         attributes: dict[str, Any] = {"strides": strides, "dilations": dilations, "group": group}
         if self.choose((False, False, True)) and max(dilations) == 1:
             attributes |= {"auto_pad": self.choose(("SAME_UPPER", "SAME_LOWER"))}
@@ -258,7 +255,9 @@ class Builder:
 
 def random_network(choose: Choose) -> ModelProto:
     """A network of one to three dimensions, of any opset, with at least one convolution."""
-    opset, batch = choose(OPSETS), choose(("n", 1, 2))
+    opset = choose(OPSETS)
+    batch: str | int = choose(("n", "1", "2"))
+    batch = batch if batch == "n" else int(batch)
     build = Builder(choose, opset, np.random.default_rng(choose(range(1 << 16))))
     sizes = choose(((9,), (16,), (6, 6), (5, 8), (8, 8), (4, 5, 4)))
     x = given = Tensor("x", (choose((1, 3, 4)), *sizes))
@@ -269,9 +268,10 @@ def random_network(choose: Choose) -> ModelProto:
             break
     y = build.head(x, batch)
     build.nodes.append(helper.make_node("Identity", [y.name], ["y"], name="end"))
-    shapes = {"x": [batch, *given.shape], "y": [batch, *y.shape]}
-    info = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in shapes}
-    graph = helper.make_graph(build.nodes, "random", [info["x"]], [info["y"]], build.weights)
+    kind = TensorProto.FLOAT
+    inputs = [helper.make_tensor_value_info("x", kind, [batch, *given.shape])]
+    results = [helper.make_tensor_value_info("y", kind, [batch, *y.shape])]
+    graph = helper.make_graph(build.nodes, "random", inputs, results, build.weights)
     imports = [helper.make_opsetid("", opset)]
     version = helper.find_min_ir_version_for(imports)
     return helper.make_model(graph, opset_imports=imports, ir_version=max(4, version))
