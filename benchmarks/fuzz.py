@@ -23,6 +23,7 @@ import resource
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -148,6 +149,7 @@ def _fewer_pictures() -> None:
 
 def _child(connection: Connection) -> None:
     _fewer_pictures()
+    warnings.simplefilter("ignore")  # as the command does
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end
     while (job := connection.recv()) is not None:
