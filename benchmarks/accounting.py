@@ -17,7 +17,7 @@ import onnx
 
 from benchmarks.random_networks import accounted, float_bytes
 from benchmarks.tables import markdown
-from models.zoo import shared_directory
+from models.zoo import shared_dir
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError
 
@@ -41,7 +41,9 @@ def row(path: Path, setting: str, keywords: Mapping[str, Any]) -> tuple[str, ...
     with tempfile.TemporaryDirectory() as folder:  # also where a gate does not hold: the bytes are there
         size = made.save(Path(folder) / "out.onnx").size
     whole = float_bytes(onnx.load(path))
-    sqnr = "" if made.validation is None or made.validation.sqnr_db is None else f"{made.validation.sqnr_db:.1f}"
+    sqnr = (
+        "" if made.validation is None or made.validation.sqnr_db is None else f"{made.validation.sqnr_db:.1f}"
+    )
     numbers = (made.plan.predicted_bytes or 0, size, whole, whole - accounted(made))
     code = "0" if made.passed else "1, a gate"
     return (path.stem, setting, code, sqnr, *(f"{number:,}" for number in numbers))
@@ -51,12 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, line by line, and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="networks whose name contains this")
-    parser.add_argument("--nearest", action="store_true", help="round to nearest, without repair: the same bytes, sooner")
+    parser.add_argument(
+        "--nearest", action="store_true", help="round to nearest, without repair: the same bytes, sooner"
+    )
     parser.add_argument("--output", type=Path, help="file for the table")
     given = parser.parse_args(arguments)
     keywords = {"rounding": "nearest", "repair": "none", "samples": 4} if given.nearest else {}
     rows = []
-    for path in sorted((shared_directory() / "models").glob("*.onnx"), key=lambda path: path.stat().st_size):
+    for path in sorted((shared_dir() / "models").glob("*.onnx"), key=lambda path: path.stat().st_size):
         if given.only not in path.stem:
             continue
         for setting in SETTINGS:

@@ -277,7 +277,7 @@ def random_network(choose: Choose) -> ModelProto:
     return helper.make_model(graph, opset_imports=imports, ir_version=max(4, version))
 
 
-def outputs(model: ModelProto, what: str, seed: int = 0) -> list[Array]:
+def outputs(model: ModelProto, what: str, seed: int = 0) -> list[Any]:
     """What ONNX Runtime makes of a model on random inputs; open dimensions are 2."""
     session, rng = Session(model, what), np.random.default_rng(seed)
     feeds = {

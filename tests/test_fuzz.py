@@ -113,5 +113,5 @@ def test_outputs_that_no_layer_reaches() -> None:
 
 def test_a_layer_whose_input_has_other_channels() -> None:
     text = "g (float[N, 64, 5, 8] x) => (float[N, 4, H, W] y) { y = Conv <group = 3> (x, w) }"
-    with pytest.raises(ModelError, match="Conv|channels"):
+    with pytest.raises(ModelError, match="Conv"):
         quantize(parse(text, w=noise(6, 1, 1, 1)), None, Recipe(bits=4, rounding="nearest", **CHEAP))
