@@ -21,7 +21,7 @@ from models.zoo import shared_dir
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.errors import DfmpcError
 
-SETTINGS: dict[str, dict[str, float]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "2/6": {"low_bits": 2, "high_bits": 6},
     "3/6": {"low_bits": 3, "high_bits": 6},
     "4": {"bits": 4},

@@ -5,6 +5,7 @@ Flatten, f, Gemm, y.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
@@ -25,7 +26,8 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def node_of(model: ModelProto, name: str) -> NodeProto:
-    return next(node for node in model.graph.node if node.name == name)
+    found: NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
 
 
 def values_of(model: ModelProto, name: str) -> np.ndarray:
@@ -336,7 +338,7 @@ def no_batch(model: ModelProto, opset: int) -> None:
     model.graph.node.insert(0, N("Reshape", ["x", shape], ["batch"]))
 
 
-def microsoft(operator: str, **attributes: object) -> Edit:
+def microsoft(operator: str, **attributes: Any) -> Edit:
     """An activation of com.microsoft."""
 
     def edit(model: ModelProto, opset: int) -> None:
