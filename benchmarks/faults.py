@@ -74,6 +74,13 @@ def slow_renames() -> None:
         setattr(os, name, slowed(getattr(os, name)))
 
 
+def hear_signals() -> None:
+    """Take signals as a command in a terminal does: jobs in the background have some ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Run(Protocol):
     """A command that runs, as `subprocess` and as `Fork` have it."""
 
@@ -94,6 +101,7 @@ class Fork:
             return
         code = 1
         try:
+            hear_signals()
             os.chdir(folder)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(said.fileno(), 2)
@@ -175,6 +183,7 @@ class Place:
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=self.said,
+            preexec_fn=hear_signals,
         )
 
     def errors(self) -> str:
