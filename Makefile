@@ -65,10 +65,10 @@ format: .venv/dev.stamp ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 MINUTES ?= 10
-fuzz: .venv/dev.stamp ## mutated models for MINUTES=10, each quantized or refused with a reason
+fuzz: .venv/dev.stamp ## random networks and mutated models for MINUTES=10: promises kept, or refused with a reason
 	$(BIN)/python -m benchmarks.fuzz --minutes $(MINUTES)
 
-odd-models: .venv/dev.stamp ## 217 models as users have them, each against its float model
+odd-models: .venv/dev.stamp ## over 400 models as users have them, each against its float model
 	$(BIN)/python -m benchmarks.odd_models --output benchmarks/results/odd_models.md
 
 runtimes: .venv/dev.stamp ## run our files in every runtime that pip and npm can install, and write docs/runtimes.md

@@ -1,5 +1,5 @@
 """What is left of a run that something happens to: ``python -m benchmarks.faults [--trials N] [--seed N]
-[--json FILE]``.
+[--only TEXT] [--json FILE]``.
 
 `quantize` replaces a model with external data, a JSON document and a page of Markdown, from an input with
 external data, while a signal comes at a random moment (as it is, and with every rename slowed down, so that
@@ -19,21 +19,27 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import IO, Protocol
 
 import onnx
 from rich.console import Console
 
+import onnx_dfmpc.cli  # noqa: F401 - what forks need not import again
+import onnx_dfmpc_cli
 from benchmarks.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,26 +49,88 @@ HEADER = ("what happens", "runs", "exit codes", "old files", "new files", "left 
 QUICK = ("-c", str(ROOT / "tests" / "fast.toml"))
 FILES = ("--save-as-external-data", "--json", "out.json", "--report", "out.md")
 
-START = "import sys; from onnx_dfmpc_cli import main; sys.exit(main())"
-SLOW = f"""
-import os, time
-from onnx_dfmpc.model import writing
-def slow(real):
-    def slowed(*arguments, **keywords):
-        time.sleep(SECONDS)
-        result = real(*arguments, **keywords)
-        time.sleep(SECONDS)
-        return result
-    return slowed
-for name in ("replace", "link", "rename"):
-    setattr(os, name, slow(getattr(os, name)))
-open("renaming", "w").close()
-{START}
+FRESH = 4
+"""One run in so many is a new interpreter, which a signal may also meet while it imports; the others are forks of
+a process that has imported everything, and take a third of the time.
 """
-"""The same command with every rename slowed down."""
 
+START = "import sys; from onnx_dfmpc_cli import main; sys.exit(main())"
 RENAME_SECONDS = 0.15
 """Before and after each rename: four files make 1.2 s."""
+
+
+def slow_renames() -> None:
+    """Slow every rename of this process down."""
+
+    def slowed(real: Callable[..., None]) -> Callable[..., None]:
+        def rename(*arguments: object, **keywords: object) -> None:
+            time.sleep(RENAME_SECONDS)
+            real(*arguments, **keywords)
+            time.sleep(RENAME_SECONDS)
+
+        return rename
+
+    for name in ("replace", "link", "rename"):
+        setattr(os, name, slowed(getattr(os, name)))
+
+
+def hear_signals() -> None:
+    """Take signals as a command in a terminal does: jobs in the background have some ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Run(Protocol):
+    """A command that runs, as `subprocess` and as `Fork` have it."""
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+
+
+class Fork:
+    """The command in a fork of this process, which has imported it."""
+
+    def __init__(
+        self, folder: Path, argv: Sequence[str], said: IO[bytes], before: Callable[[], None]
+    ) -> None:
+        self._code: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            hear_signals()
+            os.chdir(folder)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(said.fileno(), 2)
+            sys.argv[1:] = argv
+            before()
+            code = onnx_dfmpc_cli.main()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        return self._reaped(os.WNOHANG)
+
+    def wait(self) -> int:
+        code = self._reaped(0)
+        assert code is not None
+        return code
+
+    def _reaped(self, options: int) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, options)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 @dataclass
@@ -88,23 +156,40 @@ class Place:
 
     def __init__(self, path: Path, *, earlier: bool = True) -> None:
         self.path = path
+        self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         model = onnx.load(NETWORK)
         onnx.save(model, path / "in.onnx", save_as_external_data=True, location="in.bin", size_threshold=0)
         self.input = self.hashes()
         if earlier:
-            done = self.run("--set", ".*=8")
-            assert done.wait() == 0, done.stderr
+            assert self.run("--set", ".*=8").wait() == 0, self.errors()
         self.old = self.hashes()
 
-    def command(self, *flags: str, program: str = START) -> list[str]:
-        """A run that replaces the files."""
-        typed = ("quantize", "in.onnx", "-o", "out.onnx", "--overwrite", "-q")
-        return [sys.executable, "-c", program, *typed, *FILES, *QUICK, *flags]
+    def argv(self, *flags: str) -> list[str]:
+        """Arguments of a run that replaces the files."""
+        return ["quantize", "in.onnx", "-o", "out.onnx", "--overwrite", "-q", *FILES, *QUICK, *flags]
 
-    def run(self, *flags: str, program: str = START, **keywords: object) -> subprocess.Popen[bytes]:
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        given = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | keywords
-        return subprocess.Popen(self.command(*flags, program=program), cwd=self.path, env=env, **given)  # type: ignore[call-overload, no-any-return]
+    def run(self, *flags: str, before: Callable[[], None] = lambda: None, overwrite: bool = True) -> Run:
+        """Start it in a fork; what it says goes to `said`."""
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the place
+        argv = [word for word in self.argv(*flags) if overwrite or word != "--overwrite"]
+        return Fork(self.path, argv, self.said, before)
+
+    def fresh(self, *flags: str) -> Run:
+        """The same in a new interpreter."""
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115
+        return subprocess.Popen(
+            [sys.executable, "-c", START, *self.argv(*flags)],
+            cwd=self.path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=self.said,
+            preexec_fn=hear_signals,
+        )
+
+    def errors(self) -> str:
+        """What the last run has said."""
+        self.said.seek(0)
+        return self.said.read().decode(errors="replace")
 
     def hashes(self) -> dict[str, str]:
         """Digests of all files, by name; documents without what differs in every run."""
@@ -126,17 +211,17 @@ class Place:
                 file.unlink()
 
 
-def judge(place: Place, row: Row, done: subprocess.Popen[bytes], code: int, allowed: Sequence[int]) -> None:
+def judge(place: Place, row: Row, code: int, allowed: Sequence[int]) -> None:
     """Look at what a run has left."""
     row.codes[code] += 1
     now = place.hashes()
-    said = b"" if done.stderr is None else done.stderr.read()
+    said = place.errors()
     drafts = {name for name in now if name.startswith(".onnx-dfmpc-")}
     wrong = []
     if code not in allowed:
         wrong.append(f"exit code {code}")
-    if b"Traceback" in said or said.count(b"error: ") > 1:
-        wrong.append(f"said {said.decode()[-200:]}")
+    if "Traceback" in said or said.count("error: ") > 1:
+        wrong.append(f"said {said[-200:]}")
     if any(now.get(name) != digest for name, digest in place.input.items()):
         wrong.append("the input has changed")
     if "broken" in now.values():
@@ -182,14 +267,17 @@ def _orphans(folder: Path, now: dict[str, str]) -> set[str]:
 
 def signals(row: Row, number: int, trials: int, rng: random.Random, *, slowed: bool) -> None:
     """A signal at a random moment; then a run that has to succeed, and to leave nothing over."""
-    program = SLOW.replace("SECONDS", str(RENAME_SECONDS)) if slowed else START
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))
         start = time.monotonic()
         assert place.run("--set", ".*=8").wait() == 0
         whole = time.monotonic() - start
-        for _ in range(trials):
-            done = place.run("--set", f".*={rng.choice((3, 4, 5))}", program=program)
+        for trial in range(trials):
+            change = ("--set", f".*={rng.choice((3, 4, 5))}")
+            if slowed:
+                done = place.run(*change, before=slow_renames)
+            else:
+                done = place.run(*change) if trial % FRESH else place.fresh(*change)
             if slowed:  # somewhere in the last part of the run, where the files are put in place
                 while not any(place.path.glob(".onnx-dfmpc-*")) and done.poll() is None:
                     time.sleep(0.01)
@@ -197,9 +285,9 @@ def signals(row: Row, number: int, trials: int, rng: random.Random, *, slowed: b
             done.send_signal(number)
             code = done.wait()
             # Before Python gets as far as our first line, the system ends the process.
-            judge(place, row, done, code, (0, 128 + number, -number))
+            judge(place, row, code, (0, 128 + number, -number))
             again = place.run("--set", ".*=8")
-            if again.wait() != 0 or not set(place.hashes()) <= {*place.input, *place.old, "renaming"}:
+            if again.wait() != 0 or not set(place.hashes()) <= {*place.input, *place.old}:
                 row.wrong.append("the next run does not clean up")
             place.old = place.hashes()
 
@@ -227,10 +315,9 @@ def full_disk(row: Row, trials: int, rng: random.Random) -> None:
                 return
             place = Place(folder)
             free = shutil.disk_usage(folder).free
-            (folder / "renaming").write_bytes(b"\0" * (free - 4096 * rng.randrange(0, 12)))
+            (folder / "filling").write_bytes(b"\0" * (free - 4096 * rng.randrange(0, 12)))
             place.old = place.hashes()
-            done = place.run("--set", ".*=8")
-            judge(place, row, done, done.wait(), (0, 2))
+            judge(place, row, place.run("--set", ".*=8").wait(), (0, 2))
 
 
 def read_only(row: Row) -> None:
@@ -241,24 +328,17 @@ def read_only(row: Row) -> None:
             return
         place = Place(folder)
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        done = place.run("--set", ".*=4")
-        judge(place, row, done, done.wait(), (2,))
+        judge(place, row, place.run("--set", ".*=4").wait(), (2,))
 
 
 def small_files(row: Row, trials: int, rng: random.Random) -> None:
     """A limit on the size of files (ulimit -f)."""
-    import resource
-
     for _ in range(trials):
         with tempfile.TemporaryDirectory() as folder:
             place = Place(Path(folder))
             limit = rng.randrange(1000, 30_000)
-            done = place.run(
-                "--set",
-                ".*=4",
-                preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-            )
-            judge(place, row, done, done.wait(), (0, 2))
+            before = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+            judge(place, row, place.run("--set", ".*=4", before=before).wait(), (0, 2))
 
 
 def closed(row: Row, which: str) -> None:
@@ -268,20 +348,20 @@ def closed(row: Row, which: str) -> None:
         line = {
             "closed": ">&-", "no standard error": "2>&-", "full": ">/dev/full", "a pipe nobody reads": "| true",
         }[which]  # fmt: skip
-        words = [word for word in place.command("--set", ".*=4") if word != "-q"]
+        argv = [word for word in place.argv("--set", ".*=4") if word != "-q"]
         typed = 'set -o pipefail; "$@" ' + line
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.Popen(
-            ["bash", "-c", typed, "bash", *words],
+            ["bash", "-c", typed, "bash", sys.executable, "-c", START, *argv],
             cwd=folder,
             env=env,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=place.said,
         )
         allowed = {"closed": (0,), "no standard error": (0,), "full": (2,), "a pipe nobody reads": (141,)}[
             which
         ]
-        judge(place, row, done, done.wait(), allowed)
+        judge(place, row, done.wait(), allowed)
 
 
 def two_runs(row: Row, trials: int, *, overwrite: bool) -> None:
@@ -289,18 +369,12 @@ def two_runs(row: Row, trials: int, *, overwrite: bool) -> None:
     for _ in range(trials):
         with tempfile.TemporaryDirectory() as folder:
             place = Place(Path(folder), earlier=overwrite)
-            program = SLOW.replace("SECONDS", str(RENAME_SECONDS))
-            runs = []
-            for bits in (4, 5):
-                command = [
-                    word for word in place.command("--set", f".*={bits}", program=program)
-                    if overwrite or word != "--overwrite"
-                ]  # fmt: skip
-                env = os.environ | {"PYTHONPATH": str(ROOT)}
-                runs.append(subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE))
+            runs = [
+                place.run("--set", f".*={bits}", before=slow_renames, overwrite=overwrite) for bits in (4, 5)
+            ]
             codes = sorted(one.wait() for one in runs)
             row.codes[codes[0]] += 1
-            judge(place, row, runs[1], codes[1], (0,) if overwrite else (2,))
+            judge(place, row, codes[1], (0,) if overwrite else (2,))
             if codes[0] != 0:
                 row.wrong.append(f"exit codes {codes}")
 
@@ -309,6 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=20, help="runs for each random fault (20)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="faults whose name contains this")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     args = parser.parse_args(argv)
     rng, trials = random.Random(args.seed), args.trials
@@ -328,6 +403,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]  # fmt: skip
     rows = []
     for name, fault in faults:
+        if args.only not in name:
+            continue
         rows.append(row := Row(name))
         fault(row)
         sys.stderr.write(f"{' | '.join(row.cells())}{''.join(f'{chr(10)}    {one}' for one in row.wrong)}\n")

@@ -1,178 +1,169 @@
-"""Mutated models, for as long as one likes: each is quantized, or refused with an error that says why.
+"""Random networks and mutated models, for as long as one likes: nothing but a sound result or an error that
+says why.
 
-python -m benchmarks.fuzz [--minutes 10] [--seed 0] [--models FILE ...]
+python -m benchmarks.fuzz [--minutes 10] [--inputs N] [--seed 0] [--models FILE ...] [--json FILE]
 
-Models are those of `odd_models` and any given files, changed at random: bytes and lengths in the file, or
-nodes, edges, attributes, types, shapes and numbers in the graph. Child processes do the work, with limits on
-memory and time, so that a crash or an endless loop is found and not suffered. What was found is kept as
-files; the exit code is 1 then.
+One input in twelve is a network of `random_networks`, for which all that is promised there has to hold. The
+others are such networks, those of `odd_models`, the shipped one and any given files, changed at random; each is
+quantized by the command, with random flags. The exit code has to be a documented one, the file that was
+written has to load and to have finite outputs where the float model has, the input has to be what it was, and
+nothing else may be left. A child process does the work, started once, with limits on memory and time, so that
+a crash or an endless loop is found and not suffered. What was found is kept as files; the exit code is 1 then.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
 import multiprocessing
+import os
 import resource
 import sys
+import tempfile
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto
 
+from benchmarks.mutations import Random, mutated, pick
 from benchmarks.odd_models import cases
-from onnx_dfmpc import Recipe, quantize
+from benchmarks.random_networks import LOW_BITS, check, outputs, random_network
+from onnx_dfmpc import Recipe
+from onnx_dfmpc.cli import main as command
 from onnx_dfmpc.errors import DfmpcError
-from onnx_dfmpc.runtime.session import Session
+from onnx_dfmpc.evaluate.metrics import joined
+from onnx_dfmpc.inputs import synthetic
+from onnx_dfmpc.statistics import mixing
 
-MEMORY = 4 << 30
-"""Bytes of address space of a child."""
+MEMORY = 6 << 30
+"""Bytes of address space of the child; resident memory is limited by the command."""
 
-SECONDS = 60
-"""Most time for one input."""
+SECONDS = 90
+"""Most time for one input; the command gives up before."""
 
-Random = np.random.Generator
+LIMITS = ("--timeout", "30", "--max-memory", "2GiB")
 
+SHIPPED = Path(__file__).resolve().parents[1] / "models" / "digits_resnet_bn.onnx"
 
-def _bytes(data: bytes, rng: Random) -> bytes:
-    """A file with a few bytes changed, cut or doubled."""
-    changed = bytearray(data)
-    for _ in range(int(rng.integers(1, 5))):
-        at = int(rng.integers(len(changed)))
-        kind = rng.integers(4)
-        if kind == 0:
-            changed[at] = int(rng.integers(256))
-        elif kind == 1:
-            changed[at] ^= 1 << int(rng.integers(8))
-        elif kind == 2:
-            del changed[at : at + int(rng.integers(1, 64))]
-        else:
-            changed[at:at] = changed[at : at + int(rng.integers(1, 64))]
-    return bytes(changed[: int(rng.integers(1, len(changed)))] if rng.integers(10) == 0 else changed)
-
-
-def _drop_node(model: ModelProto, rng: Random) -> None:
-    del model.graph.node[int(rng.integers(len(model.graph.node)))]
-
-
-def _swap_nodes(model: ModelProto, rng: Random) -> None:
-    a, b = (model.graph.node[int(rng.integers(len(model.graph.node)))] for _ in range(2))
-    a.op_type, b.op_type = b.op_type, a.op_type
-
-
-def _rewire(model: ModelProto, rng: Random) -> None:
-    names = [name for node in model.graph.node for name in (*node.input, *node.output)] + ["", "nowhere"]
-    node = model.graph.node[int(rng.integers(len(model.graph.node)))]
-    if node.input:
-        node.input[int(rng.integers(len(node.input)))] = names[int(rng.integers(len(names)))]
-
-
-def _attribute(model: ModelProto, rng: Random) -> None:
-    every = [attribute for node in model.graph.node for attribute in node.attribute]
-    if not every:
-        return
-    attribute = every[int(rng.integers(len(every)))]
-    if attribute.ints:
-        attribute.ints[int(rng.integers(len(attribute.ints)))] = int(rng.integers(-3, 1000))
-    else:
-        attribute.i, attribute.f = (
-            int(rng.integers(-3, 1000)),
-            float(rng.normal() * 10.0 ** rng.integers(-9, 30)),
-        )
-
-
-def _dimension(model: ModelProto, rng: Random) -> None:
-    tensor = model.graph.initializer[int(rng.integers(len(model.graph.initializer)))]
-    if tensor.dims:
-        tensor.dims[int(rng.integers(len(tensor.dims)))] = int(rng.integers(-1, 100))
-
-
-def _kind(model: ModelProto, rng: Random) -> None:
-    tensor = model.graph.initializer[int(rng.integers(len(model.graph.initializer)))]
-    tensor.data_type = int(rng.integers(0, 26))
-
-
-def _numbers(model: ModelProto, rng: Random) -> None:
-    tensor = model.graph.initializer[int(rng.integers(len(model.graph.initializer)))]
-    if tensor.data_type == TensorProto.FLOAT:
-        values = numpy_helper.to_array(tensor).copy().ravel()
-        strange = (np.nan, np.inf, -np.inf, 1e30, 1e-40, 0.0, -1.0)
-        values[: int(rng.integers(1, 9))] = strange[int(rng.integers(len(strange)))]
-        tensor.CopyFrom(numpy_helper.from_array(values.reshape(tuple(tensor.dims)), tensor.name))
-
-
-def _input_shape(model: ModelProto, rng: Random) -> None:
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    if dims:
-        dims[int(rng.integers(len(dims)))].dim_value = int(rng.integers(0, 64))
-
-
-def _versions(model: ModelProto, rng: Random) -> None:
-    model.ir_version = int(rng.integers(0, 20))
-    model.opset_import[0].version = int(rng.integers(0, 40))
-
-
-def _repeat(model: ModelProto, rng: Random) -> None:
-    model.graph.node.add().CopyFrom(model.graph.node[int(rng.integers(len(model.graph.node)))])
-
-
-def _external(model: ModelProto, rng: Random) -> None:
-    tensor = model.graph.initializer[int(rng.integers(len(model.graph.initializer)))]
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "../x" if rng.integers(2) else "weights"), ("offset", "-1")):
-        tensor.external_data.add(key=key, value=value)
-
-
-EDITS: tuple[Callable[[ModelProto, Random], None], ...] = (
-    _drop_node, _swap_nodes, _rewire, _attribute, _dimension, _kind, _numbers, _input_shape, _versions, _repeat,
-    _external,
+FLAGS = (
+    (), (), (), ("--activations", "8"), ("--slim",), ("--storage", "native"), ("--unpack", "float"),
+    ("--unpack", "int8"), ("--fold-batch-norm", "yes"), ("--statistics", "closed_form"), ("--no-gate",),
+    ("--save-as-external-data",), ("--method", "paper"), ("--per-layer",), ("--target", "ort-1.16"),
 )  # fmt: skip
+BITS = (
+    ("--bits", "8"),
+    ("--bits", "6"),
+    ("--bits", "4"),
+    ("--bits", "2"),
+    ("--low-bits", "2", "--high-bits", "6"),
+    (),
+)
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {}, {}, {}, {"rounding": "nearest"}, {"repair": "none"}, {"method": "paper"}, {"fold_batch_norm": "yes"},
+    {"activations": 8}, {"statistics": "closed_form"}, {"slim": True}, {"storage": "native"},
+    {"unpack": "float"}, {"unpack": "int8"},
+)  # fmt: skip
+RANGE = (-2.0, 2.0)
+"""Of synthetic inputs, mostly given: to find it takes most of the time that a small network takes."""
+
+RECIPE = '[defaults]\nrounding = "nearest"\nrepair = "none"\n'
 
 
-def mutated(data: bytes, rng: Random) -> bytes:
-    """A changed file."""
-    if rng.integers(3) == 0:
-        return _bytes(data, rng)
-    model = ModelProto.FromString(data)
-    for _ in range(int(rng.integers(1, 4))):
-        try:
-            EDITS[int(rng.integers(len(EDITS)))](model, rng)
-        except (ValueError, IndexError, TypeError):
-            continue  # nothing left of what it changes
-    return bytes(model.SerializeToString())
-
-
-def attempt(data: bytes) -> str:
-    """What becomes of one file: "quantized", "refused: CLASS", or "wrong: ..."."""
-    recipe = Recipe(bits=6, rounding="nearest", samples=2)
+def check_network(seed: int) -> str:
+    """Whether all promises hold for a random network."""
+    rng = np.random.default_rng(seed)
+    model = random_network(lambda options: pick(options, rng))
+    keywords: dict[str, Any] = {"samples": 2, "input_range": RANGE} | pick(SETTINGS, rng)
     try:
-        made = quantize(data, None, recipe, validated=False).model
-    except DfmpcError as error:
-        return f"refused: {type(error).__name__}"
+        check(model, pick(LOW_BITS, rng), lambda **more: Recipe(**keywords, **more))
     except Exception as error:  # what this script is for
-        return f"wrong: {type(error).__name__}: {error}"
+        return f"wrong: {keywords}: {type(error).__name__}: {error}"
+    return "random network: every promise held"
+
+
+def flags_of(rng: Random) -> tuple[str, ...]:
+    """Flags of one run."""
+    chosen = (*pick(BITS, rng), *pick(FLAGS, rng), "--samples", "2")
+    chosen += ("--input-range=-2,2",) if rng.integers(8) else ()
+    return (*chosen, *(("-c", "fast.toml") if rng.integers(2) and "paper" not in chosen else ()))
+
+
+def attempt(data: bytes, flags: Sequence[str]) -> str:
+    """What becomes of one file."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, contextlib.chdir(folder):
+        Path("in.onnx").write_bytes(data)
+        Path("fast.toml").write_text(RECIPE)
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            code = command(["quantize", "in.onnx", "-o", "out.onnx", "-q", *LIMITS, *flags])
+        errors = said.getvalue().splitlines()
+        left = {file.name for file in Path().iterdir()} - {"in.onnx", "fast.toml"}
+        if Path("in.onnx").read_bytes() != data:
+            return "wrong: the input has changed"
+        if code not in (0, 1, 2, 3):
+            return f"wrong: exit code {code}: {' '.join(errors)[-300:]}"
+        if code:
+            said_once = sum(line.startswith("error: ") for line in errors) == 1
+            sound = said_once and not left and len(errors) <= 2
+            return f"exit code {code}" if sound else f"wrong: exit code {code}, left {left}, said {errors}"
+        if "out.onnx" not in left or any(not name.startswith("out.") for name in left):
+            return f"wrong: exit code 0, left {left}"
+        return written(ModelProto.FromString(data), "--no-gate" in flags)
+
+
+def written(model: ModelProto, ungated: bool) -> str:
+    """What `out.onnx` is worth, beside the float model."""
+    import onnx
+
     try:
-        Session(ModelProto.FromString(data), "float")
+        expected = outputs(model, "float")
     except DfmpcError:
-        return "quantized, and the float model does not load"
+        return "exit code 0, and the float model does not run here"
     try:
-        Session(made, "quantized")
+        found = outputs(onnx.load("out.onnx"), "out.onnx")
     except DfmpcError as error:
-        return f"wrong: only the float model loads: {error}"
-    return "quantized"
+        return f"wrong: only the float model runs: {error}"
+    for one, other in zip(map(joined, expected), map(joined, found), strict=True):
+        if not isinstance(one, np.ndarray):
+            continue
+        if one.shape != other.shape:
+            return f"wrong: shape {other.shape} instead of {one.shape}"
+        numbers = one.dtype.kind == "f"
+        if numbers and np.isfinite(one).all() and not np.isfinite(other).all() and not ungated:
+            return "wrong: only the float model is finite"
+    return "exit code 0"
+
+
+def _fewer_pictures() -> None:
+    """Draw a tenth of the synthetic inputs: they take most of the time of a small network, and are always
+    the same.
+    """
+    synthetic.MAX_SAMPLES, synthetic.MIN_SAMPLES, mixing.TRIAL_SAMPLES = 6, 3, 2
 
 
 def _child(connection: Connection) -> None:
+    _fewer_pictures()
+    warnings.simplefilter("ignore")  # as the command does
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    while (data := connection.recv()) is not None:
-        connection.send(attempt(data))
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end
+    while (job := connection.recv()) is not None:
+        try:
+            connection.send(check_network(*job) if len(job) == 1 else attempt(*job))
+        except Exception as error:
+            connection.send(f"wrong: {type(error).__name__}: {error}")
 
 
 class Child:
-    """A process that tries one file after the other, and is started anew where it does not come back."""
+    """A process that tries one input after the other, and is started anew where it does not come back."""
 
     def __init__(self) -> None:
         self._start()
@@ -183,16 +174,18 @@ class Child:
         self._process.start()
         theirs.close()
 
-    def attempt(self, data: bytes) -> str:
+    def attempt(self, job: tuple[Any, ...]) -> str:
         """As the function, but for crashes and for what takes too long."""
-        self._connection.send(data)
+        self._connection.send(job)
         try:
             if self._connection.poll(SECONDS):
                 return str(self._connection.recv())
             result = f"wrong: not done after {SECONDS} s"
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
-            result = f"wrong: the process ended with {self._process.exitcode}"
+            code = self._process.exitcode
+            # A run that does not stop when its limit is reached is ended, as documented.
+            result = "exit code 3, ended" if code == 3 else f"wrong: the process ended with {code}"
         self._process.kill()
         self._process.join()
         self._start()
@@ -204,31 +197,54 @@ class Child:
         self._process.join()
 
 
+def jobs(files: Sequence[bytes], rng: Random) -> Iterator[tuple[Any, ...]]:
+    """What to try, for ever: the seed of a network, or a file and flags."""
+    while True:
+        if not rng.integers(12):
+            yield (int(rng.integers(1 << 32)),)
+            continue
+        if rng.integers(2):
+            data = random_network(lambda options: pick(options, rng)).SerializeToString()
+        else:
+            data = pick(files, rng)
+        yield mutated(data, rng), flags_of(rng)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Mutate until the time is over."""
+    """Try until the time is over."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--inputs", type=int, default=sys.maxsize, help="end after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", type=Path, nargs="*", default=[])
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder for what was found")
+    parser.add_argument("--json", type=Path, help="file for the counts")
     given = parser.parse_args(arguments)
     files = [case.model.SerializeToString() for case in cases()]
-    files += [path.read_bytes() for path in given.models]
+    # One in twelve is a file that somebody trained.
+    real = [path.read_bytes() for path in (SHIPPED, *given.models)]
+    files += real * max(1, len(files) // (11 * len(real)))
     rng, child, counts = np.random.default_rng(given.seed), Child(), Counter[str]()
     end = time.monotonic() + 60 * given.minutes
-    while time.monotonic() < end:
-        data = mutated(files[int(rng.integers(len(files)))], rng)
-        result = child.attempt(data)
-        counts[result.split(":")[0] if result.startswith("wrong") else result] += 1
-        if result.startswith("wrong"):
+    for job in jobs(files, rng):
+        if time.monotonic() > end or counts.total() == given.inputs:
+            break
+        result = child.attempt(job)
+        wrong = result.startswith("wrong")
+        counts["wrong" if wrong else result] += 1
+        if wrong:
+            name = f"{given.seed}-{counts.total()}"
             given.keep.mkdir(parents=True, exist_ok=True)
-            (given.keep / f"{given.seed}-{counts.total()}.onnx").write_bytes(data)
-            sys.stderr.write(f"{given.seed}-{counts.total()}: {result}\n")
+            if len(job) > 1:
+                (given.keep / f"{name}.onnx").write_bytes(job[0])
+            sys.stderr.write(f"{name} {job[-1]}: {result}\n")
     child.close()
     for result, count in counts.most_common():
         sys.stdout.write(f"{count:8,} {result}\n")
     sys.stdout.write(f"{counts.total():8,} inputs\n")
-    return int(any(result.startswith("wrong") for result in counts))
+    if given.json:
+        given.json.write_text(json.dumps(dict(counts.most_common())) + "\n", encoding="utf-8")
+    return int(counts["wrong"] > 0)
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ class LabelTally:
         if self._top1[0] > chance:
             return ()
         return (
-            "the float model is right hardly more often than by chance: are these the data and labels that "
-            "it was trained for?",
+            "the float model is right hardly more often than by chance: check that these are the data and "
+            "labels that it was trained for",
         )
 
     def scores(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from onnx_dfmpc.evaluate.metrics import Comparison, is_finite
+from onnx_dfmpc.evaluate.metrics import Comparison, is_finite, joined
 from onnx_dfmpc.runtime.pieces import open_model
 from onnx_dfmpc.runtime.session import is_weight_only
 from onnx_dfmpc.spec import Expectation, Feeds, KindNoise
@@ -66,8 +66,8 @@ def _worst(expected: Sequence[Sequence[Value]], actual: Sequence[Sequence[Value]
     """Lowest SQNR of the outputs, in dB; None where one cannot be compared."""
     pairs = [Comparison() for _ in expected[0]]
     for batch, other in zip(expected, actual, strict=True):
-        for pair, a, b in zip(pairs, batch, other, strict=True):
-            if a.dtype.kind != "f":
+        for pair, a, b in zip(pairs, map(joined, batch), map(joined, other), strict=True):
+            if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
                 continue
             if a.shape != b.shape or not (is_finite(a) and is_finite(b)):
                 return None

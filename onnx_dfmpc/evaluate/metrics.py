@@ -113,6 +113,12 @@ class _OutputTally:
         )
 
 
+def joined(value: Any) -> Any:
+    """A sequence of tensors as one tensor; any other output as it is."""
+    tensors = isinstance(value, list) and value and all(isinstance(one, np.ndarray) for one in value)
+    return np.concatenate([one.ravel() for one in value]) if tensors else value
+
+
 class Tally:
     """Everything that adds up over the batches of a validation.
 
@@ -127,6 +133,7 @@ class Tally:
         self.labels, self.classes = labels, classes
         self.not_finite: dict[str, str] = {}
         self.failures: dict[str, str] = {}  # by what failed, so that each is told once and not batch by batch
+        self.unread: dict[str, str] = {}  # outputs of text or of maps: a failure where there are no others
         self._outputs = {name: _OutputTally() for name in names}
         self._classifier: str | None = None
         self._right = LabelTally()
@@ -134,7 +141,8 @@ class Tally:
     def add(self, start: int, stop: int, expected: Sequence[Any], actual: Sequence[Any]) -> None:
         """Add the outputs of both models for the samples from ``start`` to ``stop``."""
         where = f"sample {start}" if stop - start == 1 else f"samples {start} to {stop - 1}"
-        for (name, tally), a, b in zip(self._outputs.items(), expected, actual, strict=True):
+        pairs = zip(self._outputs.items(), map(joined, expected), map(joined, actual), strict=True)
+        for (name, tally), a, b in pairs:
             if not self._check(name, a, b, where):
                 tally.comparable = False
                 continue
@@ -152,7 +160,7 @@ class Tally:
     def _check(self, name: str, a: Any, b: Any, where: str) -> bool:
         """Whether both outputs can be compared; if not, the first reason is kept."""
         if not all(isinstance(array, np.ndarray) and array.dtype.kind in "biuf" for array in (a, b)):
-            self.failures.setdefault(name, f"output {name!r} is not a tensor of numbers")
+            self.unread.setdefault(name, f"output {name!r} is not a tensor of numbers")
             return False
         if a.shape != b.shape:
             shapes = f"has shape {a.shape} in the float model, {b.shape} in the quantized"
@@ -171,12 +179,18 @@ class Tally:
         """Metrics so far; ``context`` are the other attributes of the `ValidationReport`. Where it is
         ``lenient``, outputs that are not finite are worth a note only.
         """
-        not_finite = tuple(self.not_finite.values())
+        not_finite, unread = tuple(self.not_finite.values()), tuple(self.unread.values())
+        nothing = len(unread) == len(self._outputs)
         report = ValidationReport(
             outputs=tuple(tally.metrics(name) for name, tally in self._outputs.items()),
-            failures=(*self.failures.values(), *(() if lenient else not_finite)),
+            failures=(
+                *self.failures.values(),
+                *(unread if nothing else ()),
+                *(() if lenient else not_finite),
+            ),
             **context,
             **self._right.scores(),
         )
-        notes = (*report.notes, *self._right.remarks(), *(not_finite if lenient else ()))
+        ignored = () if nothing else tuple(f"{one}: not compared" for one in unread)
+        notes = (*report.notes, *self._right.remarks(), *ignored, *(not_finite if lenient else ()))
         return replace(report, notes=notes)

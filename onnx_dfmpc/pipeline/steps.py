@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,7 +32,7 @@ from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, r
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.pipeline.sources import SOURCES
 from onnx_dfmpc.recipe import Data, Recipe
-from onnx_dfmpc.rewrite.apply import Rewritten, StoredLayer, rewrite
+from onnx_dfmpc.rewrite.apply import Rewritten, StoredLayer, fold_obstacles, rewrite
 from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.runtime.machine import saturates
@@ -407,6 +407,7 @@ def finish(
     if any(mapped_tensors(final)) and fits_one_file(final):  # others read no files from anywhere
         final = inlined(final)
     rows = tuple(_rows(job.matched, made, layer_noise))
+    obstacles = fold_obstacles(job.source.proto, job.matched, plan.form)
     return QuantizeResult(
         model=final,
         names=made.names,
@@ -423,7 +424,7 @@ def finish(
                 job.matched,
                 list(plan.bits),
                 plan.skipped,
-                folded=plan.form.fold_batch_norm == "yes",
+                folded=[name for name, why in obstacles.items() if not why],
             ),
             *rewritten.notes,
             *((SLIM,) if plan.form.slim else ()),
@@ -449,15 +450,18 @@ def float_note(
     quantized: Sequence[str],
     skipped: Sequence[Skipped],
     *,
-    folded: bool = False,
+    folded: Collection[str] = (),
 ) -> str:
-    """What stays float, in bytes and by reason; parameters of batch norm that is ``folded`` do not."""
+    """What stays float, in bytes and by reason; parameters of batch norm do not where a layer has it
+    ``folded``.
+    """
     layers = [layer for layer in matched.layers if layer.name in quantized]
     weights = {one.weight for one in matched.weights if one.name in quantized}
     if folded:
-        norms = {layer.batch_norm.node for layer in layers if layer.batch_norm is not None}
-        nodes = (node for node in source.proto.graph.node if node.name in norms)
-        weights |= {name for node in nodes for name in node.input[1:]}
+        table = ConstantTable(source.proto)
+        norms = {layer.batch_norm.output for layer in layers if layer.batch_norm and layer.name in folded}
+        nodes = (node for node in source.proto.graph.node if not norms.isdisjoint(node.output))
+        weights |= {table.source(name) for node in nodes for name in node.input[1:]}
     reasons = {node.name: node.reason for node in (*matched.skipped, *skipped)}
     left = {one.weight: reasons[one.name] for one in matched.plain if one.name in reasons}
     return describe(float_bytes(source.proto, weights, reasons, {**matched.left, **left}), source.size)

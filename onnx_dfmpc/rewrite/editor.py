@@ -25,8 +25,8 @@ from onnx_dfmpc.storage.types import StoredWeight, WeightLayout
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What happens to one layer: its weight, as it is or as it is stored, its new bias and batch norm, if any,
-    and whether its batch norm goes because it is folded.
+    """What happens to one layer: its weight, as it is or as it is stored, its new bias and batch norm, if
+    any, and whether its batch norm goes because it is folded.
     """
 
     layer: Layer

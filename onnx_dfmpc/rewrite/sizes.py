@@ -260,6 +260,7 @@ def _size(
     every: tuple[Edit | PlainEdit, ...] = (*edits[0], *edits[1])
     edited = raise_opset(hollow, opset, form.runtime)
     apply_edits(edited, *edits, shared, metadata)
+    kept = _more_if_kept(hollow, edited, edits[0])
     if form.activations is not None:
         placement = place(edited)
         insert(edited, placement, {one.name: (-1.0, 1.0) for one in placement.activations})
@@ -268,13 +269,45 @@ def _size(
         for tensor in edited.graph.initializer:
             _pad(tensor)
         slim(edited, tensor_names(every))
-        return int(edited.ByteSize())
+        return int(edited.ByteSize()) + kept
     absent = sum(
         edit.layout.size - edit.weight.size for edit in every if isinstance(edit.weight, StoredWeight)
     )
     absent += sum(missing.get(tensor.name, 0) for tensor in edited.graph.initializer)
     # The length of the graph stands before it, and takes more bytes the longer it is.
-    return int(edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent))
+    return int(
+        edited.ByteSize() - framed_size(edited.graph) + framed(edited.graph.ByteSize() + absent + kept)
+    )
+
+
+def _more_if_kept(hollow: ModelProto, edited: ModelProto, edits: Sequence[Edit]) -> int:
+    """Bytes more if biases and batch norms turn out to need no change: the Constant and Identity nodes that
+    give them stay, and may be larger than the initializers that else replace them.
+    """
+    nodes = hollow.graph.node
+    producers = {node.output[0]: node for node in nodes if node.op_type in ("Constant", "Identity")}
+    initializers = {tensor.name: tensor for tensor in hollow.graph.initializer}
+    there = {name for node in edited.graph.node for name in node.output}
+    there |= {tensor.name for tensor in edited.graph.initializer}
+    folded = {edit.layer.batch_norm.output for edit in edits if edit.folded and edit.layer.batch_norm}
+    layers = {edit.layer.output for edit in edits}
+    replaced = set()
+    for node in nodes:
+        if folded.isdisjoint(node.output):  # these go in any case, as weights do
+            inputs = list(node.input)[2:] if not layers.isdisjoint(node.output) else node.input
+            replaced |= {name for name in inputs if name in producers and name not in there}
+    inner = {node.input[0] for node in producers.values() if node.input}
+    more = 0
+    for name in replaced - inner:
+        old, new = 0, 0
+        while name and name not in there:
+            node = producers.get(name)
+            tensor = initializers[name] if node is None else node.attribute[0].t if node.attribute else None
+            old += framed_size(node or initializers[name])
+            new += 0 if tensor is None else framed_size(tensor)
+            name = node.input[0] if node is not None and node.input else ""
+        more += max(0, old - new)
+    return more
 
 
 def _pad(tensor: TensorProto) -> None:

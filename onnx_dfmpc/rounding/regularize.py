@@ -104,6 +104,8 @@ def with_mean_uncertainty(covariance: Covariance, mean: Array, taps: int) -> Cov
     if isinstance(covariance, Diagonal):
         return covariance
     g, n = mean.shape
+    if isinstance(covariance, Kronecker):  # also of a matrix that reads a flattened tensor, place by place
+        taps = covariance.spatial.shape[1]
     i = n // taps
     per_tap = mean.reshape(g, i, taps)
     channels = np.arange(i)

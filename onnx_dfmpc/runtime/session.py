@@ -116,7 +116,8 @@ class Session:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise ModelError(f"{self.title}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-        self.outputs = [output.name for output in self._session.get_outputs()]
+        # ONNX Runtime lets a model name an output twice.
+        self.outputs = list(dict.fromkeys(output.name for output in self._session.get_outputs()))
 
     def specs(self) -> list[InputSpec]:
         """Inputs of the model; UnsupportedError if one of them is not a tensor of numbers."""

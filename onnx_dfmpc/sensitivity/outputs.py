@@ -68,7 +68,8 @@ class OutputNoise:
         for width, candidate in candidates.items():
             shift = _shift(candidate.shift, layer, weight)
             quantized = self._float | rest.with_weight(candidate.weight.astype(weight.dtype), shift)
-            noise[width] = max(relative(self._float[name], quantized[name]) for name in self._float)
+            moved = (relative(self._float[name], quantized[name]) for name in self._float)
+            noise[width] = max(moved, default=0.0)  # no output depends on any layer
         return noise
 
 

@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnx_dfmpc.errors import UnsupportedError
+from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.linalg.low_rank import LowRank
 from onnx_dfmpc.linalg.matrices import Covariance, Diagonal, Kronecker, matrix
 from onnx_dfmpc.linalg.products import gram
 from onnx_dfmpc.linalg.products import product as matrix_product
 from onnx_dfmpc.spec import Array, InputStatistics, Layer, Mixture
-from onnx_dfmpc.spec.ops import OPS, taps
+from onnx_dfmpc.spec.ops import OPS, input_channels, taps
 from onnx_dfmpc.statistics.windows import attributes, window_of
 
 PATCHES_PER_INPUT = 8
@@ -87,6 +87,10 @@ def measure(
     InputStatistics
         With a Kronecker product for a covariance where a kernel has many inputs.
     """
+    axis, expected = 1 if OPS[layer.op_type].spatial else -1, input_channels(layer)
+    if wrong := [batch.shape for batch in batches if batch.shape[axis] != expected]:
+        message = f"layer {layer.name!r}: its input is {wrong[0]}, its weight takes {expected} channels"
+        raise ModelError(message, hint="no runtime can run it: export it again")
     rng = np.random.default_rng(seed)
     if layer.op_type == "ConvTranspose":
         return _transposed(layer, node, batches, mixture, rng, source)
