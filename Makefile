@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check pythons integrations $(HOSTS:%=check-%) runtimes
+.PHONY: help demo web-demo web-test test test-all coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check docs pythons integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -28,6 +28,10 @@ help: ## list the targets
 
 .venv/dev.stamp: pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[dev]'
+	@touch .venv/core.stamp $@
+
+.venv/docs.stamp: pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[docs,test]'
 	@touch .venv/core.stamp $@
 
 demo: .venv/core.stamp ## quantize the network that ships with the project and compare
@@ -122,6 +126,11 @@ pythons: ## the tests with every python3.11 or newer on the path; PYTHONS="pytho
 	  echo "== $$python" && rm -rf build/$$python && $$python -m venv build/$$python \
 	  && build/$$python/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' \
 	  && build/$$python/bin/python -m pytest -q -p no:cacheprovider -n auto -m "not slow" || exit 1; done
+
+docs: .venv/docs.stamp ## the documentation site, into build/site: warnings are errors, links and looks are tested
+	rm -rf build/site
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees . build/site
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_site.py
 
 clean: ## remove the environment and everything that was built
 	rm -rf .venv .rivals build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

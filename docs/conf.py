@@ -1,8 +1,9 @@
-"""The documentation site: ``make docs`` builds it into build/site from the pages of the repository as they are.
+"""The documentation site: ``make docs`` builds it into build/site from the pages of the repository.
 
-The source folder is the top of the repository, so that a link from page to page is the same file on GitHub and here.
+Its source folder is the top of the repository, so that a link is the same on GitHub and on the site.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -37,8 +38,9 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"onnx_dfmpc {release}"
 html_static_path = ["static"]
+html_favicon = "static/favicon.svg"
 html_css_files = ["site.css"]
-html_extra_path = ["static/top"]  # the top of the site leads to docs/
+html_extra_path = ["top"]  # the top of the site leads to docs/
 html_copy_source = False
 html_show_sphinx = False
 
@@ -58,16 +60,33 @@ COMMANDS = (
 )
 """Programs that begin a block of commands."""
 
+WIDTH = 84
+"""Columns that a block has on a desktop."""
 
-def commands_are_shell(app: Sphinx, document: nodes.document) -> None:
-    """Indented blocks of commands are highlighted as such, and wrap on a phone; other blocks keep their columns."""
+
+def shell_blocks(app: Sphinx, document: nodes.document) -> None:
+    """Blocks of commands: highlighted as such, comments above their line, long lines continued."""
     for block in document.findall(nodes.literal_block):
         lines = block.astext().splitlines()
         first = next((line for line in lines if not line.startswith("#")), "").split()
-        if block.get("language", "text") in ("text", "default", "none") and first and first[0] in COMMANDS:
+        if block.get("language") in ("none", "text", "sh") and first and first[0] in COMMANDS:
+            shown = "\n".join(part for line in lines for part in _shell(line))
             block["language"] = "sh"
+            block.rawsource, block.children = shown, [nodes.Text(shown)]
+
+
+def _shell(line: str) -> list[str]:
+    command, comment = re.match(r"(.*?)\s*(# .*)?$", line).groups()
+    rows = [""]
+    for word in re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", command):
+        if len(rows[-1]) + len(word) > WIDTH - 3:
+            rows.append("   ")
+        rows[-1] += f" {word}" if rows[-1] else word
+    if len(command) <= WIDTH:
+        rows = [command]
+    return [part for part in (comment, " \\\n".join(rows)) if part] or [""]
 
 
 def setup(app: Sphinx) -> None:
     """Let Sphinx know."""
-    app.connect("doctree-read", commands_are_shell)
+    app.connect("doctree-read", shell_blocks)

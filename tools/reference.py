@@ -37,7 +37,7 @@ def _code(text: str) -> str:
     return f"`{text}`"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------
 # flags
 
 
@@ -88,7 +88,7 @@ def _about(text: str, choices: Iterable[str] | None) -> str:
     return _markdown(text) if named else f"{_markdown(text)}: {listed}"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------
 # recipes
 
 
@@ -126,7 +126,7 @@ def _setting(key: str, field: Any) -> str:
     return f"* `{key}`{flag}: {text}"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------
 # documents
 
 
@@ -135,8 +135,8 @@ def document() -> str:
     schema = document_schema()
     parts = [
         "# Keys of the JSON document",
-        "What `--json` writes, by type; keys without *always* may be absent. [json.md](../json.md) says what the "
-        "keys mean. The "
+        "What `--json` writes, by type; keys without *always* may be absent. [json.md](../json.md) says what "
+        "the keys mean. The "
         "[JSON Schema](../../onnx_dfmpc/schemas/document.schema.json) has the same for programs.",
         "## The document",
     ]
