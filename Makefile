@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check docs pythons integrations $(HOSTS:%=check-%) runtimes
+.PHONY: help demo web-demo web-test test test-all coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check docs container-check pythons integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -126,6 +126,9 @@ pythons: ## the tests with every python3.11 or newer on the path; PYTHONS="pytho
 	  echo "== $$python" && rm -rf build/$$python && $$python -m venv build/$$python \
 	  && build/$$python/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' \
 	  && build/$$python/bin/python -m pytest -q -p no:cacheprovider -n auto -m "not slow" || exit 1; done
+
+container-check: .venv/dev.stamp ## the Dockerfile's steps in an empty root directory, and a newcomer's first minutes (as root; debootstrap)
+	$(BIN)/python -m tools.container_check
 
 docs: .venv/docs.stamp ## the documentation site, into build/site: warnings are errors, links and looks are tested
 	rm -rf build/site

@@ -31,7 +31,9 @@ CUT_CODE = """() => [...document.querySelectorAll("article .highlight pre")]
   .filter((element) => !element.closest(".highlight-text, .highlight-none"))
   .filter((element) => element.scrollWidth > element.clientWidth + 1)
   .map((element) => element.textContent.slice(0, 60))"""
-BROKEN_PICTURES = """() => [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"""
+BROKEN_PICTURES = (
+    """() => [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"""
+)
 
 
 class Page(HTMLParser):
@@ -72,9 +74,7 @@ def test_links_inside_lead_somewhere() -> None:
             if urlsplit(address).scheme or address.startswith("//"):
                 continue
             target = (path.parent / unquote(address.partition("?")[0])).resolve() if address else path
-            if not target.is_file():
-                broken.append((path.relative_to(SITE), link))
-            elif anchor and target.suffix == ".html" and unquote(anchor) not in page(target).names:
+            if not target.is_file() or (anchor and target.suffix == ".html" and unquote(anchor) not in page(target).names):
                 broken.append((path.relative_to(SITE), link))
     assert broken == []
 
@@ -174,7 +174,9 @@ def test_the_search_finds(browser: Any, address: str, words: str, found: str) ->
         window.page.locator("input[name=q]").first.fill(words)
         window.page.keyboard.press("Enter")
         window.page.wait_for_selector(".search li a")
-        window.page.wait_for_function("!document.querySelector('.search-summary').textContent.includes('...')")
+        window.page.wait_for_function(
+            "!document.querySelector('.search-summary').textContent.includes('...')"
+        )
         links = window.page.locator(".search li a").evaluate_all("links => links.map((link) => link.href)")
         assert any(found in link for link in links[:15]), links
         assert window.said == []
