@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -118,8 +119,15 @@ def _rows(folder: Path) -> int:
     return len(read_rows(folder / "results" / RESULTS))
 
 
+def complete(rows: Iterable[Row]) -> list[Row]:
+    """Rows of the networks that have one in every setting, networks in order."""
+    found = sorted(rows, key=lambda row: row.model)
+    count = Counter(row.model for row in found)
+    return [row for row in found if count[row.model] == len(SETTINGS)]
+
+
 def settings_table(rows: Sequence[Row]) -> str:
-    """What each setting gives, over all networks."""
+    """What each setting gives, over all networks, and how many these are."""
     networks = {row.model for row in rows}
     best = set().union(*(front([row for row in rows if row.model == name]) for name in networks))
     lines = []
@@ -133,7 +141,7 @@ def settings_table(rows: Sequence[Row]) -> str:
              f"{min(lost):+.1f}", f"{on} of {len(group)}", f"{median(row.seconds for row in group):.0f}")
         )  # fmt: skip
     header = ("setting", "times smaller", "SQNR, dB", "top-1 − float", "the worst", "on the front", "s a job")
-    return markdown(header, lines)
+    return f"{len(networks)} networks:\n\n{markdown(header, lines)}"
 
 
 def networks_table(rows: Sequence[Row]) -> str:
@@ -173,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.folder.resolve()
     count = prepare(available(options.networks, Console(stderr=True)), folder)
     run(folder, count, options.workers, Log(folder / "log.txt"))
-    rows = sorted(read_rows(folder / "results" / RESULTS).values(), key=lambda row: row.model)
+    rows = complete(read_rows(folder / "results" / RESULTS).values())
     content = {
         "sweep_settings": settings_table(rows),
         "sweep_networks": networks_table(rows),

@@ -26,6 +26,7 @@ exclude_patterns = [".*", "build", "dist", "**/node_modules"]
 
 myst_heading_anchors = 4  # with the names that GitHub gives to headings
 highlight_language = "text"
+smartquotes = False  # -- is a flag, and quotes are typed
 
 default_role = "py:obj"  # `Recipe` in a docstring
 autodoc_typehints = "none"  # the docstrings name types in words

@@ -3,8 +3,8 @@
     python -m tools.container_check [--model MODEL.onnx] [--write]          (make container-check)
 
 Needs Linux, root, `debootstrap` and `unshare`. The root directory is Debian's, with its Python where the image
-has one of its own; everything else is what the Dockerfile says, read from it. The newcomer is the user that it
-makes: a file 8 times smaller, one for integer kernels, and both run. Seconds of every step are printed, and
+has one of its own; everything else is what the Dockerfile says, read from it. The newcomer is its user, and
+makes a file 8 times smaller, one for integer kernels, and runs both. Seconds of every step are printed;
 `--write` puts them into docs/tutorial.md.
 """
 
@@ -91,9 +91,10 @@ class Stage:
     def command(self, *words: str) -> list[str]:
         """The words of a command inside; its mounts go with it."""
         inside = " ".join(map(shlex.quote, ("cd", self.folder))) + " && exec " + shlex.join(words)
-        script = f"mount -t proc proc {shlex.quote(str(self.root))}/proc && exec chroot"
+        root = shlex.quote(str(self.root))
+        script = f"mount -t proc proc {root}/proc && mount --rbind /dev {root}/dev && exec chroot"
         script += "" if self.user == "root" else f" --userspec={self.user}:{self.user}"
-        script += f" {shlex.quote(str(self.root))} /bin/sh -c {shlex.quote(inside)}"
+        script += f" {root} /bin/sh -c {shlex.quote(inside)}"
         return ["unshare", "--mount", "--pid", "--fork", "sh", "-c", script]
 
 
@@ -101,19 +102,26 @@ ENVIRONMENT = {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "COLUMNS": "100"
 
 
 def base(folder: Path, watch: Stopwatch) -> Path:
-    """Debian with a Python that may install into /usr/local, as in the image; made once."""
+    """Debian with a Python that may install into /usr/local, as in the image; made once.
+
+    Packages are unpacked and not set up: nothing but the two files of users is made by their scripts here.
+    """
     root = folder / "base"
-    if not (root / "usr/local/bin/pip").exists():
-        shutil.rmtree(root, ignore_errors=True)
-        include = "--include=python3,python3-venv,ca-certificates"
-        watch("debootstrap", "debootstrap", "--variant=minbase", include, RELEASE, root, MIRROR)
-        for file in OF_THIS_MACHINE:
-            shutil.copyfile(file, f"{root}{file}")
-        watch(
-            "a Python in /usr/local",
-            *Stage(root).command("python3", "-m", "venv", "/usr/local"),
-            env=ENVIRONMENT,
-        )
+    if (root / "usr/local/bin/pip").exists():
+        return root
+    archives = root / "var/cache/apt/archives"
+    include = "--include=python3,python3-venv,ca-certificates"
+    fetch = ("--download-only", "--variant=minbase", include, RELEASE, root, MIRROR)
+    watch("debootstrap", "debootstrap", *fetch)
+    # base-files first: it has the links from /bin to /usr/bin that others go through.
+    for package in sorted(archives.glob("*.deb"), key=lambda path: (path.name[:10] != "base-files", path)):
+        subprocess.run(["dpkg-deb", "--extract", package, root], check=True)
+    for name in ("passwd", "group"):
+        shutil.copyfile(root / f"usr/share/base-passwd/{name}.master", root / "etc" / name)
+    for file in OF_THIS_MACHINE:
+        Path(f"{root}{file}").parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, f"{root}{file}")
+    watch("python", *Stage(root).command("python3", "-m", "venv", "/usr/local"), env=ENVIRONMENT)
     return root
 
 

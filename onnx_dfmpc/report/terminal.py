@@ -1,5 +1,5 @@
-"""An outline as text for a terminal: tables in 80 columns, lists in fewer, readable without colour. The figures
-and the verdict come last, where the reader is when the command ends.
+"""An outline as text for a terminal: tables from 80 columns on, lists in fewer, readable without colour. The
+figures and the verdict come last, where the reader is when the command ends.
 """
 
 from __future__ import annotations
