@@ -2,10 +2,10 @@
 
     python -m tools.container_check [--model MODEL.onnx] [--write]          (make container-check)
 
-Needs Linux, root, `debootstrap` and `unshare`. The root directory is Debian's, with its Python where the image
-has one of its own; everything else is what the Dockerfile says, read from it. The newcomer is its user, and
-makes a file 8 times smaller, one for integer kernels, and runs both. Seconds of every step are printed;
-`--write` puts them into docs/tutorial.md.
+Needs Linux, root, `debootstrap` and `unshare`. The root directory is Debian's, whose Python stands in for the
+image's; everything else is what the Dockerfile says, read from it. The newcomer is its user, and makes a file
+8 times smaller, one for integer kernels, and runs both. Seconds of every step are printed; `--write` puts them
+into docs/tutorial.md.
 """
 
 from __future__ import annotations
