@@ -4,8 +4,8 @@
 
 Needs Linux, root, `debootstrap` and `unshare`. The root directory is Debian's, whose Python stands in for the
 image's; everything else is what the Dockerfile says, read from it. The newcomer is its user, and makes a file
-8 times smaller, one for integer kernels, and runs both. Seconds of every step are printed; `--write` puts them
-into docs/tutorial.md.
+8 times smaller, one for integer kernels, and runs both. Seconds of every step are printed; `--write` puts
+them into docs/tutorial.md.
 """
 
 from __future__ import annotations
