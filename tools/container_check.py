@@ -146,7 +146,8 @@ def build(folder: Path, watch: Stopwatch) -> Stage:
         elif name == "COPY":
             _copy(rest.split(), stage, stages)
         elif name == "RUN":
-            watch(f"RUN {rest.split('&&')[0].strip()}", *stage.command("sh", "-c", rest), env=ENVIRONMENT)
+            title = next((part for part in rest.split("&&") if " pip " in part), rest).strip()
+            watch(title, *stage.command("sh", "-c", rest), env=ENVIRONMENT)
         elif name == "USER":
             stage.user = rest
         elif name == "WORKDIR":
@@ -224,7 +225,7 @@ def main() -> None:
     watch = Stopwatch()
     stage = build(folder, watch)
     outcome = newcomer(stage, options.model, watch)
-    steps = [step for step in watch.steps if step.what.startswith(("RUN set", "onnx-dfmpc", "run"))]
+    steps = [step for step in watch.steps if re.search("pip install|onnx-dfmpc|run both", step.what)]
     print(f"{table(steps)}\n\n{outcome}")
     if options.write:
         readme.write("newcomer", f"{table(steps)}\n\n{options.model.name}: {outcome}.")
