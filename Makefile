@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all pytest coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check pythons versions check-lowest check-newest integrations $(HOSTS:%=check-%) runtimes
+.PHONY: help demo web-demo web-test test test-all pytest coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check docs container-check pythons versions check-lowest check-newest integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -28,6 +28,10 @@ help: ## list the targets
 
 .venv/dev.stamp: pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[dev]'
+	@touch .venv/core.stamp $@
+
+.venv/docs.stamp: pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[docs,test]'
 	@touch .venv/core.stamp $@
 
 demo: .venv/core.stamp ## quantize the network that ships with the project and compare
@@ -137,6 +141,14 @@ check-lowest check-newest: check-%: pyproject.toml
 	rm -rf build/$* && $(PYTHON) -m venv build/$*
 	build/$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' $$($(PYTHON) -m tools.versions $*)
 	build/$*/bin/python -m pytest -q -p no:cacheprovider -n auto -m "not slow" $(SLICE)
+
+container-check: .venv/dev.stamp ## the Dockerfile's steps in an empty root directory, and a newcomer's first minutes (as root; debootstrap)
+	$(BIN)/python -m tools.container_check
+
+docs: .venv/docs.stamp ## the documentation site, into build/site: warnings are errors, links and looks are tested
+	rm -rf build/site
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees . build/site
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_site.py
 
 clean: ## remove the environment and everything that was built
 	rm -rf .venv .rivals build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -375,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     header = ("models", "cases", "quantized", "lowest SQNR at 8 bits (dB)", "wrong", "refused, since")
     text = markdown(header, list(rows(outcomes))) + "\n\n" + summary(outcomes, others) + "\n"
     if given.output:
-        given.output.write_text(text)
+        given.output.write_text(f"# Odd models\n\n{text}")
     sys.stdout.write(text)
     return int(any(one.wrong for one in outcomes))
 

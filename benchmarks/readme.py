@@ -27,6 +27,8 @@ PAGES = (
     ROOT / "docs" / "bits.md",
     ROOT / "docs" / "activations.md",
     ROOT / "docs" / "web.md",
+    ROOT / "docs" / "sweep.md",
+    ROOT / "docs" / "tutorial.md",
     ROOT / "models" / "README.md",
 )
 """Where tables stand; each has its markers on one of them."""

@@ -1,9 +1,13 @@
-"""Our files in every runtime that pip and npm can install: ``python -m benchmarks.runtimes`` (make runtimes).
+"""Our files in every runtime that pip and npm can install.
+
+python -m benchmarks.runtimes              (make runtimes)
+python -m benchmarks.runtimes --render     writes the pages again from benchmarks/results/runtimes.json
 
 Each runtime gets an environment of its own. It runs files with quantized weights (every width, as `--target`
 stores them for it, and natively in 2 and in 4 bits) and files with quantized activations as well. Outputs are
 compared with those of the ONNX Runtime that this package runs with, on the same file, and times (one thread,
-process CPU) with those of the float model in the same runtime. The result is docs/runtimes.md.
+process CPU) with those of the float model in the same runtime. The result is docs/runtimes.md and a page for
+each runtime in docs/runtimes/; their words are in benchmarks/runners/.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,7 @@ from onnx_dfmpc.spec.widths import WIDTHS
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNERS = ROOT / "benchmarks" / "runners"
-PAGE = ROOT / "docs" / "runtimes.md"
+KEPT = ROOT / "benchmarks" / "results" / "runtimes.json"
 NETWORKS = ("cifar10_resnet20_folded", "imagenet_mobilenet_v1_025_128_folded")
 PLAIN: Mapping[str, Any] = {"repair": "none", "samples": 2, "slim": True}
 
@@ -42,32 +46,39 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "
 
 @dataclass(frozen=True)
 class Environment:
-    """A runtime to try. ``target`` is what `--target` calls it; ``package`` is on PyPI, for "web" on npm."""
+    """A runtime to try. ``target`` is what `--target` calls it; ``package`` is on PyPI, for "web" on npm;
+    ``page`` is that of docs/runtimes/ which it is on.
+    """
 
     name: str
     title: str
+    page: str
     target: str
     package: str
     requirements: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
+ORT = "onnxruntime"
+OPENVINO, OPENCV = ("openvino", "numpy"), ("opencv-python-headless", "numpy")
+
+
 def _ort(version: str, patch: int) -> Environment:
     old = ("numpy<2",) if version < "1.19" else ()
     target = "ort" if version == "1.24" else f"ort-{version}"
     requirements = (f"onnxruntime=={version}.{patch}", "numpy", *old)
-    return Environment(f"ort-{version}", "ONNX Runtime", target, "onnxruntime", requirements)
+    return Environment(f"ort-{version}", "ONNX Runtime", ORT, target, "onnxruntime", requirements)
 
 
 ENVIRONMENTS = (
     *(_ort(*version) for version in (("1.16", 3), ("1.17", 3), ("1.18", 1), ("1.19", 2))),
     *(_ort(*version) for version in (("1.20", 1), ("1.21", 1), ("1.22", 1), ("1.24", 1))),
-    Environment("web", "onnxruntime-web (wasm, node)", "ort-web", "onnxruntime-web", ()),
-    Environment("openvino", "OpenVINO, as it comes", "openvino", "openvino", ("openvino", "numpy")),
-    Environment("openvino", "OpenVINO, in float32", "openvino", "openvino", ("openvino", "numpy"), EXACT),
-    Environment("opencv", "OpenCV", "opencv", "opencv-python-headless", ("opencv-python-headless", "numpy")),
-    Environment("tract", "tract", "tract", "tract", ("tract", "numpy")),
-    Environment("tvm", "TVM", "tvm", "apache-tvm", ("apache-tvm", "onnx", "numpy")),
+    Environment("web", "onnxruntime-web (wasm, node)", "ort-web", "ort-web", "onnxruntime-web", ()),
+    Environment("openvino", "OpenVINO, as it comes", "openvino", "openvino", "openvino", OPENVINO),
+    Environment("openvino", "OpenVINO, in float32", "openvino", "openvino", "openvino", OPENVINO, EXACT),
+    Environment("opencv", "OpenCV", "opencv", "opencv", "opencv-python-headless", OPENCV),
+    Environment("tract", "tract", "tract", "tract", "tract", ("tract", "numpy")),
+    Environment("tvm", "TVM", "tvm", "tvm", "apache-tvm", ("apache-tvm", "onnx", "numpy")),
 )
 
 CASES = ("float", "weights", "scalar", "native 2", "native 4", "activations")
@@ -165,7 +176,8 @@ def outcomes(
     outputs: dict[str, NDArray[Any]] = {}
     for case, job, row in zip(files, jobs, rows, strict=True):
         if "error" in row:
-            found[case] = Outcome(error=row["error"])
+            said = row["error"].replace(f"{folder}/", "").replace("`", "'")
+            found[case] = Outcome(error=said[:160])
             continue
         outputs[case] = np.load(str(job["output"]))
         wanted = expected.get(case, outputs[case])
@@ -186,20 +198,98 @@ def cell(case: str, found: Mapping[str, Outcome]) -> str:
     return f"{one.difference:.0e}{time}"
 
 
-def page(tables: Sequence[tuple[str, Sequence[Sequence[str]]]], errors: Mapping[str, str]) -> str:
-    """The page, around its tables."""
-    lines = [(RUNNERS / "runtimes.md").read_text(encoding="utf-8").rstrip(), ""]
-    for title, rows in tables:
-        lines += [
-            f"### {title}",
-            "",
-            "| runtime | " + " | ".join(CASES) + " |",
-            "|---" * (len(CASES) + 1) + "|",
+@dataclass(frozen=True)
+class Row:
+    """One runtime on one network."""
+
+    network: str
+    runtime: str
+    version: str
+    outcomes: Mapping[str, Outcome]
+
+    @property
+    def title(self) -> str:
+        """Runtime with its version."""
+        return f"{self.runtime} {self.version}"
+
+    @property
+    def page(self) -> str:
+        """Name of the page that it is on."""
+        return next((one.page for one in ENVIRONMENTS if one.title == self.runtime), ORT)
+
+
+def keep(rows: Sequence[Row]) -> None:
+    """The numbers, for the pages to be written again."""
+    KEPT.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+def kept() -> list[Row]:
+    """The numbers of the last run."""
+    rows = json.loads(KEPT.read_text(encoding="utf-8"))
+    return [
+        Row(**row | {"outcomes": {case: Outcome(**one) for case, one in row["outcomes"].items()}})
+        for row in rows
+    ]
+
+
+def pages(rows: Sequence[Row]) -> dict[str, str]:
+    """Path to content: the page of all runtimes, and one for each."""
+    made = {"docs/runtimes.md": _words("runtimes") + "\n\n" + _overview(rows) + "\n"}
+    for name in dict.fromkeys(one.page for one in ENVIRONMENTS):
+        mine = [row for row in rows if row.page == name]
+        made[f"docs/runtimes/{name}.md"] = f"{_words(name)}\n\n{_measured(mine)}\n"
+    return made
+
+
+def _words(name: str) -> str:
+    return (RUNNERS / "pages" / f"{name}.md").read_text(encoding="utf-8").rstrip()
+
+
+def _overview(rows: Sequence[Row]) -> str:
+    """What runs where: yes on every network, on some, or no."""
+    lines = []
+    for title in dict.fromkeys(row.title for row in rows):
+        mine = [row for row in rows if row.title == title]
+        cells = [_runs([not row.outcomes[case].error for row in mine]) for case in CASES]
+        lines.append((f"[{title}](runtimes/{mine[0].page}.md)", *cells))
+    return _table(("runtime", *CASES), lines)
+
+
+def _runs(found: Sequence[bool]) -> str:
+    return "yes" if all(found) else f"{sum(found)} of {len(found)}" if any(found) else "no"
+
+
+def _measured(rows: Sequence[Row]) -> str:
+    """Tables of one page, a network each, and what was said where something does not run."""
+    parts = []
+    for network in dict.fromkeys(row.network for row in rows):
+        lines = [
+            (row.title, *(cell(case, row.outcomes) for case in CASES))
+            for row in rows
+            if row.network == network
         ]
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    lines += ["## What they say where they do not run", ""]
-    lines += [f"* {what}: `{error}`" for what, error in errors.items()]
-    return "\n".join(lines) + "\n"
+        parts += [f"### {network}", _table(("runtime", *CASES), lines)]
+    said: dict[str, str] = {}
+    for row in rows:
+        for case, one in row.outcomes.items():
+            if one.error:
+                said.setdefault(f"{row.title}, {case}", one.error)
+    if said:
+        parts += ["### What it says where it does not run"]
+        parts += ["\n".join(f"* {what}: `{error}`" for what, error in said.items())]
+    return "\n\n".join(parts)
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    shown = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in shown)
+
+
+def write(rows: Sequence[Row]) -> None:
+    """Every page."""
+    for path, content in pages(rows).items():
+        (ROOT / path).parent.mkdir(exist_ok=True)
+        (ROOT / path).write_text(content, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,18 +298,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "runtimes")
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--only", nargs="+", help="names of environments")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--render", action="store_true", help="write the pages from what was measured before")
     given = parser.parse_args(arguments)
+    if given.render:
+        write(kept())
+        return 0
     folder = given.environments.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    tables: list[tuple[str, list[list[str]]]] = []
-    errors: dict[str, str] = {}
+    rows: list[Row] = []
     for network in available(given.networks, Console(stderr=True)):
         spec = load(network.path).proto.graph.input[0].type.tensor_type.shape.dim
         x = np.random.default_rng(0).standard_normal([1, *(dim.dim_value for dim in spec[1:])])
         feed = folder / "x.npy"
         np.save(feed, x.astype(np.float32))
-        rows: list[list[str]] = []
         reference: dict[str, dict[str, NDArray[Any]]] = {}
         for environment in (None, *ENVIRONMENTS):
             if environment is not None and given.only and environment.name not in given.only:
@@ -229,18 +320,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if target not in reference:
                 version, here, reference[target] = outcomes(None, files, {}, feed, folder)
                 if environment is None:
-                    rows.append([f"ONNX Runtime {version}", *(cell(case, here) for case in CASES)])
+                    rows.append(Row(network.name, "ONNX Runtime", version, here))
                     continue
             version, found, _ = outcomes(environment, files, reference[target], feed, folder)
-            title = f"{environment.title} {version}" if environment else ""
-            rows.append([title, *(cell(case, found) for case in CASES)])
-            for case, one in found.items():
-                if one.error:
-                    said = one.error.replace(f"{folder}/", "").replace("`", "'")
-                    errors.setdefault(f"{title}, {case}", said[:160])
-            print(*rows[-1], sep="\t", flush=True)
-        tables.append((network.name, rows))
-    given.page.write_text(page(tables, errors), encoding="utf-8")
+            rows.append(Row(network.name, environment.title if environment else "", version, found))
+            print(rows[-1].title, *(cell(case, found) for case in CASES), sep="\t", flush=True)
+    if not given.only:
+        keep(rows)
+        write(rows)
     return 0
 
 

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
+from benchmarks import browser
 from models import zoo
 from onnx_dfmpc import cli
 
@@ -83,9 +84,9 @@ def report_of(shot: Shot) -> Path:
     return page.resolve()
 
 
-def photograph(browser: Browser, page: Path, shot: Shot) -> None:
+def photograph(opened: Browser, page: Path, shot: Shot) -> None:
     """Upper part of a page as a PNG."""
-    context = browser.new_context(
+    context = opened.new_context(
         viewport={"width": shot.width, "height": shot.height}, color_scheme=shot.scheme, offline=True
     )
     tab = context.new_page()
@@ -103,21 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.screenshots", description=__doc__.split("\n", 1)[0] if __doc__ else None
     )
-    parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser (chromium on PATH)")
+    parser.add_argument("--chromium", default=browser.find(), help="the browser (chromium on PATH)")
     args = parser.parse_args(arguments)
     if args.chromium is None:
         parser.error("no chromium on PATH")
     with (
         tempfile.TemporaryDirectory() as directory,
         contextlib.chdir(directory),
-        sync_playwright() as playwright,
+        browser.chromium(args.chromium) as opened,
     ):
-        browser = playwright.chromium.launch(
-            executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"]
-        )
         for shot in SHOTS:
-            photograph(browser, report_of(shot), shot)
-        browser.close()
+            photograph(opened, report_of(shot), shot)
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks import networks
+from benchmarks import browser, networks
 from benchmarks.tables import markdown
 from models.web import RUNTIME, RUNTIME_FILES
 from onnx_dfmpc import Recipe, quantize
@@ -45,17 +44,6 @@ UNPACKED = ("none", "int8", "float", "activations")
 """How codes are unpacked: by which ``--unpack``, or as ``--activations 8`` does."""
 
 SAMPLES, ROUNDS = 16, 60
-CHROMIUM = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-"""A browser that asks nobody for anything."""
-
 ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 """Headers with which the clock of a page counts in steps of 5 microseconds, not of 100."""
 
@@ -111,9 +99,8 @@ class Row:
 
 
 @contextmanager
-def opened(chromium: str) -> Iterator[Page]:
+def opened(program: str) -> Iterator[Page]:
     """A page of a headless browser that sees the runtime's files and nothing else."""
-    from playwright.sync_api import sync_playwright
 
     def answer(route: Route) -> None:
         file = RUNTIME / route.request.url.rpartition("/")[2]
@@ -122,13 +109,11 @@ def opened(chromium: str) -> Iterator[Page]:
         else:
             route.fulfill(body="", content_type="text/html", headers=ISOLATED)
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM))
-        page = browser.new_page()
+    with browser.chromium(program) as opened_browser:
+        page = opened_browser.new_page()
         page.route("**/*", answer)
         page.goto("http://localhost/")
         yield page
-        browser.close()
 
 
 def settings(storage: str, unpacked: str, bits: int) -> Recipe:
@@ -218,7 +203,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def run(names: Sequence[str], console: Console, chromium: str | None = None) -> list[Row]:
     """Measure networks, each in a browser of its own."""
-    program = chromium or shutil.which("chromium")
+    program = chromium or browser.find()
     if program is None:
         raise DfmpcError("no chromium on PATH", hint="name the browser with --chromium")
     if not RUNTIME.is_dir():

@@ -1,13 +1,14 @@
 """What every test may ask for: the shared networks and data, the small network that ships with the project."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
+from benchmarks.browser import chromium, find
 from onnx_dfmpc import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,17 @@ SHARED_MODELS = (
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven over its DevTools protocol; the test skips where there is none."""
+    program = find()
+    if program is None:
+        pytest.skip("no Chromium on PATH")
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with chromium(program) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,9 @@ def test_rows_are_the_layers_that_are_not_excluded(digits_bn: Path) -> None:
     assert list(table.layers) == [name for name in found if not found[name].excluded]
     assert table.noise.shape == table.sizes.shape == (15, len(table.widths))
     assert (np.diff(table.noise, axis=1) <= 0).all()
-    assert (table.sizes[:, :-1] <= table.sizes[:, -1:]).all()  # between, a zero point may cost more than a bit
+    assert (
+        table.sizes[:, :-1] <= table.sizes[:, -1:]
+    ).all()  # between, a zero point may cost more than a bit
 
 
 @pytest.mark.parametrize(

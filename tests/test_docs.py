@@ -1,5 +1,5 @@
 """The pages say what is so: links lead somewhere, the map has every room, and what a reader would paste runs
-on the shipped network.
+on the shipped network: README and tutorial here, the others with `make test-all`.
 """
 
 import re
@@ -9,23 +9,29 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import readme
-from onnx_dfmpc.cli import flags
+from onnx_dfmpc.cli.flags import parse
 from onnx_dfmpc.recipe import Recipe
 from tests.conftest import ROOT, Run
 
-PAGES = (
-    "README.md",
+FIRST = ("README.md", "docs/tutorial.md")
+LATER = (
     "docs/bits.md",
     "docs/python.md",
     "docs/report.md",
     "docs/storage.md",
     "docs/validate.md",
+    "docs/runtimes/onnxruntime.md",
+    *(f"docs/howto/{path.name}" for path in sorted((ROOT / "docs" / "howto").glob("*.md"))),
 )
+PAGES = (*FIRST, *LATER)
 EVERY_PAGE = sorted(
-    path for folder in (".", "docs", "models", "benchmarks") for path in (ROOT / folder).glob("*.md")
+    path
+    for pattern in ("*.md", "docs/**/*.md", "models/*.md", "benchmarks/*.md")
+    for path in ROOT.glob(pattern)
 )
 ELSEWHERE = ("torch", "spectrogram", "options.add_session_config_entry", "def test_")
 """What a block of Python says that needs more than the shipped network."""
@@ -37,9 +43,13 @@ def blocks(page: str, language: str) -> list[str]:
     )
 
 
-def commands(page: str) -> list[list[str]]:
-    lines = re.findall(r"^ {4}onnx-dfmpc (.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
+def commands(page: Path | str) -> list[list[str]]:
+    """What follows ``onnx-dfmpc``, where it begins a line of an indented block, or of a block of shell."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = re.findall(r"^ {4}onnx-dfmpc (.*)$", text, re.MULTILINE)
+    for block in re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        lines += re.findall(r"^onnx-dfmpc (.*)$", block, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines if " [flags]" not in line]
 
 
 def anchors(path: Path) -> set[str]:
@@ -63,7 +73,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_found_from_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
-        assert f"(docs/{page.name})" in text, page.name
+        assert page.name == "index.md" or f"(docs/{page.name})" in text, page.name
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        assert name == "index" or name.startswith("runtimes/") or f"\n{name}\n" in index, name
 
 
 def test_every_measured_table_has_one_place() -> None:
@@ -78,9 +92,13 @@ def test_every_measured_table_has_one_place() -> None:
         "fast",
         "latency",
         "networks",
+        "newcomer",
         "presets",
         "ranges",
         "sizes",
+        "sweep_log",
+        "sweep_networks",
+        "sweep_settings",
         "web",
     ]
     text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb"
@@ -127,29 +145,34 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     shutil.copy(ROOT / "models" / "digits_resnet_bn.onnx", folder / "model.onnx")
     shutil.copy(ROOT / "models" / "digits_test.npz", folder / "test.npz")
-    (recipe,) = (block for block in blocks("docs/bits.md", "toml") if "[target]" in block)
-    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
+    (folder / "zoo").mkdir()
+    shutil.copy(folder / "model.onnx", folder / "zoo")
+    np.savez(folder / "inputs.npz", input=np.load(folder / "test.npz")["input"][:4])
+    (folder / "page").mkdir()
     return folder
 
 
-def test_every_command_of_the_pages_is_understood() -> None:
-    words = [command for page in EVERY_PAGE for command in commands(str(page.relative_to(ROOT)))]
-    assert words
-    for command in words:
-        args = flags.parse(command)
-        if command[0] in ("plan", "quantize") and not {"-c", "--plan"} & {*command}:
-            flags.recipe_of(args)
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_of_the_pages_are_understood(page: Path) -> None:
+    """Every flag there is one, and every value is allowed."""
+    for words in commands(page):
+        if words[0] not in ("--version", "--help"):
+            parse(words)
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow if page == "docs/bits.md" else ()) for page in PAGES]
-)
+@pytest.mark.parametrize("page", [*FIRST, *(pytest.param(page, marks=pytest.mark.slow) for page in LATER)])
 def test_what_a_reader_would_paste_runs(
     page: str, desk: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for extra in ("jinja2", "vl_convert"):
         pytest.importorskip(extra, reason="the extra 'report' is not installed")
     monkeypatch.chdir(desk)
+    recipes = [block for block in blocks(page, "toml") if "[target]" in block]
+    recipes += [block for block in blocks("docs/bits.md", "toml") if "[target]" in block]
+    (desk / "recipe.toml").write_text(recipes[0], encoding="utf-8")
+    for block in blocks(page, "toml"):
+        if "[setting." in block:
+            (desk / "grid.toml").write_text(block, encoding="utf-8")
     if not (desk / "small.onnx").exists():
         assert run("quantize", "model.onnx", "-o", "small.onnx", "--bits", 4)[0] == 0
     for words in commands(page):
@@ -162,7 +185,7 @@ def test_what_a_reader_would_paste_runs(
 
 
 def test_recipes_of_the_pages_are_recipes(tmp_path: Path) -> None:
-    found = [block for page in PAGES for block in blocks(page, "toml")]
+    found = [block for page in PAGES for block in blocks(page, "toml") if "[setting." not in block]
     assert found
     for number, block in enumerate(found):
         path = tmp_path / f"{number}.toml"

@@ -90,11 +90,13 @@ def test_terminals_of_every_width(
     monkeypatch.setenv("COLUMNS", str(columns))
     code, out, _ = run("quantize", "model.onnx", *FAST, "--dry-run")
     assert code == 0
-    lines = out.splitlines()
-    assert max(map(len, lines)) <= max(
-        80, columns
-    )  # a narrower terminal folds lines itself: no digit is lost
+    copied = [
+        line for line in out.splitlines() if line.startswith("onnx-dfmpc ")
+    ]  # on one line, to be copied
+    lines = [line for line in out.splitlines() if line not in copied]
+    assert max(map(len, lines)) <= columns
     assert any("times smaller" in line or "smaller" in line for line in lines)
     assert "…" not in out
-    code, out, _ = run("--help")
-    assert max(map(len, out.splitlines())) <= max(columns, 60)
+    for command in ([], ["quantize"]):
+        code, out, _ = run(*command, "--help")
+        assert max(map(len, out.splitlines())) <= max(columns, 68)  # argparse breaks no choices

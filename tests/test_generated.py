@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import runtimes
 from onnx_dfmpc.recipe import Recipe
 from tests.conftest import ROOT, Run
-from tools import generated
+from tools import generated, reference
 from tools.schemas import document_schema, recipe_schema
 
 
@@ -21,6 +22,15 @@ def assert_in_step(made: Any) -> None:
 
 def test_schemas_are_in_step() -> None:
     assert_in_step(generated.schemas())
+
+
+def test_the_reference_is_in_step() -> None:
+    assert_in_step(reference.pages())
+
+
+def test_pages_of_runtimes_are_in_step() -> None:
+    for path, content in runtimes.pages(runtimes.kept()).items():
+        assert (ROOT / path).read_text(encoding="utf-8") == content, "python -m benchmarks.runtimes --render"
 
 
 def test_completion_is_in_step() -> None:

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import vl_convert
 
+from benchmarks.browser import SIZES
 from onnx_dfmpc import cli, report
 from onnx_dfmpc.report.html import html_page
 from onnx_dfmpc.report.outline import Chart
@@ -21,17 +20,6 @@ from onnx_dfmpc.report.renderers import outline, render
 from tests.documents import LONG, NASTY, Json, quantized, validation
 
 MOST_BYTES = 5_000_000
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
   .filter((element) => !element.closest(".scroll, #vg-tooltip-element, .skip"))
   .filter((element) => element.getBoundingClientRect().right > innerWidth + 1 ||
@@ -60,26 +48,6 @@ LABELS_OVERLAP = f"""() => [...document.querySelectorAll(".role-axis-label")].fl
 ({COMMON})([...axis.children]
   .filter((text) => text.getAttribute("opacity") !== "0")
   .map((text) => [text, text.getBoundingClientRect()])))"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium, driven over its DevTools protocol."""
-    program = next(
-        (
-            found
-            for name in ("chromium", "chromium-browser", "google-chrome")
-            if (found := shutil.which(name))
-        ),
-        None,
-    )
-    if program is None:
-        pytest.skip("no Chromium on PATH")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=list(QUIET))
-        yield opened
-        opened.close()
 
 
 class Opened:

@@ -18,11 +18,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from benchmarks.browser import SIZES
 from models import web
 from onnx_dfmpc.errors import DfmpcError
-from tests.test_report_page import OVERLAPS, SIZES, TOO_WIDE, browser
-
-__all__ = ["browser"]
+from tests.test_report_page import OVERLAPS, TOO_WIDE
 
 Point = tuple[float, float]
 Stroke = Sequence[Point]

@@ -1,4 +1,4 @@
-"""Files that are made from the code: schemas, shell completion, the manual page.
+"""Files that are made from the code: schemas, pages of the reference, shell completion, the manual page.
 
 python -m tools.generated          writes them
 """
@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from onnx_dfmpc.cli.flags import PROGRAM, _parser
+from tools import reference
 from tools.schemas import document_schema, recipe_schema
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def manual() -> Mapping[str, str]:
 
 def main() -> None:
     """Write every file."""
-    for path, content in (schemas() | completions() | manual()).items():  # type: ignore[operator]
+    for path, content in (schemas() | reference.pages() | completions() | manual()).items():  # type: ignore[operator]
         (ROOT / path).parent.mkdir(exist_ok=True)
         (ROOT / path).write_text(content, encoding="utf-8")
         print(path)

@@ -252,7 +252,7 @@ class Storage(Settings):
     """How codes are put into the file."""
 
     target: str | None = setting(
-        one_of(*RUNTIMES), None,
+        one_of(*RUNTIMES, metavar="RUNTIME"), None,
         "--target", "the runtime that has to read the file: " + ", ".join(RUNTIMES) + " (any)",
     )  # fmt: skip
     storage: str | None = setting(

@@ -272,9 +272,9 @@ def pairs(key_check: Check, value_check: Check) -> Check:
     return check
 
 
-def one_of(*choices: str) -> Value:
-    """One of some words."""
-    return Value(choice(choices), "", choices=choices)
+def one_of(*choices: str, metavar: str | None = None) -> Value:
+    """One of some words; with a metavar for the help where they are many."""
+    return Value(choice(choices), "", metavar, choices=choices)
 
 
 def named(registry: dict[str, Any], *more: str) -> Value:
