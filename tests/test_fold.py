@@ -361,19 +361,26 @@ def test_bytes_are_predicted_exactly(digits_bn: Path, form: StorageFormat, metho
     assert [layer.bytes for layer in result.layers] == [layer.bytes for layer in result.plan.layers]
 
 
+def noise_db(found: np.ndarray, expected: np.ndarray) -> float:
+    """Power of the difference over that of what is expected."""
+    return float(10 * np.log10(np.square(found - expected).sum() / np.square(expected).sum() + 1e-20))
+
+
 @pytest.mark.parametrize("method", ["dfmpc", "paper"])
 def test_both_methods_fold_what_they_would_have_kept(digits_bn: Path, digits_data: Path, method: str):
+    # Vectors are rounded the way they will be folded, and so to other codes.
+    knobs = {"low_bits": 2, "high_bits": 6, "storage": "table"}
     kept, folded = (
-        quantize(digits_bn, recipe=Recipe(low_bits=2, high_bits=6, method=method, fold_batch_norm=fold))
+        quantize(digits_bn, recipe=Recipe(**knobs, method=method, fold_batch_norm=fold))
         for fold in ("no", "yes")
     )
     assert folded.size < kept.size
     assert "BatchNormalization" not in operators(folded.model)
     images = np.load(digits_data)["input"][:64]
-    assert_close(run(folded.model, input=images)[0], run(kept.model, input=images)[0], 1e-4)
+    assert noise_db(run(folded.model, input=images)[0], run(kept.model, input=images)[0]) < -45
     for one, other in zip(folded.layers, kept.layers, strict=True):
         assert one.measured_sqnr_db == pytest.approx(
-            other.measured_sqnr_db, abs=0.01
+            other.measured_sqnr_db, abs=0.1
         )  # after batch norm: the same tensor in both
     assert folded.histograms == kept.histograms
 
@@ -401,4 +408,5 @@ def test_shared_networks(shared_model: Path):
     for found, expected in zip(
         run(folded.model, **{value.name: x}), run(kept.model, **{value.name: x}), strict=True
     ):
-        assert_close(found, expected, 1e-4)
+        # Scales and biases are float16 numbers in both files, and not the same.
+        assert noise_db(found, expected) < -45

@@ -173,7 +173,9 @@ def test_sizes_are_known_before(form: StorageFormat, scale: float, bias: float) 
     model = two(scale=scale, bias=bias)
     report, rng = match(model), np.random.default_rng(1)
     bits = {"one": 4, "two": 4}
-    layers = [quantized(one, bits[one.name], "asymmetric", rng, corrected=True) for one in report.layers]
+    layers = [
+        quantized(one, bits[one.name], "asymmetric", form, rng, corrected=True) for one in report.layers
+    ]
     second = layers[1]
     weight = replace(second.weight, scale=np.float32(scale) * second.weight.scale)
     layers[1] = replace(second, weight=weight, bias=np.float32(bias) * second.bias)
