@@ -74,7 +74,9 @@ def test_links_inside_lead_somewhere() -> None:
             if urlsplit(address).scheme or address.startswith("//"):
                 continue
             target = (path.parent / unquote(address.partition("?")[0])).resolve() if address else path
-            if not target.is_file() or (anchor and target.suffix == ".html" and unquote(anchor) not in page(target).names):
+            if not target.is_file() or (
+                anchor and target.suffix == ".html" and unquote(anchor) not in page(target).names
+            ):
                 broken.append((path.relative_to(SITE), link))
     assert broken == []
 
