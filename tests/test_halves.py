@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.rewrite.apply import rewrite
 from onnx_dfmpc.rewrite.halves import Halves, halves_of
-from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, stored_sizes
+from onnx_dfmpc.rewrite.sizes import base_size, predicted_size, shared_sizes, stored_sizes
 from onnx_dfmpc.rewrite.slim import slim
 from onnx_dfmpc.rewrite.vectors import pack_vectors
 from onnx_dfmpc.runtime.session import Session, optimized_nodes
@@ -188,4 +188,5 @@ def test_sizes_are_known_before(form: StorageFormat, scale: float, bias: float) 
     }
     assert {name: stored.bytes for name, stored in done.layers.items()} == rows
     base = base_size(model, report, list(bits), [4], form, half=True)
+    base += int(shared_sizes(model, report, list(bits), [4], form)[0])
     assert 0 <= base + sum(rows.values()) - done.proto.ByteSize() <= 8
