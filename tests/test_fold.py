@@ -21,6 +21,7 @@ from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.fold import fold
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.model.constants import ConstantTable
+from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.rewrite.apply import Rewritten, fold_obstacles, rewrite
 from onnx_dfmpc.rewrite.sizes import predicted_size
@@ -370,7 +371,9 @@ def test_both_methods_fold_what_they_would_have_kept(digits_bn: Path, digits_dat
     assert folded.size < kept.size
     assert "BatchNormalization" not in operators(folded.model)
     images = np.load(digits_data)["input"][:64]
-    assert_close(run(folded.model, input=images)[0], run(kept.model, input=images)[0], 1e-4)
+    # Scales are rounded to 11 bits after batch norm or before it, and so to others.
+    share = 2**-9 if METHODS[method].half else 1e-4
+    assert_close(run(folded.model, input=images)[0], run(kept.model, input=images)[0], share)
     for one, other in zip(folded.layers, kept.layers, strict=True):
         assert one.measured_sqnr_db == pytest.approx(
             other.measured_sqnr_db, abs=0.01
