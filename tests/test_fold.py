@@ -20,8 +20,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx_dfmpc import Recipe, quantize
 from onnx_dfmpc.fold import fold
 from onnx_dfmpc.matching.match import match
-from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.methods import METHODS
+from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load
 from onnx_dfmpc.rewrite.apply import Rewritten, fold_obstacles, rewrite
 from onnx_dfmpc.rewrite.sizes import predicted_size
