@@ -168,8 +168,9 @@ def test_a_sketch_is_nearly_as_good_as_the_search_and_no_better(bits):
     rows, second = rows_of((2, 32, 45), 0), covariance(2, 45, np.random.default_rng(0))
     grid = GridSpec("vector", bits)
     quick, full = sketch(rows, [grid], second)[0], quantize_rows(rows, grid, "gptq", covariance=second)
+    own = np.einsum("grn,gnm,grm->gr", rows, second, rows)
     rough, error = (
-        np.einsum("grn,gnm,grm->", e, second, e)
+        (np.einsum("grn,gnm,grm->gr", e, second, e) / own).mean()
         for e in (dequantize(one).astype(np.float64) - rows for one in (quick, full))
     )
     assert error < rough < 3 * error

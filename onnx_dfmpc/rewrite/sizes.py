@@ -234,7 +234,7 @@ def _edits(
         scale = HALF_PLACEHOLDER if kind.scale else PLACEHOLDER
         edits.append(Edit(layer, layout, _without_codes(layout, scale), bias, norm, folded))
     plain = [layouts[one.name] for one in matched.plain if one.name in layouts]
-    return edits, [PlainEdit(layout, layout.empty()) for layout in plain]
+    return edits, [PlainEdit(layout, _without_codes(layout, PLACEHOLDER)) for layout in plain]
 
 
 def _without_codes(layout: WeightLayout, scale: float) -> StoredWeight:

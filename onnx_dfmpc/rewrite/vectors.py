@@ -3,8 +3,8 @@
     FLOAT16 (n,) -> Cast(FLOAT) -> Mul(1/256) -> Split -> the tensors, by the names that they had
 
 Nothing changes that is computed: these are the numbers of `storage.halves`, bit for bit, and every runtime
-that was tried folds the nodes when it loads the model. A name and a length in a Split also take fewer bytes
-than an initializer.
+that was tried reads them. ONNX Runtime folds the nodes when it loads the model. A name and a length in a
+Split also take fewer bytes than an initializer.
 """
 
 from __future__ import annotations

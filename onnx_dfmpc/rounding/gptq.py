@@ -80,10 +80,10 @@ VECTOR_RATIOS: dict[bool, tuple[tuple[float, ...], tuple[float, ...]]] = {
     True: ((0.9, 1.1, 1.4), (1.0, 1.25, 1.6)),
 }
 """For the rows of a table, up to 3 bits and above: factors of the scale by the root mean square of a row
-whose weights count as their inputs vary, and of that by the plain one. Where all inputs vary alike, the two are
-the same and the factors lie between each other. Where some hardly vary, the first alone is 4 dB better than the
-second (a layer of UltraFace); where inputs correlate strongly, up to 1.5 dB worse. More bits mean rows for
-weights far out, which the scale has to let them reach.
+whose weights count as their inputs vary, and of that by the plain one. Where all inputs vary alike, the two
+are the same and the factors lie between each other. Where some hardly vary, the first alone is 4 dB better
+than the second (a layer of UltraFace); where inputs correlate strongly, up to 1.5 dB worse. More bits mean
+rows for weights far out, which the scale has to let them reach.
 """
 
 SWEEPS = 2
