@@ -187,7 +187,8 @@ def sketch(rows: Array, grids: Sequence[GridSpec], covariance: Covariance, layer
         widest, zero_point = (array.astype(WORKING) for array in first_grid(rows, grid))
         if grid.kind == "vector":
             weighed, _ = first_grid(rows, grid, _variances(covariance))
-            scale = np.sqrt(widest * weighed).astype(WORKING)
+            middle = float(np.median(np.concatenate(VECTOR_RATIOS[grid.bits > 3])))
+            scale = (middle * np.sqrt(widest * weighed)).astype(WORKING)
         else:
             scale = SKETCH_RATIO.get(grid.bits, 1.0) * widest
         codes, _ = feedback(weights, factor, scale, zero_point, levels_of(grid, layers))
