@@ -80,12 +80,12 @@ def resnet18(width: int) -> nn.Module:
 
 
 def plain(activation: str) -> nn.Module:
-    """Eight 3x3 convolutions in a row, each with batch norm and the activation: pairs as in the paper, and
+    """Six 3x3 convolutions in a row, each with batch norm and the activation: pairs as in the paper, and
     no branches.
     """
     layers: list[nn.Module] = []
     channels = 3
-    for outputs, stride in ((16, 1), (16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (96, 2), (96, 1)):
+    for outputs, stride in ((24, 2), (24, 1), (48, 2), (48, 1), (96, 2), (96, 1)):
         layers += [*convolution(channels, outputs, 3, stride), ACTIVATIONS[activation](outputs)]
         channels = outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
@@ -100,7 +100,7 @@ class Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "vgg16": Architecture(lambda: vgg16(0.25), 16),
+    "vgg16": Architecture(lambda: vgg16(0.25), 12),
     "resnet18": Architecture(lambda: resnet18(16), 10),
     **{
         f"activation_{name}": Architecture(lambda name=name: plain(name), 6)  # type: ignore[misc]

@@ -3,8 +3,8 @@
     make train-cifar          or          python -m models.cifar [NAME ...] [--output build/trained]
 
 Data: ``cifar10_jpeg_train`` and ``cifar10_jpeg_test`` in ``$DFMPC_SHARED/data`` (or ``../shared/data``). A
-checkpoint is kept after every epoch, and the same command goes on from there; a network that has its ``.onnx``
-is left alone. Every epoch has its own seed, so an interrupted training ends as one that was not.
+checkpoint is kept after every epoch, and the same command goes on from there; a network that has its
+``.onnx`` is left alone. Every epoch has its own seed, so an interrupted training ends as one that was not.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import argparse
 import io
 import json
 import math
-import os
 import sys
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,8 +44,8 @@ def training_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Every training picture, uint8 (50000, 32, 32, 3), and its class."""
     with np.load(shared_dir() / "data" / f"{TRAIN}.npz") as arrays:
         stream, offsets, labels = arrays["jpeg"], arrays["offsets"], arrays["labels"]
-    pairs = zip(offsets[:-1], offsets[1:], strict=True)
-    images = np.stack([np.asarray(Image.open(io.BytesIO(stream[a:b].tobytes()))) for a, b in pairs])
+    parts = (stream[start:stop].tobytes() for start, stop in pairwise(offsets))
+    images = np.stack([np.asarray(Image.open(io.BytesIO(part))) for part in parts])
     return images, labels.astype(np.int64)
 
 
@@ -52,6 +53,14 @@ def normalized(images: Any) -> Any:
     """Pictures, uint8 (N, height, width, 3), as the float input (N, 3, height, width) of a network."""
     x = (images.float() / 255 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
     return x.permute(0, 3, 1, 2)  # a view: in memory the channels stay last, which is faster
+
+
+class Data(Protocol):
+    """What a network is trained on."""
+
+    labels: Any
+
+    def batches(self, seed: int) -> Iterator[tuple[Any, Any]]: ...
 
 
 class Crops:
@@ -63,7 +72,7 @@ class Crops:
         self.images = torch.from_numpy(np.pad(images, ((0, 0), border, border, (0, 0))))
         self.labels = torch.from_numpy(labels)
 
-    def batches(self, seed: int) -> Any:
+    def batches(self, seed: int) -> Iterator[tuple[Any, Any]]:
         """One epoch of inputs and labels, whole batches only."""
         draw = torch.Generator().manual_seed(seed)
         side = torch.arange(self.size)
@@ -85,7 +94,7 @@ def rate(step: int, steps: int, highest: float = RATE) -> float:
 
 
 def train(
-    network: nn.Module, data: Crops, epochs: int, checkpoint: Path, *, highest: float = RATE
+    network: nn.Module, data: Data, epochs: int, checkpoint: Path, *, highest: float = RATE
 ) -> dict[str, float]:
     """Train in place; goes on from a checkpoint where there is one. Returns what it cost."""
     network.to(memory_format=torch.channels_last)
@@ -157,14 +166,15 @@ def export(network: nn.Module, path: Path) -> None:
 def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(prog="python -m models.cifar", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ARCHITECTURES)}; default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(ARCHITECTURES)}; default: all"
+    )
     parser.add_argument("--output", type=Path, default=Path("build/trained"), metavar="DIRECTORY")
     options = parser.parse_args()
     unknown = set(options.names) - set(ARCHITECTURES)
     if unknown:
         parser.error(f"no such network: {', '.join(sorted(unknown))}")
     options.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(os.cpu_count() or 1)
     names = [n for n in options.names or ARCHITECTURES if not (options.output / f"{n}.onnx").is_file()]
     data = Crops(*training_images()) if names else None
     for name in names:

@@ -2,17 +2,16 @@
 
     make train-qat          or          python -m models.finetune [NAME ...] [--output build/trained]
 
-Weights come from ``cifar10_resnet20_bn.onnx`` and go back into a copy of it, already rounded, with batch norm;
-8-bit activations become QuantizeLinear and DequantizeLinear in front of every convolution. Rounding is LSQ
-(arXiv 1902.08153): the step of every output channel, and of every rounded activation, is learned with the
-weights. Which layer has how many bits is what ``onnx_dfmpc.plan`` says.
+Weights come from ``cifar10_resnet20_bn.onnx`` and go back into a copy of it, already rounded, with batch
+norm; 8-bit activations become QuantizeLinear and DequantizeLinear in front of every convolution. Rounding is
+LSQ (arXiv 1902.08153): the step of every output channel, and of every rounded activation, is learned with
+the weights. Which layer has how many bits is what ``onnx_dfmpc.plan`` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +63,7 @@ class Rounded(torch.autograd.Function):
 
 
 def lsq(x: Any, step: Any, low: int, high: int) -> Any:
-    """x on the grid step * (low ... high); the gradient of the step is scaled down as LSQ has it."""
+    """Round x to the grid step * (low ... high); the gradient of the step is scaled down as LSQ has it."""
     scale = 1 / (x.numel() / step.numel() * high) ** 0.5
     step = step.abs() * scale + (step.abs() * (1 - scale)).detach()  # the value is |step|
     return Rounded.apply((x / step).clamp(low, high)) * step
@@ -200,7 +199,7 @@ def _rounded_input(made: ModelProto, node: onnx.NodeProto, reads: Rounding2d) ->
     dtype = np.int8 if reads.low else np.uint8
     step = abs(reads.step.item())
     names = [f"{node.name}_{part}" for part in ("step", "zero", "codes", "rounded")]
-    made.graph.initializer.append(numpy_helper.from_array(np.float32(step), names[0]))
+    made.graph.initializer.append(numpy_helper.from_array(np.array(step, np.float32), names[0]))
     made.graph.initializer.append(numpy_helper.from_array(np.array(0, dtype), names[1]))
     quantize = helper.make_node("QuantizeLinear", [node.input[0], *names[:2]], [names[2]], names[2])
     dequantize = helper.make_node("DequantizeLinear", [names[2], *names[:2]], [names[3]], names[3])
@@ -218,7 +217,6 @@ def main() -> None:
     if unknown:
         parser.error(f"no such variant: {', '.join(sorted(unknown))}")
     options.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(os.cpu_count() or 1)
     names = [n for n in options.names or VARIANTS if not (options.output / f"{n}.onnx").is_file()]
     data = Crops(*training_images()) if names else None
     path = zoo.fetch(NETWORK)

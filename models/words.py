@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +57,7 @@ class Batches:
     def __init__(self, inputs: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
         self.inputs, self.labels = torch.from_numpy(inputs), torch.from_numpy(labels)
 
-    def batches(self, seed: int) -> Iterator[Any]:
+    def batches(self, seed: int) -> Iterator[tuple[Any, Any]]:
         """One epoch of inputs and labels, whole batches only."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
         for chosen in order[: len(order) // BATCH * BATCH].split(BATCH):
@@ -74,7 +73,11 @@ class WordNetwork(nn.Module):
         layers: list[nn.Module] = []
         channels = EMBEDDING
         for outputs in CHANNELS:
-            layers += [nn.Conv1d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+            layers += [
+                nn.Conv1d(channels, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm1d(outputs),
+                nn.ReLU(),
+            ]
             channels = outputs
         self.layers = nn.Sequential(*layers)
         self.linear = nn.Linear(channels, len(LANGUAGES))
@@ -91,7 +94,6 @@ def main() -> None:
     if (output / f"{NAME}.onnx").is_file():
         return
     output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(SEED)
     inputs, labels = words()
     test = np.arange(len(labels)) % 10 == 0
