@@ -82,6 +82,7 @@ class Row:
     agreement: float | None
     sqnr_db: float | None
     cpu_seconds: float | None
+    training_seconds: float | None  # CPU time of the training, where it was one of models/
     unavailable: str
     versions: str
 
@@ -188,15 +189,16 @@ def measure(
         score.agreement if score else None,
         score.sqnr_db if score else None,
         seconds,
+        _training_seconds(network),
         failed,
-        provenance(),
+        versions,
     )
 
 
 def complete(ledger: Ledger[Row], cases: Iterable[Case], console: Console) -> None:
     """Measure what is missing, network by network."""
     todo = [case for case in dict.fromkeys(cases) if _key(case) not in ledger]
-    done = 0
+    done, versions = 0, provenance()  # as it starts: what is edited meanwhile is not what runs
     for network in available(dict.fromkeys(case.network for case in todo), console):
         mine = [case for case in todo if case.network == network.name]
         for data in dict.fromkeys(case.data for case in mine):
@@ -207,7 +209,7 @@ def complete(ledger: Ledger[Row], cases: Iterable[Case], console: Console) -> No
             with tempfile.TemporaryDirectory() as directory:
                 calibration = _calibration(network, Path(directory))
                 for case in (case for case in mine if case.data == data):
-                    row = measure(network, case, kept, float_top1, calibration)
+                    row = measure(network, case, kept, float_top1, calibration, versions)
                     ledger.add(row)
                     done += 1
                     what = f"{done} of {len(todo)}: {row.network}, {row.setting}, {row.method}"
@@ -216,6 +218,13 @@ def complete(ledger: Ledger[Row], cases: Iterable[Case], console: Console) -> No
 
 def _key(case: Case) -> tuple[str, ...]:
     return case.network, case.setting, case.method, case.data
+
+
+def _training_seconds(network: Network) -> float | None:
+    facts = network.path.with_suffix(".json")
+    if network.name not in networks.OWN or not facts.is_file():
+        return None
+    return float(json.loads(facts.read_text(encoding="utf-8"))["cpu_seconds"])
 
 
 def _calibration(network: Network, directory: Path) -> Path | None:
@@ -251,12 +260,12 @@ SHORT = {
 """Networks, or their activation functions, as people call them."""
 
 TITLES = {
-    "paper-neither": "paper's rounding, nothing repaired",
-    "paper": "paper, in the producer",
-    "paper-consumer": "paper, in the consumer",
-    "dfmpc-neither": "our rounding, nothing repaired",
-    "dfmpc-nocomp": "and mean",
-    "dfmpc": "and gain: default",
+    "paper-neither": "paper's rounding alone",
+    "paper": "paper",
+    "paper-consumer": "paper, absorbed by the consumer",
+    "dfmpc-neither": "our rounding alone",
+    "dfmpc-nocomp": "ours without gain",
+    "dfmpc": "default",
     "nearest": "rounded",
     "squant-bias": "SQuant, bias corrected",
     "dfq": "DFQ",
@@ -267,17 +276,25 @@ TITLES = {
 Rows = Mapping[Hashable, Row]
 
 
-def grid(rows: Rows, names: Sequence[str], settings: Sequence[str], methods: Sequence[str]) -> str:
-    """A line for each network and setting, a column for each method; in each cell top-1, and the 95 % interval of
-    the difference to float.
+def grid(
+    rows: Rows,
+    names: Sequence[str],
+    settings: Sequence[str],
+    methods: Sequence[str],
+    *,
+    outputs: bool = False,
+) -> str:
+    """A line for each network and setting, a column for each method: in each cell top-1 with the 95 % interval of
+    the difference to float or, for ``outputs``, the share of images with the class of the float model, and SQNR.
     """
+    cell = _outputs if outputs else _cell
     lines = []
     for name in names:
         for setting in settings:
             found = [rows.get((name, setting, method, "")) for method in methods]
             some = next((row for row in found if row is not None), None)
             if some is not None:
-                lines.append((SHORT[name], setting, *_float(some), *map(_cell, found)))
+                lines.append((SHORT[name], setting, *_float(some), *map(cell, found)))
     return markdown(("network", "bits", "n", "float ± SE", *(TITLES[m] for m in methods)), lines)
 
 
@@ -307,6 +324,12 @@ def _cell(row: Row | None) -> str:
     return f"**{_percent(row.top1)}** ({100 * row.low:+.1f} to {100 * row.high:+.1f})"
 
 
+def _outputs(row: Row | None) -> str:
+    if row is None or row.agreement is None:
+        return ""
+    return f"{_percent(row.agreement)}, {row.sqnr_db:.1f} dB" if row.sqnr_db is not None else "the same"
+
+
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
@@ -323,30 +346,32 @@ COMPARED = (
 )
 
 
-def training(rows: Rows, costs: Mapping[str, float]) -> str:
+def training(rows: Rows) -> str:
     """Ways to 2/6 and W4A8, with and without data and time."""
     lines = []
     for name, setting, method, title in COMPARED:
         found = [rows.get((name, setting, method, data)) for data in BOTH]
-        if any(row is None for row in found):
-            continue
-        seconds = costs.get(name, 0.0) + (found[0].cpu_seconds or 0.0 if found[0] else 0.0)
-        bits = {"resnet20_qat_2_6": "2/6", "resnet20_qat_w4a8": "4 + A8"}.get(name, setting)
-        lines.append((title, bits, f"{seconds:,.0f}", *(_percent(row.top1) if row else "" for row in found)))
-    floats = [rows.get((n, "2/6", "dfmpc", d)) for n in (BASE, FINETUNED) for d in BOTH]
-    if all(floats):
-        tops = [_percent(row.float_top1) for row in floats if row]
-        lines.insert(0, ("float, as shared", "32", "0", *tops[:2]))
-        lines.insert(1, ("float, trained further", "32", f"{costs.get(FINETUNED, 0):,.0f}", *tops[2:]))
+        if all(found):
+            bits = {"resnet20_qat_2_6": "2/6", "resnet20_qat_w4a8": "4 + A8"}.get(name, setting)
+            seconds = sum((row.training_seconds or 0) + (row.cpu_seconds or 0) for row in found[:1] if row)
+            lines.append((title, bits, f"{seconds:,.0f}", *(_cell(row) for row in found)))
+    for name, title in ((FINETUNED, "float, trained further"), (BASE, "float, as shared")):
+        found = [rows.get((name, "2/6", "dfmpc", data)) for data in BOTH]
+        if all(found):
+            seconds = sum(row.training_seconds or 0 for row in found[:1] if row)
+            tops = (_float(row)[1] for row in found if row)
+            lines.insert(0, (title, "32", f"{seconds:,.0f}", *tops))
     counts = {row.data: row.n for row in rows.values()}
     data = [f"{name}, n = {counts.get(name, 0):,}" for name in BOTH]
     return markdown(("", "bits", "CPU s", *data), lines)
 
 
-def costs() -> dict[str, float]:
-    """CPU seconds of the trainings of this machine, by network."""
-    files = networks.TRAINED.glob("resnet20_*.json")
-    return {path.stem: json.loads(path.read_text("utf-8"))["cpu_seconds"] for path in files}
+def missing(rows: Rows) -> str:
+    """Networks of the studies that have not been measured, and what would make them."""
+    names = dict.fromkeys(case.network for cases in STUDIES.values() for case in cases)
+    absent = [name for name in names if not any(row.network == name for row in rows.values())]
+    lines = [f"* {name}: `make {networks.OWN[name]}`" for name in absent if name in networks.OWN]
+    return "\n".join(["Not measured yet, since nobody has trained them:", *lines]) if lines else ""
 
 
 def chart(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
@@ -355,7 +380,7 @@ def chart(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
         {"network": SHORT[n], "low bits": low, "top1": 100 * row.top1, "method": TITLES[m]}
         for n in names
         for low in (2, 3, 4)
-        for m in FORMS
+        for m in SWITCHED
         if (row := rows.get((n, f"{low}/6", m, ""))) is not None and row.top1 is not None
     ]
     floats = [
@@ -366,7 +391,7 @@ def chart(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
     encoding = {
         "x": {"field": "low bits", "type": "ordinal", "axis": {"labelAngle": 0}},
         "y": {"field": "top1", "type": "quantitative", "title": "top-1, %"},
-        "color": {"field": "method", "type": "nominal", "scale": {"domain": [TITLES[m] for m in FORMS]}},
+        "color": {"field": "method", "type": "nominal", "scale": {"domain": [TITLES[m] for m in SWITCHED]}},
     }
     lines = {"mark": {"type": "line", "point": True}, "encoding": encoding}
     rule = {
@@ -402,12 +427,18 @@ def write(ledger: Ledger[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
     svg = vl_convert.vegalite_to_svg(json.dumps(chart(rows, PAPERS)))
     (charts / "compensation.svg").write_text(svg + "\n", encoding="utf-8")
     made: dict[str, Callable[[], str]] = {
-        "compensation": lambda: grid(rows, PAPERS, ("2/6", "3/6", "4/6"), FORMS),
+        "compensation": lambda: grid(rows, PAPERS, ("2/6", "3/6", "4/6"), SWITCHED),
+        "compensation_outputs": lambda: grid(rows, PAPERS, ("2/6", "3/6", "4/6"), SWITCHED, outputs=True),
+        "forms": lambda: grid(rows, PAPERS, ("2/6",), ("paper", "paper-consumer", "dfmpc-nocomp", "dfmpc")),
         "dfq": lambda: sizes(rows, CLASSIFIERS, DFQ_COLUMNS),
-        "beyond": lambda: grid(rows, BEYOND, ("2/6", "2", "3", "4"), BEYOND_METHODS),
-        "beyond_a8": lambda: sizes(rows, BEYOND, (("4 + A8", "dfmpc"),)),
+        "beyond": lambda: grid(rows, BEYOND, ("2/6", "2", "3", "4", "4 + A8"), BEYOND_METHODS),
+        "beyond_outputs": lambda: grid(
+            rows, BEYOND, ("2/6", "2", "3", "4", "4 + A8"), BEYOND_METHODS, outputs=True
+        ),
         "functions": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS),
-        "training": lambda: training(rows, costs()),
+        "functions_outputs": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, outputs=True),
+        "training": lambda: training(rows),
+        "missing": lambda: missing(rows),
         "versions": lambda: "\n".join(f"* {line}" for line in dict.fromkeys(row.versions for row in ledger)),
     }
     text = Template(TEMPLATE.read_text(encoding="utf-8"))
