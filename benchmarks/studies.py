@@ -158,7 +158,7 @@ def provenance() -> str:
 
 
 def measure(
-    network: Network, case: Case, kept: Reference, float_top1: float, calibration: Path | None
+    network: Network, case: Case, kept: Reference, float_top1: float, calibration: Path | None, versions: str
 ) -> Row:
     """Quantize as a case says, and compare."""
     source = load(network.path)
