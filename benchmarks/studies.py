@@ -205,7 +205,7 @@ def complete(ledger: Ledger[Row], cases: Iterable[Case], console: Console) -> No
             # what training made of a network is compared with the network that it started from
             first = networks.network(BASE) if network.name.startswith("resnet20_qat") else network
             kept = reference(first, data or test_data(network))
-            float_top1 = kept.score(load(first.path).proto).top1 or 0.0
+            float_top1 = _top1(kept)
             with tempfile.TemporaryDirectory() as directory:
                 calibration = _calibration(network, Path(directory))
                 for case in (case for case in mine if case.data == data):
@@ -214,6 +214,12 @@ def complete(ledger: Ledger[Row], cases: Iterable[Case], console: Console) -> No
                     done += 1
                     what = f"{done} of {len(todo)}: {row.network}, {row.setting}, {row.method}"
                     console.print(f"{what}: {_percent(row.top1)} of {_percent(row.float_top1)}", style="dim")
+
+
+def _top1(kept: Reference) -> float:
+    """Of the float model, whose outputs are kept; all networks here have one output, the scores."""
+    scores = np.concatenate([outputs[0] for outputs in kept.outputs])
+    return float((scores.reshape(len(scores), -1).argmax(1) == kept.samples.labels).mean())
 
 
 def _key(case: Case) -> tuple[str, ...]:
