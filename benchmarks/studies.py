@@ -301,7 +301,7 @@ def grid(
             some = next((row for row in found if row is not None), None)
             if some is not None:
                 lines.append((SHORT[name], setting, *_float(some), *map(cell, found)))
-    return markdown(("network", "bits", "n", "float ± SE", *(TITLES[m] for m in methods)), lines)
+    return _table(("network", "bits", "n", "float ± SE", *(TITLES[m] for m in methods)), lines)
 
 
 def sizes(rows: Rows, names: Sequence[str], columns: Sequence[tuple[str, str]]) -> str:
@@ -314,7 +314,11 @@ def sizes(rows: Rows, names: Sequence[str], columns: Sequence[tuple[str, str]]) 
             cells = [f"{_cell(row)}; {row.bytes:,}" if row and row.bytes else "-" for row in found]
             lines.append((SHORT[name], *_float(some), f"{some.float_bytes:,}", *cells))
     titles = [f"{TITLES.get(method, method)}, {setting}" for setting, method in columns]
-    return markdown(("network", "n", "float ± SE", "bytes", *titles), lines)
+    return _table(("network", "n", "float ± SE", "bytes", *titles), lines)
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return markdown(header, lines) if lines else "*Not measured yet.*"
 
 
 def _float(row: Row) -> tuple[str, str]:
@@ -369,7 +373,7 @@ def training(rows: Rows) -> str:
             lines.insert(0, (title, "32", f"{seconds:,.0f}", *tops))
     counts = {row.data: row.n for row in rows.values()}
     data = [f"{name}, n = {counts.get(name, 0):,}" for name in BOTH]
-    return markdown(("", "bits", "CPU s", *data), lines)
+    return _table(("", "bits", "CPU s", *data), lines)
 
 
 def missing(rows: Rows) -> str:
