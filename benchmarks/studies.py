@@ -116,10 +116,15 @@ CLASSIFIERS = (
 BEYOND = ("har_conv1d_bn", "wakeword_bn", WORDS)
 BEYOND_METHODS = ("nearest", "squant-bias", "paper", "dfmpc-nocomp", "dfmpc")
 FINETUNED, BASE = "resnet20_float", "cifar10_resnet20_bn"
-BOTH = ("cifar10_jpeg_test", "cifar10_test")
+CLEAN = "cifar10_test"
+BOTH = ("cifar10_jpeg_test", CLEAN)
 
 STUDIES: Mapping[str, list[Case]] = {
-    "compensation": [*_cases(PAPERS, ("2/6",), FORMS), *_cases(PAPERS, ("3/6", "4/6"), SWITCHED)],
+    "compensation": [
+        *_cases(PAPERS, ("2/6",), FORMS),
+        *_cases(PAPERS[:2], ("2/6",), SWITCHED, CLEAN),
+        *_cases(PAPERS, ("3/6", "4/6"), SWITCHED),
+    ],
     "dfq": [
         *_cases(CLASSIFIERS, ("3/6",), ("paper", "dfmpc")),
         *_cases(CLASSIFIERS, ("6", "4"), ("dfq", "dfq-channel", "dfmpc")),
@@ -297,7 +302,7 @@ def grid(
     lines = []
     for name in names:
         for setting in settings:
-            found = [rows.get((name, setting, method, "")) for method in methods]
+            found = [rows.get((name, setting, method, data)) for method in methods]
             some = next((row for row in found if row is not None), None)
             if some is not None:
                 lines.append((SHORT[name], setting, *_float(some), *map(cell, found)))
@@ -439,6 +444,7 @@ def write(ledger: Ledger[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
     made: dict[str, Callable[[], str]] = {
         "compensation": lambda: grid(rows, PAPERS, ("2/6", "3/6", "4/6"), SWITCHED),
         "compensation_outputs": lambda: grid(rows, PAPERS, ("2/6", "3/6", "4/6"), SWITCHED, outputs=True),
+        "clean": lambda: grid(rows, PAPERS, ("2/6",), SWITCHED, data=CLEAN),
         "forms": lambda: grid(rows, PAPERS, ("2/6",), ("paper", "paper-consumer", "dfmpc-nocomp", "dfmpc")),
         "dfq": lambda: sizes(rows, CLASSIFIERS, DFQ_COLUMNS),
         "beyond": lambda: grid(rows, BEYOND, ("2/6", "2", "3", "4", "4 + A8"), BEYOND_METHODS),
