@@ -293,6 +293,7 @@ def grid(
     settings: Sequence[str],
     methods: Sequence[str],
     *,
+    data: str = "",
     outputs: bool = False,
 ) -> str:
     """A line for each network and setting, a column for each method: in each cell top-1 with the 95 % interval of
