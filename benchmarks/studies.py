@@ -383,11 +383,14 @@ def training(rows: Rows) -> str:
 
 
 def missing(rows: Rows) -> str:
-    """Networks of the studies that have not been measured, and what would make them."""
+    """Networks of the studies that have not been measured, by what would make them."""
     names = dict.fromkeys(case.network for cases in STUDIES.values() for case in cases)
-    absent = [name for name in names if not any(row.network == name for row in rows.values())]
-    lines = [f"* {name}: `make {networks.OWN[name]}`" for name in absent if name in networks.OWN]
-    return "\n".join(["Not measured yet, since nobody has trained them:", *lines]) if lines else ""
+    measured = {row.network for row in rows.values()}
+    absent = [name for name in names if name not in measured]
+    targets = dict.fromkeys(networks.OWN[name] for name in absent if name in networks.OWN)
+    lines = [f"* `make {t}`: {', '.join(n for n in absent if networks.OWN.get(n) == t)}" for t in targets]
+    lines += [f"* not on this machine: {name}" for name in absent if name not in networks.OWN]
+    return "\n".join(lines)
 
 
 def chart(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
