@@ -394,18 +394,20 @@ def missing(rows: Rows) -> str:
 
 
 def chart(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
-    """Bits of the low layers against top-1, with and without compensation, as a Vega-Lite specification."""
+    """Bits of the low layers against top-1, with and without compensation, as a Vega-Lite specification; the
+    dashed line is float.
+    """
+    found = [rows.get((n, f"{low}/6", m, "")) for n in names for low in (2, 3, 4) for m in SWITCHED]
     values = [
-        {"network": SHORT[n], "low bits": low, "top1": 100 * row.top1, "method": TITLES[m]}
-        for n in names
-        for low in (2, 3, 4)
-        for m in SWITCHED
-        if (row := rows.get((n, f"{low}/6", m, ""))) is not None and row.top1 is not None
-    ]
-    floats = [
-        {"network": SHORT[n], "float": 100 * row.float_top1}
-        for n in names
-        if (row := rows.get((n, "2/6", "dfmpc", ""))) is not None
+        {
+            "network": SHORT[row.network],
+            "low bits": int(row.setting.split("/")[0]),
+            "top1": 100 * row.top1,
+            "method": TITLES[row.method],
+            "float": 100 * row.float_top1,
+        }
+        for row in found
+        if row is not None and row.top1 is not None
     ]
     encoding = {
         "x": {"field": "low bits", "type": "ordinal", "axis": {"labelAngle": 0}},
@@ -413,11 +415,8 @@ def chart(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
         "color": {"field": "method", "type": "nominal", "scale": {"domain": [TITLES[m] for m in SWITCHED]}},
     }
     lines = {"mark": {"type": "line", "point": True}, "encoding": encoding}
-    rule = {
-        "mark": {"type": "rule", "strokeDash": [4, 3]},
-        "data": {"values": floats},
-        "encoding": {"y": {"field": "float", "type": "quantitative"}},
-    }
+    average = {"aggregate": "mean", "field": "float", "type": "quantitative"}  # the same in all of a facet
+    rule = {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": {"y": average}}
     return {
         "background": "white",
         "data": {"values": values},
