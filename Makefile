@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 HOSTS := dask olive onnx-ir polygraphy torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web-demo web-test test test-all pytest coverage lint format fuzz odd-models train wheel wheel-check clean rivals generated release-check docs container-check pythons versions check-lowest check-newest integrations $(HOSTS:%=check-%) runtimes
+.PHONY: help demo web-demo web-test test test-all pytest coverage lint format fuzz odd-models train train-cifar train-words train-qat results wheel wheel-check clean rivals generated release-check docs container-check pythons versions check-lowest check-newest integrations $(HOSTS:%=check-%) runtimes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -78,9 +78,25 @@ odd-models: .venv/dev.stamp ## over 400 models as users have them, each against 
 runtimes: .venv/dev.stamp ## run our files in every runtime that pip and npm can install, and write docs/runtimes.md
 	$(BIN)/python -m benchmarks.runtimes
 
-train: .venv/core.stamp ## train the shipped network again (installs torch)
-	$(PIP) --editable '.[train]'
+train: .venv/train.stamp ## train the shipped network again (installs torch)
 	$(BIN)/python -m models.train
+
+# Networks for the studies, into build/trained; about an hour and a half on two cores, resumable. Training takes all cores.
+train-cifar: .venv/train.stamp ## train VGG-16, ResNet-18 and six activation functions on CIFAR-10 for the studies (needs the shared data)
+	env -u OMP_NUM_THREADS $(BIN)/python -m models.cifar
+
+train-words: .venv/train.stamp ## train a text classifier for the studies
+	env -u OMP_NUM_THREADS $(BIN)/python -m models.words
+
+train-qat: .venv/train.stamp ## train ResNet-20 further, in float and with its rounding
+	env -u OMP_NUM_THREADS $(BIN)/python -m models.finetune
+
+.venv/train.stamp: pyproject.toml .venv/dev.stamp
+	$(PIP) --editable '.[train]'
+	@touch $@
+
+results: .venv/dev.stamp ## the paper's experiments and its open questions: what is missing in benchmarks/results/studies.json, and docs/results.md
+	$(BIN)/python -m benchmarks.studies --write
 
 wheel: .venv/dev.stamp ## build dist/*.whl
 	rm -rf dist

@@ -34,6 +34,7 @@ class Score:
     agreement: float | None
     sqnr_db: float | None
     failures: tuple[str, ...] = ()
+    top1_interval: tuple[float, float] | None = None  # 95 %, of the difference to float, paired
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,12 @@ class Reference:
             tally.add(start, stop, expected, session.run(list(self.names), feeds))
         report = tally.report(samples=self.samples.count, data=self.samples.description, synthetic=False)
         return Score(
-            report.samples, report.top1_quantized, report.top1_agreement, report.sqnr_db, report.failures
+            report.samples,
+            report.top1_quantized,
+            report.top1_agreement,
+            report.sqnr_db,
+            report.failures,
+            report.top1_interval,
         )
 
 

@@ -134,7 +134,10 @@ LAMBDAS = ((0.0, 0.0), (0.05, 0.0), (0.5, 0.0), (5.0, 0.0), (50.0, 0.0), (0.5, 0
 
 GROUPS: Mapping[str, tuple[Method, ...]] = {
     "dfmpc": tuple(from_recipe(f"dfmpc{suffix}", f"the default{SAYS[suffix]}", **knobs) for suffix, knobs in SWITCHES),
-    "paper": tuple(from_recipe(f"paper{suffix}", f"the paper's{SAYS[suffix]}", method="paper", **knobs) for suffix, knobs in SWITCHES),
+    "paper": (
+        *(from_recipe(f"paper{suffix}", f"the paper's{SAYS[suffix]}", method="paper", **knobs) for suffix, knobs in SWITCHES),
+        from_recipe("paper-consumer", "the paper's, compensated in the consumers' weights", method="paper", absorb="consumer"),
+    ),
     "lambda": tuple(
         _paper(one, two)
         for one, two in LAMBDAS

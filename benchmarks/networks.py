@@ -4,6 +4,7 @@ random weights.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,24 @@ LABELLED = (
 )
 """Networks whose top-1 can be measured."""
 
+TRAINED = Path(os.environ.get("DFMPC_TRAINED") or MODELS.parent / "build" / "trained")
+"""Where `make train-cifar`, `train-words` and `train-qat` put networks of our own."""
+
+CIFAR_LIKE = "cifar10_resnet20_bn"
+"""Network of the manifest whose inputs those trained on CIFAR-10 take."""
+
+ACTIVATIONS = tuple(
+    f"activation_{name}" for name in ("relu", "relu6", "leakyrelu", "prelu", "silu", "hardswish")
+)
+FINETUNED = ("resnet20_float", "resnet20_qat_2_6", "resnet20_qat_w4a8")
+WORDS, WORDS_DATA = "words", "words_test"
+OWN = {
+    **dict.fromkeys(("vgg16", "resnet18", *ACTIVATIONS), "train-cifar"),
+    **dict.fromkeys(FINETUNED, "train-qat"),
+    WORDS: "train-words",
+}
+"""Networks that are trained on this machine, and the target of the Makefile that does it."""
+
 UNLABELLED = ("ultraface_rfb_320_bn", "fastestdet_folded", "fer_xception_bn", "yunet_s_dynamic")
 """Networks with real inputs, but no labels."""
 
@@ -66,17 +85,21 @@ class Network:
     path: Path
     data: tuple[str, ...]
     calibration: str | None = None
+    like: str = ""  # network of the manifest that takes the same inputs; "": itself
 
     def inputs(self, data: str) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Inputs, ready to run, and class indices, where there are any."""
         if data == DIGITS_DATA:
             with np.load(MODELS / f"{data}.npz") as arrays:
                 return arrays["input"], arrays["labels"].astype(np.int64)
+        if data == WORDS_DATA:
+            with np.load(self.path.with_name(f"{data}.npz")) as arrays:
+                return arrays["input"], arrays["labels"]
         if data == FACE_CROPS:
             photographs, _ = zoo.dataset(FACES)
             cut = [image[y : y + SIDE, x : x + SIDE] for image in photographs for y, x in CROPS]
             return zoo.preprocess(np.stack(cut), zoo.entry(self.name)), None
-        return zoo.samples(zoo.entry(self.name), data)
+        return zoo.samples(zoo.entry(self.like or self.name), data)
 
     def some_inputs(self) -> NDArray[Any]:
         """A few dozen real inputs, or more where they are small: enough to tell an SQNR."""
@@ -97,9 +120,21 @@ def network(name: str) -> Network:
         return Network(name, MODELS / f"{name}.onnx", (DIGITS_DATA,))
     if name == RESNET50:
         return Network(name, resnet50_shape(), ())
+    if name in OWN:
+        return _own(name)
     entry = zoo.entry(name)
     calibration = "cifar10_calibration" if name.startswith("cifar10_") else None
     return Network(name, zoo.fetch(entry), entry.data or STAND_INS.get(name, ()), calibration)
+
+
+def _own(name: str) -> Network:
+    path = next((p for p in (TRAINED / f"{name}.onnx", MODELS / f"{name}.onnx") if p.is_file()), None)
+    if path is None:
+        raise zoo.ZooError(f"{name}: not trained on this machine", hint=f"make {OWN[name]}")
+    if name == WORDS:
+        return Network(name, path, (WORDS_DATA,))
+    data = zoo.entry(CIFAR_LIKE).data[::-1]  # the larger first
+    return Network(name, path, data, "cifar10_calibration", CIFAR_LIKE)
 
 
 def resnet50_shape() -> Path:

@@ -528,6 +528,31 @@ def test_synthetic_values_are_those_that_files_were_made_from(
     np.testing.assert_allclose(x.ravel(), values, atol=2e-5)
 
 
+TOKENS = """
+<ir_version: 8, opset_import: ["": 17]>
+g (int32[N, 6] tokens, int64[N, 6] places, int64[N] size) => (float[N, 6, 2] y)
+<float[9, 2] words = {0,1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7}, float[4, 2] at = {0,1,2,3,4,5,6,7}, float[2, 5] shares = {0,1,2,3,4,5,6,7,8,9}> {
+  wide = Cast <to = 7> (tokens)
+  a = Gather (words, wide)
+  b = Gather (at, places)
+  c = Gather <axis = 1> (shares, places)
+  y = Add (a, b)
+}"""
+
+
+@pytest.mark.parametrize("kind", ["pictures", "white", "spectrum"])
+def test_indices_stay_within_their_table(kind: Kind) -> None:
+    specs = model_inputs(parser.parse_model(TOKENS))
+    assert [spec.rows for spec in specs] == [9, 4, None]
+    drawn = fed(synthetic(specs, kind, samples=64))
+    assert np.array_equal(np.unique(drawn["tokens"]), range(9))
+    assert drawn["tokens"].dtype == np.int32
+    assert np.array_equal(np.unique(drawn["places"]), range(4))
+    some = fed(synthetic(specs, kind, samples=64, input_range=(2, 6)))
+    assert np.array_equal(np.unique(some["tokens"]), range(2, 7))  # --input-range counts, within the table
+    assert np.array_equal(np.unique(some["places"]), [2, 3])
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.sampled_from(

@@ -27,6 +27,7 @@ def model_inputs(proto: ModelProto, shapes: Mapping[str, Sequence[int]] | None =
         If an input is not a tensor of numbers that NumPy has.
     """
     initializers = {tensor.name for tensor in proto.graph.initializer}
+    rows = _rows_of_tables(proto)
     specs = []
     for value in proto.graph.input:
         if value.name in initializers:
@@ -44,8 +45,24 @@ def model_inputs(proto: ModelProto, shapes: Mapping[str, Sequence[int]] | None =
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or "?"
             for dim in tensor.shape.dim
         )
-        specs.append(InputSpec(value.name, np.dtype(dtype), shape))
+        specs.append(InputSpec(value.name, np.dtype(dtype), shape, rows.get(value.name)))
     return with_shapes(specs, shapes or {})
+
+
+def _rows_of_tables(proto: ModelProto) -> dict[str, int]:
+    """Rows of the shortest constant table that each input is an index of, read by Gather as it is or cast."""
+    tables = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    came_from = {value.name: value.name for value in proto.graph.input if value.name not in tables}
+    rows: dict[str, int] = {}
+    for node in proto.graph.node:  # in order: what a node reads has been seen
+        if node.op_type in ("Cast", "Identity") and node.input[0] in came_from:
+            came_from[node.output[0]] = came_from[node.input[0]]
+        if node.op_type != "Gather" or node.input[1] not in came_from or not tables.get(node.input[0]):
+            continue
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        name, length = came_from[node.input[1]], tables[node.input[0]][axis]
+        rows[name] = min(length, rows.get(name, length))
+    return rows
 
 
 def with_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> list[InputSpec]:

@@ -60,7 +60,8 @@ def synthetic(
 
     `samples` is how many, by default as many as the kind needs; `batch` how many per run, where the model
     leaves that open. Floats have mean 0 and variance 1 in `unit`s, or where no `input_range` is given;
-    integers are 0 to 255, or 0 and 1 where they are no image and the kind is "spectrum".
+    integers are 0 to 255, or 0 and 1 where they are no image and the kind is "spectrum"; indices of a table
+    (`InputSpec.rows`) are any of its rows, whatever the kind.
     """
     fixed = fixed_batch(specs)
     shapes = [_concrete(spec, kind) for spec in specs]
@@ -73,7 +74,8 @@ def synthetic(
             # an input without the batch axis is the same in all runs
             rows = range(start, stop) if is_batched(spec, fixed) else range(shape[0] if shape else 0)
             between = None if unit and spec.dtype.kind == "f" else input_range
-            drawn = [draw(spec, shape[1:], between, (seed, index, position)) for index in rows]
+            one = _draw_indices if spec.rows else draw
+            drawn = [one(spec, shape[1:], between, (seed, index, position)) for index in rows]
             feeds[spec.name] = np.stack(drawn) if shape else np.ones((), spec.dtype)
         return feeds
 
@@ -248,6 +250,16 @@ def _draw_spectrum(
     else:
         values = rng.standard_normal(shape)
     return _fit(values, spec.dtype, input_range)
+
+
+def _draw_indices(
+    spec: InputSpec, shape: tuple[int, ...], input_range: Range | None, key: tuple[int, int, int]
+) -> AnyArray:
+    """Any row of the table that the input looks things up in: which ones are frequent, no file tells."""
+    last = (spec.rows or 1) - 1
+    low, high = np.clip(input_range or (0, last), 0, last)
+    rng = np.random.default_rng(key)
+    return rng.integers(int(np.ceil(low)), int(np.floor(high)) + 1, shape).astype(spec.dtype)
 
 
 def _drawn_image(shape: tuple[int, ...], draw: Callable[[tuple[int, int, int]], Array]) -> Array:

@@ -28,11 +28,16 @@ def sqnr_db(noise: float) -> float:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Name, dtype and shape of a model input; a dimension that is not fixed is its name, or "?"."""
+    """Name, dtype and shape of a model input; a dimension that is not fixed is its name, or "?".
+
+    ``rows`` is the length of the shortest table that integers look something up in (token ids, for one), None
+    where they are no indices.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
+    rows: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype} {shape_text(self.shape)}"
