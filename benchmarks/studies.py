@@ -115,6 +115,7 @@ CLASSIFIERS = (
 )
 BEYOND = ("har_conv1d_bn", "wakeword_bn", WORDS)
 BEYOND_METHODS = ("nearest", "squant-bias", "paper", "dfmpc-nocomp", "dfmpc")
+SOURCES = ("statistics-closed_form", "statistics-probe")
 FINETUNED, BASE = "resnet20_float", "cifar10_resnet20_bn"
 CLEAN = "cifar10_test"
 BOTH = ("cifar10_jpeg_test", CLEAN)
@@ -132,6 +133,7 @@ STUDIES: Mapping[str, list[Case]] = {
     "beyond": [
         *_cases(BEYOND, ("2/6", "2", "3", "4"), BEYOND_METHODS),
         *_cases(BEYOND, ("4 + A8",), ("dfmpc",)),
+        *_cases((WORDS,), ("2/6", "2", "3"), SOURCES),
     ],
     "functions": _cases(ACTIVATIONS, ("2/6",), FORMS),
     "training": [
@@ -279,6 +281,8 @@ TITLES = {
     "dfmpc": "default",
     "nearest": "rounded",
     "squant-bias": "SQuant, bias corrected",
+    "statistics-closed_form": "closed form",
+    "statistics-probe": "letters at random (default)",
     "dfq": "DFQ",
     "dfq-channel": "DFQ, per channel",
 }
@@ -454,6 +458,7 @@ def write(ledger: Ledger[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
         "beyond_outputs": lambda: grid(
             rows, BEYOND, ("2/6", "2", "3", "4", "4 + A8"), BEYOND_METHODS, outputs=True
         ),
+        "sources": lambda: grid(rows, (WORDS,), ("2/6", "2", "3"), SOURCES),
         "functions": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS),
         "functions_outputs": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, outputs=True),
         "training": lambda: training(rows),
