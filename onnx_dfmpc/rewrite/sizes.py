@@ -134,7 +134,10 @@ def base_size(
     """
     each = dict.fromkeys(layers, tuple(widths)) | {name: (bits,) for name, bits in fixed.items()}
     layouts = _layouts(proto, matched, each, form, grid)
-    largest = {name: max(row, key=lambda layout: layout.size) for name, row in layouts.items()}
+    # Of those that share nothing, if any do: what slim makes of shared constants is not known apart.
+    largest = {
+        name: max(row, key=lambda layout: (not layout.shared, layout.size)) for name, row in layouts.items()
+    }
     every = [layout for row in layouts.values() for layout in row]
     # A node may be larger or smaller in a later opset: all that the widths may need are tried.
     opsets = {layout.opset for layout in every} or {0}
