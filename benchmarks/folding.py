@@ -26,6 +26,7 @@ from onnx_dfmpc.model.files import save
 from onnx_dfmpc.rewrite.apply import rewrite
 from onnx_dfmpc.spec import QuantizedLayer, QuantizedWeight, StorageFormat
 from onnx_dfmpc.spec.planned import Unpack
+from onnx_dfmpc.spec.vectors import VECTORS
 from onnx_dfmpc.spec.widths import code_limits
 
 CHILD = """
@@ -91,6 +92,12 @@ def quantized(proto: ModelProto, bits: float, unpack: Unpack, zero_points: bool,
     low, high = code_limits(bits, signed=False)
 
     def layer(name: str, shape: tuple[int, ...]) -> QuantizedLayer:
+        if storage == "vector":
+            table, rest = VECTORS[bits], shape[1:]
+            chosen = table.rows[rng.integers(0, table.count, (-(-shape[0] // table.length), *rest))]
+            rows = np.moveaxis(chosen, -1, 0).reshape(-1, *rest)[: shape[0]]
+            ones = np.ones(shape[0], np.float32)
+            return QuantizedLayer(name, QuantizedWeight(rows, ones, None, bits, True, 0, vector=True))
         codes = rng.integers(low, high + 1, shape, np.uint8)
         zeros = rng.integers(1, high + 1, shape[0]).astype(np.uint8) if zero_points else None
         weight = QuantizedWeight(codes, np.ones(shape[0], np.float32), zeros, bits, signed=False, axis=0)
@@ -129,7 +136,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="times the channels of VGG-16 (1)")
     parser.add_argument("--bits", nargs="+", type=float, default=[2, 3, 4, 6])
     parser.add_argument("--unpack", nargs="+", default=["none", "int8", "float"])
-    parser.add_argument("--storage", nargs="+", default=["table"])
+    parser.add_argument("--storage", nargs="+", default=["vector", "table"])
     arguments = parser.parse_args()
     shapes = list(layers(arguments.width))
     weights = sum(map(prod, shapes))
@@ -143,6 +150,8 @@ def main() -> None:
         print(f"float: {peak / weights:.2f} / {after / weights:.2f}; {seconds:.2f}", flush=True)
         cases = itertools.product(arguments.storage, arguments.bits, arguments.unpack, (False, True))
         for storage, bits, unpack, zeros in cases:
+            if storage == "vector" and (zeros or bits not in VECTORS):
+                continue
             save(quantized(proto, bits, unpack, zeros, storage), path, overwrite=True)
             size = path.stat().st_size / weights
             for disable in (False, True) if unpack == "none" else (False,):
