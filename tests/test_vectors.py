@@ -1,5 +1,7 @@
 """Codes of several weights at once: the tables, the rounding against loops, and what lies in the file."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, checker, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_dfmpc import Recipe, quantize
+from onnx_dfmpc import Recipe, apply, plan, quantize
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.linalg.matrices import matrix
 from onnx_dfmpc.rounding import gptq
@@ -275,6 +277,14 @@ def test_a_network_with_folded_batch_norms_whose_factors_are_negative(digits_bn,
             assert (numpy_helper.to_array(tensor) > 0).all()
     assert made.plan.layers[2].grid == "vector"
     assert made.validation.sqnr_db > 8
+
+
+def test_a_plan_edited_to_another_rounding_has_scalar_codes(digits_bn):
+    made = plan(digits_bn, Recipe(bits=4, repair="none", samples=2))
+    assert "vector" in {layer.grid for layer in made.layers}
+    nearest = replace(made, layers=tuple(replace(layer, rounding="nearest") for layer in made.layers))
+    done = apply(digits_bn, nearest, validated=False)
+    assert {layer.grid for layer in done.plan.layers} == {"asymmetric"}
 
 
 def test_other_roundings_and_storages_keep_scalar_codes(digits_bn):

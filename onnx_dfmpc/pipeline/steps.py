@@ -35,6 +35,7 @@ from onnx_dfmpc.recipe import Data, Recipe
 from onnx_dfmpc.rewrite.apply import Rewritten, StoredLayer, fold_obstacles, rewrite
 from onnx_dfmpc.rewrite.sizes import stored_sizes
 from onnx_dfmpc.rewrite.slim import slim
+from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.runtime.machine import saturates
 from onnx_dfmpc.runtime.pieces import is_piecewise
 from onnx_dfmpc.runtime.session import optimized_nodes
@@ -223,7 +224,10 @@ class Made:
 def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds) -> Made:
     """Codes and repair of every layer, the rewritten model, and what is expected of it."""
     proto, matched = job.source.proto, job.matched
-    # A plan may have been made for another form.
+    # A plan may have been made for another form, or edited.
+    if any(ROUNDINGS[layer.rounding].vectors is None for layer in plan.layers):
+        storage = "table" if plan.form.storage == "vector" else plan.form.storage
+        plan = replace(plan, form=replace(plan.form, storage=storage))
     layers = tuple(_in_form(layer, plan.form, job.matched[layer.name]) for layer in plan.layers)
     fewer = any(new.bits < old.bits for new, old in zip(layers, plan.layers, strict=True))
     plan = replace(plan, layers=layers)
