@@ -495,7 +495,9 @@ def test_what_does_not_go_together(keywords: dict, words: list[str]) -> None:
     assert all(word in str(raised.value) for word in words)
 
 
-@pytest.mark.parametrize("shared_model", networks("cifar10_shufflenetv2"), indirect=True)
+@pytest.mark.parametrize(
+    "shared_model", networks("cifar10_shufflenetv2", "cifar10_resnet20_folded"), indirect=True
+)
 def test_shared_networks_end_to_end(shared_model: Path) -> None:
     """Every layer that can be is computed in integers, and the size is known: but for zero points, which all
     layers are expected to have.

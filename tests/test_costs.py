@@ -157,7 +157,8 @@ def test_noise_on_the_data_of_the_user(digits_bn: Path, digits_data: Path) -> No
 @pytest.mark.parametrize(
     ("network", "size"),
     [
-        ("cifar10_resnet20_bn", "190KiB"),
+        ("har_conv1d_bn", "30KiB"),
+        pytest.param("cifar10_resnet20_bn", "190KiB", marks=pytest.mark.slow),
         pytest.param("imagenet_mobilenet_v1_025_128_folded", "240KiB", marks=pytest.mark.slow),
     ],
 )

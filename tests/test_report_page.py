@@ -211,7 +211,9 @@ def test_two_runs_as_a_page(browser: Any, tmp_path: Path) -> None:
         assert opened.page.locator("[data-chart] svg").count() == 2
 
 
-@pytest.mark.parametrize("network", ["cifar10_resnet56_bn"])
+@pytest.mark.parametrize(
+    "network", ["cifar10_resnet20_bn", pytest.param("cifar10_resnet56_bn", marks=pytest.mark.slow)]
+)
 def test_real_networks(browser: Any, shared_dir: Path, tmp_path: Path, network: str) -> None:
     model, target = shared_dir / "models" / f"{network}.onnx", tmp_path / "report.html"
     flags = ["--bits", "4", "-c", str(Path(__file__).with_name("fast.toml"))]

@@ -59,6 +59,7 @@ def test_resnet56_at_2_and_6_bits_is_small(shared_dir: Path, tmp_path: Path, kno
     assert sum(layer.role == "low" for layer in result.layers) == 27
 
 
+@pytest.mark.slow
 def test_the_paper_on_either_side_of_the_relu(shared_dir: Path):
     """ResNet-20 at 2/8: the two sides are the same network but for the 8-bit grids of the consumers."""
     data = np.load(shared_dir / "data" / "cifar10_test.npz")

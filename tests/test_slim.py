@@ -113,7 +113,7 @@ def test_a_body_keeps_the_names_that_it_reads() -> None:
 
 
 @pytest.mark.parametrize("activations", [None, 8])
-@pytest.mark.parametrize("name", ["digits_bn", "digits_folded"])
+@pytest.mark.parametrize("name", ["digits_bn", pytest.param("digits_folded", marks=pytest.mark.slow)])
 def test_outputs_are_the_same_bit_for_bit(
     name: str, activations: int | None, request: pytest.FixtureRequest
 ) -> None:
