@@ -20,6 +20,8 @@ from onnx_dfmpc.evaluate.diagnose import diagnose
 from onnx_dfmpc.evaluate.gates import check_gates, gate_results, useless
 from onnx_dfmpc.evaluate.latency import measure_latency
 from onnx_dfmpc.evaluate.metrics import Comparison, Tally, is_finite
+from onnx_dfmpc.evaluate.probabilities import says_little, sigmoid_outputs
+from onnx_dfmpc.evaluate.runnable import runnable_shapes
 from onnx_dfmpc.evaluate.validation import DefaultRun, ValidationReport
 from onnx_dfmpc.inputs.data import samples_of
 from onnx_dfmpc.inputs.samples import Samples
@@ -115,6 +117,9 @@ def validate(
     quantized_session = open_model(quantized_model, "quantized model", disable_qdq=weight_only)
     check_same_interface(float_session, quantized_session)
     outputs = float_session.outputs
+    if data.data is None:
+        shapes, _ = runnable_shapes(float_session, float_session.specs(), data)
+        data = replace(data, shapes=shapes)
     samples = samples_of(float_session.specs(), data)
     check_gates(gates, labelled=samples.labels is not None, synthetic=samples.synthetic)
     samples = _runnable(float_session, samples)
@@ -141,9 +146,23 @@ def validate(
         command=repeat_command(float_model, quantized_model, data, gates),
         lenient=bool(gates.no_gate),
     )
-    if why := useless(gates, report):
+    nothing = [] if not samples.synthetic else _nothing_found(float_model, tally)
+    if nothing:
+        remark = "on synthetic inputs both models answer next to 0 here, which tells little: give --data"
+        report = replace(report, notes=(*report.notes, f"{', '.join(nothing)}: {remark}"))
+    if why := useless(gates, report, nothing):
         report = replace(report, failures=(*report.failures, why))
     return replace(report, gates=tuple(gate_results(gates, report)))
+
+
+def _nothing_found(float_model: Model, tally: Tally) -> list[str]:
+    """Outputs that are 0 everywhere, and probabilities that are next to it."""
+    sigmoids = sigmoid_outputs(float_model)
+    return [
+        name
+        for name, pair in tally.pairs().items()
+        if pair.elements and (pair.rms == pair.rms_noise == 0 or (name in sigmoids and says_little(pair)))
+    ]
 
 
 TOO_LARGE = "no latency: the models have too many weights to be in memory at the same time"

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_dfmpc.evaluate.metrics import Comparison, is_finite, joined
+from onnx_dfmpc.evaluate.probabilities import says_little, sigmoid_outputs
 from onnx_dfmpc.runtime.pieces import open_model
 from onnx_dfmpc.runtime.session import is_weight_only
 from onnx_dfmpc.spec import Expectation, Feeds, KindNoise
@@ -39,12 +40,14 @@ def expect(
     are synthetic, so that ``doubt_db`` is added to both distances, in squares: real inputs are one kind more.
     """
     # One session after the other: a large model does not fit twice.
+    sigmoids = sigmoid_outputs(float_model)
+    judged = [value.name not in sigmoids for value in float_model.graph.output]
     expected = _outputs(float_model, False, trials)
     actual = _outputs(quantized_model, is_weight_only(quantized_model), trials)
     found = [
         KindNoise(trial.name, trial.weight, sqnr)
         for trial, a, b in zip(trials, expected, actual, strict=True)
-        if (sqnr := _worst(a, b)) is not None
+        if (sqnr := _worst(a, b, judged)) is not None
     ]
     if not found:
         return None
@@ -62,8 +65,12 @@ def _outputs(model: ModelProto, disable_qdq: bool, trials: Sequence[Trial]) -> l
     return [[next(made) for _ in trial.feeds] for trial in trials]
 
 
-def _worst(expected: Sequence[Sequence[Value]], actual: Sequence[Sequence[Value]]) -> float | None:
-    """Lowest SQNR of the outputs, in dB; None where one cannot be compared."""
+def _worst(
+    expected: Sequence[Sequence[Value]], actual: Sequence[Sequence[Value]], judged: Sequence[bool]
+) -> float | None:
+    """Lowest SQNR of the outputs, in dB; None where one cannot be compared. Outputs that are not always
+    ``judged`` are left out where both sides are next to 0.
+    """
     pairs = [Comparison() for _ in expected[0]]
     for batch, other in zip(expected, actual, strict=True):
         for pair, a, b in zip(pairs, map(joined, batch), map(joined, other), strict=True):
@@ -72,5 +79,9 @@ def _worst(expected: Sequence[Sequence[Value]], actual: Sequence[Sequence[Value]
             if a.shape != b.shape or not (is_finite(a) and is_finite(b)):
                 return None
             pair.add(a, b)
-    values = [pair.sqnr_db for pair in pairs if pair.elements]
+    values = [
+        pair.sqnr_db
+        for pair, always in zip(pairs, judged, strict=True)
+        if pair.elements and (always or not says_little(pair))
+    ]
     return min(values) if values and math.isfinite(min(values)) else None

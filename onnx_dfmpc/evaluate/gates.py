@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.evaluate.validation import Gate, ValidationReport
@@ -44,13 +44,17 @@ def gate_results(gates: Gates, report: ValidationReport) -> Iterator[Gate]:
         yield Gate(name, limit, value, passed)
 
 
-def useless(gates: Gates, report: ValidationReport) -> str:
+def useless(gates: Gates, report: ValidationReport, without: Collection[str] = ()) -> str:
     """What speaks against a model that nobody has set a limit for: outputs that synthetic inputs show to be
-    wrong. Empty where nothing does, or the user has decided.
+    wrong, ``without`` some of which they show nothing. Empty where nothing does, or the user has decided.
     """
     if gates.no_gate or gates.min_sqnr_db is not None or not report.synthetic:
         return ""
-    low = [one for one in report.outputs if one.sqnr_db is not None and one.sqnr_db < LEAST_DB]
+    low = [
+        one
+        for one in report.outputs
+        if one.name not in without and one.sqnr_db is not None and one.sqnr_db < LEAST_DB
+    ]
     if not low:
         return ""
     worst = min(low, key=lambda one: one.sqnr_db or 0.0)

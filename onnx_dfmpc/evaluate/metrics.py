@@ -67,6 +67,16 @@ class Comparison:
         return sqnr_db(self._noise / self._reference if self._noise else 0.0)
 
     @property
+    def rms(self) -> float:
+        """Root mean square of the reference."""
+        return math.sqrt(self._reference / self.elements) if self.elements else 0.0
+
+    @property
+    def rms_noise(self) -> float:
+        """Root mean square of the difference."""
+        return math.sqrt(self._noise / self.elements) if self.elements else 0.0
+
+    @property
     def mean_abs(self) -> float:
         """Mean absolute difference."""
         return self._absolute / self.elements if self.elements else 0.0
@@ -174,6 +184,10 @@ class Tally:
                 self.not_finite.setdefault(f"{which} {name}", reason)
                 finite = False
         return finite
+
+    def pairs(self) -> dict[str, Comparison]:
+        """Sums over the outputs that could be compared, by name."""
+        return {name: tally.pair for name, tally in self._outputs.items() if tally.comparable}
 
     def report(self, *, lenient: bool = False, **context: Any) -> ValidationReport:
         """Metrics so far; ``context`` are the other attributes of the `ValidationReport`. Where it is

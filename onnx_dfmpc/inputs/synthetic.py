@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from onnx_dfmpc.inputs.conventions import value_by_name
 from onnx_dfmpc.inputs.pictures import natural_spectrum, picture, smooth_noise
 from onnx_dfmpc.inputs.samples import Samples
 from onnx_dfmpc.inputs.specs import batch_size, channel_axis, fixed_batch, is_batched, is_image
@@ -61,7 +62,7 @@ def synthetic(
     `samples` is how many, by default as many as the kind needs; `batch` how many per run, where the model
     leaves that open. Floats have mean 0 and variance 1 in `unit`s, or where no `input_range` is given;
     integers are 0 to 255, or 0 and 1 where they are no image and the kind is "spectrum"; indices of a table
-    (`InputSpec.rows`) are any of its rows, whatever the kind.
+    (`InputSpec.rows`) are any of its rows, whatever the kind. What names tell comes first (`conventions`).
     """
     fixed = fixed_batch(specs)
     shapes = [_concrete(spec, kind) for spec in specs]
@@ -75,6 +76,10 @@ def synthetic(
             rows = range(start, stop) if is_batched(spec, fixed) else range(shape[0] if shape else 0)
             between = None if unit and spec.dtype.kind == "f" else input_range
             one = _draw_indices if spec.rows else draw
+            if (value := value_by_name(spec, specs, shapes)) is not None:
+                size = (len(rows), *shape[1:]) if shape else ()
+                feeds[spec.name] = np.full(size, value, spec.dtype)
+                continue
             drawn = [one(spec, shape[1:], between, (seed, index, position)) for index in rows]
             feeds[spec.name] = np.stack(drawn) if shape else np.ones((), spec.dtype)
         return feeds
@@ -182,13 +187,23 @@ def _looks_like_image(spec: InputSpec, kind: Kind) -> bool:
     return channel_axis(spec.shape) is not None if kind == "spectrum" else is_image(spec.shape[1:])
 
 
+def open_sizes(spec: InputSpec, sizes: Sequence[int] = ()) -> tuple[int, ...]:
+    """Shape of an input with a number for every dimension: the last of the open ones get these sizes, others
+    the usual one; that of a batch is not used.
+    """
+    usual = DYNAMIC_PIXELS if len(spec.shape) == 4 else DYNAMIC_LENGTH
+    left = list(sizes)
+    backwards = [
+        one if isinstance(one, int) else left.pop() if left else usual for one in reversed(spec.shape)
+    ]
+    return tuple(reversed(backwards))
+
+
 def _concrete(spec: InputSpec, kind: Kind) -> tuple[int, ...]:
     """Shape of an input with a number for every dimension; that of an open batch is not used."""
     # The kinds differ for (N, C, H, W) of other than 1 or 3 channels: never measured, kept for the bytes.
-    large = channel_axis(spec.shape) is not None if kind == "spectrum" else len(spec.shape) == 4
-    return tuple(
-        size if isinstance(size, int) else DYNAMIC_PIXELS if large else DYNAMIC_LENGTH for size in spec.shape
-    )
+    small = kind == "spectrum" and channel_axis(spec.shape) is None
+    return open_sizes(spec, [DYNAMIC_LENGTH] * len(spec.shape) if small else ())
 
 
 def _count_and_batch(

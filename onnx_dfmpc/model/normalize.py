@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, SparseTensorProto, TensorProto, numpy_h
 
 from onnx_dfmpc.model.constants import node_inputs
 from onnx_dfmpc.model.lift import inline_weighted_functions, lift_weights
+from onnx_dfmpc.model.moved_weights import fold_moved_weights
 from onnx_dfmpc.model.protobuf import graphs, skeleton
 
 
@@ -25,6 +26,7 @@ def normalize(proto: ModelProto) -> None:
     for graph in graphs(proto.graph):
         _sort(graph)
         _densify(graph)
+    fold_moved_weights(proto)
     lift_weights(proto)
     if any(not value.type.tensor_type.HasField("shape") for value in proto.graph.output):
         _complete_outputs(proto)

@@ -126,6 +126,12 @@ def _merge(graph: GraphProto | FunctionProto, converted: GraphProto) -> None:
     if isinstance(graph, GraphProto):
         known = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
         graph.initializer.extend(tensor for tensor in converted.initializer if tensor.name not in known)
+    for index, node in enumerate(nodes):
+        if node.name and not any(name in originals for name in node.output):
+            # Of one node the converter makes several that share its name, and ONNX Runtime refuses those.
+            nodes[index] = NodeProto()
+            nodes[index].CopyFrom(node)
+            nodes[index].ClearField("name")
     del graph.node[:]
     graph.node.extend(nodes)
 

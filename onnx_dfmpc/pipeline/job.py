@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
@@ -17,22 +17,21 @@ from onnx_dfmpc.allocate.fixed import selected_layers
 from onnx_dfmpc.errors import LayerError, ModelError, RecipeError, UnsupportedError
 from onnx_dfmpc.evaluate.compare import check_data
 from onnx_dfmpc.evaluate.expectation import Trial
+from onnx_dfmpc.evaluate.runnable import runnable_shapes
 from onnx_dfmpc.inputs.data import real_inputs
-from onnx_dfmpc.inputs.specs import fixed_batch, has_floats, model_inputs
-from onnx_dfmpc.inputs.synthetic import synthetic
+from onnx_dfmpc.inputs.specs import has_floats, model_inputs
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import LoadedModel, Model, load
 from onnx_dfmpc.model.opset import raise_opset
-from onnx_dfmpc.model.protobuf import skeleton, subgraphs
+from onnx_dfmpc.model.protobuf import graphs, skeleton, subgraphs
 from onnx_dfmpc.recipe import Recipe, bit_bounds, nearest_layer
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.rounding.suitable import suitable_widths
-from onnx_dfmpc.runtime.pieces import fed_inputs, is_piecewise, open_model
+from onnx_dfmpc.runtime.pieces import is_piecewise, open_model
 from onnx_dfmpc.sensitivity.table import Sizes, size_table
 from onnx_dfmpc.spec import Layer, MatchReport, Mixture, Progress, QuantPlan, Skipped, StorageFormat
-from onnx_dfmpc.spec.arrays import shape_text
 from onnx_dfmpc.spec.moments import STATISTICS
 from onnx_dfmpc.spec.ops import shares_grid, to_rows
 from onnx_dfmpc.statistics.belief import Belief, believe
@@ -111,7 +110,7 @@ def prepare(
         matched = match(source.proto)
         if (recipe if plan is None else plan).form.storage == "vector":
             matched = with_vectors(source.proto, matched)
-    recipe, alone = one_by_one(source.proto, recipe)
+    recipe, alone = with_runnable_shapes(source.proto, recipe)
     if plan is None:
         _require_weights(source, matched.weights, matched.skipped)
         layers, skipped = selected_layers(matched, recipe)
@@ -149,28 +148,23 @@ def with_vectors(proto: ModelProto, matched: MatchReport) -> MatchReport:
     return replace(matched, layers=layers)
 
 
-def one_by_one(proto: ModelProto, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
-    """Recipe that feeds samples one by one, and a remark, where a model calls its batch open and takes no two
-    samples: one with a state of a fixed shape, or with branches.
+def with_runnable_shapes(proto: ModelProto, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """Recipe with shapes of inputs, and a remark, where a model does not run on the usual ones.
 
-    Only models that may be such are tried.
+    Only models that may be such are tried: with several inputs, with branches, or with inputs of open size.
     """
-    branches = any(any(True for _ in subgraphs(node)) for node in proto.graph.node)
-    specs = [] if recipe.shapes or not (branches or len(fed_inputs(proto)) > 1) else model_inputs(proto)
-    if not specs or fixed_batch(specs) is not None or is_piecewise(proto):
+    specs = [] if recipe.shapes else model_inputs(proto)
+    several = len(specs) > 1 or any(any(True for _ in subgraphs(node)) for node in proto.graph.node)
+    open_size = any(isinstance(size, str) for spec in specs for size in spec.shape[1:])
+    if not (several or open_size) or is_piecewise(proto):
         return recipe, ()
-    several, one = (synthetic(specs, "white", samples=n, batch=n).make(0, n) for n in (2, 1))
     try:
         session = open_model(proto, "float model")
-        with suppress(ModelError):
-            session.run(several)
-            return recipe, ()
-        session.run(one)
-    except ModelError:  # nothing helps: the steps to come say what is wrong
+    except ModelError:  # the steps to come say what is wrong
         return recipe, ()
-    shapes = {spec.name: one[spec.name].shape for spec in specs if spec.shape}
-    shown = ", ".join(f"{name} {shape_text(shape)}" for name, shape in shapes.items())
-    return replace(recipe, shapes=shapes), (f"samples are run one by one, since two do not fit: {shown}",)
+    data = recipe if recipe.calibration_data is None else calibration_of(recipe)
+    shapes, notes = runnable_shapes(session, specs, data)
+    return replace(recipe, shapes=shapes), notes
 
 
 def without_layer(job: Job, error: LayerError) -> Job:
@@ -246,7 +240,9 @@ def _with_inputs(job: Job, *, predicted: bool) -> Job:
 def _require_weights(source: LoadedModel, weights: Sequence[object], skipped: Sequence[Skipped]) -> None:
     if weights:
         return
-    if not skipped:
+    if integers := _integer_operators(source.proto):
+        reason = f"its weights are integers already: {integers}"
+    elif not skipped:
         reason = "it has no Conv, ConvTranspose, Gemm or MatMul, and no other weights"
     else:
         (reason, count), *others = Counter(node.reason for node in skipped).most_common()
@@ -255,6 +251,17 @@ def _require_weights(source: LoadedModel, weights: Sequence[object], skipped: Se
         reason += f" ({nodes}; {rest} more for other reasons)" if rest else f" ({nodes})"
     raise UnsupportedError(
         f"{source.label}: nothing to quantize: {reason}", hint="onnx-dfmpc inspect shows what was found"
+    )
+
+
+def _integer_operators(proto: ModelProto) -> str:
+    """Nodes whose weights are integers, counted by operator, in words."""
+    counted = Counter(node.op_type for graph in graphs(proto.graph) for node in graph.node)
+    return ", ".join(
+        f"{number} {name}"
+        for name, number in counted.most_common()
+        if name.startswith(("QLinear", "DynamicQuantize")) or name.endswith("Integer")
+        if name not in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     )
 
 
