@@ -93,15 +93,10 @@ def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | Non
 
 
 def _gptq(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
-    if grid.bits >= EXACT_BITS:
-        return _nearest(rows, grid, taps, covariance)
     if covariance is None:
         raise ValueError("gptq needs the covariance of the inputs")
     return gptq(rows, grid, covariance)
 
-
-EXACT_BITS = 8
-"""From here on the error of nearest rounding is far below what any search could gain."""
 
 ROUNDINGS: dict[str, RoundingMethod] = {
     "nearest": RoundingMethod(_nearest),
