@@ -236,7 +236,7 @@ def respond_codes(rows: Array, codes: Codes, mean: Array, covariance: Covariance
 
 def rounding_covariance(layer: Layer, statistics: InputStatistics) -> Covariance:
     """What rounding fits to: the covariance as far as it can be trusted, and the uncertainty of the mean."""
-    trusted = regularize(statistics.covariance, taps(layer), statistics.samples)
+    trusted = regularize(statistics.covariance, taps(layer), statistics.samples, statistics.chance)
     return with_mean_uncertainty(trusted, statistics.mean, taps(layer))
 
 

@@ -51,6 +51,14 @@ def test_a_pattern_keeps_its_variances_and_loses_a_tenth_of_its_correlations(g, 
     np.testing.assert_allclose(found[:, off], (1 - module.SHRINKAGE) * second[:, off], rtol=1e-4, atol=1e-6)
 
 
+@given(st.integers(1, 3), st.integers(2, 9), st.floats(0, 1), seeds)
+def test_what_chance_made_of_correlations_is_taken_back(g, n, chance, seed):
+    second, every = covariance(g, n, np.random.default_rng(seed)), np.arange(n)
+    expected = (1 - max(module.SHRINKAGE, chance)) * second
+    expected[:, every, every] = second[:, every, every]
+    np.testing.assert_allclose(regularize(second, 1, 0, chance), expected, rtol=1e-4, atol=1e-5)
+
+
 @given(st.integers(1, 3), st.integers(2, 9), seeds)
 def test_without_taps_few_samples_are_worth_little(g, n, seed):
     second = covariance(g, n, np.random.default_rng(seed))

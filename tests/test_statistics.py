@@ -21,7 +21,7 @@ from onnx_dfmpc.runtime.partial import PartialRun
 from onnx_dfmpc.spec import InputStatistics, Layer, Mixture
 from onnx_dfmpc.spec.ops import to_rows
 from onnx_dfmpc.statistics.mixing import mixture_of
-from onnx_dfmpc.statistics.moments import measure
+from onnx_dfmpc.statistics.moments import chance_of, measure
 from onnx_dfmpc.statistics.probe import QuantizedRun, moments, probe
 from tests.arrays import layer, one_kind, seeds
 from tests.graphs import forked, noise, parse, whole
@@ -433,3 +433,56 @@ def test_what_is_unlikely_is_not_run():
     assert likely.kinds == (0, 0, 2)
     assert [len(feed["x"]) for feed in likely.feeds] == [1, 1, 3]
     np.testing.assert_allclose(likely.weights, [2 / 3, 0, 1 / 3])
+
+
+# Chance
+
+
+def naive_chance(parts: list[np.ndarray]) -> float:
+    """By definition, of parts (i, P) with as many patches each."""
+    each = [part @ part.T / part.shape[1] for part in parts]
+    mean = sum(each) / len(each)
+    deviation = np.sqrt(np.diagonal(mean))
+    made = correlated = 0.0
+    for i in range(len(mean)):
+        for j in range(len(mean)):
+            if i != j:
+                unit = deviation[i] * deviation[j]
+                own = mean[i, j] / unit
+                squares = [(one[i, j] / unit - own) ** 2 for one in each]
+                made += sum(squares) / (len(each) * (len(each) - 1))
+                correlated += own**2
+    return min(made / correlated, 1.0)
+
+
+@given(st.integers(2, 6), st.integers(2, 5), seeds)
+def test_chance_is_the_scatter_between_the_parts_of_a_sample(parts, channels, seed):
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((channels, channels)) + 1
+    samples = [mixing @ rng.standard_normal((channels, 7)) for _ in range(parts)]
+    each = np.stack([one @ one.T / 7 for one in samples])[:, None]
+    found = chance_of(each.mean(axis=0), np.square(each).mean(axis=0), parts)
+    assert found == pytest.approx(naive_chance(samples), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 1, 1), (4, 6, 3, 3)])
+def test_correlations_of_a_few_inputs_are_known_to_be_made_by_chance(shape):
+    rng = np.random.default_rng(0)
+    at, node = layer(shape=shape), single("Conv", "").graph.node[0]
+    noise_ = [rng.standard_normal((1, 6, 5, 5)).astype(np.float32) for _ in range(8)]
+    shared = [one + 3 * rng.standard_normal((1, 1, 5, 5)).astype(np.float32) for one in noise_]
+    chances = [measured(at, node, batches).chance for batches in (noise_, shared, noise_[:1] * 4, noise_[:1])]
+    assert chances[0] > 0.5  # nothing correlates
+    assert chances[1] < 0.1
+    assert chances[2] == pytest.approx(0, abs=1e-6)  # the parts are the same
+    assert chances[3] == 0  # nobody knows
+
+
+def test_chance_of_a_mixture_counts_by_the_squares_of_the_shares():
+    rng = np.random.default_rng(0)
+    at, node = layer(shape=(4, 6, 1, 1)), single("Conv", "").graph.node[0]
+    batches = [rng.standard_normal((1, 6, 5, 5)).astype(np.float32) for _ in range(8)]
+    alone = [measured(at, node, some).chance for some in (batches[:4], batches[4:])]
+    mixture = mixture_of([[{}] * 4, [{}] * 4], np.array([0.9, 0.1]), np.array([0.6, 0.4]))
+    found = measured(at, node, batches, mixture).chance
+    assert found == pytest.approx(0.36 * alone[0] + 0.16 * alone[1], rel=1e-6)

@@ -35,28 +35,29 @@ inputs to real ones. 0 has 11.83 and 18.61, 0.2 has 12.07 and 18.72.
 """
 
 
-def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
+def regularize(covariance: Covariance, taps: int, samples: int, chance: float = 0.0) -> Covariance:
     """Covariance blended with its Kronecker approximation, correlations shrunk; its diagonal is positive.
 
     A sample says less about each single pair of inputs than about the pattern in all of them: C (x) R, the
     channel covariance times one spatial correlation of the ``taps`` of a kernel. The fewer ``samples`` (0:
     exact) per input, the more weight the pattern gets. It has at least half, since even exact statistics of a
     synthetic input are not those of a real one. Without taps there is no pattern, and correlations of few
-    samples per input are shrunk by more.
+    samples per input are shrunk by more. So are those that a few inputs have by ``chance``
+    (`InputStatistics.chance`): neighbours in a picture are alike, so that many patches may be few samples.
     """
     if isinstance(covariance, Diagonal):
         return covariance
+    least = max(SHRINKAGE, chance)
     if isinstance(covariance, Kronecker):
         # Correlations of different taps in different channels are products: half of it in each factor.
-        return Kronecker(
-            _shrink(covariance.channels, SHRINKAGE / 2), _shrink(covariance.spatial, SHRINKAGE / 2)
-        )
+        channels = _shrink(covariance.channels, max(SHRINKAGE / 2, chance))
+        return Kronecker(channels, _shrink(covariance.spatial, SHRINKAGE / 2))
     if isinstance(covariance, LowRank):
         return _shrink_directions(covariance, samples)
     g, n, _ = covariance.shape
     i = n // taps
     if taps == 1:
-        return _shrink(covariance, max(SHRINKAGE, n / (n + samples) if samples else 0))
+        return _shrink(covariance, max(least, n / (n + samples) if samples else 0))
     if i == 1:
         return _shrink(covariance, SHRINKAGE)
     blocks = covariance.reshape(g, i, taps, i, taps)
@@ -70,7 +71,7 @@ def regularize(covariance: Covariance, taps: int, samples: int) -> Covariance:
     # In place, block by block: a layer of 1,024 inputs has 8 MB of them.
     into = blended.reshape(g, i, taps, i, taps)
     into += (share * channels)[:, :, None, :, None] * spatial[:, None, :, None, :]
-    return _shrink(blended, SHRINKAGE)
+    return _shrink(blended, least)
 
 
 def _shrink_directions(covariance: LowRank, samples: int) -> LowRank:

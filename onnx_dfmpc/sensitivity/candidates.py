@@ -76,7 +76,7 @@ def _sketched(
         for weight, layer in zip(weights, layers, strict=True)
     ]
     trusted = [
-        regularize(seen.covariance, taps(layer), seen.samples)
+        regularize(seen.covariance, taps(layer), seen.samples, seen.chance)
         for seen, layer in zip(statistics, layers, strict=True)
     ]
     uncertain = [

@@ -26,12 +26,16 @@ class InputStatistics:
         Number of input patches it was measured on; 0 where it was computed in closed form.
     source : str
         Where it comes from, for the report: "probe", "calibration", "closed form", or "none".
+    chance : float
+        Share of the squared correlations between channels that is not in the inputs but in the choice of a
+        few of them, 0 to 1; 0 where it is not known.
     """
 
     mean: Array
     covariance: Covariance
     samples: int
     source: str
+    chance: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

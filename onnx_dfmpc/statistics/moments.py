@@ -16,6 +16,7 @@ power p. Rounding makes e'He small.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -46,6 +47,9 @@ same to 0.1 dB on ResNet-20, ResNet-8 and MobileNet.
 
 JOINED = 1 << 20
 """Numbers that are put together before products are taken of them. Speed and memory alone."""
+
+PARTS = 8
+"""Parts of a sample that are compared with each other, about."""
 
 MOST_DENSE = MAX_VECTORS
 """Inputs without taps up to which a covariance is held element by element: beyond, a sample has fewer vectors
@@ -134,16 +138,18 @@ class _Kind:
     covariance: Array | Kronecker | LowRank
     power: float
     count: int
+    chance: float = 0.0
 
 
 def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputStatistics:
     """Statistics of patches of shape (g, i, t, P), one array for each batch of the mixture."""
     found: dict[int, _Kind] = {}
+    batches = Counter(mixture.kinds)
     for kind, pairs in groupby(zip(mixture.kinds, samples, strict=True), key=lambda pair: pair[0]):
-        found[kind] = _one_kind(_joined(sample for _, sample in pairs))
+        found[kind] = _one_kind(_joined((sample for _, sample in pairs), -(-batches[kind] // PARTS)))
     if len(found) == 1:
         (only,) = found.values()
-        return InputStatistics(only.mean, only.covariance, only.count, source)
+        return InputStatistics(only.mean, only.covariance, only.count, source, only.chance)
     kinds = list(found.values())
     tiny = np.finfo(np.float32).tiny
     power = np.array([max(kind.power, tiny) for kind in kinds])
@@ -156,7 +162,8 @@ def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputSt
     apart = [kind.mean - mean for kind in kinds]
     count = round(1 / sum(share**2 / kind.count for share, kind in zip(shares, kinds, strict=True)))
     covariance = _blended([kind.covariance for kind in kinds], apart, v, t, shares)
-    return InputStatistics(mean, covariance, count, source)
+    chance = sum(float(share) ** 2 * kind.chance for share, kind in zip(shares, kinds, strict=True))
+    return InputStatistics(mean, covariance, count, source, chance)
 
 
 def _blended(
@@ -194,12 +201,12 @@ def _blended(
     return total.astype(np.float32)
 
 
-def _joined(samples: Iterable[Array]) -> Iterator[Array]:
-    """The same patches in fewer arrays: products of small ones are slow."""
+def _joined(samples: Iterable[Array], most: int) -> Iterator[Array]:
+    """The same patches in fewer arrays, of at most so many samples: products of small ones are slow."""
     waiting: list[Array] = []
     for sample in samples:
         waiting.append(sample)
-        if sum(one.size for one in waiting) >= JOINED:
+        if len(waiting) == most or sum(one.size for one in waiting) >= JOINED:
             yield np.concatenate(waiting, axis=3)
             waiting = []
     if waiting:
@@ -208,7 +215,7 @@ def _joined(samples: Iterable[Array]) -> Iterator[Array]:
 
 def _one_kind(samples: Iterator[Array]) -> _Kind:
     """Statistics of patches of shape (g, i, t, P), added up one sample after the other."""
-    count, centre, sums = 0, np.zeros(0), list[Array]()
+    parts, count, centre, sums = 0, 0, np.zeros(0), list[Array]()
     for sample in samples:
         if sample.shape[2] == 1 and sample.shape[1] > MOST_DENSE:
             return _few_vectors([sample, *samples])
@@ -216,9 +223,10 @@ def _one_kind(samples: Iterator[Array]) -> _Kind:
             centre = sample.mean(axis=3, dtype=np.float64).astype(np.float32)
         centred = sample - centre[..., None]
         new = [centred.sum(axis=3, dtype=np.float64), *_products(centred)]
+        new.append(np.square(_of_channels(new[1], sample.shape), dtype=np.float64) / sample.shape[3])
         sums = [np.add(old, more, out=old) for old, more in zip(sums, new, strict=True)] if sums else new
-        count += sample.shape[3]
-    rest, *products = (total / count for total in sums)
+        parts, count = parts + 1, count + sample.shape[3]
+    rest, *products, squares = (total / count for total in sums)
     flat = rest.reshape(len(rest), -1)
     mean = (centre + rest).reshape(flat.shape).astype(np.float64)
     covariance: Array | Kronecker
@@ -228,7 +236,38 @@ def _one_kind(samples: Iterator[Array]) -> _Kind:
     else:
         covariance = _pattern(products[0], products[1], rest)
         variance = float(np.einsum("gii->", covariance.channels, dtype=np.float64)) * rest.shape[2]
-    return _Kind(mean, covariance, (variance + float(np.square(mean).sum())) / mean.size, count)
+    power = (variance + float(np.square(mean).sum())) / mean.size
+    channels = _of_channels(products[0], (*rest.shape, count))
+    return _Kind(mean, covariance, power, count, chance_of(channels, squares, parts))
+
+
+def chance_of(mean: Array, squares: Array, parts: int) -> float:
+    """Share of the squared correlations of channels that chance made, out of the covariances C_k of so many
+    parts of a sample: their ``mean`` and the mean of their ``squares``, both (g, i, i). 0 of a single part.
+
+    Neighbours in a picture are alike: thousands of patches of a few pictures may be worth a hundred. How far
+    the m parts are apart tells. With r_k = C_k in units of the deviations of all parts together,
+
+        chance = sum_ij Var(r_ij) / sum_ij r_ij^2        Var(r_ij) = sum_k (r_k,ij - r_ij)^2 / (m (m - 1))
+
+    over all pairs i != j. Correlations shrunk by this share have the least mean squared error (Ledoit
+    & Wolf 2004; Schaefer & Strimmer 2005).
+    """
+    if parts < 2:
+        return 0.0
+    power = np.maximum(np.einsum("gii->gi", mean), np.finfo(np.float32).tiny)
+    weights = 1 / (power[:, :, None] * power[:, None])
+    every = np.arange(mean.shape[1])
+    weights[:, every, every] = 0
+    made = float((weights * (squares - mean**2)).sum()) / (parts - 1)
+    correlated = float((weights * mean**2).sum())
+    return min(max(made / correlated, 0.0), 1.0) if correlated > 0 else 0.0
+
+
+def _of_channels(products: Array, shape: tuple[int, ...]) -> Array:
+    """Sums of products of channels (g, i, i) over all taps, of a sample of a shape."""
+    g, i, t, _ = shape
+    return products if products.shape[1] == i else np.einsum("giaja->gij", products.reshape(g, i, t, i, t))
 
 
 def _few_vectors(samples: Sequence[Array]) -> _Kind:
