@@ -314,8 +314,8 @@ class Downstream:
 
 
 def _side_by_side(run: Callable[[int], T], batches: int, workers: int | None) -> list[T]:
-    """Results of all batches, in their order, so many at a time. ONNX Runtime lets go of the interpreter lock: threads are
-    enough.
+    """Results of all batches, in their order, so many at a time. ONNX Runtime lets go of the interpreter
+    lock: threads are enough.
     """
     # Threads that live longer would each keep memory of its own: 30 MB more on ResNet-56.
     with ThreadPoolExecutor(workers) as pool:

@@ -81,8 +81,8 @@ class Session:
 
     ``model`` may also be serialized; ``what`` is its name in messages where it has no path. ``disable_qdq``
     folds dequantized weights at load. ``threads=0`` leaves the number of threads to ONNX Runtime;
-    ``arena=False`` gives memory back after every run; ``blocks=False`` leaves weights of convolutions in their
-    layout. ``arrays`` are inputs that are the same in every run: large weights, which are not copied.
+    ``arena=False`` gives memory back after every run; ``blocks=False`` leaves weights of convolutions in
+    their layout. ``arrays`` are inputs that are the same in every run: large weights, which are not copied.
     """
 
     def __init__(
