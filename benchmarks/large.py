@@ -1,8 +1,8 @@
 """Seconds and memory of the command on networks of 0.3 to 600 million weights.
 
 ``python -m benchmarks.large`` streams VGG-like and ResNet-like networks with random weights to a temporary
-folder, one layer at a time, quantizes each in a process of its own, and writes benchmarks/results/large.json
-and docs/large.svg. Sizes above ``--up-to`` million weights take minutes and gigabytes of disk; what is in the
+folder, one layer at a time, quantizes each in a process of its own, and writes benchmarks/results/large.json,
+docs/large.svg and the table in docs/large.md. Sizes above ``--up-to`` million weights take minutes and gigabytes of disk; what is in the
 results already is not measured again, so a run can be stopped and continued. ``--stream FILE`` only writes a
 network.
 """
@@ -26,9 +26,12 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from rich.console import Console
 
+from benchmarks.readme import replace
+from benchmarks.tables import markdown
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "large.json"
-PLOT = ROOT / "docs" / "large.svg"
+PLOT, PAGE = ROOT / "docs" / "large.svg", ROOT / "docs" / "large.md"
 SIZES = (0.3, 1, 3, 10, 30, 100, 200, 400, 600)
 """Millions of weights."""
 
@@ -242,6 +245,9 @@ def quantize(model: Path, method: str, *more: str) -> Cost:
 Row = Mapping[str, Any]
 Value = Callable[[Row], float]
 
+TYPES = {"vgg": "VGG-like", "resnet": "ResNet-like", "plain": "16 alike"}
+"""Names of the kinds of networks."""
+
 COLORS = {"nearest": "#4c78a8", "squant": "#f58518", "default": "#54a24b"}
 WIDTH, HEIGHT, LEFT, TOP = 330, 250, 62, 34
 """Pixels of a panel, and of what is beside and above it."""
@@ -275,6 +281,15 @@ def draw(rows: Sequence[Row]) -> str:
             up = TOP + (1 - y.place(tick)) * HEIGHT
             parts.append(f'<path d="M{LEFT} {up:.1f}h{WIDTH}" stroke="#ddd"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        # Ten times the weights, ten times the cost: lines of this slope are linear.
+        low, high = x.ticks()[0], x.ticks()[-1]
+        for start in y.ticks():
+            stop = min(high, low * y.ticks()[-1] / start)
+            ends = [
+                f"{LEFT + x.place(a) * WIDTH:.1f} {TOP + (1 - y.place(start * a / low)) * HEIGHT:.1f}"
+                for a in (low, stop)
+            ]
+            parts.append(f'<path d="M{ends[0]}L{ends[1]}" stroke="#bbb" stroke-dasharray="1 4"/>')
         middle = LEFT + WIDTH / 2
         parts.append(
             f'<text x="{middle}" y="{TOP + HEIGHT + 34}" text-anchor="middle">million weights</text>'
@@ -282,7 +297,12 @@ def draw(rows: Sequence[Row]) -> str:
         for kind, dashes in (("vgg", ""), ("resnet", ' stroke-dasharray="5 4"')):
             for method, color in COLORS.items():
                 some = [row for row in rows if (row["kind"], row["method"]) == (kind, method)]
-                line = " ".join(at(row) for row in sorted(some, key=lambda row: row["weights"]))
+                places = [at(row) for row in sorted(some, key=lambda row: row["weights"])]
+                line = " ".join(places)
+                parts += [
+                    '<circle cx="{}" cy="{}" r="2.5" fill="{}"/>'.format(*place.split(","), color)
+                    for place in places
+                ]
                 parts.append(
                     f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"{dashes}/>'
                 )
@@ -291,11 +311,27 @@ def draw(rows: Sequence[Row]) -> str:
     bottom = TOP + HEIGHT + 58
     for index, (method, color) in enumerate(COLORS.items()):
         parts.append(f'<text x="{LEFT + 110 * index}" y="{bottom}" fill="{color}">{method}</text>')
-    parts.append(f'<text x="{LEFT + 360}" y="{bottom}">solid: VGG-like, dashed: ResNet-like</text>')
+    parts.append(
+        f'<text x="{LEFT + 360}" y="{bottom}">solid: VGG-like, dashed: ResNet-like, dots: slope of linear growth</text>'
+    )
     style = 'font-family="sans-serif" font-size="12"'
     box = f'viewBox="0 0 {offset} {bottom + 12}" role="img" aria-label="Time and memory against weights"'
     white = '<rect width="100%" height="100%" fill="white"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} {style}>{white}{"".join(parts)}</svg>\n'
+
+
+def table(rows: Sequence[Row]) -> str:
+    """CPU seconds and peak memory of every network, method by method."""
+    found = {(row["kind"], row["weights"], row["method"]): row for row in rows}
+    networks = {(row["kind"], row["weights"]): row["largest"] for row in rows}
+    lines = []
+    for (kind, weights), largest in sorted(networks.items(), key=lambda one: one[0]):
+        cells = [f"{weights / 1e6:,.1f}", f"{largest / 1e6:,.2f}"]
+        for method in METHODS:
+            row = found.get((kind, weights, method))
+            cells.append(f"{row['cpu']:,.1f} s, {row['own'] / 1e6:,.0f} MB" if row else "")
+        lines.append([TYPES[kind], *cells])
+    return markdown(["network", "million weights", "in the largest layer", *METHODS], lines)
 
 
 @dataclass(frozen=True)
@@ -358,6 +394,7 @@ def main() -> None:
                     rows.sort(key=lambda one: (one["kind"], one["method"], one["weights"]))
                     RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     PLOT.write_text(draw(rows), encoding="utf-8")
+    PAGE.write_text(replace(PAGE.read_text(encoding="utf-8"), "large", table(rows)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ PAGES = (
     ROOT / "docs" / "activations.md",
     ROOT / "docs" / "web.md",
     ROOT / "docs" / "sweep.md",
+    ROOT / "docs" / "large.md",
     ROOT / "docs" / "tutorial.md",
     ROOT / "models" / "README.md",
 )

@@ -145,8 +145,9 @@ def round_layer(
     needs_statistics = ROUNDINGS[plan.rounding].needs_statistics
     covariance = rounding_covariance(layer, statistics) if needs_statistics else None
     signs = _signs(layer, plan, folds)
+    turned = rows if (signs > 0).all() else rows * signs  # else no copy of a large layer
     codes = quantize_rows(
-        rows * signs, grid_spec(layer, plan), plan.rounding, taps=taps(layer), covariance=covariance
+        turned, grid_spec(layer, plan), plan.rounding, taps=taps(layer), covariance=covariance
     )
     return _responding(layer, plan, rows, _reflected(codes, signs), statistics)
 
@@ -257,8 +258,17 @@ def correct(rounded: Rounded, switches: Repair, outputs: Outputs | None) -> Corr
     if outputs is not None:
         u = _relative_weights(outputs)
         return Correction(gain, u @ (gain * outputs.quantized_mean - outputs.mean))
-    stored = dequantize(_with_gain(rounded.codes, gain))
-    return Correction(gain, mean_shift(rounded.rows, stored, rounded.statistics.mean))
+    return Correction(gain, _mean_shift(rounded, _with_gain(rounded.codes, gain)))
+
+
+def _mean_shift(rounded: Rounded, codes: Codes) -> Array:
+    """`mean_shift` of what codes stand for, a few rows of a large layer at a time."""
+    shifts = [
+        mean_shift(rounded.rows[:, part], dequantize(some_rows(codes, part)), rounded.statistics.mean)
+        for part in slabs(rounded.rows)
+    ]
+    groups = len(rounded.rows)
+    return np.concatenate([shift.reshape(groups, -1) for shift in shifts], axis=1).ravel()
 
 
 def _relative_weights(outputs: Outputs) -> Array:
@@ -368,7 +378,7 @@ def _stored_weight(layer: Layer, plan: LayerPlan, codes: Codes) -> QuantizedWeig
     take = (0, 0) if single else ...
     scale = codes.scale.astype(np.float32)[take].reshape(shape)
     zero_point = codes.zero_point[take].reshape(shape)
-    stored = from_rows(codes.codes, layer).astype(np.int8 if signed else np.uint8)
+    stored = from_rows(codes.codes, layer).astype(np.int8 if signed else np.uint8, copy=False)
     return QuantizedWeight(
         codes=stored,
         scale=scale,

@@ -91,6 +91,7 @@ def test_every_measured_table_has_one_place() -> None:
         "activations",
         "demo",
         "fast",
+        "large",
         "latency",
         "networks",
         "newcomer",

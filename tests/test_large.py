@@ -13,16 +13,19 @@ from onnx import ModelProto, TensorProto
 from benchmarks import odd_models
 from onnx_dfmpc import Recipe, inspect, quantize
 from onnx_dfmpc.errors import ModelError
+from onnx_dfmpc.linalg import products
 from onnx_dfmpc.linalg.low_rank import LowRank, multiply
-from onnx_dfmpc.linalg.matrices import Dense, through
+from onnx_dfmpc.linalg.matrices import Covariance, Dense, Diagonal, Kronecker, through
 from onnx_dfmpc.matching.match import match
+from onnx_dfmpc.methods import respond_codes
 from onnx_dfmpc.model import external, files
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.files import load, save
 from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.rounding.gptq import gptq
-from onnx_dfmpc.rounding.grids import GridSpec, dequantize
+from onnx_dfmpc.rounding.grids import GridSpec, dequantize, first_grid
 from onnx_dfmpc.rounding.regularize import regularize, with_mean_uncertainty
+from onnx_dfmpc.rounding.rounding import quantize_rows
 from onnx_dfmpc.runtime import pieces
 from onnx_dfmpc.runtime.session import Session, optimized_nodes
 from tests.graphs import noise, parse
@@ -222,6 +225,39 @@ def test_a_wide_layer_is_held_by_its_samples():
     result = quantize(parse(graph, w=noise(4, n) / 70), None, Recipe(bits=4))
     assert result.validation
     assert result.validation.sqnr_db > 15
+
+
+@pytest.mark.parametrize("form", ["dense", "low rank", "kronecker", "diagonal"])
+def test_a_few_rows_at_a_time_are_as_all_at_once(form, monkeypatch):
+    n, rng = 24, np.random.default_rng(4)
+    covariance: Covariance = low_rank(n, 5)
+    if form == "dense":
+        covariance = low_rank(n, 5).dense()
+    elif form == "kronecker":
+        covariance = Kronecker(low_rank(8, 5).dense(), low_rank(3, 2).dense())
+    elif form == "diagonal":
+        covariance = Diagonal(rng.uniform(0.5, 2, (2, n)))
+    rows, mean = rng.normal(size=(2, 10, n)).astype(np.float32), rng.normal(size=(2, n))
+    codes = quantize_rows(rows, GridSpec("asymmetric", 4), "nearest")
+    variances = rng.uniform(0.5, 2, (2, n))
+
+    def all_of_it() -> list[np.ndarray]:
+        response = respond_codes(rows, codes, mean, covariance)
+        return [*vars(response).values(), *first_grid(rows, GridSpec("vector", 4), variances)]
+
+    whole = all_of_it()
+    monkeypatch.setattr(products, "SLAB", 3 * 2 * n)
+    assert len(products.slabs(rows)) == 4
+    for mine, other in zip(all_of_it(), whole, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-12)
+
+
+def test_codes_take_a_byte():
+    rows = np.random.default_rng(5).normal(size=(1, 4, 40)).astype(np.float32)
+    for grid in (GridSpec("asymmetric", 8), GridSpec("symmetric", 8), GridSpec("asymmetric", 3)):
+        codes = quantize_rows(rows, grid, "nearest")
+        assert codes.codes.itemsize == 1
+        np.testing.assert_allclose(dequantize(codes), rows, atol=0.51 * codes.scale.max())
 
 
 def test_types_that_numpy_lacks_are_not_mapped():

@@ -12,6 +12,7 @@ from onnx import ModelProto, numpy_helper, parser
 from onnx_dfmpc.errors import DfmpcError, ModelError
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.runtime import batches
+from onnx_dfmpc.runtime import partial as partial_module
 from onnx_dfmpc.runtime.batches import Batches, Stored
 from onnx_dfmpc.runtime.partial import PartialRun
 from tests.graphs import FORKED, forked, noise, parse, whole
@@ -52,8 +53,24 @@ def test_a_partial_run_computes_what_the_whole_model_computes(wanted):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_large_weights_are_fed(monkeypatch):
+    """Those that are cast or moved in every run, too."""
+    monkeypatch.setattr(partial_module, "FED", 16)
+    model = parse(
+        """g (float[N, 4] x) => (float[N, 5] y) {
+            t = Transpose(w)  a = MatMul(x, t)  h = Cast <to = 1> (v)  y = MatMul(a, h) }""",
+        w=noise(6, 4),
+        v=noise(6, 5).astype(np.float16),
+    )
+    feeds = [{"x": noise(3, 4, seed=s)} for s in (1, 2)]
+    for mine, other in zip(partial(model, feeds).value("y"), *whole(model, ["y"], feeds), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fed", [1, partial_module.FED])
 @pytest.mark.parametrize("yes", [True, False])
-def test_a_partial_run_gives_branches_the_tensors_that_they_capture(yes):
+def test_a_partial_run_gives_branches_the_tensors_that_they_capture(yes, fed, monkeypatch):
+    monkeypatch.setattr(partial_module, "FED", fed)
     model = parse(BRANCHED, w=noise(2, 2, 1, 1), bias=np.float32(0.5))
     feeds = [{"x": noise(2, 2, 4, 4, seed=s), "yes": np.array(yes)} for s in (1, 2)]
     tested = partial(model, feeds)

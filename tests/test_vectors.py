@@ -54,7 +54,7 @@ def test_rows_make_less_noise_than_any_scalar_grid_of_the_bits(bits):
     rng.shuffle(weights)
     values = weights.reshape(-1, 60).astype(np.float32)
     values *= table.deviation
-    VectorLevels(table.rows.astype(np.float32)).round(values)
+    VectorLevels.of(table.rows.astype(np.float32)).round(values)
     noise = np.square(values / table.deviation - weights.reshape(-1, 60)).mean()
     levels = {1.58: 3, 2: 4, 2.58: 6}.get(bits, 2**bits)
     scalar = []
@@ -95,7 +95,7 @@ def test_rounding_equals_the_loop_over_blocks(shape, layers, trials):
     rows = rng.permutation(np.array(np.meshgrid(*[np.arange(-1.0, 2)] * 3)).reshape(3, -1).T)[:9]
     values = rng.standard_normal((shape[0] * layers, shape[1] * trials))
     expected = loop(values, rows, layers, trials)
-    VectorLevels(rows, layers, trials).round(values)
+    VectorLevels.of(rows, layers, trials).round(values)
     np.testing.assert_array_equal(values, expected)
 
 
@@ -103,7 +103,7 @@ def test_rounding_equals_the_loop_over_blocks(shape, layers, trials):
 def test_channels_of_a_row_of_the_table_share_their_score(shape):
     rows, rng = np.zeros((2, 3)), np.random.default_rng(0)
     score = rng.random((2, *shape))
-    shared = VectorLevels(rows).shared(score)
+    shared = VectorLevels.of(rows).shared(score)
     flat, found = score.reshape(2, -1), shared.reshape(2, -1)
     each = -(-flat.shape[1] // 3)
     for b in range(each):
@@ -128,7 +128,7 @@ def test_feedback_equals_the_loop_that_solves_each_step(shape, n, seed, bits):
         near = np.sort(np.square(_blocks(levels, table.shape[1])[:, None] - table).sum(axis=2), axis=1)
         if (near[:, 1] - near[:, 0] < 1e-3).any():
             return  # float32 may decide otherwise between two that are as near
-        VectorLevels(table).round(levels)
+        VectorLevels.of(table).round(levels)
         np.testing.assert_array_equal(found[:, j], levels)
         for a in range(shape[0]):
             after = np.linalg.inv(damped[a, j:, j:])

@@ -25,6 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnx_dfmpc.activations.placement import Placement
 from onnx_dfmpc.activations.ranges import BINS, histogram
 from onnx_dfmpc.model.opset import opset_of
+from onnx_dfmpc.runtime.pieces import is_piecewise
 from onnx_dfmpc.runtime.session import Session
 from onnx_dfmpc.spec import Array, Layer, LayerStatistics, Mixture
 from onnx_dfmpc.spec.ops import output_axis, spatial_rank
@@ -161,7 +162,9 @@ class Network:
         graph.node.extend(ours)
         graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
         # Each tensor has to be there as it is: no kernel may run over it.
-        return Session(model, "the network with quantized weights", disable_qdq=not shifted)
+        # All weights are floats at once; those of a large one are not copied into another layout as well.
+        blocks = not is_piecewise(proto)
+        return Session(model, "the network with quantized weights", disable_qdq=not shifted, blocks=blocks)
 
 
 def anchored_end(layer: Layer, statistics: LayerStatistics) -> tuple[Array, Array] | None:

@@ -22,8 +22,8 @@ INNER = 256
 PANEL = TILE = 128
 """Columns that `cholesky` factors at a time, and rows of a tile of `gram`. Speed alone; not studied."""
 
-SLAB = 1 << 24
-"""Numbers of which a few temporary copies are made at once."""
+SLAB = 1 << 21
+"""Numbers of which a few temporary copies are made at once. Memory alone."""
 
 BASE = 32
 """Matrices of at most this size are LAPACK's, which uses one thread for them."""

@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from onnx_dfmpc.linalg.low_rank import SemiSeparable, Unit, multiply
 from onnx_dfmpc.linalg.matrices import Covariance, Dense, Kronecker, matrix
 from onnx_dfmpc.linalg.products import product
-from onnx_dfmpc.rounding.grids import Codes, GridSpec, first_grid
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, empty_codes, first_grid
 from onnx_dfmpc.rounding.levels import WORKING, Levels, levels_of
 from onnx_dfmpc.spec import Array
 from onnx_dfmpc.spec.vectors import VECTORS
@@ -119,7 +119,7 @@ def gptq(rows: Array, grid: GridSpec, covariance: Covariance, layers: int = 1) -
         steps = ZERO_POINT_STEPS.get(grid.bits, ())
     factor = CholeskyFactor.of(covariance)
     unit = matrix(covariance).unit_diagonal().astype(WORKING)
-    codes, scale, zero_point = np.empty_like(rows), np.empty((g, r)), np.empty((g, r))
+    codes, scale, zero_point = empty_codes(rows, grid.limits), np.empty((g, r)), np.empty((g, r))
     most = MOST_WEIGHTS if n <= MANY_INPUTS else MOST_OF_MANY
     for part in _parts(r, max(1, most // (g * n * len(first))), grid, g):
         weights = rows[:, part].transpose(0, 2, 1).astype(WORKING)

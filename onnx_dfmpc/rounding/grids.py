@@ -17,7 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from onnx_dfmpc.linalg.products import slabs
 from onnx_dfmpc.spec import Array, Grid
 from onnx_dfmpc.spec.vectors import VECTORS
 from onnx_dfmpc.spec.widths import LEVELS, code_limits
@@ -58,10 +60,15 @@ class GridSpec:
 class Codes:
     """Codes (g, r, n) with their grid: scale and zero_point (g, r), and the lowest and highest code."""
 
-    codes: Array
+    codes: NDArray[np.floating] | NDArray[np.integer]
     scale: Array
     zero_point: Array
     limits: Limits
+
+
+def empty_codes(rows: Array, limits: Limits) -> NDArray[np.integer]:
+    """Room for codes of rows, a byte each: those of a large layer wait for its repair."""
+    return np.empty(rows.shape, np.int8 if limits[0] < 0 else np.uint8)
 
 
 def first_grid(rows: Array, grid: GridSpec, variances: Array | None = None) -> tuple[Array, Array]:
@@ -72,7 +79,10 @@ def first_grid(rows: Array, grid: GridSpec, variances: Array | None = None) -> t
         return min_max(rows, grid)
     # Weights of inputs that never change may be of any size: nothing ever trained them.
     weights = np.ones_like(rows[:, 0]) if variances is None else variances
-    mean = np.einsum("grn,gn->gr", np.square(rows, dtype=np.float64), weights) / weights.sum(axis=1)[:, None]
+    mean = np.empty(rows.shape[:2])
+    for part in slabs(rows):
+        squares = np.square(rows[:, part], dtype=np.float64)
+        mean[:, part] = np.einsum("grn,gn->gr", squares, weights) / weights.sum(axis=1)[:, None]
     scale = np.sqrt(mean) / VECTORS[grid.bits].deviation
     return np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(rows.dtype), np.zeros_like(scale)
 

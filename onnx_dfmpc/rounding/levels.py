@@ -51,31 +51,36 @@ class ScalarLevels:
 
 @dataclass(frozen=True, eq=False)
 class VectorLevels:
-    """Rows (R, k) of a table.
+    """Rows (R, k) of a table, and half their squared norms (R,).
 
     Values have shape (g, t r): the groups of ``layers`` one after the other, and ``trials`` t grids for the r
     channels of each.
     """
 
     rows: Array
+    penalty: Array
     layers: int = 1
     trials: int = 1
+
+    @classmethod
+    def of(cls, rows: Array, layers: int = 1, trials: int = 1) -> VectorLevels:
+        """Levels of a table."""
+        return cls(rows, np.square(rows).sum(axis=1) / 2, layers, trials)
 
     def round(self, values: Array) -> None:
         """Replace values by levels of the nearest rows, in place."""
         blocks = self._blocks(values)
-        penalty = np.square(self.rows).sum(axis=1) / 2
         size = max(1, MOST_SCORES // len(self.rows))
         for start in range(0, len(blocks), size):
             part = slice(start, start + size)
             scores = blocks[part] @ self.rows.T
-            scores -= penalty
+            scores -= self.penalty
             blocks[part] = self.rows[scores.argmax(axis=1)]
         values[...] = self._channels(blocks, values.shape)
 
     def shared(self, score: Array) -> Array:
         """Scores (t, g, r) averaged over the channels of a row of the table."""
-        one = VectorLevels(self.rows, self.layers)
+        one = VectorLevels(self.rows, self.penalty, self.layers)
         pooled = np.empty_like(score)
         for own, into in zip(score, pooled, strict=True):
             blocks = one._blocks(own, fill=np.nan)
@@ -88,8 +93,10 @@ class VectorLevels:
         every = self._by_layer(values)
         k = self.rows.shape[1]
         each = -(-every.shape[1] // k)
-        padded = np.full((len(every), k * each), fill, values.dtype)
-        padded[:, : every.shape[1]] = every
+        padded = every
+        if every.shape[1] < k * each:
+            padded = np.full((len(every), k * each), fill, values.dtype)
+            padded[:, : every.shape[1]] = every
         return np.ascontiguousarray(padded.reshape(-1, k, each).transpose(0, 2, 1)).reshape(-1, k)
 
     def _channels(self, blocks: Array, shape: tuple[int, ...]) -> Array:
@@ -113,5 +120,6 @@ Levels = ScalarLevels | VectorLevels
 def levels_of(grid: GridSpec, layers: int = 1, trials: int = 1) -> Levels:
     """Levels of a grid, for the channels of some layers and for some trials at once."""
     if grid.kind == "vector":
-        return VectorLevels(VECTORS[grid.bits].rows.astype(WORKING), layers, trials)
+        # Once: a layer rounds as often as it has inputs.
+        return VectorLevels.of(VECTORS[grid.bits].rows.astype(WORKING), layers, trials)
     return ScalarLevels(grid.limits, grid.per_channel)

@@ -15,9 +15,9 @@ from onnx_dfmpc.spec.planned import stored_bits
 def round_plain(weight: NDArray[np.floating], axis: int, bits: float) -> tuple[QuantizedWeight, float | None]:
     """Codes on a symmetric grid, and the SQNR of the weight in dB; None where it is all zero or exact."""
     first = np.moveaxis(weight, axis, 0)
-    rows = first.reshape(1, len(first), -1).astype(np.float32)
+    rows = first.reshape(1, len(first), -1).astype(np.float32, copy=False)
     codes = quantize_rows(rows, GridSpec("symmetric", bits), "nearest")
-    stored = np.moveaxis(codes.codes.astype(np.int8).reshape(first.shape), 0, axis)
+    stored = np.moveaxis(codes.codes.astype(np.int8, copy=False).reshape(first.shape), 0, axis)
     signal = noise = 0.0
     for part in slabs(rows):
         signal += float(np.square(rows[:, part]).sum())

@@ -10,7 +10,7 @@ import numpy as np
 from onnx_dfmpc.linalg.matrices import Covariance
 from onnx_dfmpc.linalg.products import slabs
 from onnx_dfmpc.rounding.gptq import gptq, sketch
-from onnx_dfmpc.rounding.grids import Codes, GridSpec, min_max, nearest, ternary
+from onnx_dfmpc.rounding.grids import Codes, GridSpec, empty_codes, min_max, nearest, ternary
 from onnx_dfmpc.rounding.squant import squant
 from onnx_dfmpc.spec import Array
 
@@ -78,7 +78,7 @@ def split(codes: Codes, parts: int) -> list[Codes]:
 
 def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     scale, zero_point = min_max(rows, grid)
-    codes = np.empty_like(rows)
+    codes = empty_codes(rows, grid.limits)
     for part in slabs(rows):
         codes[:, part] = nearest(rows[:, part], scale[:, part], zero_point[:, part], grid.limits)
     return Codes(codes, scale, zero_point, grid.limits)
@@ -86,7 +86,7 @@ def _nearest(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | No
 
 def _squant(rows: Array, grid: GridSpec, taps: int, covariance: Covariance | None) -> Codes:
     scale, zero_point = min_max(rows, grid)
-    codes = np.empty_like(rows)
+    codes = empty_codes(rows, grid.limits)
     for part in slabs(rows):
         codes[:, part] = squant(rows[:, part], scale[:, part], zero_point[:, part], grid.limits, taps)
     return Codes(codes, scale, zero_point, grid.limits)

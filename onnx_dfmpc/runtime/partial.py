@@ -18,20 +18,26 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from onnx_dfmpc.model.constants import ConstantTable, node_inputs
 from onnx_dfmpc.model.external import PLAIN
 from onnx_dfmpc.runtime.batches import Batches, Stored, Value, stored
 from onnx_dfmpc.runtime.session import Session
+from onnx_dfmpc.spec.ops import OPS, op_key
 
 T = TypeVar("T")
 
 WEIGHT, SHIFT, UNSHIFTED = "downstream::weight", "downstream::shift", "downstream::unshifted"
 
-BORROWED = 1 << 22
-"""Elements from which on an initializer is given to a session instead of being written into its model: that
-would take three more copies, and protobuf ends at 2 GB.
+FED = 1 << 22
+"""Elements from which on a weight is fed to a session as one more input. As an initializer it would be copied
+at least once, and 20 bytes a weight would be in use while a convolution is loaded.
+"""
+
+MANY_CODES = FED
+"""Elements of what is no float weight from which on convolutions are not put into blocks: a byte may hold
+several codes of one.
 """
 
 LOCAL_FUNCTIONS = 8
@@ -84,7 +90,7 @@ class PartialRun:
         found |= {
             tensor: Batches([self._constant(tensor)] * self._batches)
             for tensor in tensors
-            if tensor not in found and (tensor in self._replaced or tensor in self._table)
+            if tensor not in found and self._is_constant(tensor)
         }
         missing = [tensor for tensor in tensors if tensor not in found]
         if missing:
@@ -178,7 +184,7 @@ class PartialRun:
             results = session.run({name: self._live[name][batch] for name in inputs}, keep)
             return [stored(value, self._batches) for value in results]
 
-        results = _side_by_side(run, self._batches)
+        results = _side_by_side(run, self._batches, 1 if self._copies_weights(nodes) else os.cpu_count())
         made = {name: Batches(result[position] for result in results) for position, name in enumerate(keep)}
         self._live |= made
         for name in {*tensors, *(name for index in indices for name in self._reads[index])} - {tensors[-1]}:
@@ -192,7 +198,7 @@ class PartialRun:
     ) -> tuple[Session, list[str]]:
         """Session of some nodes, and the tensors that it reads besides the opened ones, given by example."""
         read = {name for node in nodes for name in node_inputs(node)}
-        constants = sorted(name for name in read if name in self._replaced or name in self._table)
+        constants = sorted(name for name in read if self._is_constant(name))
         inputs = sorted(read - _outputs(nodes) - set(constants) - set(opened))
         examples = {name: self._live[name][0] for name in inputs} | dict(opened)
         large = {name for name in constants if self._is_large(name)}
@@ -205,6 +211,7 @@ class PartialRun:
             threads=1,
             # Each segment runs once or a few times: memory kept for the next run would be kept in vain.
             arena=False,
+            blocks=all(self._size(name) < MANY_CODES for name in constants if name not in large),
             arrays={name: self._constant(name) for name in sorted(large)},
         )
         return session, inputs
@@ -232,21 +239,36 @@ class PartialRun:
             ir_version=max(self._proto.ir_version, LOCAL_FUNCTIONS),
         )
         for name in constants:
-            if name in large:
-                model.graph.initializer.append(_borrowed(name, self._constant(name)))
-                continue
             array = np.asarray(self._constant(name))
-            model.graph.initializer.add().CopyFrom(numpy_helper.from_array(array, name))
+            if name in large:
+                dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+                model.graph.input.append(helper.make_tensor_value_info(name, dtype, array.shape))
+            else:
+                model.graph.initializer.add().CopyFrom(numpy_helper.from_array(array, name))
         return bytes(model.SerializeToString())
 
     def _constant(self, name: str) -> Value:
         return self._replaced[name] if name in self._replaced else self._table[name]
 
     def _is_large(self, name: str) -> bool:
-        """Whether a constant is given to a session instead of being written into its model."""
-        if name in self._replaced:
-            return self._replaced[name].size >= BORROWED
-        return math.prod(self._table.shape(name)) >= BORROWED and self._table.data_type(name) in PLAIN
+        """Whether a constant is fed to a session instead of being written into its model."""
+        return self._size(name) >= FED and (name in self._replaced or self._table.data_type(name) in PLAIN)
+
+    def _copies_weights(self, nodes: Sequence[NodeProto]) -> bool:
+        """Whether nodes cast or move a weight that is fed to them, which takes memory in every run."""
+        fed = [(node, name) for node in nodes for name in node_inputs(node) if self._is_constant(name)]
+        return any(
+            self._is_large(name)
+            and (self._constant(name).dtype != np.float32 or op_key(node.op_type, node.domain) not in OPS)
+            for node, name in fed
+        )
+
+    def _is_constant(self, name: str) -> bool:
+        return name in self._replaced or name in self._table
+
+    def _size(self, name: str) -> int:
+        """Elements of a constant."""
+        return math.prod(self._replaced[name].shape if name in self._replaced else self._table.shape(name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,18 +307,18 @@ class Downstream:
             others = {name: values[batch] for name, values in self._others.items()}
             return session.run({**others, **opened[batch]}, self._computed)
 
-        results = _side_by_side(run, len(opened))
+        results = _side_by_side(run, len(opened), os.cpu_count())
         return {
             name: [result[position] for result in results] for position, name in enumerate(self._computed)
         }
 
 
-def _side_by_side(run: Callable[[int], T], batches: int) -> list[T]:
-    """Results of all batches, in their order. ONNX Runtime lets go of the interpreter lock: threads are
-    enough.
+def _side_by_side(run: Callable[[int], T], batches: int, workers: int | None) -> list[T]:
+    """Results of all batches, in their order, so many at a time. ONNX Runtime lets go of the interpreter
+    lock: threads are enough.
     """
     # Threads that live longer would each keep memory of its own: 30 MB more on ResNet-56.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(run, range(batches)))
 
 
@@ -310,15 +332,6 @@ def _opened(layer: NodeProto) -> list[NodeProto]:
 
 def _outputs(nodes: Iterable[NodeProto]) -> set[str]:
     return {name for node in nodes for name in node.output if name}
-
-
-def _borrowed(name: str, array: Value) -> TensorProto:
-    """Declaration of an initializer whose numbers are given to the session beside the model."""
-    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="given")
-    tensor.external_data.add(key="length", value=str(array.nbytes))
-    return tensor
 
 
 def _value_info(name: str, array: Value) -> ValueInfoProto:

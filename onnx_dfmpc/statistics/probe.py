@@ -106,7 +106,7 @@ class QuantizedRun:
 
     def respond(self, layer: Layer, weight: NDArray[np.float32]) -> Moments:
         """Moments of the layer's output with a quantized weight of its shape, without its bias."""
-        self._run.replace(layer.output, 1, weight.astype(self._table[layer.weight].dtype))
+        self._run.replace(layer.output, 1, weight.astype(self._table[layer.weight].dtype, copy=False))
         mean, variance = moments(self._run.value(layer.output), self._mixture, layer)
         return Moments(mean - own_bias(layer, self._table), variance)
 

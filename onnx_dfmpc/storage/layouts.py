@@ -122,7 +122,7 @@ def codes_in_one_tensor(builder: LayoutBuilder, bits: float) -> StoredCodes:
     def numbers(weight: QuantizedWeight) -> NDArray[np.generic]:
         codes = weight.codes.astype(np.int16)
         if centred:
-            codes = codes - _along_axis(weight, _zero_points(weight))
+            codes -= _along_axis(weight, _zero_points(weight))
         return to_type(codes, kind, spec.layer)
 
     name = builder.integers("", kind, spec.shape, numbers)
@@ -132,8 +132,9 @@ def codes_in_one_tensor(builder: LayoutBuilder, bits: float) -> StoredCodes:
 def _codes_by_table(builder: LayoutBuilder, packing: Packing) -> StoredCodes:
     """Add packed codes; the table takes off what makes signed ones 0 or more."""
     spec = builder.spec
-    half = packing.levels // 2 if spec.signed else 0
-    name = look_up(builder, packing, lambda weight: weight.codes.astype(np.int64) + half, signed=spec.signed)
+    half = np.uint8(packing.levels // 2 if spec.signed else 0)
+    # -h is 256 - h as a byte, and 0 after h is added.
+    name = look_up(builder, packing, lambda weight: weight.codes.astype(np.uint8) + half, signed=spec.signed)
     return StoredCodes(name, storage_type(8, signed=True), spec.zero_point)
 
 

@@ -49,7 +49,7 @@ BYTE = 256
 TOGETHER = {1: 1, 2: 8, 4: 4, 16: 2}
 """How many numbers share a byte, by what each may be; where that is one, there is nothing to store."""
 
-Digits = Callable[[QuantizedWeight], NDArray[np.integer]]
+Digits = Callable[[QuantizedWeight], NDArray[np.uint8]]
 """Codes of a weight from 0 up."""
 
 
@@ -122,9 +122,11 @@ def pack(digits: NDArray[np.integer], base: int, count: int) -> NDArray[np.uint8
     >>> pack(np.array([1, 2, 0, 2]), 3, 5).tolist(), pack(np.array([1, 15, 3]), 16, 2).tolist()
     ([61], [241, 3])
     """
-    padded = np.zeros(-(-len(digits) // count) * count, np.int64)
-    padded[: len(digits)] = digits
-    packed: NDArray[np.uint8] = (padded.reshape(-1, count) @ base ** np.arange(count)).astype(np.uint8)
+    packed = np.zeros(-(-len(digits) // count), np.uint8)
+    for place in range(count):
+        # In bytes, which hold every sum: a large layer would be gigabytes of wider numbers.
+        some = digits[place::count].astype(np.uint8, copy=False)
+        packed[: len(some)] += some * np.uint8(base**place)
     return packed
 
 
@@ -135,12 +137,11 @@ def look_up(builder: LayoutBuilder, packing: Packing, digits: Digits, *, signed:
     groups = -(-size // packing.group)
 
     def low(weight: QuantizedWeight) -> NDArray[np.generic]:
-        padded = np.zeros(groups * packing.group, np.int64)
-        padded[:size] = digits(weight).ravel() % packing.base
-        return pack(padded, packing.base, packing.digits)
+        packed = pack(digits(weight).ravel() % np.uint8(packing.base), packing.base, packing.digits)
+        return _with_zeros(packed, groups * packing.together)
 
     def high(weight: QuantizedWeight) -> NDArray[np.generic]:
-        numbers = pack(digits(weight).ravel() // packing.base, packing.high, packing.digits)
+        numbers = pack(digits(weight).ravel() // np.uint8(packing.base), packing.high, packing.digits)
         return pack(numbers, packing.numbers, packing.together)
 
     dims = (groups,) if packing.together == 1 else (groups, packing.together)
@@ -156,6 +157,11 @@ def look_up(builder: LayoutBuilder, packing: Packing, digits: Digits, *, signed:
         end = builder.constant("e", TensorProto.INT64, (size,))
         codes = builder.node("Slice", flat, builder.share("0"), end)
     return builder.node("Reshape", codes, builder.constant("r", TensorProto.INT64, spec.shape))
+
+
+def _with_zeros(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """So many bytes, the last of them zeros."""
+    return packed if len(packed) == count else np.pad(packed, (0, count - len(packed)))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -176,9 +182,7 @@ def look_up_vectors(builder: LayoutBuilder, table: VectorTable) -> str:
     groups = -(-count // together)
 
     def low(weight: QuantizedWeight) -> NDArray[np.generic]:
-        padded = np.zeros(groups * together, np.uint8)
-        padded[:count] = row_indices(weight, table, spec.layer) % BYTE
-        return padded
+        return _with_zeros(row_indices(weight, table, spec.layer).astype(np.uint8), groups * together)
 
     def high(weight: QuantizedWeight) -> NDArray[np.generic]:
         return pack(row_indices(weight, table, spec.layer) // BYTE, table.high, together)
@@ -209,7 +213,7 @@ def _first(builder: LayoutBuilder, name: str, suffix: str, count: int, *axis: st
     return builder.node("Slice", name, builder.share("0"), end, *axis)
 
 
-def row_indices(weight: QuantizedWeight, table: VectorTable, layer: str) -> NDArray[np.int64]:
+def row_indices(weight: QuantizedWeight, table: VectorTable, layer: str) -> NDArray[np.uint16]:
     """Rows that the codes of a weight are, in the order in which `look_up_vectors` stores them.
 
     DfmpcError where there is no such row.
@@ -218,11 +222,11 @@ def row_indices(weight: QuantizedWeight, table: VectorTable, layer: str) -> NDAr
     length, axis = table.length, weight.axis
     codes = np.moveaxis(weight.codes, axis, 0).reshape(weight.codes.shape[axis], -1)
     each = -(-len(codes) // length)
-    padded = np.pad(codes, ((0, length * each - len(codes)), (0, 0)))
-    blocks = padded.reshape(length, each, -1)
+    missing = length * each - len(codes)
+    blocks = (np.pad(codes, ((0, missing), (0, 0))) if missing else codes).reshape(length, each, -1)
     # Of the last rows some channels are not there: any row will do that is right in those before.
     present = (np.arange(length * each).reshape(length, each) < len(codes)).sum(axis=0)
-    indices = np.empty(blocks.shape[1:], np.int64)
+    indices = np.empty(blocks.shape[1:], np.uint16)
     for some in np.unique(present):
         known = _keys(table.rows[:, :some].T)
         order = known.argsort(kind="stable")
