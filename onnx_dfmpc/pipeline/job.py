@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from onnx_dfmpc.model.files import LoadedModel, Model, load
 from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import skeleton, subgraphs
 from onnx_dfmpc.recipe import Recipe, bit_bounds, nearest_layer
+from onnx_dfmpc.rewrite.apply import PREFIX
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.rounding.suitable import suitable_widths
 from onnx_dfmpc.runtime.pieces import fed_inputs, is_piecewise, open_model
@@ -246,10 +248,18 @@ def _with_inputs(job: Job, *, predicted: bool) -> Job:
 def _require_weights(source: LoadedModel, weights: Sequence[object], skipped: Sequence[Skipped]) -> None:
     if weights:
         return
+    if any(entry.key == f"{PREFIX}input_sha256" for entry in source.proto.metadata_props):
+        raise UnsupportedError(
+            f"{source.label}: onnx-dfmpc has quantized it already",
+            hint="other bits, and smaller files, are made from the float model that it came from",
+        )
     if not skipped:
         reason = "it has no Conv, ConvTranspose, Gemm or MatMul, and no other weights"
     else:
-        (reason, count), *others = Counter(node.reason for node in skipped).most_common()
+        # Reasons that name different tensors are the same one.
+        alike = [re.sub(r"'[^']*'", "", node.reason) for node in skipped]
+        (most, count), *others = Counter(alike).most_common()
+        reason = skipped[alike.index(most)].reason
         nodes = f"{count} node{'s' if count > 1 else ''}"
         rest = sum(number for _, number in others)
         reason += f" ({nodes}; {rest} more for other reasons)" if rest else f" ({nodes})"
