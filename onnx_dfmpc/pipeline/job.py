@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -178,12 +178,21 @@ def one_by_one(proto: ModelProto, recipe: Recipe) -> tuple[Recipe, tuple[str, ..
 def without_layer(job: Job, error: LayerError) -> Job:
     """Job in which a layer that cannot be quantized stays float; UnsupportedError where no other is left."""
     matched = job.matched.without({error.layer: error.reason})
-    layers, skipped = selected_layers(matched, job.recipe)
-    names = _names(matched, job.recipe)
-    _require_weights(job.source, names, skipped)
+    _, skipped = selected_layers(matched, job.recipe)
+    _require_weights(job.source, _names(matched, job.recipe), skipped)
+    return _rematched(job, matched)
+
+
+def with_large_biases(job: Job, names: Collection[str]) -> Job:
+    """Job that knows of layers whose new biases take 32 bits."""
+    layers = tuple(replace(one, large_bias=one.large_bias or one.name in names) for one in job.matched.layers)
+    return _rematched(job, replace(job.matched, layers=layers))
+
+
+def _rematched(job: Job, matched: MatchReport) -> Job:
     sizes = None
-    if job.sizes is not None and layers:
-        metadata = metadata_of(job.source, job.recipe, job.recipe.form, names)
+    if job.sizes is not None and selected_layers(matched, job.recipe)[0]:
+        metadata = metadata_of(job.source, job.recipe, job.recipe.form, _names(matched, job.recipe))
         sizes = size_table(job.source.proto, matched, job.recipe, metadata)
     return replace(job, matched=matched, sizes=sizes)
 
