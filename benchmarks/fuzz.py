@@ -2,30 +2,38 @@
 says why.
 
 python -m benchmarks.fuzz [--minutes 10] [--inputs N] [--seed 0] [--models FILE ...] [--json FILE]
+python -m benchmarks.fuzz --again FILE.onnx ...
+python -m benchmarks.fuzz --table FILE.json --output FILE.md
 
-One input in twelve is a network of `random_networks`, for which all that is promised there has to hold. The
+One input in twenty is a network of `random_networks`, for which all that is promised there has to hold. The
 others are such networks, those of `odd_models`, the shipped one and any given files, changed at random; each is
 quantized by the command, with random flags. The exit code has to be a documented one, the file that was
 written has to load and to have finite outputs where the float model has, the input has to be what it was, and
 nothing else may be left. A child process does the work, started once, with limits on memory and time, so that
-a crash or an endless loop is found and not suffered. What was found is kept as files; the exit code is 1 then.
+a crash or an endless loop is found and not suffered. What was found is kept as files, which `--again` tries
+anew; the exit code is 1 then. Counts are written while it runs, to a file that keeps those of other commits and
+seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import importlib.metadata
 import io
 import json
 import multiprocessing
 import os
 import resource
+import shlex
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,23 +41,38 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from benchmarks.mutations import Random, mutated, pick
+from benchmarks.mutations import CHANGES, Random, mutated, pick
 from benchmarks.odd_models import cases
 from benchmarks.random_networks import LOW_BITS, check, outputs, random_network
+from benchmarks.tables import markdown
 from onnx_dfmpc import Recipe
+from onnx_dfmpc.cli import flags
 from onnx_dfmpc.cli import main as command
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.evaluate.metrics import joined
 from onnx_dfmpc.inputs import synthetic
+from onnx_dfmpc.pipeline import job as preparation
 from onnx_dfmpc.statistics import mixing
 
 MEMORY = 6 << 30
 """Bytes of address space of the child; resident memory is limited by the command."""
 
-SECONDS = 90
-"""Most time for one input; the command gives up before."""
+SECONDS = 300
+"""Most time for one input; the command gives up before, but on a busy machine a clock says little."""
 
-LIMITS = ("--timeout", "30", "--max-memory", "2GiB")
+LIMITS = ("--timeout", "60", "--max-memory", "2GiB")
+
+LIMITED = ("the limit is", "not done after", "takes more than")
+"""Words of an error where a limit is what ended the run."""
+
+WRITE_SECONDS = 20
+"""Between two writings of the counts."""
+
+NETWORK = "random network, every promise"
+QUANTIZED, GATE, SETTING, REFUSED, GIVEN_UP, WRONG = OUTCOMES = (
+    "quantized", "fails a gate (1)", "settings (2)", "refused (3)", "out of time or memory (3)", "wrong",
+)  # fmt: skip
+UNRUNNABLE = "quantized, and the float model does not run here"
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "digits_resnet_bn.onnx"
 
@@ -87,7 +110,7 @@ def check_network(seed: int) -> str:
         check(model, pick(LOW_BITS, rng), lambda **more: Recipe(**keywords, **more))
     except Exception as error:  # what this script is for
         return f"wrong: {keywords}: {type(error).__name__}: {error}"
-    return "random network: every promise held"
+    return QUANTIZED
 
 
 def flags_of(rng: Random) -> tuple[str, ...]:
@@ -114,7 +137,10 @@ def attempt(data: bytes, flags: Sequence[str]) -> str:
         if code:
             said_once = sum(line.startswith("error: ") for line in errors) == 1
             sound = said_once and not left and len(errors) <= 2
-            return f"exit code {code}" if sound else f"wrong: exit code {code}, left {left}, said {errors}"
+            if not sound:
+                return f"wrong: exit code {code}, left {left}, said {errors}"
+            given_up = code == 3 and any(words in line for words in LIMITED for line in errors)
+            return GIVEN_UP if given_up else {1: GATE, 2: SETTING, 3: REFUSED}[code]
         if "out.onnx" not in left or any(not name.startswith("out.") for name in left):
             return f"wrong: exit code 0, left {left}"
         return written(ModelProto.FromString(data), "--no-gate" in flags)
@@ -127,7 +153,7 @@ def written(model: ModelProto, ungated: bool) -> str:
     try:
         expected = outputs(model, "float")
     except DfmpcError:
-        return "exit code 0, and the float model does not run here"
+        return UNRUNNABLE
     try:
         found = outputs(onnx.load("out.onnx"), "out.onnx")
     except DfmpcError as error:
@@ -140,7 +166,7 @@ def written(model: ModelProto, ungated: bool) -> str:
         numbers = one.dtype.kind == "f"
         if numbers and np.isfinite(one).all() and not np.isfinite(other).all() and not ungated:
             return "wrong: only the float model is finite"
-    return "exit code 0"
+    return QUANTIZED
 
 
 def _fewer_pictures() -> None:
@@ -150,8 +176,18 @@ def _fewer_pictures() -> None:
     synthetic.MAX_SAMPLES, synthetic.MIN_SAMPLES, mixing.TRIAL_SAMPLES = 6, 3, 2
 
 
+def _once() -> None:
+    """Make but once what is the same in every run and takes a sixth of the time of a small one: the parser of
+    the command line, the version from the metadata of the package.
+    """
+    flags._parser = functools.cache(flags._parser)
+    importlib.metadata.version = functools.cache(importlib.metadata.version)
+    vars(preparation)["version"] = importlib.metadata.version
+
+
 def _child(connection: Connection) -> None:
     _fewer_pictures()
+    _once()
     warnings.simplefilter("ignore")  # as the command does
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end
@@ -185,7 +221,7 @@ class Child:
             self._process.join()
             code = self._process.exitcode
             # A run that does not stop when its limit is reached is ended, as documented.
-            result = "exit code 3, ended" if code == 3 else f"wrong: the process ended with {code}"
+            result = GIVEN_UP if code == 3 else f"wrong: the process ended with {code}"
         self._process.kill()
         self._process.join()
         self._start()
@@ -197,17 +233,103 @@ class Child:
         self._process.join()
 
 
-def jobs(files: Sequence[bytes], rng: Random) -> Iterator[tuple[Any, ...]]:
-    """What to try, for ever: the seed of a network, or a file and flags."""
+def jobs(files: Sequence[tuple[str, bytes]], rng: Random) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What to try, for ever, by kind: the seed of a network, or a file and flags."""
     while True:
-        if not rng.integers(12):
-            yield (int(rng.integers(1 << 32)),)
+        if not rng.integers(20):
+            yield NETWORK, (int(rng.integers(1 << 32)),)
             continue
         if rng.integers(2):
-            data = random_network(lambda options: pick(options, rng)).SerializeToString()
+            source, data = (
+                "random network",
+                random_network(lambda options: pick(options, rng)).SerializeToString(),
+            )
         else:
-            data = pick(files, rng)
-        yield mutated(data, rng), flags_of(rng)
+            source, data = pick(files, rng)
+        change = pick(CHANGES, rng)
+        yield f"{source}, {change}", (mutated(data, change, rng), flags_of(rng))
+
+
+def models(given: Iterable[Path]) -> list[tuple[str, bytes]]:
+    """Files to change, with their kind. One in fifty is one that somebody trained: these take most of the time."""
+    odd = [("odd model", case.model.SerializeToString()) for case in cases()]
+    trained = [("trained network", path.read_bytes()) for path in (SHIPPED, *given)]
+    return odd + trained * max(1, len(odd) // (50 * len(trained)))
+
+
+def commit() -> str:
+    """What is tried."""
+    typed = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    folder = Path(__file__).parent
+    return subprocess.run(typed, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def recorded(file: Path, seed: int, counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Put the counts of a run into a file, beside those of other commits and seeds."""
+    runs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    runs.setdefault(commit(), {})[str(seed)] = {
+        kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)
+    }
+    draft = file.with_suffix(".draft")
+    draft.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    draft.replace(file)
+
+
+def page(runs: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]]) -> str:
+    """All runs of a file as a table: inputs by kind and by what became of them."""
+    total: dict[str, Counter[str]] = defaultdict(Counter)
+    for seeds in runs.values():
+        for counts in seeds.values():
+            for kind, outcomes in counts.items():
+                total[kind].update(outcomes)
+    total["all"] = sum(total.values(), Counter())
+    header = ("input", "inputs", QUANTIZED, UNRUNNABLE, *OUTCOMES[1:])
+    rows = [
+        (kind, *(f"{n:,}" for n in (one.total(), *(one[key] for key in header[2:]))))
+        for kind, one in total.items()
+    ]
+    each = [
+        f"{sum(sum(c.values()) for one in seeds.values() for c in one.values()):,} at {name}"
+        for name, seeds in runs.items()
+    ]
+    return f"{PAGE}{markdown(header, rows)}\n\nInputs by commit: {', '.join(each)}.\n"
+
+
+PAGE = """# Fuzzing
+
+Random networks and mutated models through `python -m benchmarks.fuzz`, by what became of them. In brackets: exit codes.
+*Wrong* is everything else than a model that is sound beside its float original, or one error that says why, with
+nothing left behind.
+
+"""
+
+
+def keep(folder: Path, name: str, job: tuple[Any, ...]) -> None:
+    """Keep what was found, for `--again`: the file with its flags, or the seed of a network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(job) > 1:
+        (folder / f"{name}.onnx").write_bytes(job[0])
+    (folder / f"{name}.txt").write_text(
+        str(job[0]) if len(job) == 1 else shlex.join(job[1]), encoding="utf-8"
+    )
+
+
+def kept(path: Path) -> tuple[Any, ...]:
+    """What `keep` has kept, by either file."""
+    words = path.with_suffix(".txt").read_text(encoding="utf-8")
+    model = path.with_suffix(".onnx")
+    return (model.read_bytes(), shlex.split(words)) if model.exists() else (int(words),)
+
+
+def again(files: Sequence[Path]) -> int:
+    """Try what was found once more."""
+    child, wrong = Child(), 0
+    for file in files:
+        result = child.attempt(kept(file))
+        wrong += result.startswith("wrong")
+        sys.stdout.write(f"{file.stem}: {result}\n")
+    child.close()
+    return int(wrong > 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,32 +341,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, nargs="*", default=[])
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder for what was found")
     parser.add_argument("--json", type=Path, help="file for the counts")
+    parser.add_argument("--again", type=Path, nargs="+", help="files of --keep to try once more")
+    parser.add_argument("--table", type=Path, help="file of --json to make a table of")
+    parser.add_argument("--output", type=Path, help="file for the table")
     given = parser.parse_args(arguments)
-    files = [case.model.SerializeToString() for case in cases()]
-    # One in twelve is a file that somebody trained.
-    real = [path.read_bytes() for path in (SHIPPED, *given.models)]
-    files += real * max(1, len(files) // (11 * len(real)))
-    rng, child, counts = np.random.default_rng(given.seed), Child(), Counter[str]()
-    end = time.monotonic() + 60 * given.minutes
-    for job in jobs(files, rng):
-        if time.monotonic() > end or counts.total() == given.inputs:
+    if given.again:
+        return again(given.again)
+    if given.table:
+        text = page(json.loads(given.table.read_text(encoding="utf-8")))
+        sys.stdout.write(text) if given.output is None else given.output.write_text(text, encoding="utf-8")
+        return 0
+    rng, child, counts = np.random.default_rng(given.seed), Child(), defaultdict[str, Counter[str]](Counter)
+    start = written = time.monotonic()
+    inputs = wrong = 0
+
+    def say() -> None:
+        sys.stderr.write(f"{inputs:,} inputs in {time.monotonic() - start:,.0f} s, {wrong} wrong\n")
+        sys.stderr.flush()
+        if given.json:
+            recorded(given.json, given.seed, counts)
+
+    for kind, job in jobs(models(given.models), rng):
+        if time.monotonic() > start + 60 * given.minutes or inputs == given.inputs:
             break
         result = child.attempt(job)
-        wrong = result.startswith("wrong")
-        counts["wrong" if wrong else result] += 1
-        if wrong:
-            name = f"{given.seed}-{counts.total()}"
-            given.keep.mkdir(parents=True, exist_ok=True)
-            if len(job) > 1:
-                (given.keep / f"{name}.onnx").write_bytes(job[0])
+        inputs += 1
+        bad = result.startswith("wrong")
+        counts[kind][WRONG if bad else result] += 1
+        if bad:
+            wrong += 1
+            name = f"{given.seed}-{inputs}"
+            keep(given.keep, name, job)
             sys.stderr.write(f"{name} {job[-1]}: {result}\n")
+        if bad or time.monotonic() > written + WRITE_SECONDS:
+            say()
+            written = time.monotonic()
     child.close()
-    for result, count in counts.most_common():
+    say()
+    for result, count in sum(counts.values(), Counter[str]()).most_common():
         sys.stdout.write(f"{count:8,} {result}\n")
-    sys.stdout.write(f"{counts.total():8,} inputs\n")
-    if given.json:
-        given.json.write_text(json.dumps(dict(counts.most_common())) + "\n", encoding="utf-8")
-    return int(counts["wrong"] > 0)
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -455,12 +455,45 @@ def attention(model: ModelProto, opset: int) -> None:
     )
 
 
+def double_head(model: ModelProto, opset: int) -> None:
+    """The last layers in double, behind convolutions in float."""
+    for name in ("w3", "b3"):
+        values = values_of(model, name)
+        drop(model, name)
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float64), name))
+    between(model, "f", N("Cast", ["f"], ["new"], to=TensorProto.DOUBLE))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
+def embeddings(kind: int) -> Edit:
+    """Class numbers, for each of which a table has a row, in some float type."""
+
+    def edit(model: ModelProto, opset: int) -> None:
+        add_input(model, "ids", ["n"], TensorProto.INT64)
+        rows = rng(11).normal(size=(40, 8)).astype(helper.tensor_dtype_to_np_dtype(kind))
+        model.graph.initializer.append(numpy_helper.from_array(rows, "table"))
+        constant(model, "forty", 40, np.int64)
+        between(
+            model,
+            "f",
+            N("Mod", ["ids", "forty"], ["row"]),
+            N("Gather", ["table", "row"], ["embedding"]),
+            N("Cast", ["embedding"], ["floats"], to=TensorProto.FLOAT),
+            N("Add", ["f", "floats"], ["new"]),
+        )
+
+    return edit
+
+
 MORE: dict[str, Edit] = {
     "a detector by torch 1.7: Resize with sizes and empty scales": torch_detector,
     "a speech model with a state and an If": speech,
     "a weight stored in float16": stored_as(TensorProto.FLOAT16),
     "a weight stored in bfloat16": stored_as(TensorProto.BFLOAT16),
     "a weight stored in double": stored_as(TensorProto.DOUBLE),
+    "a head in double": double_head,
+    "embeddings in bfloat16": embeddings(TensorProto.BFLOAT16),
+    "embeddings in double": embeddings(TensorProto.DOUBLE),
     "a weight behind Transpose": transposed,
     "a weight behind Reshape": reshaped,
     "a weight that is a sum": summed,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import fuzz
-from benchmarks.mutations import mutated
+from benchmarks.mutations import CHANGES, mutated
 from benchmarks.random_networks import LOW_BITS, accounted, check, float_bytes, random_network
 from onnx_dfmpc import Recipe, quantize, validate
 from onnx_dfmpc.errors import ModelError
@@ -45,10 +48,25 @@ def test_random_networks_keep_every_promise(data: st.DataObject) -> None:
 def test_mutated_files_are_quantized_or_refused() -> None:
     rng = np.random.default_rng(0)
     files = [random_network(lambda options: options[int(rng.integers(len(options)))]) for _ in range(2)]
-    jobs = [(mutated(file.SerializeToString(), rng), fuzz.flags_of(rng)) for file in files * 4]
+    changes = [(file.SerializeToString(), change) for file in files for change in CHANGES[:4]]
+    jobs = [(mutated(*one, rng), fuzz.flags_of(rng)) for one in changes]
     results = [fuzz.attempt(*job) for job in jobs]
     assert not [result for result in results if result.startswith("wrong")]
     assert len(set(results)) > 1
+
+
+def test_what_was_found_is_tried_again_and_counts_of_all_runs_make_a_table(tmp_path: Path) -> None:
+    for name, job in (("file", (b"broken", ("--bits", "4"))), ("seed", (7,))):
+        fuzz.keep(tmp_path, name, job)
+        assert fuzz.kept(tmp_path / f"{name}.txt") == tuple(
+            list(one) if len(job) > 1 and n else one for n, one in enumerate(job)
+        )
+    for seed, count in ((0, 3), (1, 4), (1, 5)):
+        fuzz.recorded(tmp_path / "counts.json", seed, {"odd": {fuzz.REFUSED: count, fuzz.WRONG: 1}})
+    lines = fuzz.page(json.loads((tmp_path / "counts.json").read_text())).splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    (row,) = (dict(zip(cells[0], line, strict=True)) for line in cells if line[0] == "odd")
+    assert (row["inputs"], row[fuzz.REFUSED], row[fuzz.WRONG], row[fuzz.QUANTIZED]) == ("10", "8", "2", "0")
 
 
 BIAS_BEHIND_A_NODE = """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) {

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
@@ -358,10 +359,15 @@ def test_skipped(model: ModelProto, reason: str) -> None:
     assert model.SerializeToString() == before
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.int32])
-def test_skipped_dtype(dtype: type) -> None:
-    model = net("z = MatMul(x, w)", M, x=VECTORS)
-    set_initializer(model, "w", np.ones((4, 4), dtype))
+@pytest.mark.parametrize(
+    ("operator", "shape", "dtype"),
+    [("Conv", (4, 4, 3, 3), np.float64), ("MatMul", (4, 4), np.int32), ("Gemm", (4, 4), ml_dtypes.bfloat16)],
+)
+def test_skipped_dtype(operator: str, shape: tuple[int, ...], dtype: type) -> None:
+    model = net(
+        f"z = {operator}(x, w)", {"w": shape}, x="float[1, 4, 8, 8] x" if len(shape) == 4 else VECTORS
+    )
+    set_initializer(model, "w", np.ones(shape, dtype))
     assert np.dtype(dtype).name in match(model).skipped[0].reason
 
 

@@ -245,7 +245,6 @@ REASONS = {
     "other uses": ("e = Gather(w, x) y = Add(e, w)", {"w": noise(40, 8)}, "also used by Add 'y', not as a weight"),
     "an output": ("e = Gather(w, x) y = Identity(w)", {"w": noise(40, 8)}, "a graph output"),
     "infinity": ("y = Gather(w, x)", {"w": np.full((40, 8), np.inf, np.float32)}, "holds infinity"),
-    "double": ("e = Gather(w, x) y = Cast <to = 1> (e)", {"w": noise(40, 8).astype(np.float64)}, "float64"),
 }  # fmt: skip
 
 

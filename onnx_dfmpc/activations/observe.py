@@ -84,13 +84,13 @@ class Network:
         roots = [one.name for one in placement.activations if one.like == one.name]
         raw = {name: name + RAW for name in self.ends}
         wanted = list(dict.fromkeys([*(name for name in roots if name not in inputs), *raw.values()]))
-        session = self._session(self.proto, wanted, shifted=False)
+        session = self._session(self.proto, wanted, shifted=False) if wanted else None
         kinds = len(self.mixture.weights)
         counts = {name: np.zeros((kinds, BINS), np.int64) for name in roots}
         means: dict[str, list[Array]] = {name: [] for name in self.ends}
         powers: dict[str, list[float]] = {name: [] for name in self.ends}
         for kind, feed in zip(self.mixture.kinds, self.mixture.feeds, strict=True):
-            values = session.run({**feed, **self._anchor_feeds(kind, self.ends)}, wanted)
+            values = session.run({**feed, **self._anchor_feeds(kind, self.ends)}, wanted) if session else []
             seen = {**feed, **dict(zip(wanted, values, strict=True))}
             for name in roots:
                 counts[name][kind] += histogram(seen[name])
@@ -104,6 +104,8 @@ class Network:
         of the tensor: each kind of inputs as likely as it is, relative to its power.
         """
         wanted = [name + SHIFT for name in self.ends]
+        if not wanted:  # matrices whose biases are nodes of their own
+            return {}
         session = self._session(quantized, wanted, shifted=True)
         total = {name: np.zeros(layer.channels) for name, layer in self.ends.items()}
         weight = dict.fromkeys(self.ends, 0.0)

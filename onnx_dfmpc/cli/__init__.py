@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from onnx_dfmpc.cli.files import replaceable, require_files
 from onnx_dfmpc.cli.flags import PROGRAM, parse, planned_recipe_of, recipe_of
 from onnx_dfmpc.cli.limits import LIMIT_EXCEEDED, Stopped, limited
 from onnx_dfmpc.cli.needs import require_within
-from onnx_dfmpc.errors import DfmpcError, RecipeError, ValidationFailed, printable
+from onnx_dfmpc.errors import DfmpcError, ModelError, RecipeError, ValidationFailed, printable
 from onnx_dfmpc.evaluate.compare import compare_files
 from onnx_dfmpc.evaluate.validation import ValidationReport, next_steps, typed
 from onnx_dfmpc.model.paths import beside, model_files
@@ -257,6 +258,9 @@ def _quantize_files(args: argparse.Namespace, files: Sequence[Path]) -> int:
             raise RecipeError(
                 f"{args.output}: cannot make the folder: {error.strerror}", hint=hint
             ) from error
+    elif len(files) == len(args.models) == 2 and not files[1].exists():
+        hint = f"-o names the output: {PROGRAM} quantize {shlex.join(map(str, (files[0], '-o', files[1])))}"
+        raise ModelError(f"{files[1]}: no such file", hint=hint)
     code = 0
     for file in files:
         one = _for_model(args, file, None if args.output is None else Path(args.output) / file.name)

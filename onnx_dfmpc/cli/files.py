@@ -40,7 +40,9 @@ def require_files(args: argparse.Namespace) -> tuple[Path, ...]:
     read = tuple(_read(args, named)) if any(os.path.lexists(target) for target, *_ in targets) else ()
     taken: list[Path] = []
     for target, external, overwrite in targets:
-        if any(same_file(target, other) for other in (*taken, *named)):
+        if any(same_file(target, other) for other in named):
+            raise RecipeError(f"{target}: would replace another file, which this run reads", hint=ELSEWHERE)
+        if any(same_file(target, other) for other in taken):
             raise RecipeError(f"{target}: is also another file of this run", hint=ELSEWHERE)
         if "overwrite" not in args and not overwrite and os.path.lexists(target):
             hint = f"choose another name; {', '.join(REPORTS)} are replaced"

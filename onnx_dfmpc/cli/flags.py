@@ -51,6 +51,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         choice = re.fullmatch(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message)
         hint = nearest(choice[1], re.split(r",\s*", choice[2].replace("'", ""))) if choice else ""
+        if choice and message.startswith("argument COMMAND") and choice[1].endswith(".onnx"):
+            hint = f"{PROGRAM} quantize {shlex.quote(choice[1])}"
         raise RecipeError(message, hint=hint or f"{self.prog} --help")
 
 
@@ -72,11 +74,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _glued(argv: Sequence[str]) -> Iterator[str]:
-    """Join ``--input-range -1,1`` with "=": argparse takes a value that starts with a minus for a flag."""
-    tokens = iter(argv)
-    for token in tokens:
-        value = next(tokens, None) if token == "--input-range" else None
-        yield token if value is None else f"{token}={value}"
+    """Join ``--input-range -1,1`` with "=": argparse takes what starts with a minus and is no number for a
+    flag.
+    """
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        negative = token.startswith("--") and tokens and re.match(r"-[\d.]", tokens[0])
+        yield f"{token}={tokens.pop(0)}" if negative and "=" not in token else token
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

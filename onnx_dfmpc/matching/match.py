@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from onnx_dfmpc.matching.chains import Order, find_chains
 from onnx_dfmpc.matching.plain import find_plain
 from onnx_dfmpc.matching.rules import ACTIVATIONS, feeds_gate, gate
 from onnx_dfmpc.matching.walk import Walk, has_input, op, why_numbers
 from onnx_dfmpc.spec import BatchNorm, Edge, Layer, MatchReport, Skipped
-from onnx_dfmpc.spec.ops import OPS, WeightedOp
+from onnx_dfmpc.spec.ops import OPS, WeightedOp, why_type
 
 Sharing = Mapping[str, Sequence[gs.Node]]
 """Name of a weight to the nodes that quantize it."""
@@ -135,9 +135,8 @@ def _why_weight(walk: Walk, node: gs.Node) -> str:
         return _why_not_constant(walk, node)
     origin = walk.origin(node.inputs[1])
     shape, data_type = walk.constants.shape(origin.name), walk.constants.data_type(origin.name)
-    if data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
-        dtype = helper.tensor_dtype_to_np_dtype(data_type)
-        return f"weight '{origin.name}' is {dtype}: only float32 and float16 can be quantized"
+    if why := why_type(str(helper.tensor_dtype_to_np_dtype(data_type)), op(node), _operator(node).types):
+        return f"weight '{origin.name}' is {why}"
     if 0 in shape:
         return f"weight '{origin.name}' is empty"
     if not _operator(node).fits(shape):

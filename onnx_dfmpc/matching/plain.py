@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import prod
 
 import onnx_graphsurgeon as gs
-from onnx import TensorProto, helper
+from onnx import helper
 
 from onnx_dfmpc.matching.walk import Walk, op, reads_shape, why_numbers
 from onnx_dfmpc.spec import PlainWeight
-from onnx_dfmpc.spec.ops import LEAST_WEIGHTS, OPS, PLAIN
+from onnx_dfmpc.spec.ops import LEAST_WEIGHTS, OPS, PLAIN, why_type
 
 LEAST_ROW = 8
 """Numbers that share a scale, at least: of fewer, it takes as much room as their codes."""
@@ -59,7 +59,7 @@ def find_plain(walk: Walk, taken: Collection[str]) -> Found:
         if first is None or name in taken:
             continue
         axis = _axis(first, len(walk.constants.shape(name)))
-        if why := _why_float(walk, name, axis, found):
+        if why := _why_float(walk, name, axis, first, found):
             left[name] = why
             continue
         weights.append(_plain(walk, name, axis, first, found))
@@ -108,12 +108,14 @@ def _nodes(walk: Walk, use: _Use) -> Iterator[gs.Node]:
         yield use.node
 
 
-def _why_float(walk: Walk, name: str, axis: int, uses: list[_Use]) -> str:
+def _why_float(walk: Walk, name: str, axis: int, first: _Use, uses: list[_Use]) -> str:
     """Why a weight cannot be quantized, or is not worth it, in words; empty if it can."""
     shape, data_type = walk.constants.shape(name), walk.constants.data_type(name)
     size = prod(shape)
-    if data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
-        return f"{helper.tensor_dtype_to_np_dtype(data_type)}: only float32 and float16 can be quantized"
+    operator = op(first.node)
+    types = PLAIN[operator][first.position].types if operator in PLAIN else OPS[operator].types
+    if why := why_type(str(helper.tensor_dtype_to_np_dtype(data_type)), operator, types):
+        return why
     if size < LEAST_WEIGHTS:
         return f"{size} numbers: codes would hardly be smaller"
     if size < LEAST_ROW * shape[axis]:

@@ -126,7 +126,9 @@ def _load_file(path: Path) -> LoadedModel:
         hint = "pass the .onnx file, and check its permissions"
         raise ModelError(f"{path}: cannot read: {reason(error)}", hint=hint) from error
     whole = "pass a complete binary .onnx file"
-    proto = _parse(data, str(path), whole if path.suffix == ".onnx" else _EXPORT_FIRST)
+    if path.suffix == ".data":
+        whole = "weights that belong to a model: pass the .onnx file beside it"
+    proto = _parse(data, str(path), whole if path.suffix in (".onnx", ".data") else _EXPORT_FIRST)
     external = _load_external_data(proto, path)
     map_inline(proto, data, path)
     _normalize(proto, str(path))
@@ -144,7 +146,11 @@ OTHERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"\s*[{\[]\s*[\"{\[]"), "a JSON text, not a model", _AGAIN),
     (re.compile(rb"....TFL3", re.S), "a TensorFlow Lite model, not ONNX", _EXPORT_FIRST),
     (re.compile(rb"\x89HDF"), "a Keras model, not ONNX", _EXPORT_FIRST),
-    (re.compile(rb"PK\x03\x04"), "an archive, such as a PyTorch model, not ONNX", _EXPORT_FIRST),
+    (
+        re.compile(rb"PK\x03\x04"),
+        "an archive, such as a PyTorch model, not ONNX",
+        "unzip it, where the model is in it; a PyTorch network is exported with torch.onnx.export",
+    ),
     (re.compile(rb"\x1f\x8b"), "compressed", "gunzip it"),
 )
 """How files begin that people take for models, what they are, and what helps."""

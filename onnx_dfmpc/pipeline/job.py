@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from onnx_dfmpc.model.files import LoadedModel, Model, load
 from onnx_dfmpc.model.opset import raise_opset
 from onnx_dfmpc.model.protobuf import graphs, skeleton, subgraphs
 from onnx_dfmpc.recipe import Recipe, bit_bounds, nearest_layer
+from onnx_dfmpc.rewrite.apply import PREFIX
 from onnx_dfmpc.rounding.rounding import ROUNDINGS
 from onnx_dfmpc.rounding.suitable import suitable_widths
 from onnx_dfmpc.runtime.pieces import is_piecewise, open_model
@@ -170,12 +172,21 @@ def with_runnable_shapes(proto: ModelProto, recipe: Recipe) -> tuple[Recipe, tup
 def without_layer(job: Job, error: LayerError) -> Job:
     """Job in which a layer that cannot be quantized stays float; UnsupportedError where no other is left."""
     matched = job.matched.without({error.layer: error.reason})
-    layers, skipped = selected_layers(matched, job.recipe)
-    names = _names(matched, job.recipe)
-    _require_weights(job.source, names, skipped)
+    _, skipped = selected_layers(matched, job.recipe)
+    _require_weights(job.source, _names(matched, job.recipe), skipped)
+    return _rematched(job, matched)
+
+
+def with_large_biases(job: Job, names: Collection[str]) -> Job:
+    """Job that knows of layers whose new biases take 32 bits."""
+    layers = tuple(replace(one, large_bias=one.large_bias or one.name in names) for one in job.matched.layers)
+    return _rematched(job, replace(job.matched, layers=layers))
+
+
+def _rematched(job: Job, matched: MatchReport) -> Job:
     sizes = None
-    if job.sizes is not None and layers:
-        metadata = metadata_of(job.source, job.recipe, job.recipe.form, names)
+    if job.sizes is not None and selected_layers(matched, job.recipe)[0]:
+        metadata = metadata_of(job.source, job.recipe, job.recipe.form, _names(matched, job.recipe))
         sizes = size_table(job.source.proto, matched, job.recipe, metadata)
     return replace(job, matched=matched, sizes=sizes)
 
@@ -240,12 +251,20 @@ def _with_inputs(job: Job, *, predicted: bool) -> Job:
 def _require_weights(source: LoadedModel, weights: Sequence[object], skipped: Sequence[Skipped]) -> None:
     if weights:
         return
+    if any(entry.key == f"{PREFIX}input_sha256" for entry in source.proto.metadata_props):
+        raise UnsupportedError(
+            f"{source.label}: onnx-dfmpc has quantized it already",
+            hint="other bits, and smaller files, are made from the float model that it came from",
+        )
     if integers := _integer_operators(source.proto):
         reason = f"its weights are integers already: {integers}"
     elif not skipped:
         reason = "it has no Conv, ConvTranspose, Gemm or MatMul, and no other weights"
     else:
-        (reason, count), *others = Counter(node.reason for node in skipped).most_common()
+        # Reasons that name different tensors are the same one.
+        alike = [re.sub(r"'[^']*'", "", node.reason) for node in skipped]
+        (most, count), *others = Counter(alike).most_common()
+        reason = skipped[alike.index(most)].reason
         nodes = f"{count} node{'s' if count > 1 else ''}"
         rest = sum(number for _, number in others)
         reason += f" ({nodes}; {rest} more for other reasons)" if rest else f" ({nodes})"

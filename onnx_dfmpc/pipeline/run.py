@@ -24,7 +24,15 @@ from onnx_dfmpc.model.files import Model, load
 from onnx_dfmpc.model.writing import require_writable
 from onnx_dfmpc.pipeline.advice import Trial, advise, changes, remarks
 from onnx_dfmpc.pipeline.doubts import doubts
-from onnx_dfmpc.pipeline.job import Job, Seconds, needs_statistics, prepare, timed, without_layer
+from onnx_dfmpc.pipeline.job import (
+    Job,
+    Seconds,
+    needs_statistics,
+    prepare,
+    timed,
+    with_large_biases,
+    without_layer,
+)
 from onnx_dfmpc.pipeline.results import InspectResult, PlanResult, QuantizeResult
 from onnx_dfmpc.pipeline.steps import (
     Adjustment,
@@ -292,14 +300,20 @@ def _possible(
     job: Job, statistics: Measured, seconds: Seconds
 ) -> tuple[Job, Made, CostTable | None, tuple[str, ...]]:
     """The quantized model without the layers that turn out to be impossible, the job that leaves these float,
-    what bits cost in it, and remarks.
+    what bits cost in it, and remarks. Where biases turn out too large for 16 bits, and the file for its
+    target, bits are chosen again.
     """
     while True:
         costs, notes = cost_table(job, statistics, seconds)
         try:
-            return job, _made(job, statistics, costs, seconds), costs, notes
+            made = _made(job, statistics, costs, seconds)
         except LayerError as error:
             job = without_layer(job, error)
+            continue
+        size = job.recipe.target_size
+        if size is None or (made.plan.predicted_bytes or 0) <= size or not made.rewritten.large_biases:
+            return job, made, costs, notes
+        job = with_large_biases(job, made.rewritten.large_biases)
 
 
 def _made(job: Job, statistics: Measured, costs: CostTable | None, seconds: Seconds) -> Made:

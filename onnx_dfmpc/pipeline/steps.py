@@ -28,7 +28,15 @@ from onnx_dfmpc.model.external import fits_one_file, full_size, inlined, mapped_
 from onnx_dfmpc.model.files import LoadedModel, verify
 from onnx_dfmpc.model.scratch import release
 from onnx_dfmpc.pipeline.doubts import doubts
-from onnx_dfmpc.pipeline.job import Job, Seconds, calibration_of, metadata_of, runs_network, timed
+from onnx_dfmpc.pipeline.job import (
+    Job,
+    Seconds,
+    calibration_of,
+    metadata_of,
+    runs_network,
+    timed,
+    with_large_biases,
+)
 from onnx_dfmpc.pipeline.results import QuantizeResult
 from onnx_dfmpc.pipeline.sources import SOURCES
 from onnx_dfmpc.recipe import Data, Recipe
@@ -243,6 +251,8 @@ def carry_out(job: Job, plan: QuantPlan, statistics: Measured, seconds: Seconds)
         rewritten = rewrite(
             proto, matched, solved, plain, form=plan.form, metadata=metadata, half=job.recipe.half
         )
+    if rewritten.large_biases and plan.form.slim:
+        plan = with_predicted_bytes(with_large_biases(job, rewritten.large_biases), plan)
     integer: IntegerActivations | None = None
     kernels: Mapping[str, str] = {}
     if plan.form.activations is not None:

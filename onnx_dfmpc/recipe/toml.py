@@ -29,6 +29,19 @@ WHOLE = {"rule": "rules", "set": "set", "images": "images"}
 """Sections that are the value of one keyword."""
 
 
+REMOVED = {
+    "compensate": 'repair = "mean" in [defaults] is what compensate = false was',
+    "bias_correction": 'repair = "gain" in [defaults] is what bias_correction = false was',
+    "nodes_to_quantize": "nodes_to_exclude, or [[rule]] with exclude = true",
+    "cost": "the noise is predicted from the statistics: leave it out",
+    "low_position": "the layer of a pair that makes less noise gets the few bits: leave it out",
+    "weight_format": "weights are codes with DequantizeLinear: leave it out",
+    "providers": "models run on the CPU: leave it out",
+    "batch_size": "batches are chosen: leave it out",
+}
+"""Keys of earlier versions, and what to write now."""
+
+
 def read(path: str | os.PathLike[str], sections: Sections, paths: Collection[str]) -> dict[str, Any]:
     """Keywords and values that a file gives, not yet checked; its `paths` are relative to it. A RecipeError
     for a file that cannot be read, is not TOML, or has an unknown section or key.
@@ -51,11 +64,11 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError("no such recipe file") from None
+        raise RecipeError("no such recipe file", hint="-c takes a recipe, a TOML file") from None
     except OSError as error:
         raise RecipeError(f"cannot read the recipe: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not a TOML file: {error}") from None
+        raise RecipeError(f"not a TOML file: {error}", hint="-c takes a recipe, a TOML file") from None
 
 
 def _keywords(content: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
@@ -71,13 +84,19 @@ def _keywords(content: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
                 )
             for key, item in value.items():
                 if key not in sections[section]:
-                    hint = _home(key, sections) or nearest(key, sections[section])
+                    hint = REMOVED.get(key) or _home(key, sections) or nearest(key, sections[section])
+                    hint = hint or _near_home(key, sections)
                     known = "known keys: " + ", ".join(sections[section])
                     raise RecipeError(f"unknown key {key!r} in [{section}]", hint=hint or known)
                 keywords[sections[section][key]] = item
         else:
             names = (*sections, *WHOLE)
-            hint = _home(section, sections) or nearest(section, names) or "sections: " + ", ".join(names)
+            hint = (
+                REMOVED.get(section)
+                or _home(section, sections)
+                or nearest(section, names)
+                or "sections: " + ", ".join(names)
+            )
             where = (
                 f"section [{section}]" if isinstance(value, dict) else f"key {section!r} outside a section"
             )
@@ -91,6 +110,14 @@ def _home(key: str, sections: Sections) -> str:
         for short, keyword in keys.items():
             if key == keyword:
                 return f"write {short} in [{section}]"
+    return ""
+
+
+def _near_home(key: str, sections: Sections) -> str:
+    """Hint with the key that a typing error stands for, and its section; "" where there is none like it."""
+    for section, keys in sections.items():
+        if hint := nearest(key, keys):
+            return f"{hint.removesuffix('?')} in [{section}]?"
     return ""
 
 

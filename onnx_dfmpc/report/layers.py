@@ -21,6 +21,7 @@ from onnx_dfmpc.report.outline import (
     width,
 )
 from onnx_dfmpc.spec import Chain, IntegerActivations
+from onnx_dfmpc.spec.reported import INTEGER_LAYERS
 
 
 def quantized_layers(document: Document) -> Table | None:
@@ -104,7 +105,11 @@ def activation_sections(document: Document) -> tuple[Section, ...]:
     activations = document.activations
     if activations is None:
         return ()
-    others = {op: count for op, count in activations.kernels.items() if op.startswith("QLinear")}
+    kernels = [
+        f"{count} {op}"
+        for op, count in sorted(activations.kernels.items())
+        if op.startswith("QLinear") or op in INTEGER_LAYERS
+    ]
     table = Rows(activations.ranges).table(
         (Column("activation", "code"), lambda one: Cell(one.name)),
         (Column("from", "number"), lambda one: cell(fixed(3), one.low)),
@@ -118,7 +123,7 @@ def activation_sections(document: Document) -> tuple[Section, ...]:
         Line(
             f"{plural(len(activations.ranges), 'tensor')} in 8 bits. ONNX Runtime computes "
             f"{activations.fused} of {plural(activations.layers, 'layer')} in integers on this machine: "
-            + ", ".join(f"{count} {op}" for op, count in sorted(others.items()))
+            + (", ".join(kernels) or "none")
         ),
         Line(_saturation(activations, document)),
         None

@@ -25,7 +25,7 @@ from onnx_dfmpc.rewrite.vectors import layer_bytes
 from onnx_dfmpc.spec import Layer, MatchReport, PlainWeight, QuantizedLayer, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT
-from onnx_dfmpc.storage.halves import nearest, nearest_scale
+from onnx_dfmpc.storage.halves import MOST, nearest, nearest_scale
 from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.types import WeightLayout, WeightNames, WeightSpec
 
@@ -51,7 +51,8 @@ class StoredLayer:
 @dataclass(frozen=True, eq=False)
 class Rewritten:
     """The edited model, what became of each layer by name, remarks on the model as a whole, the tensors that
-    the quantized weights are made of, and those float weights that have other names now, with their old ones.
+    the quantized weights are made of, those float weights that have other names now, with their old ones, and
+    layers whose biases were to have 16 bits and are too large for that.
     """
 
     proto: ModelProto
@@ -59,6 +60,7 @@ class Rewritten:
     notes: tuple[str, ...]
     weights: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    large_biases: frozenset[str] = frozenset()
 
 
 def rewrite(
@@ -93,7 +95,7 @@ def rewrite(
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
     halves = layer_halves(proto, matched, obstacles) if half else {}
     forms = layer_forms(proto, matched, form)
-    edits, stored = [], {}
+    edits, stored, large = [], {}, set()
     for quantized in layers:
         layer, obstacle = matched[quantized.name], obstacles.get(quantized.name)
         if quantized.weight.codes.shape != layer.shape:
@@ -102,7 +104,10 @@ def rewrite(
         if obstacle == "":
             bias = None if layer.bias is None else _floats(table[layer.bias]).ravel()
             quantized = fold(quantized, layer, bias, _floats(table[layer.weight]).dtype)
-        quantized = _rounded(quantized, halves.get(layer.name, Halves()))
+        kind = halves.get(layer.name, Halves())
+        if kind.bias and quantized.bias is not None and np.abs(quantized.bias).max(initial=0.0) > MOST:
+            large.add(layer.name)
+        quantized = _rounded(quantized, kind)
         weight = quantized.weight
         nonzero = weight.zero_point is not None and bool(np.any(weight.zero_point))
         parts = {"bits": weight.bits, "signed": weight.signed, "axis": weight.axis, "zero_point": nonzero}
@@ -134,7 +139,7 @@ def rewrite(
         notes += (f"batch norm of {folded} layer{'' if folded == 1 else 's'} folded into scales and biases",)
     given = {edit.layout.spec.names.output: edit.layout.spec.names.weight for edit in edits}
     renamed = {new: old for new, old in given.items() if old and new != old}
-    return Rewritten(edited, stored, notes, tensor_names(every), renamed)
+    return Rewritten(edited, stored, notes, tensor_names(every), renamed, frozenset(large))
 
 
 def _rounded(quantized: QuantizedLayer, halves: Halves) -> QuantizedLayer:

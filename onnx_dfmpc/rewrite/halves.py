@@ -1,7 +1,8 @@
 """Which layers get scales and biases of 16 bits.
 
 The float layer alone decides, so that the size of a file is known before anything is quantized. Where it says
-no, as of the biases that take the mean off pictures of 0 to 255, numbers stay float32.
+no, as of the biases that take the mean off pictures of 0 to 255, numbers stay float32. So does a new bias
+that turns out to be too large, where inputs are: then sizes are predicted once more (`Layer.large_bias`).
 """
 
 from __future__ import annotations
@@ -59,4 +60,4 @@ def halves_of(
     silent = LEVELS * step <= TOLERANCE * after.max() or not after.any()
     scale = bool(stored.max() <= most and silent)
     small = np.square(shift).mean() <= LARGEST_BIAS**2 * np.square(deviation).mean()
-    return Halves(scale, bool(small and np.abs(shift).max() <= most))
+    return Halves(scale, bool(small and np.abs(shift).max() <= most and not layer.large_bias))

@@ -44,7 +44,7 @@ from onnx_dfmpc.storage.layouts import lay_out
 from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import ITEM_BITS, StoredWeight, WeightLayout
 
-NUMBERS = ("raw_data", "float_data", "int32_data")
+NUMBERS = ("raw_data", "float_data", "int32_data", "double_data")
 """Fields of a float tensor that hold its numbers."""
 
 PLACEHOLDER = 1.2345
@@ -315,8 +315,8 @@ def _more_if_kept(hollow: ModelProto, edited: ModelProto, edits: Sequence[Edit])
 
 def _pad(tensor: TensorProto) -> None:
     """Give a tensor zeros for the numbers that it lacks, if it does."""
-    fields = (tensor.raw_data, tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
-    if not any(fields) and prod(tensor.dims):
+    fields = (*NUMBERS, "int64_data", "uint64_data", "string_data")
+    if not any(getattr(tensor, field) for field in fields) and prod(tensor.dims):
         tensor.raw_data = bytes(-(-prod(tensor.dims) * ITEM_BITS[tensor.data_type] // 8))
 
 

@@ -55,6 +55,7 @@ class Layer:
     edge: Edge = ""  # "first" where no weighted node comes before it, "last" where none comes after it
     notes: tuple[str, ...] = ()  # remarks for the report, such as "weight shared with conv2: copied"
     vectors: tuple[float, ...] = ()  # widths at which rows of a table suit the weight, once that is known
+    large_bias: bool = False  # the bias of the quantized layer turned out to be too large for 16 bits
 
     @property
     def size(self) -> int:

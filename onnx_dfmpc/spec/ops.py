@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from onnx_dfmpc.spec.matched import Layer
 
+HALF_OR_SINGLE = ("float32", "float16")
+
 
 @dataclass(frozen=True)
 class WeightedOp:
@@ -38,6 +40,8 @@ class WeightedOp:
     """Whether the data may have any number of axes in front of the channels."""
     bias_input: int | None
     """Position of the bias; None where a bias is an Add after the node."""
+    types: tuple[str, ...] = HALF_OR_SINGLE
+    """Types of weights: ONNX Runtime 1.32 has no convolution in float64, and no product in bfloat16."""
     unsupported: Callable[[Mapping[str, Any], bool], str] = lambda attributes, has_bias: ""
     """Attributes of a node, and whether it has a bias, to why it is no plain product; "" where it is one."""
 
@@ -74,9 +78,17 @@ OPS: dict[str, WeightedOp] = {
         grouped=False,
         batched=False,
         bias_input=2,
+        types=(*HALF_OR_SINGLE, "float64"),
         unsupported=_gemm_unsupported,
     ),
-    "MatMul": WeightedOp(lambda _: 1, spatial=False, grouped=False, batched=True, bias_input=None),
+    "MatMul": WeightedOp(
+        lambda _: 1,
+        spatial=False,
+        grouped=False,
+        batched=True,
+        bias_input=None,
+        types=(*HALF_OR_SINGLE, "float64"),
+    ),
 }
 """By `op_key`."""
 
@@ -93,12 +105,20 @@ class PlainInput:
     """What is added to the name of the node for the name of the weight."""
     axis: Callable[[Mapping[str, Any]], int]
     """Attributes of a node to the axis of the weight along which every index has a scale."""
+    types: tuple[str, ...] = HALF_OR_SINGLE
+    """Types of weights."""
 
 
 _GATES = {1: PlainInput(".W", lambda _: 1), 2: PlainInput(".R", lambda _: 1)}  # (directions, gates, inputs)
 
 PLAIN: dict[str, dict[int, PlainInput]] = {
-    "Gather": {0: PlainInput("", lambda attributes: int(attributes.get("axis", 0)))},
+    "Gather": {
+        0: PlainInput(
+            "",
+            lambda attributes: int(attributes.get("axis", 0)),
+            types=(*HALF_OR_SINGLE, "bfloat16", "float64"),
+        )
+    },
     "LSTM": _GATES,
     "GRU": _GATES,
     "RNN": _GATES,
@@ -109,6 +129,15 @@ PLAIN: dict[str, dict[int, PlainInput]] = {
 def op_key(op_type: str, domain: str | None) -> str:
     """Operator with its domain in front where that is not ONNX's own: "Conv", "com.example::Linear"."""
     return op_type if domain in (None, "", "ai.onnx") else f"{domain}::{op_type}"
+
+
+def why_type(dtype: str, operator: str, types: Sequence[str]) -> str:
+    """Why a weight cannot be quantized because of its type, in words; "" where it can."""
+    if dtype in types:
+        return ""
+    if "float" in dtype:
+        return f"{dtype}, in which ONNX Runtime does not run {operator}"
+    return f"{dtype}: only {', '.join(types[:-1])} and {types[-1]} weights of {operator} can be quantized"
 
 
 def to_rows(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.spec import QuantizedWeight, StorageFormat
@@ -30,7 +30,7 @@ from onnx_dfmpc.storage.types import (
     StorageType,
     WeightLayout,
     WeightSpec,
-    float_type,
+    scale_type,
     storage_type,
     stored_scale,
     to_type,
@@ -45,7 +45,7 @@ def lay_out(spec: WeightSpec, form: StorageFormat) -> WeightLayout:
     """
     if form.storage not in STORAGES:
         raise RecipeError(f"storage = {form.storage!r}: expected one of {', '.join(STORAGES)}")
-    float_type(spec.data_type, spec.layer)
+    scale_type(spec.data_type, spec.layer)
     storage_type(spec.bits, spec.signed)
     if spec.vector:
         return vector(spec, form.unpack)
@@ -149,11 +149,15 @@ def unpack_codes(builder: LayoutBuilder, codes: StoredCodes, unpack: Unpack) -> 
     inputs = [codes.name, _scale(builder, spec.grid)]
     if codes.zero_point:
         inputs.append(_zero_point(builder, codes.kind, spec.grid))
-    opset = SCALE_OPSETS[spec.data_type]
-    scales = f"{float_type(spec.data_type, spec.layer)} scales"
+    scale = scale_type(spec.data_type, spec.layer)
+    opset = SCALE_OPSETS[scale]
+    scales = f"{helper.tensor_dtype_to_np_dtype(scale)} scales"
     builder.needs(opset, "DequantizeLinear" if opset == 13 else scales)
     axis = {} if spec.axis in (None, 1) else {"axis": spec.axis}  # 1 is the default, and takes no bytes
-    builder.node("DequantizeLinear", *inputs, output=spec.names.output, **axis)
+    output = spec.names.output if scale == spec.data_type else ""
+    weight = builder.node("DequantizeLinear", *inputs, output=output, **axis)
+    if not output:
+        builder.cast(weight, spec.data_type, spec.names.output)
 
 
 def _to_int8(builder: LayoutBuilder, codes: StoredCodes) -> StoredCodes:
@@ -177,7 +181,9 @@ def _multiply(builder: LayoutBuilder, codes: StoredCodes) -> None:
     else:
         # ONNX Runtime folds float32 arithmetic alone. The product of a code and a scale of at most 11 bits is
         # exact in float32, so that the cast rounds it once, as DequantizeLinear does.
-        product = builder.node("Mul", centred, builder.cast(scale, TensorProto.FLOAT))
+        if scale_type(spec.data_type, spec.layer) != TensorProto.FLOAT:
+            scale = builder.cast(scale, TensorProto.FLOAT)
+        product = builder.node("Mul", centred, scale)
         builder.cast(product, spec.data_type, spec.names.output)
 
 
@@ -193,8 +199,9 @@ def _centred(builder: LayoutBuilder, codes: StoredCodes, data_type: int) -> str:
 
 def _scale(builder: LayoutBuilder, dims: tuple[int, ...]) -> str:
     spec = builder.spec
-    dtype = float_type(spec.data_type, spec.layer)
-    return builder.tensor("s", spec.data_type, dims, lambda weight: stored_scale(weight, dtype, spec.layer))
+    data_type = scale_type(spec.data_type, spec.layer)
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    return builder.tensor("s", data_type, dims, lambda weight: stored_scale(weight, dtype, spec.layer))
 
 
 def _zero_point(builder: LayoutBuilder, kind: StorageType, dims: tuple[int, ...]) -> str:

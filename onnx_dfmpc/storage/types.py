@@ -71,6 +71,7 @@ _TYPES = {
 }
 
 ITEM_BITS: dict[int, int] = {kind.data_type: kind.width for kind in _TYPES.values()} | {
+    TensorProto.DOUBLE: 64,
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16,
@@ -103,15 +104,19 @@ def to_type(codes: NDArray[np.integer], kind: StorageType, layer: str) -> NDArra
     return codes.astype(kind.dtype)
 
 
-def float_type(data_type: int, layer: str) -> np.dtype[np.generic]:
-    """NumPy type of a float weight. UnsupportedError if DequantizeLinear cannot produce it."""
+def scale_type(data_type: int, layer: str) -> int:
+    """Type of the scales of a float weight: its own. DequantizeLinear does not produce float64, which is cast
+    from float32. UnsupportedError if the type is none of these.
+    """
+    if data_type == TensorProto.DOUBLE:
+        return TensorProto.FLOAT
     if data_type not in SCALE_OPSETS:
         name = TensorProto.DataType.Name(data_type)
         raise UnsupportedError(
             f"{layer}: weights of type {name} cannot come from DequantizeLinear",
             hint="exclude the layer, or export the model in float32",
         )
-    return helper.tensor_dtype_to_np_dtype(data_type)
+    return data_type
 
 
 def small_tensor(name: str, data_type: int, values: NDArray[np.integer]) -> TensorProto:
