@@ -19,12 +19,7 @@ NOTE = "<!-- made by `make generated` from the code: change it there -->"
 
 def pages() -> Mapping[str, str]:
     """Path to content."""
-    made = {
-        "cli": command_line(),
-        "recipe": recipe(),
-        "document": document(),
-        "modules": modules.page(),
-    }
+    made = {"cli": command_line(), "recipe": recipe(), "document": document(), "modules": modules.page()}
     return {f"docs/reference/{name}.md": _page(text) for name, text in made.items()}
 
 
