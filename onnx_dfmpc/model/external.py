@@ -43,7 +43,7 @@ def is_mapped(tensor: TensorProto) -> bool:
 
 
 def load_external(tensor: TensorProto, folder: Path) -> None:
-    """Read the numbers of a tensor into it; onnx refuses absolute paths, links, and paths out of the folder."""
+    """Read the numbers of a tensor into it; onnx refuses absolute paths, links and ways out of it."""
     load_external_data_for_tensor(tensor, str(folder))
     tensor.ClearField("data_location")
     del tensor.external_data[:]  # which onnx 1.23.0 leaves
