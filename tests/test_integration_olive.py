@@ -82,7 +82,7 @@ def test_our_pass_runs_before_one_of_olives(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"bits": 9}, "bits = 9: expected an integer from 2 to 8"),
+        ({"bits": 9}, "bits = 9: expected 1.58, 2.58, or an integer from 2 to 8"),
         ({**FAST, "min_sqnr_db": 90}, "min_sqnr_db"),
     ],
 )

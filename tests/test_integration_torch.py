@@ -181,6 +181,24 @@ def test_a_yolo_keeps_every_batch_norm_and_every_layer(tmp_path: Path) -> None:
     assert near(tmp_path / "small.onnx", network, torch.rand(5, 3, 64, 64)) > 25  # another batch
 
 
+def test_the_recipe_of_the_page_on_a_real_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """YOLOv8n as Ultralytics builds it, with random weights: nothing is downloaded."""
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    ultralytics = pytest.importorskip("ultralytics", reason="ultralytics is not installed")
+    network = seen(ultralytics.YOLO("yolov8n.yaml").model.float(), 64).eval()
+    head = network.model[-1]
+    head.export, head.format = True, "onnx"
+    x = torch.rand(1, 3, 64, 64)
+    names = {"input_names": ["images"], "output_names": ["output0"]}
+    result = export(network, x, tmp_path / "small.onnx", EIGHT, float_path=tmp_path / "yolo.onnx", **names)
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert (batch_norms(tmp_path / "yolo.onnx"), len(result.layers)) == (norms, convolutions)
+    assert near(tmp_path / "yolo.onnx", network, x) > 90
+    assert near(tmp_path / "small.onnx", network, x) > 25
+
+
 def test_linear_layers_are_found_too(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 16, 4, 4), Block(16), Block(16))
     result = export(network, torch.rand(1, 3, 32, 32), tmp_path / "small.onnx", EIGHT)

@@ -55,6 +55,19 @@ def ended(run: subprocess.Popen[str]) -> tuple[int, str, str]:
     return run.returncode, out, err
 
 
+def compute(run: subprocess.Popen[str], seconds: float) -> None:
+    """Wait until a run has had so much time of a processor; without /proc, until it could have had it."""
+    stat = Path(f"/proc/{run.pid}/stat")
+    for _ in range(600):
+        time.sleep(0.1)
+        if not stat.exists():
+            time.sleep(seconds)
+            return
+        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+        if int(user) + int(system) >= seconds * os.sysconf("SC_CLK_TCK"):
+            return
+
+
 def test_an_endless_model_ends(tmp_path: Path) -> None:
     save(tmp_path / "endless.onnx", 8, ENDLESS)
     code, out, err = ended(start(tmp_path, "quantize", "endless.onnx", "-o", "o.onnx", "--timeout", 2))
@@ -78,8 +91,12 @@ def test_a_model_that_takes_too_much_memory_ends(tmp_path: Path) -> None:
 def test_a_signal_while_native_code_runs(tmp_path: Path, name: str) -> None:
     save(tmp_path / "endless.onnx", 8, ENDLESS)
     number = getattr(signal, name)
-    run = start(tmp_path, "quantize", "endless.onnx", "-o", "o.onnx")
-    time.sleep(4)  # by then it is in the loop, which nothing leaves
+    # Not ignored, as it is where a shell started the tests in the background.
+    run = start(
+        tmp_path, "quantize", "endless.onnx", "-o", "o.onnx",
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
+    compute(run, 3)  # by then it is in the loop, which nothing leaves
     run.send_signal(number)
     code, out, err = ended(run)
     assert (code, out) == (128 + number, "")
@@ -93,7 +110,7 @@ def test_an_interrupt_while_it_starts(tmp_path: Path, delay: float, digits_bn: P
     run.send_signal(signal.SIGINT)
     code, _, err = ended(run)
     # Before the first line of ours, Python has its own way; after the last one there is nothing to stop.
-    assert code in (0, 130, -signal.SIGINT)
+    assert code in (0, 130, -signal.SIGINT) or (code == 1 and "onnx_dfmpc" not in err)
     if code == 130:
         assert err == "error: interrupted\n"
 

@@ -1,4 +1,4 @@
-"""Pages of the reference that the code writes: flags, settings of recipes, keys of documents."""
+"""Pages of the reference that the code writes: flags, settings of recipes, keys of documents, modules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnx_dfmpc.cli.flags import EXIT_CODES, PROGRAM, _parser
 from onnx_dfmpc.recipe import Preprocessing, Recipe, Rule
 from onnx_dfmpc.recipe.recipe import SECTIONS
 from onnx_dfmpc.recipe.values import settings
+from tools import modules
 from tools.schemas import Schema, document_schema
 
 NOTE = "<!-- made by `make generated` from the code: change it there -->"
@@ -18,7 +19,7 @@ NOTE = "<!-- made by `make generated` from the code: change it there -->"
 
 def pages() -> Mapping[str, str]:
     """Path to content."""
-    made = {"cli": command_line(), "recipe": recipe(), "document": document()}
+    made = {"cli": command_line(), "recipe": recipe(), "document": document(), "modules": modules.page()}
     return {f"docs/reference/{name}.md": _page(text) for name, text in made.items()}
 
 

@@ -42,6 +42,13 @@ def is_mapped(tensor: TensorProto) -> bool:
     return bool(uses_external_data(tensor))
 
 
+def load_external(tensor: TensorProto, folder: Path) -> None:
+    """Read the numbers of a tensor into it; onnx refuses absolute paths, links and ways out of it."""
+    load_external_data_for_tensor(tensor, str(folder))
+    tensor.ClearField("data_location")
+    del tensor.external_data[:]  # which onnx 1.23.0 leaves
+
+
 def map_tensor(tensor: TensorProto, path: Path, offset: int, length: int) -> None:
     """Let a tensor point into a file instead of holding its numbers."""
     tensor.ClearField("raw_data")
@@ -157,7 +164,5 @@ def inlined(proto: ModelProto) -> ModelProto:
         if is_mapped(tensor):
             location = Path(entry(tensor, "location"))
             next(one for one in tensor.external_data if one.key == "location").value = location.name
-            load_external_data_for_tensor(tensor, str(location.parent))
-            tensor.ClearField("data_location")
-            del tensor.external_data[:]
+            load_external(tensor, location.parent)
     return copy

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, checker, defs, helper, shape_inference
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from onnx_dfmpc.errors import ModelError, RecipeError
 from onnx_dfmpc.model.constants import ConstantTable
@@ -31,6 +31,7 @@ from onnx_dfmpc.model.external import (
     fits_one_file,
     inlined,
     is_mapped,
+    load_external,
     map_inline,
     map_tensor,
     mapped_tensors,
@@ -182,14 +183,12 @@ def _load_external_data(proto: ModelProto, path: Path) -> list[Path]:
             if mapped and id(tensor) in initializers and _map_external(tensor, path):
                 files[path.parent / location] = None
                 continue
-            # onnx refuses absolute paths, links and paths that leave the directory.
-            load_external_data_for_tensor(tensor, str(path.parent))
+            load_external(tensor, path.parent)
         except (checker.ValidationError, ValueError, OSError) as error:
             raise ModelError(
                 f"{path}: external data {location!r} of tensor {tensor.name!r}: {reason(error)}",
                 hint="keep the data file next to the model, complete and under the name it was written with",
             ) from error
-        tensor.ClearField("data_location")
         files[path.parent / location] = None
     return list(files)
 
@@ -207,7 +206,7 @@ def _map_external(tensor: TensorProto, path: Path) -> bool:
     trial.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", str(offset)), ("length", "1")):
         trial.external_data.add(key=key, value=value)
-    load_external_data_for_tensor(trial, str(path.parent))
+    load_external(trial, path.parent)
     if file.stat().st_size < offset + length:
         raise ValueError(f"{offset + length} bytes are wanted, and the file has {file.stat().st_size}")
     map_tensor(tensor, file, offset, length)
