@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -31,12 +29,12 @@ from benchmarks.evaluate import Reference, reference, standard_error
 from benchmarks.ledger import Ledger
 from benchmarks.methods import METHODS, Outcome, Setting, Task
 from benchmarks.networks import ACTIVATIONS, WORDS, Network, available
+from benchmarks.provenance import provenance
 from benchmarks.readme import RESULTS, ROOT
 from benchmarks.tables import markdown
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.model.files import load
 
-PACKAGES = ("onnx-dfmpc", "onnx", "onnxruntime", "numpy")
 PAGE, TEMPLATE = ROOT / "docs" / "results.md", Path(__file__).with_name("results_page.txt")
 
 SETTINGS: Mapping[str, Setting] = {
@@ -155,13 +153,6 @@ STUDIES: Mapping[str, list[Case]] = {
 def test_data(network: Network) -> str:
     """The test images of a network: 5,000 for those of CIFAR-10 that have them."""
     return TEST_DATA.get(network.name, network.data[0])
-
-
-def provenance() -> str:
-    """Versions and commit, in words."""
-    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    head = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return ", ".join([f"commit {head or 'unknown'}", *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 def measure(
