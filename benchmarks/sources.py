@@ -31,18 +31,21 @@ from benchmarks.ledger import Ledger
 from benchmarks.networks import Network, available
 from benchmarks.provenance import provenance
 from benchmarks.readme import RESULTS
+from benchmarks.tables import markdown
 from onnx_dfmpc import Recipe
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.matching.match import match
 
-NETWORKS = (
-    "cifar10_resnet20_bn",
-    "cifar10_resnet8_keras_bn",
-    "cifar10_shufflenetv2_x0_5_bn",
-    "har_conv1d_bn",
-    "wakeword_bn",
-    "cifar10_resnet56_bn",
-)
+NETWORKS: Mapping[str, str] = {
+    "cifar10_resnet20_bn": "ResNet-20",
+    "cifar10_resnet8_keras_bn": "ResNet-8",
+    "cifar10_shufflenetv2_x0_5_bn": "ShuffleNetV2 0.5",
+    "har_conv1d_bn": "HAR, Conv1d",
+    "wakeword_bn": "wake word",
+    "cifar10_resnet56_bn": "ResNet-56",
+}
+"""Networks that keep batch norm, as people call them."""
+
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "2": {"bits": 2},
     "2/6": {"low_bits": 2, "high_bits": 6},
@@ -166,10 +169,63 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
+def table(rows: Iterable[Row]) -> str:
+    """A line for each network and setting: top-1 and SQNR by source, means of the seeds there are, and by how much
+    the SQNR of a seed differs from that at most.
+    """
+    rows, lines = list(rows), []
+    for name, title in NETWORKS.items():
+        for setting in SETTINGS:
+            mine = [row for row in rows if (row.network, row.setting) == (name, setting)]
+            by_source = {s: [row for row in mine if row.source == s] for s in SOURCES}
+            if mine:
+                first = mine[0]
+                seeds = str(min(len(found) for found in by_source.values()))
+                cells = [_cell(found) for found in by_source.values()]
+                lines.append((title, setting, f"{first.n:,}", seeds, _percent(first.float_top1), *cells))
+    header = ("network", "bits", "n", "seeds", "float", *(f"{source}" for source in SOURCES))
+    return markdown(header, lines) if lines else "*Not measured yet.*"
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    sqnr = np.array([np.nan if row.sqnr_db is None else row.sqnr_db for row in rows])
+    spread = f" ± {abs(sqnr - sqnr.mean()).max():.1f}" if len(rows) > 1 else ""
+    top1 = 100 * float(np.mean([row.top1 or 0.0 for row in rows]))
+    return f"{top1:.1f}, {sqnr.mean():.1f}{spread} dB"
+
+
+def costs(rows: Iterable[Row]) -> str:
+    """For each network: how far the batch norms are from what they have stored, and CPU seconds."""
+    rows, lines = list(rows), []
+    for name, title in NETWORKS.items():
+        found = {s: [row for row in rows if (row.network, row.source) == (name, s)] for s in SOURCES}
+        if not all(found.values()):
+            continue
+        far = [_mean(row.mismatch for row in found[source]) for source in (NOISE, DISTILLED, REAL)]
+        making = _mean(row.making for row in found[DISTILLED])
+        whole = _mean(row.cpu_seconds for row in found[PICTURES] if row.setting == "2")
+        lines.append((title, *(f"{one:.3f}" for one in far), f"{making:.0f}", f"{whole:.1f}"))
+    header = (
+        "network",
+        "noise",
+        "distilled",
+        "real",
+        "distilling, CPU s",
+        "quantizing to 2 bits with pictures, CPU s",
+    )
+    return markdown(header, lines) if lines else "*Not measured yet.*"
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sources", description=__doc__)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="N")
     parser.add_argument("--json", type=Path, default=KEPT, metavar="FILE")
     options = parser.parse_args(arguments)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks import networks
+from benchmarks import constants, lambdas, networks, sources
 from benchmarks.activations import TEST_DATA
 from benchmarks.baselines import Unavailable
 from benchmarks.evaluate import Reference, reference, standard_error
@@ -437,6 +437,12 @@ def write(ledger: Ledger[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
     import vl_convert  # the extra "report"
 
     rows: Rows = {row.key: row for row in ledger}
+    every: list[Row | sources.Row | lambdas.Row | constants.Row] = [
+        *ledger,
+        *Ledger(sources.Row, sources.KEPT),
+        *Ledger(lambdas.Row, lambdas.KEPT),
+        *Ledger(constants.Row, constants.KEPT),
+    ]
     svg = vl_convert.vegalite_to_svg(json.dumps(chart(rows, PAPERS)))
     (charts / "compensation.svg").write_text(svg + "\n", encoding="utf-8")
     made: dict[str, Callable[[], str]] = {
@@ -453,8 +459,12 @@ def write(ledger: Ledger[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
         "functions": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS),
         "functions_outputs": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, outputs=True),
         "training": lambda: training(rows),
+        "distilled": lambda: sources.table(Ledger(sources.Row, sources.KEPT)),
+        "distilled_costs": lambda: sources.costs(Ledger(sources.Row, sources.KEPT)),
+        "lambdas": lambda: lambdas.table(Ledger(lambdas.Row, lambdas.KEPT)),
+        "constants": lambda: constants.table(Ledger(constants.Row, constants.KEPT)),
         "missing": lambda: missing(rows),
-        "versions": lambda: "\n".join(f"* {line}" for line in dict.fromkeys(row.versions for row in ledger)),
+        "versions": lambda: "\n".join(f"* {line}" for line in dict.fromkeys(row.versions for row in every)),
     }
     text = Template(TEMPLATE.read_text(encoding="utf-8"))
     page.write_text(text.substitute({name: make() for name, make in made.items()}), encoding="utf-8")
