@@ -68,10 +68,10 @@ def complete(ledger: Ledger[Row], names: Sequence[str], console: Console) -> Non
     versions = provenance()
     for network in available(names, console):
         todo = [
-            (*pair, *point)
+            (*pair, lambda1, lambda2)
+            for lambda2, lambda1 in product(SECOND, FIRST)
             for pair in PAIRS
-            for point in product(FIRST, SECOND)
-            if (network.name, *pair, *point) not in ledger
+            if (network.name, *pair, lambda1, lambda2) not in ledger
         ]
         reads = reference(network, network.calibration or network.data[0]) if todo else None
         for low, high, lambda1, lambda2 in todo:
