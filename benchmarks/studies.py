@@ -133,7 +133,7 @@ STUDIES: Mapping[str, list[Case]] = {
         *_cases(BEYOND, ("4 + A8",), ("dfmpc",)),
         *_cases((WORDS,), ("2/6", "2", "3"), SOURCES),
     ],
-    "functions": _cases(ACTIVATIONS, ("2/6",), FORMS),
+    "functions": _cases(ACTIVATIONS, ("2/6",), FORMS, CLEAN),
     "training": [
         Case(network, setting, method, data)
         for data in BOTH
@@ -456,18 +456,27 @@ def write(ledger: Ledger[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
             rows, BEYOND, ("2/6", "2", "3", "4", "4 + A8"), BEYOND_METHODS, outputs=True
         ),
         "sources": lambda: grid(rows, (WORDS,), ("2/6", "2", "3"), SOURCES),
-        "functions": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS),
-        "functions_outputs": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, outputs=True),
+        "functions": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, data=CLEAN),
+        "functions_outputs": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, data=CLEAN, outputs=True),
         "training": lambda: training(rows),
         "distilled": lambda: sources.table(Ledger(sources.Row, sources.KEPT)),
         "distilled_costs": lambda: sources.costs(Ledger(sources.Row, sources.KEPT)),
         "lambdas": lambda: lambdas.table(Ledger(lambdas.Row, lambdas.KEPT)),
         "constants": lambda: constants.table(Ledger(constants.Row, constants.KEPT)),
         "missing": lambda: missing(rows),
-        "versions": lambda: "\n".join(f"* {line}" for line in dict.fromkeys(row.versions for row in every)),
+        "versions": lambda: _versions(row.versions for row in every),
     }
     text = Template(TEMPLATE.read_text(encoding="utf-8"))
     page.write_text(text.substitute({name: make() for name, make in made.items()}), encoding="utf-8")
+
+
+def _versions(lines: Iterable[str]) -> str:
+    """A line for each set of versions, with the commits of its rows."""
+    commits: dict[str, dict[str, None]] = {}
+    for line in lines:
+        commit, packages = line.removeprefix("commit ").split(", ", 1)
+        commits.setdefault(packages, {})[commit] = None
+    return "\n".join(f"* {packages}: commits {', '.join(found)}" for packages, found in commits.items())
 
 
 def wanted(names: Sequence[str], only: Sequence[str] | None) -> Iterator[Case]:
