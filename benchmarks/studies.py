@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,19 +22,19 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks import networks
+from benchmarks import constants, lambdas, networks, sources
 from benchmarks.activations import TEST_DATA
 from benchmarks.baselines import Unavailable
 from benchmarks.evaluate import Reference, reference, standard_error
 from benchmarks.ledger import Ledger
 from benchmarks.methods import METHODS, Outcome, Setting, Task
 from benchmarks.networks import ACTIVATIONS, WORDS, Network, available
+from benchmarks.provenance import provenance
 from benchmarks.readme import RESULTS, ROOT
 from benchmarks.tables import markdown
 from onnx_dfmpc.errors import DfmpcError
 from onnx_dfmpc.model.files import load
 
-PACKAGES = ("onnx-dfmpc", "onnx", "onnxruntime", "numpy")
 PAGE, TEMPLATE = ROOT / "docs" / "results.md", Path(__file__).with_name("results_page.txt")
 
 SETTINGS: Mapping[str, Setting] = {
@@ -135,7 +133,7 @@ STUDIES: Mapping[str, list[Case]] = {
         *_cases(BEYOND, ("4 + A8",), ("dfmpc",)),
         *_cases((WORDS,), ("2/6", "2", "3"), SOURCES),
     ],
-    "functions": _cases(ACTIVATIONS, ("2/6",), FORMS),
+    "functions": _cases(ACTIVATIONS, ("2/6",), FORMS, CLEAN),
     "training": [
         Case(network, setting, method, data)
         for data in BOTH
@@ -155,13 +153,6 @@ STUDIES: Mapping[str, list[Case]] = {
 def test_data(network: Network) -> str:
     """The test images of a network: 5,000 for those of CIFAR-10 that have them."""
     return TEST_DATA.get(network.name, network.data[0])
-
-
-def provenance() -> str:
-    """Versions and commit, in words."""
-    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    head = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return ", ".join([f"commit {head or 'unknown'}", *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 def measure(
@@ -446,6 +437,12 @@ def write(ledger: Ledger[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
     import vl_convert  # the extra "report"
 
     rows: Rows = {row.key: row for row in ledger}
+    every: list[Row | sources.Row | lambdas.Row | constants.Row] = [
+        *ledger,
+        *Ledger(sources.Row, sources.KEPT),
+        *Ledger(lambdas.Row, lambdas.KEPT),
+        *Ledger(constants.Row, constants.KEPT),
+    ]
     svg = vl_convert.vegalite_to_svg(json.dumps(chart(rows, PAPERS)))
     (charts / "compensation.svg").write_text(svg + "\n", encoding="utf-8")
     made: dict[str, Callable[[], str]] = {
@@ -459,14 +456,27 @@ def write(ledger: Ledger[Row], page: Path = PAGE, charts: Path = RESULTS) -> Non
             rows, BEYOND, ("2/6", "2", "3", "4", "4 + A8"), BEYOND_METHODS, outputs=True
         ),
         "sources": lambda: grid(rows, (WORDS,), ("2/6", "2", "3"), SOURCES),
-        "functions": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS),
-        "functions_outputs": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, outputs=True),
+        "functions": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, data=CLEAN),
+        "functions_outputs": lambda: grid(rows, ACTIVATIONS, ("2/6",), FORMS, data=CLEAN, outputs=True),
         "training": lambda: training(rows),
+        "distilled": lambda: sources.table(Ledger(sources.Row, sources.KEPT)),
+        "distilled_costs": lambda: sources.costs(Ledger(sources.Row, sources.KEPT)),
+        "lambdas": lambda: lambdas.table(Ledger(lambdas.Row, lambdas.KEPT)),
+        "constants": lambda: constants.table(Ledger(constants.Row, constants.KEPT)),
         "missing": lambda: missing(rows),
-        "versions": lambda: "\n".join(f"* {line}" for line in dict.fromkeys(row.versions for row in ledger)),
+        "versions": lambda: _versions(row.versions for row in every),
     }
     text = Template(TEMPLATE.read_text(encoding="utf-8"))
     page.write_text(text.substitute({name: make() for name, make in made.items()}), encoding="utf-8")
+
+
+def _versions(lines: Iterable[str]) -> str:
+    """A line for each set of versions, with the commits of its rows."""
+    commits: dict[str, dict[str, None]] = {}
+    for line in lines:
+        commit, packages = line.removeprefix("commit ").split(", ", 1)
+        commits.setdefault(packages, {})[commit] = None
+    return "\n".join(f"* {packages}: commits {', '.join(found)}" for packages, found in commits.items())
 
 
 def wanted(names: Sequence[str], only: Sequence[str] | None) -> Iterator[Case]:
