@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.ledger import Ledger
+from benchmarks.provenance import provenance
 from benchmarks.readme import RESULTS, ROOT
-from benchmarks.studies import provenance
 from benchmarks.tables import markdown
 from onnx_dfmpc import session_options
 
