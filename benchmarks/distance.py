@@ -1,4 +1,4 @@
-"""How far synthetic statistics are from real ones: ``python -m benchmarks.distance [--networks NAME ...] [--print]``.
+"""How far synthetic statistics are from real ones: ``python -m benchmarks.distance [--networks NAME ...] [--write]``.
 
 Every labelled network at one eighth of its float bytes. The bits are those that the default gives; what rounding
 and repair then use of synthetic inputs is replaced by what real ones say, step by step:
@@ -11,7 +11,8 @@ and repair then use of synthetic inputs is replaced by what real ones say, step 
 
 Up to 256 real inputs are for the statistics and others for the output SQNR: of CIFAR-10 training images, of other
 networks one half of their inputs each. Top-1 is on test images, for CIFAR-10 on all of them, else on that second
-half. Rows are kept as they are measured, and the same command goes on from there.
+half. Rows are kept as they are measured, and the same command goes on from there; without a name, only the table
+is printed. ``--write`` writes docs/accuracy.md from them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from onnx_dfmpc.pipeline.steps import Measured, allocate, carry_out, cost_table,
 from onnx_dfmpc.spec import LayerStatistics
 from onnx_dfmpc.statistics.probe import probe
 
-KEPT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "distance.json"
+ROOT = Path(__file__).resolve().parents[1]
+KEPT, PAGE = ROOT / "benchmarks" / "results" / "distance.json", ROOT / "docs" / "accuracy.md"
 RATIO, SEEDS, MOST = 8, (0, 1), 256
 VARIANTS = ("without chance", "default", "layer inputs", "layer outputs", "both")
 DATA_FREE = VARIANTS[:2]
@@ -161,12 +163,18 @@ def main() -> int:
     """Run, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distance")
     parser.add_argument("--networks", nargs="*", default=LABELLED, metavar="NAME")
-    parser.add_argument("--print", action="store_true", help="only print what was measured")
+    parser.add_argument("--write", action="store_true", help="write docs/accuracy.md")
     options = parser.parse_args()
     ledger = Ledger(Row, KEPT)
-    if not options.print:
-        run(ledger, options.networks)
-    print(table(list(ledger)))
+    run(ledger, options.networks)
+    rows = sorted(ledger, key=lambda row: LABELLED.index(row.network))
+    print(table(rows))
+    if options.write:
+        before, after = (
+            (Path(__file__).parent / f"accuracy_{part}.txt").read_text(encoding="utf-8")
+            for part in ("page", "tail")
+        )
+        PAGE.write_text(f"{before}{table(rows)}\n{after}", encoding="utf-8")
     return 0
 
 

