@@ -429,6 +429,7 @@ DFQ_COLUMNS = (
     ("6", "dfmpc"),
     ("4", "dfq"),
     ("4", "dfq-channel"),
+    ("4", "dfmpc"),
 )
 
 
