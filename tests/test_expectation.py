@@ -121,3 +121,9 @@ def test_a_doubt_without_a_prediction_names_the_flags_alone() -> None:
         "the inputs are not known: pictures in -2 to 2 (55%), or 0 to 255 (45%); "
         "--input-range, an --images convention or one real sample in --calibration-data says better"
     )
+
+
+def test_an_output_that_is_listed_twice_counts_once() -> None:
+    model = parse(TWO, w=W, v=V)
+    model.graph.output.append(model.graph.output[0])
+    assert expect(model, changed(model, w=W * np.float32(1.1)), trials(1.0)) is not None

@@ -40,10 +40,10 @@ def expect(
     are synthetic, so that ``doubt_db`` is added to both distances, in squares: real inputs are one kind more.
     """
     # One session after the other: a large model does not fit twice.
+    names, expected = _outputs(float_model, False, trials)
+    _, actual = _outputs(quantized_model, is_weight_only(quantized_model), trials)
     sigmoids = sigmoid_outputs(float_model)
-    judged = [value.name not in sigmoids for value in float_model.graph.output]
-    expected = _outputs(float_model, False, trials)
-    actual = _outputs(quantized_model, is_weight_only(quantized_model), trials)
+    judged = [name not in sigmoids for name in names]
     found = [
         KindNoise(trial.name, trial.weight, sqnr)
         for trial, a, b in zip(trials, expected, actual, strict=True)
@@ -58,11 +58,13 @@ def expect(
     return Expectation(point, low, high, tuple(found))
 
 
-def _outputs(model: ModelProto, disable_qdq: bool, trials: Sequence[Trial]) -> list[list[list[Value]]]:
-    """Outputs by trial and batch."""
+def _outputs(
+    model: ModelProto, disable_qdq: bool, trials: Sequence[Trial]
+) -> tuple[Sequence[str], list[list[list[Value]]]]:
+    """Names of the outputs, and these by trial and batch."""
     session = open_model(model, "model", disable_qdq=disable_qdq)
     made = iter(session.run_each([feed for trial in trials for feed in trial.feeds]))
-    return [[next(made) for _ in trial.feeds] for trial in trials]
+    return session.outputs, [[next(made) for _ in trial.feeds] for trial in trials]
 
 
 def _worst(
