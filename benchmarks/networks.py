@@ -128,7 +128,9 @@ def network(name: str) -> Network:
 
 
 def _own(name: str) -> Network:
-    path = next((p for p in (TRAINED / f"{name}.onnx", MODELS / f"{name}.onnx") if p.is_file()), None)
+    path = next(
+        (p for p in (TRAINED / f"{name}.onnx", MODELS / "cifar10" / f"{name}.onnx") if p.is_file()), None
+    )
     if path is None:
         raise zoo.ZooError(f"{name}: not trained on this machine", hint=f"make {OWN[name]}")
     if name == WORDS:
