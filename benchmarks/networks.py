@@ -40,6 +40,7 @@ LABELLED = (
 )
 """Networks whose top-1 can be measured."""
 
+SHIPPED = Path(__file__).with_name("trained")
 TRAINED = Path(os.environ.get("DFMPC_TRAINED") or MODELS.parent / "build" / "trained")
 """Where `make train-cifar`, `train-words` and `train-qat` put networks of our own."""
 
@@ -128,9 +129,7 @@ def network(name: str) -> Network:
 
 
 def _own(name: str) -> Network:
-    path = next(
-        (p for p in (TRAINED / f"{name}.onnx", MODELS / "cifar10" / f"{name}.onnx") if p.is_file()), None
-    )
+    path = next((p for p in (TRAINED / f"{name}.onnx", SHIPPED / f"{name}.onnx") if p.is_file()), None)
     if path is None:
         raise zoo.ZooError(f"{name}: not trained on this machine", hint=f"make {OWN[name]}")
     if name == WORDS:
