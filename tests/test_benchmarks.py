@@ -18,6 +18,7 @@ from benchmarks import (
     methods,
     networks,
     package,
+    packaged,
     predictions,
     readme,
     robustness,
@@ -413,3 +414,13 @@ class TestCost:
         arguments = ["--networks", "digits_resnet_bn", "--steps", "load+save", "--repeats", "1"]
         assert cost.main([*arguments, "--other", str(tmp_path)]) != 0
         assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_characters_are_read_and_counted() -> None:
+    scores = np.eye(4)[[[0, 1, 1, 0, 1, 2, 2, 3], [3, 3, 0, 0, 0, 0, 0, 0]]]
+    assert packaged.read(scores) == [(1, 1, 2, 3), (3,)]
+    assert packaged.edits(b"kitten", b"sitting") == packaged.edits(b"sitting", b"kitten") == 3
+    other = np.eye(4)[[[0, 1, 0, 0, 1, 2, 2, 2], [3, 3, 0, 0, 0, 0, 0, 0]]]
+    assert packaged.same_characters(scores, scores) == 1
+    assert packaged.same_characters(scores, other) == 1 - 1 / 5
+    assert packaged.overlap(np.array([0.9, 0.9, 0.1]), np.array([0.2, 0.9, 0.1])) == 0.5
