@@ -260,7 +260,7 @@ def measure(name: str, setting: str, directory: Path, versions: str) -> Row:
         hashlib.sha256(content).hexdigest(),
         len(content),
         made.returncode,
-        made.stderr.strip().splitlines()[0] if made.returncode else "",
+        made.stderr.strip().splitlines()[0].replace(str(path), bundled.file) if made.returncode else "",
         small.stat().st_size if small.is_file() else None,
         min(outputs, default=None),
         predicted.get("sqnr_db"),
