@@ -8,6 +8,7 @@ import pytest
 from onnx import helper
 
 from onnx_dfmpc import Recipe, quantize, validate
+from onnx_dfmpc.evaluate.probabilities import sigmoid_outputs
 from onnx_dfmpc.evaluate.runnable import runnable_shapes
 from onnx_dfmpc.inputs.specs import model_inputs
 from onnx_dfmpc.inputs.synthetic import synthetic
@@ -125,3 +126,9 @@ def test_integer_weights_are_named() -> None:
     )
     with pytest.raises(Exception, match="integers already: 1 MatMulInteger"):
         quantize(model, None, Recipe())
+
+
+def test_long_chains_are_followed_to_their_sigmoid() -> None:
+    links = "".join(f"x{i + 1} = Identity(x{i}) " for i in range(1500))
+    model = parse(f"g (float[N] x) => (float[N] x1500) {{ x0 = Sigmoid(x) {links} }}")
+    assert sigmoid_outputs(model) == {"x1500"}
