@@ -33,11 +33,11 @@ Range = tuple[float, float]
 DYNAMIC_PIXELS = 224
 DYNAMIC_LENGTH = 64
 
-# Pictures: enough samples for 2^20 input positions, within bounds. At least 32, since late layers have few
-# positions per sample and a covariance of n inputs needs more than n; at most 64, for the cost: 128 are worth
-# some 0.3 dB more on ResNet-20.
-MAX_SAMPLES, MIN_SAMPLES = 64, 32
-POSITIONS = 1 << 20
+# Pictures: enough samples for 2^21 input positions, within bounds. At least 32, since late layers have few
+# positions per sample and a covariance of n inputs needs more than n; at most 128, for the cost: over 64
+# they are worth 0.3 dB, the mean of 22 pairs on six networks, for a tenth of the time (docs/accuracy.md).
+MAX_SAMPLES, MIN_SAMPLES = 128, 32
+POSITIONS = 1 << 21
 
 # Pictures: 2 MiB of doubles per batch. Halved once to hold fewer activations at a time; not tuned otherwise.
 BATCH_ELEMENTS = 1 << 18
@@ -166,7 +166,12 @@ def hypothetical(
 
 def usual_samples(specs: Sequence[InputSpec]) -> int:
     """How many samples statistics are taken on."""
-    positions = max([1, *(math.prod(_concrete(spec, "pictures")[2:]) for spec in specs)])
+    return _enough([_concrete(spec, "pictures") for spec in specs])
+
+
+def _enough(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Samples of inputs of these shapes that statistics are taken on."""
+    positions = max([1, *(math.prod(shape[2:]) for shape in shapes)])
     return int(np.clip(POSITIONS // positions, MIN_SAMPLES, MAX_SAMPLES))
 
 
@@ -216,8 +221,7 @@ def _count_and_batch(
         if fixed is not None:
             count = max(1, round(count / fixed)) * fixed
         return count, batch_size(fixed, elements, batch)
-    positions = max([1, *(math.prod(shape[2:]) for shape in shapes)])
-    count = samples or int(np.clip(POSITIONS // positions, MIN_SAMPLES, MAX_SAMPLES))
+    count = samples or _enough(shapes)
     # at least four batches, which run on as many threads
     usual = max(1, min(count // 4, BATCH_ELEMENTS // elements))
     size = batch_size(fixed, elements, batch if fixed else batch or usual)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_dfmpc.inputs.synthetic import MIN_SAMPLES, Hypothesis, Kind, draw, hypothetical, usual_samples
+from onnx_dfmpc.inputs.synthetic import MAX_SAMPLES, Hypothesis, Kind, draw, hypothetical, usual_samples
 from onnx_dfmpc.spec import Array, Feeds, InputSpec, Mixture
 
 BROAD = {True: 0.3, False: 0.5}
@@ -130,7 +130,7 @@ def plausible(
         if weight >= PLAUSIBLE and hypothesis.kind == "pictures"
     ] or [(hypotheses[int(weights.argmax())], 1.0)]
     total = sum(weight for _, weight in kept)
-    samples = TRIAL_SAMPLES if usual_samples(specs) > MIN_SAMPLES else TRIAL_SAMPLES // 2
+    samples = TRIAL_SAMPLES if usual_samples(specs) == MAX_SAMPLES else TRIAL_SAMPLES // 2
     kinds: tuple[Kind, ...] = ("pictures", "spectrum")
     units = [draw(specs, kind, samples, seed + 1, input_range) for kind in kinds]
     return [
