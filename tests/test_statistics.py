@@ -43,10 +43,17 @@ CONVS = [
 
 
 def measured(
-    at: Layer, node: NodeProto, batches: list[np.ndarray], mixture: Mixture | None = None, seed: int = 0
+    at: Layer,
+    node: NodeProto,
+    batches: list[np.ndarray],
+    mixture: Mixture | None = None,
+    seed: int = 0,
+    *,
+    anchored: bool = True,
 ) -> InputStatistics:
-    """Statistics of a layer's input, by default from inputs of one kind."""
-    return measure(at, node, batches, mixture or one_kind([{}] * len(batches)), seed=seed, source="test")
+    """Statistics of a layer's input, by default from inputs of one kind, behind a batch norm."""
+    mixture = mixture or one_kind([{}] * len(batches))
+    return measure(at, node, batches, mixture, seed=seed, source="test", anchored=anchored)
 
 
 def single(op: str, attributes: str) -> ModelProto:
@@ -486,3 +493,49 @@ def test_chance_of_a_mixture_counts_by_the_squares_of_the_shares():
     mixture = mixture_of([[{}] * 4, [{}] * 4], np.array([0.9, 0.1]), np.array([0.6, 0.4]))
     found = measured(at, node, batches, mixture).chance
     assert found == pytest.approx(0.36 * alone[0] + 0.16 * alone[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "real", "anchored", "expected"),
+    [
+        ((1, 1), (False, False), False, 8),  # the same in two kinds, half of the covariance each
+        ((1, 1), (False, False), True, 16 * 25),
+        ((1, 1), (True, True), False, 16 * 25),
+        ((1, 1), (False, True), False, 8 / 0.5**2),
+        ((3, 3), (False, False), False, 16 * 9),
+    ],
+)
+def test_patches_of_a_synthetic_picture_count_once_where_no_batch_norm_anchors(
+    kernel, real, anchored, expected
+):
+    at, node = layer(shape=(4, 3, *kernel)), single("Conv", "").graph.node[0]
+    batches = [noise(4, 3, 5, 5, seed=seed) for seed in range(4)]
+    mixture = mixture_of([[{}] * 2, [{}] * 2], np.array([0.9, 0.1]), np.array([0.5, 0.5]), real)
+    assert measured(at, node, batches, mixture, anchored=anchored).samples == expected
+
+
+def test_layers_behind_a_batch_norm_count_patches():
+    conv = "y = Conv (x, v) a = Conv (y, w) z = Relu (a)"
+    norm = "y = Conv (x, v) b = BatchNormalization (y, s, t, m, u) a = Conv (b, w) z = Relu (a)"
+    found = []
+    for body in (conv, norm):
+        proto = parse(f"g (float[n, 3, 8, 8] x) => (float[n, 4, 8, 8] z) {{ {body} }}")
+        weights = {"v": noise(4, 3, 1, 1, seed=1), "w": noise(4, 4, 1, 1, seed=2)}
+        weights |= {name: np.ones(4, np.float32) for name in "stmu"}
+        used = {name for node in proto.graph.node for name in node.input}
+        proto.graph.initializer.extend(
+            numpy_helper.from_array(value, name) for name, value in weights.items() if name in used
+        )
+        layers = match(proto).layers
+        feeds = [{"x": noise(4, 3, 8, 8, seed=seed)} for seed in range(2)]
+        seen = probe(
+            proto,
+            layers,
+            [one.name for one in layers],
+            one_kind(feeds),
+            source="probe",
+            seed=0,
+            with_outputs=False,
+        )
+        found.append([one.input.samples for one in seen.values()])
+    assert found == [[8, 8], [8, 512]]

@@ -42,8 +42,9 @@ def regularize(covariance: Covariance, taps: int, samples: int, chance: float = 
     channel covariance times one spatial correlation of the ``taps`` of a kernel. The fewer ``samples`` (0:
     exact) per input, the more weight the pattern gets. It has at least half, since even exact statistics of a
     synthetic input are not those of a real one. Without taps there is no pattern, and correlations of few
-    samples per input are shrunk by more. So are those that a few inputs have by ``chance``
-    (`InputStatistics.chance`): neighbours in a picture are alike, so that many patches may be few samples.
+    samples per input are shrunk by more (what counts as a sample there: `moments.measure`). So are those that
+    a few inputs have by ``chance`` (`InputStatistics.chance`): neighbours in a picture are alike, so that
+    many patches may be few samples.
     """
     if isinstance(covariance, Diagonal):
         return covariance

@@ -23,7 +23,8 @@ class InputStatistics:
     covariance : float32 array, shape (g, n, n), or Kronecker
         See ``linalg.matrices``: of many inputs, only the factors are kept.
     samples : int
-        Number of input patches it was measured on; 0 where it was computed in closed form.
+        Number of patches it was measured on, or of pictures, where the patches of one count as one sample; 0
+        where it was computed in closed form.
     source : str
         Where it comes from, for the report: "probe", "calibration", "closed form", or "none".
     chance : float

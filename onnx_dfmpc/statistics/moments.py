@@ -16,9 +16,10 @@ power p. Rounding makes e'He small.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, product
 from typing import Any
 
@@ -70,6 +71,7 @@ def measure(
     *,
     seed: int,
     source: str,
+    anchored: bool,
 ) -> InputStatistics:
     """Statistics of a layer's input, from a random sample of its patches.
 
@@ -85,6 +87,11 @@ def measure(
     seed : int
         Of the choice of patches.
     source : str
+    anchored : bool
+        Whether some layer before this one has a batch norm. If none has, correlations of channels deep in the
+        network are far from real ones, however many patches there are. So synthetic pictures count as one
+        sample each for kernels of a single tap, which have no pattern to fall back on
+        (docs/accuracy.md has what that is worth).
 
     Returns
     -------
@@ -103,7 +110,19 @@ def measure(
     else:
         images = sum(map(len, batches))
         samples = (_gather(layer, node, batch, images, rng) for batch in batches)
-    return _summary(_grouped(samples, layer.group), mixture, source)
+    seen = _summary(_grouped(samples, layer.group), mixture, source)
+    if anchored or not OPS[layer.op_type].spatial or taps(layer) > 1:
+        return seen
+    return replace(seen, samples=min(seen.samples, _pictures(batches, mixture)))
+
+
+def _pictures(batches: Sequence[NDArray[Any]], mixture: Mixture) -> int:
+    """Samples that the synthetic pictures are worth: all kinds have the same ones, so those of the kind with
+    the most; more where real inputs have a share of the covariance.
+    """
+    counts = np.bincount(mixture.kinds, [len(batch) for batch in batches], len(mixture.real))
+    share = mixture.shares[~mixture.real].sum() / mixture.shares.sum()
+    return round(counts[~mixture.real].max() / share**2) if share else sys.maxsize
 
 
 def white(layer: Layer) -> InputStatistics:

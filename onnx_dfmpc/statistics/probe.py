@@ -63,6 +63,7 @@ def probe(
     run = PartialRun(proto, table, mixture.feeds)
     nodes = {node.output[0]: node for node in proto.graph.node if node.output}
     found: dict[str, LayerStatistics] = {}
+    anchored = False
     for layer in layers:
         needed = layer.name in wanted
         seen = None
@@ -74,7 +75,9 @@ def probe(
         if needed:
             node = nodes[layer.output]
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-                seen = measure(layer, node, at[layer.input], mixture, seed=seed, source=source)
+                seen = measure(
+                    layer, node, at[layer.input], mixture, seed=seed, source=source, anchored=anchored
+                )
             seen = seen if is_finite(seen) else white(layer)
         if with_output:
             values = at[layer.output]
@@ -84,7 +87,7 @@ def probe(
             if finite:
                 output = Moments(mean - own_bias(layer, table), variance)
             if finite and norm is not None:
-                anchor = anchor_of(norm, mean, variance, mixture)
+                anchor, anchored = anchor_of(norm, mean, variance, mixture), True
                 run.put(layer.output, affine(values, mixture, anchor.scale, anchor.offset, layer))
         found[layer.name] = LayerStatistics(seen, output, anchor)
         if progress is not None:
