@@ -147,13 +147,15 @@ def test_a_cast_in_any_company(steps: str, before: bool) -> None:
         "w = Cast<to = 1>(w16) y = Conv(x, w) z = Cast<to = 11>(w16)",
         "w = Cast<to = 1>(w16) y = Conv(x, w) v = Transpose(w) z = Neg(v)",
         "z = Cast<to = 1>(w16) y = Conv(x, z)",
-        "w = Cast<to = 1>(w16) z = Add(w, w) y = Conv(x, x)",
+        "w = Cast<to = 1>(s16) v = Mul(w, s) y = Conv(x, v) z = Neg(x)",
     ],
 )
 def test_what_others_read_stays_since_it_would_be_there_twice(text: str) -> None:
     model = parse(
         f"g (float[N, 4, 6, 6] x) => (float[] y, float[] z) {{ {text} }}",
         w16=noise(8, 4, 3, 3).astype(np.float16),
+        s16=noise(4).astype(np.float16),
+        s=noise(1),
     )
     before = model.SerializeToString()
     fold_moved_weights(model)

@@ -121,7 +121,9 @@ def _computed(
         elif _is_move(node) and node.output:
             moves[node.output[0]] = node
     for node in graph.node:
-        for position in _parameters(node):
+        # What reads constants alone is a constant itself, such as scales that are unpacked.
+        fixed = all(name in constants or name in moves for name in node.input)
+        for position in () if fixed else _parameters(node):
             name = node.input[position]
             chain, sources = _origin(name, moves, constants) if name not in kept else ([], {})
             floats = {source for source, tensor in sources.items() if tensor.data_type in FLOATS}
