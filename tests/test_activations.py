@@ -511,7 +511,9 @@ def test_where_all_layers_are_in_another_float_weights_alone_are_quantized(slim:
     text = "g (float16[N, 8, 4, 4] x) => (float16[N, 8, 4, 4] y) { [c] y = Conv(x, w) }"
     model = parse(text, w=noise(8, 8, 1, 1).astype(np.float16))
     result = quantize(model, None, Recipe(bits=8, activations=8, slim=slim))
-    assert any("activations stay float: integer kernels take float32, not float16" in note for note in result.notes)
+    assert any(
+        "activations stay float: integer kernels take float32, not float16" in note for note in result.notes
+    )
     assert (result.validation.sqnr_db or 0) > 30
 
 
