@@ -24,7 +24,7 @@ from onnx_dfmpc.activations.cost import float_layers
 from onnx_dfmpc.activations.insert import insert
 from onnx_dfmpc.activations.placement import Placement, place
 from onnx_dfmpc.activations.ranges import LEVELS, centres, histogram, quantization_range, scale_and_zero_point
-from onnx_dfmpc.errors import RecipeError, UnsupportedError
+from onnx_dfmpc.errors import RecipeError
 from onnx_dfmpc.matching.match import match
 from onnx_dfmpc.report.document import quantize_document
 from onnx_dfmpc.runtime import machine
@@ -474,11 +474,47 @@ def test_a_shared_bias_takes_the_shift_of_each_layer_once() -> None:
             np.testing.assert_array_equal(arrays[node.input[2]], expected)
 
 
-def test_other_floats_are_refused_before_any_work() -> None:
+OTHER_FLOATS = {
+    "float16": """g (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(c)  h = Cast<to = 10>(r)  [other] g = Conv(h, v, b)  s = Relu(g)
+        f = Cast<to = 1>(s)  y = Conv<pads = [1, 1, 1, 1]>(f, u) }""",
+    "float64": """g (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(c)  d = Cast<to = 11>(r)  [other] m = MatMul(d, v)  s = Relu(m)
+        f = Cast<to = 1>(s)  y = Conv<pads = [1, 1, 1, 1]>(f, u) }""",
+    "bfloat16": """g (float[N, 8, 6, 6] x, int64[6, 6] i) => (float[N, 8, 6, 6] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(c)  rows = Gather(v, i)  t = Transpose<perm = [2, 0, 1]>(rows)
+        f = Cast<to = 1>(t)  a = Add(r, f)  y = Conv<pads = [1, 1, 1, 1]>(a, u) }""",
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FLOATS)
+def test_layers_in_other_floats_stay_float_and_the_others_do_not(kind: str) -> None:
+    shape = {"float16": (8, 8, 1, 1), "float64": (6, 6), "bfloat16": (40, 8)}[kind]
+    other = {"v": noise(*shape, seed=1).astype(np.dtype(kind))}
+    if kind == "float16":
+        other["b"] = noise(8, seed=3).astype(np.float16)
+    model = parse(OTHER_FLOATS[kind], w=noise(8, 8, 3, 3), u=noise(8, 8, 3, 3, seed=2), **other)
+    result = quantize(model, None, Recipe(bits=8, activations=8, input_range=(-2, 2)))
+    integer = result.activations
+    assert integer is not None
+    assert len(result.layers) == 3  # their weights are quantized
+    assert not result.skipped
+    assert integer.layers == 2 == integer.fused
+    assert list(integer.floats) == ([] if kind == "bfloat16" else ["other"])
+    assert all(kind in why for why in integer.floats.values())
+    assert result.plan.predicted_bytes == result.model.ByteSize()
+    assert (result.validation.sqnr_db or 0) > 25
+
+
+@pytest.mark.parametrize("slim", [False, True])
+def test_where_all_layers_are_in_another_float_weights_alone_are_quantized(slim: bool) -> None:
     text = "g (float16[N, 8, 4, 4] x) => (float16[N, 8, 4, 4] y) { [c] y = Conv(x, w) }"
     model = parse(text, w=noise(8, 8, 1, 1).astype(np.float16))
-    with pytest.raises(UnsupportedError, match="needs float32 weights, those of 'c' are FLOAT16"):
-        quantize(model, None, Recipe(bits=4, activations=8))
+    result = quantize(model, None, Recipe(bits=8, activations=8, slim=slim))
+    assert any(
+        "activations stay float: integer kernels take float32, not float16" in note for note in result.notes
+    )
+    assert (result.validation.sqnr_db or 0) > 30
 
 
 @pytest.mark.parametrize(

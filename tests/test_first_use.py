@@ -151,6 +151,9 @@ def test_what_now() -> None:
     assert "--set NAME=8" in known
     gate = Gate("min_sqnr_db", 9.0, 3.0, False)
     assert "--no-gate" not in "; ".join(next_steps(report(gates=(gate,), synthetic=False)))
+    noisy = next_steps(report(failures=("output 'y': 3.0 dB, below 6 dB",)), activations_db=5.94)
+    assert "alone are expected to leave 5.9 dB" in noisy[0]
+    assert "--nodes-to-exclude" in noisy[0]
     (fed,) = next_steps(report(failures=("float model: NaN in output 'y' (samples 0 to 7)",)))
     assert "--input-range" in fed
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 
 from onnx_dfmpc.inputs.synthetic import DYNAMIC_LENGTH, DYNAMIC_PIXELS
+from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.protobuf import skeleton
 from onnx_dfmpc.model.shapes import fold_shapes, inferred_shapes
 from onnx_dfmpc.spec import Layer, MatchReport
@@ -41,9 +42,21 @@ WORTH = 0.95
 
 
 def float_layers(proto: ModelProto, matched: MatchReport) -> dict[str, str]:
-    """Layers that are better computed in float, by name, and why."""
-    keys = tuple(_Layer.of(layer) for layer in matched.layers)
-    return dict(_decided(skeleton(proto).SerializeToString(), keys))
+    """Layers that are better computed in float, or cannot be otherwise, by name, and why."""
+    others = other_floats(proto, matched)
+    keys = tuple(_Layer.of(layer) for layer in matched.layers if layer.name not in others)
+    return {**others, **dict(_decided(skeleton(proto).SerializeToString(), keys))}
+
+
+def other_floats(proto: ModelProto, matched: MatchReport) -> dict[str, str]:
+    """Layers in another type than float32, by name, and that integer kernels do not take it."""
+    table = ConstantTable(proto)
+    types = {layer.name: table.data_type(layer.weight) for layer in matched.layers}
+    return {
+        name: f"integer kernels take float32, not {helper.tensor_dtype_to_np_dtype(kind)}"
+        for name, kind in types.items()
+        if kind != TensorProto.FLOAT
+    }
 
 
 @dataclass(frozen=True)

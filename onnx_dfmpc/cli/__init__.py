@@ -308,7 +308,8 @@ def _quantize(args: argparse.Namespace, callback: Callback | None, stack: ExitSt
         result = apply(args.model, plan, recipe, progress=callback, **asked)
     failure = None
     if result.validation is not None:
-        failure = _failure(result.validation, args.per_layer, "nothing was written; ")
+        alone = None if result.activations is None else result.activations.sqnr_db
+        failure = _failure(result.validation, args.per_layer, "nothing was written; ", alone)
         # Until there is a file to validate, the command that was typed repeats it.
         result = replace(result, validation=replace(result.validation, command=args.command_line))
     drafts: tuple[Draft, ...] = ()
@@ -335,12 +336,16 @@ def _validate(args: argparse.Namespace, callback: Callback | None, _: ExitStack)
     return _Outcome(document.validate_document(result), failure=failure)
 
 
-def _failure(validation: ValidationReport, per_layer: bool, before: str = "") -> ValidationFailed | None:
+def _failure(
+    validation: ValidationReport, per_layer: bool, before: str = "", activations_db: float | None = None
+) -> ValidationFailed | None:
     if validation:
         return None
     missed = [f"{gate.name} = {typed(gate.limit)} missed" for gate in validation.gates if not gate.passed]
     message = "validation failed: " + "; ".join([*validation.failures, *missed])
-    return ValidationFailed(message, hint=before + "; ".join(next_steps(validation, per_layer)))
+    return ValidationFailed(
+        message, hint=before + "; ".join(next_steps(validation, per_layer, activations_db))
+    )
 
 
 @contextmanager

@@ -193,9 +193,12 @@ class ValidationReport:
         return round(self.top1_float - self.top1_quantized, DIGITS)
 
 
-def next_steps(report: ValidationReport, per_layer: bool = False) -> tuple[str, ...]:
+def next_steps(
+    report: ValidationReport, per_layer: bool = False, activations_db: float | None = None
+) -> tuple[str, ...]:
     """What to do where a validation has failed, in the words of the command line; ``per_layer`` says that the
-    effect of each layer was measured. Empty where nothing failed.
+    effect of each layer was measured, ``activations_db`` is the SQNR that 8-bit activations alone are
+    expected to leave. Empty where nothing failed.
     """
     if report:
         return ()
@@ -210,6 +213,13 @@ def next_steps(report: ValidationReport, per_layer: bool = False) -> tuple[str, 
         else "--per-layer says which layers did it"
     )
     steps = [where, "more bits for all (--target-bits, --bits, --preset lossless) help, too"]
+    if activations_db is not None:
+        steps.insert(
+            0,
+            f"8-bit activations alone are expected to leave {activations_db:.1f} dB: where that is too "
+            "little, leave --activations out, or keep layers and what they read in float "
+            "(--nodes-to-exclude NAME)",
+        )
     if report.synthetic:
         steps.append("real inputs (--data) tell more than synthetic ones")
     if any(gate.passed is False for gate in report.gates):

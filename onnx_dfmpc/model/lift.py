@@ -14,10 +14,8 @@ from math import prod
 
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, inliner
 
-from onnx_dfmpc.model.protobuf import defined_names, graphs, subgraphs
+from onnx_dfmpc.model.protobuf import FLOATS, defined_names, graphs, subgraphs
 from onnx_dfmpc.spec.ops import LEAST_WEIGHTS, OPS, PLAIN, op_key
-
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 def lift_weights(proto: ModelProto) -> None:

@@ -1,13 +1,15 @@
-"""Weights of recurrent layers that nodes put together from constants, computed once.
+"""Weights and biases that nodes put together from constants, computed once.
 
-torch keeps the gates of LSTM and GRU in its own order, and its exporter lets Slice, Concat and Unsqueeze
-bring them into that of ONNX, at every run unless a runtime folds them. Here they are folded, as runtimes do:
-the weight is then a constant that can be quantized.
+Exporters leave such nodes to the runtime, which computes them when it loads the model: half-size exports
+store float16 and cast it, torch keeps the gates of LSTM and GRU in its own order, and matrices are transposed
+where they are used. Here they are folded, as runtimes do: the weight is then a constant that can be
+quantized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from math import prod
 
@@ -16,75 +18,129 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_dfmpc.model.protobuf import defined_names, graphs, subgraphs
-from onnx_dfmpc.spec.ops import PLAIN, op_key
+from onnx_dfmpc.model.protobuf import FLOATS, defined_names, graphs, subgraphs
+from onnx_dfmpc.spec.ops import LEAST_WEIGHTS, OPS, PLAIN, op_key
 
-MOVES = frozenset({"Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators that put numbers elsewhere and change none."""
+MOVES = frozenset({"Cast", "Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators whose result is the same bit for bit, whoever computes it."""
+
+PER_CHANNEL = {"BatchNormalization": (1, 2, 3, 4), **dict.fromkeys(("Add", "Div", "Mul", "Sub"), (0, 1))}
+"""Inputs that may hold a number per channel: biases and batch norm, in one node or in several."""
 
 
 def fold_moved_weights(proto: ModelProto) -> None:
-    """Replace, in place, weights of recurrent layers that are put together from constants by initializers of
-    the main graph, wherever that takes no more bytes; equal ones are one.
+    """Replace, in place, what layers read and nodes put together from constants by initializers of the main
+    graph, wherever nobody else reads it and it has no more numbers; equal ones are one.
 
-    Before IR version 4 initializers have to be graph inputs: then all stays where it is.
+    Numbers that are still in their file stay as they are: folded, they would be in memory. So does everything
+    before IR version 4, where initializers have to be graph inputs.
     """
+    if proto.ir_version < 4:
+        return
     scopes = list(graphs(proto.graph))
-    if proto.ir_version >= 4 and any(_weight_inputs(node) for graph in scopes for node in graph.node):
-        folding = _Folding(proto, {name for graph in scopes for name in defined_names(graph)})
-        folding.fold(proto.graph, {})
-        _drop(proto.graph, folding.spent)
+    names = {name for graph in scopes for name in defined_names(graph)}
+    made: dict[tuple[object, ...], str] = {}
+    spent: set[str] = set()
+    parameters = {node.input[p] for graph in scopes for node in graph.node for p in _parameters(node)}
+    computed = _computed(proto.graph, _kept(proto.graph), parameters, {}, {})
+    for node, position, chain, sources in list(computed):
+        name = node.input[position]
+        value = _value(proto, name, chain, sources)
+        if value is None or not _is_worth(node, position, value):
+            continue
+        key = (str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value).data).digest())
+        if key not in made:
+            made[key] = next(new for i in count(1) if (new := f"{name}_{i}") not in names)
+            names.add(made[key])
+            proto.graph.initializer.append(numpy_helper.from_array(value, made[key]))
+        node.input[position] = made[key]
+        spent |= {output for one in chain for output in one.output} | sources.keys()
+    if spent:
+        _drop(proto.graph, spent)
 
 
-def _weight_inputs(node: NodeProto) -> list[int]:
-    """Positions of the weights of a recurrent layer; tables of Gather are wherever they are."""
+def _is_move(node: NodeProto) -> bool:
+    return op_key(node.op_type, node.domain) in MOVES
+
+
+def _parameters(node: NodeProto) -> tuple[int, ...]:
+    """Positions of the inputs of a node that may be a weight, or numbers per channel."""
     key = op_key(node.op_type, node.domain)
-    return [] if key == "Gather" else [p for p in PLAIN.get(key, {}) if p < len(node.input)]
+    if key in OPS:
+        bias = OPS[key].bias_input
+        positions: Sequence[int] = (1,) if bias is None else (1, bias)
+    else:
+        positions = (*PLAIN.get(key, ()), *PER_CHANNEL.get(key, ()))
+    return tuple(position for position in positions if position < len(node.input))
 
 
-class _Folding:
-    """``made`` are names of folded weights by what is in them, ``spent`` all that made them."""
+def _is_worth(node: NodeProto, position: int, value: NDArray[np.generic]) -> bool:
+    """Whether a value is what can be quantized there, or small."""
+    key = op_key(node.op_type, node.domain)
+    if key in OPS and position == 1:
+        return OPS[key].fits(value.shape)
+    if key in PLAIN:
+        return value.size >= LEAST_WEIGHTS
+    return value.size == max(value.shape, default=1)
 
-    def __init__(self, proto: ModelProto, names: set[str]) -> None:
-        self.proto, self.names = proto, names
-        self.made: dict[tuple[object, ...], str] = {}
-        self.spent: set[str] = set()
 
-    def fold(self, graph: GraphProto, outer: Mapping[str, TensorProto]) -> None:
-        """Fold the weights of a graph that sees these constants, and those of its bodies."""
-        listed = {value.name for value in graph.input}
-        constants = {**outer, **{one.name: one for one in graph.initializer if one.name not in listed}}
-        moves: dict[str, NodeProto] = {}
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                constants[node.output[0]] = node.attribute[0].t
-            elif node.op_type in MOVES and not node.domain:
-                moves[node.output[0]] = node
-        for node in graph.node:
-            for position in _weight_inputs(node):
-                name = node.input[position]
-                chain, sources = _origin(name, moves, constants)
-                value = _value(self.proto, name, chain, sources) if chain else None
-                if value is not None:
-                    node.input[position] = self._initializer(value, name)
-                    self.spent |= {output for one in chain for output in one.output} | sources.keys()
-            for body in subgraphs(node):
-                self.fold(body, constants)
+def _kept(graph: GraphProto) -> set[str]:
+    """Names that somebody reads otherwise than as a parameter, or computes such a thing from."""
+    kept = {value.name for value in graph.output}
+    for node in reversed(graph.node):
+        for body in subgraphs(node):
+            kept |= _kept(body)
+        if not _is_move(node):
+            places = _parameters(node)
+            kept.update(name for position, name in enumerate(node.input) if position not in places)
+        elif not kept.isdisjoint(node.output):
+            kept.update(node.input)
+    return kept
 
-    def _initializer(self, value: NDArray[np.generic], name: str) -> str:
-        key = (str(value.dtype), value.shape, value.tobytes())
-        if key not in self.made:
-            self.made[key] = next(new for i in count(1) if (new := f"{name}_{i}") not in self.names)
-            self.names.add(self.made[key])
-            self.proto.graph.initializer.append(numpy_helper.from_array(value, self.made[key]))
-        return self.made[key]
+
+def _computed(
+    graph: GraphProto,
+    kept: set[str],
+    parameters: set[str],
+    outer: Mapping[str, TensorProto],
+    moved: Mapping[str, NodeProto],
+) -> Iterator[tuple[NodeProto, int, list[NodeProto], dict[str, TensorProto]]]:
+    """Inputs that are put together from constants, in a graph and its bodies: the node, the position, the
+    nodes that do it, in the order of the graph, and what from.
+
+    ``kept`` are the names of `_kept`, ``parameters`` those that are read as such somewhere: to compute from
+    either would leave it where it is, beside the result. ``outer`` are the constants that the graph sees,
+    ``moved`` what nodes around it put together.
+    """
+    listed = {value.name for value in graph.input}
+    constants = {**outer, **{one.name: one for one in graph.initializer if one.name not in listed}}
+    moves = dict(moved)
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+        elif _is_move(node) and node.output:
+            moves[node.output[0]] = node
+    for node in graph.node:
+        # What reads constants alone is a constant itself, such as scales that are unpacked.
+        fixed = all(name in constants or name in moves for name in node.input)
+        for position in () if fixed else _parameters(node):
+            name = node.input[position]
+            chain, sources = _origin(name, moves, constants) if name not in kept else ([], {})
+            floats = {source for source, tensor in sources.items() if tensor.data_type in FLOATS}
+            between = {output for one in chain for output in one.output if output != name}
+            before = floats | between
+            if chain and before.isdisjoint(kept) and before.isdisjoint(parameters):
+                yield node, position, chain, sources
+        for body in subgraphs(node):
+            yield from _computed(body, kept, parameters, constants, moves)
 
 
 def _origin(
     name: str, moves: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]
 ) -> tuple[list[NodeProto], dict[str, TensorProto]]:
     """Nodes that put a tensor together, in the order of the graph, and what from; no nodes where not all of
-    that is constant and in the file.
+    that is constant and in memory, where there are no floats in it, and where it is only passed on, which
+    others see through.
     """
     chain: set[str] = set()
     sources: dict[str, TensorProto] = {}
@@ -98,9 +154,14 @@ def _origin(
             sources[wanted] = constants[wanted]
         elif wanted not in chain:
             return [], {}
-    if any(source.data_location == TensorProto.EXTERNAL for source in sources.values()):
+    nodes = [node for output, node in moves.items() if output in chain]
+    if (
+        all(node.op_type == "Identity" for node in nodes)
+        or any(source.data_location == TensorProto.EXTERNAL for source in sources.values())
+        or not any(source.data_type in FLOATS for source in sources.values())
+    ):
         return [], {}
-    return [node for output, node in moves.items() if output in chain], sources
+    return nodes, sources
 
 
 def _value(
@@ -112,7 +173,10 @@ def _value(
         graph.initializer.add().CopyFrom(tensor)
         graph.initializer[-1].name = source
     model = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
-    (value,) = map(np.asarray, ReferenceEvaluator(model).run(None, {}))
+    try:
+        (value,) = map(np.asarray, ReferenceEvaluator(model).run(None, {}))
+    except Exception:  # whatever is wrong with the model, the checks say so
+        return None
     floats = value.dtype.kind == "f" and value.size <= max(prod(one.dims) for one in sources.values())
     return value if floats else None
 

@@ -12,6 +12,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 LARGE = 1024
 """Elements above which an initializer is data, not a shape or axes that tools must read; a convention."""
 
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+"""Types of numbers that may be weights."""
+
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """Bodies held directly by a node (If, Loop, Scan)."""

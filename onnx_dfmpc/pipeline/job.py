@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from onnx_dfmpc.allocate.fixed import selected_layers
 from onnx_dfmpc.errors import LayerError, ModelError, RecipeError, UnsupportedError
@@ -124,7 +124,6 @@ def prepare(
     statistics = statistics and bool(layers)
     if recipe.activations is not None:
         _require_layers(source, layers)
-        _require_float32(source, matched)
     # Refused before anything is computed.
     raise_opset(skeleton(source.proto), 0, (recipe.form if plan is None else plan.form).runtime)
     if recipe.data is not None or recipe.labels is not None or recipe.limits or recipe.shapes:
@@ -291,18 +290,6 @@ def _require_layers(source: LoadedModel, layers: Sequence[Layer]) -> None:
             f"{source.label}: activations = 8 needs layers, and there are only weights that are rounded to "
             "nearest",
             hint="leave activations out",
-        )
-
-
-def _require_float32(source: LoadedModel, matched: MatchReport) -> None:
-    """Integer kernels are for float32 models."""
-    table = ConstantTable(source.proto)
-    other = [layer for layer in matched.layers if table.data_type(layer.weight) != TensorProto.FLOAT]
-    if other:
-        kind = TensorProto.DataType.Name(table.data_type(other[0].weight))
-        raise UnsupportedError(
-            f"{source.label}: activations = 8 needs float32 weights, those of {other[0].name!r} are {kind}",
-            hint="leave activations out, or convert the model to float32",
         )
 
 

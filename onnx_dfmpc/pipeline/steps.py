@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnx_dfmpc.activations.activate import TAU_ANCHORED, TAU_OTHERS, TAU_PICTURES, TAU_REAL, activate
-from onnx_dfmpc.activations.cost import float_layers
+from onnx_dfmpc.activations.cost import float_layers, other_floats
 from onnx_dfmpc.allocate.budget import allocate_budget, budgets, mean_bits, sweep
 from onnx_dfmpc.allocate.fixed import allocate_fixed
 from onnx_dfmpc.allocate.shared import shared_bytes
@@ -299,9 +299,9 @@ def _activated(
 ) -> tuple[Rewritten, IntegerActivations, Mapping[str, str]]:
     """Model with quantized activations, an account of them, and the kernel of every layer."""
     assert job.mixture is not None
-    done = activate(
-        rewritten.proto, job.matched.layers, statistics.layers, job.mixture.only(NEGLIGIBLE), deviation(job)
-    )
+    others = other_floats(job.source.proto, job.matched)
+    layers = [layer for layer in job.matched.layers if layer.name not in others]
+    done = activate(rewritten.proto, layers, statistics.layers, job.mixture.only(NEGLIGIBLE), deviation(job))
     found = tuple(
         ActivationRange(one.name, *done.ranges[one.like], like="" if one.like == one.name else one.like)
         for one in done.placement.activations

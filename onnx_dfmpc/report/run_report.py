@@ -91,7 +91,8 @@ def run_outline(document: Document) -> Outline:
 def _next_steps(document: Document) -> Iterator[Line]:
     """What now, where the validation has failed."""
     if document.validation is not None:
-        for step in next_steps(document.validation, bool(document.per_layer)):
+        alone = None if document.activations is None else document.activations.sqnr_db
+        for step in next_steps(document.validation, bool(document.per_layer), alone):
             yield Line(f"{step[0].upper() if not step.startswith('-') else step[0]}{step[1:]}.")
 
 
