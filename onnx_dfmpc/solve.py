@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc.linalg.matrices import rescaled
-from onnx_dfmpc.methods import METHODS, TOGETHER, Repair, Rounded, relative_noise, round_layer, round_layers
+from onnx_dfmpc.methods import (
+    METHODS,
+    TOGETHER,
+    Repair,
+    Rounded,
+    relative_noise,
+    round_alike,
+    round_layer,
+    round_layers,
+)
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.scratch import put_aside
 from onnx_dfmpc.recipe import Recipe
@@ -62,7 +71,9 @@ def solve(
     likely = None if mixture is None else mixture.only(NEGLIGIBLE)
     run = QuantizedRun(proto, likely) if likely is not None and _runs(recipe, statistics) else None
     # Codes follow from the float network alone, unless a layer takes over factors of the one before.
-    alone = {} if carriers else _rounded(matched, plan, statistics, table)
+    sharing = matched.sharing({name: one.bits for name, one in plans.items()})
+    alone = {} if carriers else _rounded(matched, plan, sharing, statistics, table)
+    leaders: dict[str, Rounded] = {}
     solved: list[QuantizedLayer] = []
     for layer in matched.layers:
         measured = statistics.get(layer.name, NOTHING)
@@ -76,10 +87,15 @@ def solve(
         if layer.name in factors:
             weight = weight * along_inputs(factors[layer.name], layer)
             seen = _divided(seen, factors[layer.name], layer)
-        folds = plan.form.fold_batch_norm == "yes"
-        rounded = alone.pop(layer.name, None) or round_layer(
-            layer, plans[layer.name], weight, seen, folds=folds
-        )
+        if layer.name in sharing:
+            rounded = round_alike(leaders[sharing[layer.name]], layer, seen)
+        else:
+            folds = plan.form.fold_batch_norm == "yes"
+            rounded = alone.pop(layer.name, None) or round_layer(
+                layer, plans[layer.name], weight, seen, folds=folds
+            )
+        if layer.name in sharing.values():
+            leaders[layer.name] = rounded
         outputs = None
         if run is not None and measured.output is not None:
             now = run.respond(layer, rounded.weight())
@@ -114,10 +130,16 @@ def solve_plain(proto: ModelProto, matched: MatchReport, plan: QuantPlan) -> tup
 
 
 def _rounded(
-    matched: MatchReport, plan: QuantPlan, statistics: Mapping[str, LayerStatistics], table: ConstantTable
+    matched: MatchReport,
+    plan: QuantPlan,
+    sharing: Mapping[str, str],
+    statistics: Mapping[str, LayerStatistics],
+    table: ConstantTable,
 ) -> dict[str, Rounded]:
-    """Planned layers that are small enough to be rounded together, with their codes, by name."""
-    plans = {layer.name: layer for layer in plan.layers}
+    """Planned layers that are small enough to be rounded together, with their codes, by name; without those
+    that share the codes of another.
+    """
+    plans = {layer.name: layer for layer in plan.layers if layer.name not in sharing}
     layers = [layer for layer in matched.layers if layer.name in plans and layer.size <= TOGETHER]
     rounded = round_layers(
         layers,
@@ -152,17 +174,19 @@ def _runs(recipe: Recipe, statistics: Mapping[str, LayerStatistics]) -> bool:
 
 
 def _carriers(matched: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    """Consumers of every low layer whose coefficients they can take over."""
+    """Consumers of every low layer whose coefficients they can take over: not those whose weight is shared."""
     if recipe.absorb != "consumer" or not METHODS[recipe.method].absorbs:
         return {}
     planned = {layer.name: layer for layer in plan.layers}
+    sharing = matched.sharing(plan.bits)
+    own = planned.keys() - sharing.keys() - set(sharing.values())
     return {
         chain.producer: chain.consumers
         for chain in matched.chains
         if chain.homogeneous
         and chain.producer in planned
         and planned[chain.producer].role == "low"
-        and all(consumer in planned for consumer in chain.consumers)
+        and own.issuperset(chain.consumers)
     }
 
 
