@@ -160,10 +160,10 @@ def cheapest(sizes: NDArray[np.int64], allowed: Mask) -> Choice:
 
 def mean_bits(plan: QuantPlan, matched: MatchReport) -> float:
     """Mean nominal bits over all quantized weights, those that layers share counted once."""
-    stored = {name: bits for name, bits in plan.bits.items() if name not in matched.sharing(plan.bits)}
-    sizes = {one.name: one.size for one in matched.weights}
-    weights = sum(sizes[name] for name in stored)
-    return sum(bits * sizes[name] for name, bits in stored.items()) / weights
+    sharing = matched.sharing(plan.bits)
+    sizes = {one.name: one.size for one in matched.weights if one.name not in sharing}
+    stored = {name: bits for name, bits in plan.bits.items() if name in sizes}
+    return sum(bits * sizes[name] for name, bits in stored.items()) / sum(sizes[name] for name in stored)
 
 
 def _choices(matched: MatchReport, bounds: Mapping[str, BitBounds], table: CostTable) -> CostTable:

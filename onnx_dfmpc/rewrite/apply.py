@@ -47,13 +47,15 @@ class StoredLayer:
 
     ``storage`` is the element type of its codes, such as "UINT2", or how they are packed, such as
     "3 levels, 5 in a byte"; ``bytes`` counts codes, scale, zero point and the nodes that make a float
-    weight of them; ``tensors`` are the names of these, without what layers share.
+    weight of them; ``tensors`` are the names of these, without what layers share. ``codes_of`` is the layer
+    whose codes these are too, and which counts them.
     """
 
     storage: str
     bytes: int
     notes: tuple[str, ...] = ()
     tensors: frozenset[str] = frozenset()
+    codes_of: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,8 @@ def rewrite(
         notes = tuple(note for note in (layout.note, not_folded, copied) if note)
         packed = form.slim and halves.get(layer.name, Halves()).scale
         size = layer_bytes(layout, packed=packed)
-        stored[layer.name] = StoredLayer(layout.storage, size, notes, _own_names(edits[-1]))
+        own, first = _own_names(edits[-1]), leaders.get(layer.name, "")
+        stored[layer.name] = StoredLayer(layout.storage, size, notes, own, first)
     for name, first in leaders.items():  # by what is left one can tell the readers of both apart
         read = {each for node in layouts[name].nodes for each in node.input}
         stored[first] = replace(stored[first], tensors=stored[first].tensors - read)
