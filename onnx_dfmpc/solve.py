@@ -70,10 +70,14 @@ def solve(
     # What is unlikely has no weight in a repair, and need not be run.
     likely = None if mixture is None else mixture.only(NEGLIGIBLE)
     run = QuantizedRun(proto, likely) if likely is not None and _runs(recipe, statistics) else None
+    # Layers that share codes take those of the first one, rounded for what that one sees. Rounding for the mean
+    # of what all of them see is no better: -0.2 to +0.2 dB for heads over three levels, at 2 to 4 bits. Gain
+    # and shift are each layer's own.
     # Codes follow from the float network alone, unless a layer takes over factors of the one before.
     sharing = matched.sharing({name: one.bits for name, one in plans.items()})
     alone = {} if carriers else _rounded(matched, plan, sharing, statistics, table)
     leaders: dict[str, Rounded] = {}
+    stored: dict[str, NDArray[np.integer]] = {}
     solved: list[QuantizedLayer] = []
     for layer in matched.layers:
         measured = statistics.get(layer.name, NOTHING)
@@ -107,12 +111,15 @@ def solve(
             factors |= dict.fromkeys(carriers[layer.name], repaired.input_factors)
         if run is not None and repaired.correction is not None:
             run.commit(layer, repaired.correction.gain, repaired.correction.shift, measured.anchor)
-        quantized = repaired.quantized
-        if table.is_mapped(layer.weight):  # one layer of a large model is in memory at a time
-            quantized = replace(
-                quantized, weight=replace(quantized.weight, codes=put_aside(quantized.weight.codes))
-            )
-        solved.append(quantized)
+        codes = repaired.quantized.weight.codes
+        if layer.name in sharing:  # equal ones: in memory once
+            codes = stored[sharing[layer.name]]
+        elif table.is_mapped(layer.weight):  # one layer of a large model is in memory at a time
+            codes = put_aside(codes)
+        stored[layer.name] = codes
+        solved.append(
+            replace(repaired.quantized, weight=replace(repaired.quantized.weight, codes=codes))
+        )
         if progress is not None:
             progress("quantize", len(solved), len(plans))
     return tuple(solved)

@@ -149,10 +149,11 @@ def _integer_bias(
         wider = (np.maximum(np.abs(units), least) / float(grid.value)).astype(np.float32)
         if is_exact(_numbers(scales)):
             wider = at_least(wider)
-        wider = np.copysign(wider, units)
+        wider = np.copysign(wider, units).astype(np.float32)
         units = float(grid.value) * wider.astype(np.float64)
         scales.CopyFrom(numpy_helper.from_array(wider, scales.name))
-    new[f"{name}q"] = np.rint(bias / units).astype(np.int32)
+    codes = np.divide(bias, units, out=np.zeros_like(bias), where=units != 0)  # a silent channel has 0 and 0
+    new[f"{name}q"] = np.rint(codes).astype(np.int32)
     node.input[2] = name
     return [
         helper.make_node("Mul", [grid.scale, weight.input[1]], [f"{name}s"]),

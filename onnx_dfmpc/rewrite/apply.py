@@ -109,8 +109,8 @@ def rewrite(
     stored, large = {}, set()
     position = {name: index for index, name in enumerate(matched.names)}
     layers = sorted(layers, key=lambda one: position[one.name])
-    readers = matched.sharing(dict.fromkeys(one.name for one in layers))
     leaders = _sharing(matched, layers)
+    copies = _copies(matched, layers, leaders)
     several = {*leaders, *leaders.values()}
     layouts: dict[str, WeightLayout] = {}
     for quantized in layers:
@@ -137,10 +137,7 @@ def rewrite(
         norm = quantized.batch_norm
         edits.append(Edit(layer, layout, weight, quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
-        copied = ""
-        if layer.name in readers and layer.name not in leaders:
-            copied = f"the weight of '{readers[layer.name]}' in other bits: a copy of its own"
-        notes = tuple(note for note in (layout.note, not_folded, copied) if note)
+        notes = tuple(note for note in (layout.note, not_folded, copies.get(layer.name)) if note)
         packed = form.slim and halves.get(layer.name, Halves()).scale
         size = layer_bytes(layout, packed=packed)
         own, first = _own_names(edits[-1]), leaders.get(layer.name, "")
@@ -181,7 +178,23 @@ def _same_codes(one: QuantizedWeight, other: QuantizedWeight) -> bool:
     if (one.bits, one.signed, one.vector) != (other.bits, other.signed, other.vector):
         return False
     zeros = (0 if weight.zero_point is None else weight.zero_point for weight in (one, other))
-    return np.array_equal(*np.broadcast_arrays(*zeros)) and np.array_equal(one.codes, other.codes)
+    same = one.codes is other.codes or np.array_equal(one.codes, other.codes)
+    return same and np.array_equal(*np.broadcast_arrays(*zeros))
+
+
+def _copies(
+    matched: MatchReport, layers: Sequence[QuantizedLayer], leaders: Collection[str]
+) -> dict[str, str]:
+    """Remarks on layers that have codes of their own for a weight that others read too, by name."""
+    names = [one.name for one in layers if one.name not in leaders]
+    floats = {layer.weight: layer.name for layer in matched.layers if layer.name not in {*names, *leaders}}
+    found = {
+        name: f"its weight stays in the file beside the codes: '{floats[matched[name].weight]}' is float"
+        for name in names
+        if matched[name].weight in floats
+    }
+    others = matched.sharing(dict.fromkeys(names))
+    return found | {name: f"codes of its own: other bits than those of '{others[name]}'" for name in others}
 
 
 def _rounded(quantized: QuantizedLayer, halves: Halves) -> QuantizedLayer:
