@@ -1,5 +1,6 @@
 """Layers that read one weight: its codes are in the file once, and everything else is each layer's own."""
 
+import itertools
 import json
 from collections import Counter
 from typing import Any
@@ -12,8 +13,14 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from onnx_dfmpc import QuantizeResult, Recipe, apply, inspect, load_plan, plan, quantize, save_plan
+from onnx_dfmpc.pipeline.run import inspect_result, plan_result
 from onnx_dfmpc.report.document import inspect_document, quantize_document
 from onnx_dfmpc.report.plans import plan_document
+from onnx_dfmpc.spec import QuantizedWeight, StorageFormat
+from onnx_dfmpc.storage.layouts import lay_out
+from onnx_dfmpc.storage.sharing import with_codes_of
+from onnx_dfmpc.storage.tables import shared_parts
+from onnx_dfmpc.storage.types import WeightNames, WeightSpec
 
 LEVELS = range(3)
 CHANNELS = 16
@@ -28,7 +35,9 @@ def head(*, norm: bool, copies: bool = False, seed: int = 0) -> ModelProto:
     lines += [f"p{n + 1} = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(p{n})" for n in LEVELS[:-1]]
     for n in LEVELS:
         own = n if copies else ""
-        after = f"a{n} = BatchNormalization(c{n}, g{n}, b{n}, m{n}, v{n})" if norm else f"a{n} = Identity(c{n})"
+        after = (
+            f"a{n} = BatchNormalization(c{n}, g{n}, b{n}, m{n}, v{n})" if norm else f"a{n} = Identity(c{n})"
+        )
         bias = "" if norm else ", wb"
         lines += [
             f"[first{n}] c{n} = Conv<pads = [1, 1, 1, 1]>(p{n}, w{own}{bias})",
@@ -37,11 +46,9 @@ def head(*, norm: bool, copies: bool = False, seed: int = 0) -> ModelProto:
             f"[last{n}] y{n} = Conv<pads = [1, 1, 1, 1]>(r{n}, u{own}, ub)",
         ]
     outputs = ", ".join(f"float[N, 8, A{n}, B{n}] y{n}" for n in LEVELS)
+    interface = f"g (float[N, 3, 32, 32] x) => ({outputs})"
     model: ModelProto = parser.parse_model(
-        f"<ir_version: 10, opset_import: ['' : 21]> g (float[N, 3, 32, 32] x) => ({outputs}) ".replace("'", '"')
-        + "{ "
-        + "  ".join(lines)
-        + " }"
+        f'<ir_version: 10, opset_import: ["" : 21]> {interface} {{ {"  ".join(lines)} }}'
     )
     rng = np.random.default_rng(seed)
     c, deviation = CHANNELS, 1 / np.sqrt(9 * CHANNELS)
@@ -130,9 +137,7 @@ def test_sharing_costs_hardly_any_quality(norm: bool) -> None:
     )
     assert shared is not None
     assert apart is not None
-    losses = [
-        other.sqnr_db - one.sqnr_db for one, other in zip(shared.outputs, apart.outputs, strict=True)
-    ]
+    losses = [other.sqnr_db - one.sqnr_db for one, other in zip(shared.outputs, apart.outputs, strict=True)]
     assert max(losses) < 1.5
     assert np.mean(losses) < 1
 
@@ -224,8 +229,6 @@ def test_pairs_of_the_paper_share_too() -> None:
 
 
 def test_weights_are_counted_once() -> None:
-    from onnx_dfmpc.pipeline.run import inspect_result, plan_result
-
     model, recipe = head(norm=False), Recipe(bits=4, samples=2, rounding="nearest", repair="none")
     stored = CHANNELS * 9 * (3 + CHANNELS + 8)
     assert inspect_document(inspect_result(model))["totals"]["weights"] == stored
@@ -254,3 +257,45 @@ def test_matrices_that_every_block_shares() -> None:
     assert [layer.codes_of for layer in result.layers] == ["", "one", "one"]
     assert result.size == result.plan.predicted_bytes
     onnx.checker.check_model(result.model, full_check=True)
+
+
+@pytest.mark.parametrize("data_type", [TensorProto.FLOAT, TensorProto.FLOAT16])
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(("none", "int8", "float"), repeat=2)))
+@pytest.mark.parametrize("storage", ["table", "native"])
+def test_both_weights_are_exact(storage: str, first: str, second: str, data_type: int) -> None:
+    """However each is unpacked, from the same codes, zero points and two sets of scales."""
+    rng, shape = np.random.default_rng(0), (7, 5, 3)
+    codes, zeros = rng.integers(0, 8, shape).astype(np.uint8), rng.integers(0, 8, 7).astype(np.uint8)
+    weights = [
+        QuantizedWeight(
+            codes, rng.uniform(-1, 1, 7).astype(np.float16).astype(np.float32), zeros, 3, False, 0
+        )
+        for _ in range(2)
+    ]
+    whole = [
+        lay_out(
+            WeightSpec(
+                name, shape, data_type, WeightNames(label, name, "q"), "", 3, False, 0, zero_point=True
+            ),
+            StorageFormat(storage, unpack),
+        )
+        for name, label, unpack in (("one", "q0", first), ("two", "q1", second))
+    ]
+    layouts = [whole[0], with_codes_of(whole[1], whole[0])]
+    assert layouts[1].size < whole[1].size
+    stored = [layout.fill(weight) for layout, weight in zip(layouts, weights, strict=True)]
+    assert [one.size for one in stored] == [layout.size for layout in layouts]
+    packed = [tensor for one in stored for tensor in one.initializers if len(tensor.raw_data) > 30]
+    assert len(packed) == 1
+    extra, nodes = shared_parts(layouts[0].shared)
+    graph = onnx.helper.make_graph(
+        [*nodes, *stored[0].nodes, *stored[1].nodes],
+        "g",
+        [],
+        [onnx.helper.make_tensor_value_info(name, data_type, shape) for name in ("one", "two")],
+        [*extra, *stored[0].initializers, *stored[1].initializers],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(data_type)
+    for found, weight in zip(ReferenceEvaluator(model).run(None, {}), weights, strict=True):
+        np.testing.assert_array_equal(found, weight.dequantize().astype(dtype))

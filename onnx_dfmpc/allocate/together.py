@@ -25,8 +25,8 @@ def sharing_within(matched: MatchReport, bounds: Mapping[str, BitBounds]) -> dic
 
 @dataclass(frozen=True, eq=False)
 class Together:
-    """The choices of a budget: ``names`` are those of their first layers, ``rows`` (layers,) says which choice
-    is that of each layer.
+    """The choices of a budget: ``names`` are those of their first layers, ``rows`` (layers,) has the choice
+    of each layer.
 
     Examples
     --------

@@ -22,14 +22,7 @@ from onnx_dfmpc.model.protobuf import skeleton, value_names
 from onnx_dfmpc.rewrite.editor import Edit, Editor, PlainEdit, shared_names
 from onnx_dfmpc.rewrite.halves import Halves, halves_of
 from onnx_dfmpc.rewrite.vectors import layer_bytes
-from onnx_dfmpc.spec import (
-    Layer,
-    MatchReport,
-    PlainWeight,
-    QuantizedLayer,
-    QuantizedWeight,
-    StorageFormat,
-)
+from onnx_dfmpc.spec import Layer, MatchReport, PlainWeight, QuantizedLayer, QuantizedWeight, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT
 from onnx_dfmpc.storage.halves import MOST, nearest, nearest_scale
@@ -112,7 +105,7 @@ def rewrite(
     leaders = _sharing(matched, layers)
     copies = _copies(matched, layers, leaders)
     several = {*leaders, *leaders.values()}
-    layouts: dict[str, WeightLayout] = {}
+    done: dict[str, WeightLayout] = {}
     for quantized in layers:
         layer, obstacle = matched[quantized.name], obstacles.get(quantized.name)
         if quantized.weight.codes.shape != layer.shape:
@@ -132,8 +125,8 @@ def rewrite(
         spec = specs[layer.name](**parts, vector=weight.vector)
         layout = lay_out(spec, forms[layer.name])
         if layer.name in leaders:
-            layout = with_codes_of(layout, layouts[leaders[layer.name]])
-        layouts[layer.name] = layout
+            layout = with_codes_of(layout, done[leaders[layer.name]])
+        done[layer.name] = layout
         norm = quantized.batch_norm
         edits.append(Edit(layer, layout, weight, quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
@@ -143,7 +136,7 @@ def rewrite(
         own, first = _own_names(edits[-1]), leaders.get(layer.name, "")
         stored[layer.name] = StoredLayer(layout.storage, size, notes, own, first)
     for name, first in leaders.items():  # by what is left one can tell the readers of both apart
-        read = {each for node in layouts[name].nodes for each in node.input}
+        read = {each for node in done[name].nodes for each in node.input}
         stored[first] = replace(stored[first], tensors=stored[first].tensors - read)
     plain_edits = []
     for quantized in plain:
@@ -177,9 +170,9 @@ def _sharing(matched: MatchReport, layers: Sequence[QuantizedLayer]) -> dict[str
 def _same_codes(one: QuantizedWeight, other: QuantizedWeight) -> bool:
     if (one.bits, one.signed, one.vector) != (other.bits, other.signed, other.vector):
         return False
-    zeros = (0 if weight.zero_point is None else weight.zero_point for weight in (one, other))
+    zeros, others = (0 if weight.zero_point is None else weight.zero_point for weight in (one, other))
     same = one.codes is other.codes or np.array_equal(one.codes, other.codes)
-    return same and np.array_equal(*np.broadcast_arrays(*zeros))
+    return same and bool(np.all(np.equal(zeros, others)))
 
 
 def _copies(

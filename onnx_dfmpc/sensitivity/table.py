@@ -91,9 +91,9 @@ def size_table(
     together = Together.of(names, sharing)
     grid: Grid = METHODS[recipe.method].grid(8)
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
-    sizes = stored_sizes(
-        proto, matched, widths, recipe.form, grid=grid, half=recipe.half, sharing=sharing
-    )[rows]
+    sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid, half=recipe.half, sharing=sharing)[
+        rows
+    ]
     plain = plain_plans(matched, recipe) if plan is None else plan.plain
     fixed = {one.name: one.bits for one in plain}
     base = base_size(

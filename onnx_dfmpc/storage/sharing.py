@@ -1,7 +1,7 @@
 """A weight whose codes are those of another one: it has scales of its own, and the nodes that apply them.
 
-    codes -> Cast -> Gather -> Reshape -> DequantizeLinear(scale) -> the weight of the first layer
-                                      \\-> DequantizeLinear(scale) -> that of the next one
+the first layer    codes -> Cast -> Gather -> Reshape -> DequantizeLinear(scale) -> float weight
+the next one                            from Reshape: -> DequantizeLinear(scale) -> float weight
 """
 
 from __future__ import annotations
