@@ -40,14 +40,20 @@ LEVELS = 256
 
 
 def fold(
-    quantized: QuantizedLayer, layer: Layer, bias: NDArray[np.floating] | None, dtype: DTypeLike = np.float32
+    quantized: QuantizedLayer,
+    layer: Layer,
+    bias: NDArray[np.floating] | None,
+    dtype: DTypeLike = np.float32,
+    *,
+    keeps_codes: bool = False,
 ) -> QuantizedLayer:
     """The same layer without its batch norm, with a new bias and a grid per channel.
 
     Its weight must have a grid per channel, or one that can become so: not that of a grouped ConvTranspose.
     Signed codes must be symmetric around 0. ``bias``, shape (channels,), is that of the float layer, for
     where ``quantized`` has no new one. ``dtype`` is the float type that the scales will have in the file:
-    float32 or float16.
+    float32 or float16. With ``keeps_codes``, as where other layers read them too, no code changes: the scale
+    is negative where the factor is, and 0 where that is.
 
     >>> norm = BatchNorm("bn", "b", *(np.array([v, v]) for v in (-2.0, 1.0, 0.0, 1.0)), epsilon=0.0)
     >>> layer = Layer("fc", "Gemm", "w", (2, 1), 0, 1, None, "", "x", "y", 2, norm)
@@ -62,7 +68,8 @@ def fold(
     norm = quantized.batch_norm or layer.batch_norm
     assert norm is not None, f"{layer.name} has no batch norm"
     factor, shift = factor_and_shift(norm, bias if quantized.bias is None else quantized.bias)
-    weight = _scaled(quantized.weight, factor, layer.axis, SMALLEST[np.dtype(dtype)])
+    keeps_codes = keeps_codes or quantized.weight.vector  # which are rounded the way that they will be
+    weight = _scaled(quantized.weight, factor, layer.axis, SMALLEST[np.dtype(dtype)], keeps_codes)
     return replace(quantized, weight=weight, bias=shift.astype(np.float32), batch_norm=None)
 
 
@@ -92,13 +99,20 @@ def factor_and_shift(norm: BatchNorm, bias: NDArray[np.floating] | None) -> tupl
     return factor, norm.beta + factor * ((0.0 if bias is None else bias.astype(np.float64)) - norm.mean)
 
 
-def _scaled(weight: QuantizedWeight, factor: Array, axis: int, smallest: float) -> QuantizedWeight:
+def _scaled(
+    weight: QuantizedWeight, factor: Array, axis: int, smallest: float, keeps_codes: bool
+) -> QuantizedWeight:
     """Weight times a factor per output channel."""
     along = tuple(-1 if d == axis else 1 for d in range(weight.codes.ndim))
-    if weight.vector:  # rounded the way they will be, so that the scale is negative where the factor is
+    if keeps_codes:
         scale = factor * weight.scale
         silent = np.abs(scale) < smallest
-        return replace(weight, scale=np.where(silent, 0, scale).astype(np.float32), axis=axis)
+        zero_point = weight.zero_point
+        if zero_point is not None:
+            zero_point = np.broadcast_to(zero_point, scale.shape)
+        return replace(
+            weight, scale=np.where(silent, 0, scale).astype(np.float32), zero_point=zero_point, axis=axis
+        )
     scale = np.abs(factor) * weight.scale
     silent = scale < smallest
     ends = 0 if weight.signed else sum(code_limits(weight.bits, signed=False))  # lowest plus highest code

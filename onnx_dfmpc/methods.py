@@ -152,6 +152,12 @@ def round_layer(
     return _responding(layer, plan, rows, _reflected(codes, signs), statistics)
 
 
+def round_alike(first: Rounded, layer: Layer, statistics: InputStatistics) -> Rounded:
+    """A layer with the weight and the codes of another, and inputs of its own."""
+    plan = replace(first.plan, name=layer.name)
+    return _responding(layer, plan, first.rows, first.codes, statistics)
+
+
 def round_layers(
     layers: Sequence[Layer],
     plans: Sequence[LayerPlan],

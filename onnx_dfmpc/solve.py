@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_dfmpc.linalg.matrices import rescaled
-from onnx_dfmpc.methods import METHODS, TOGETHER, Repair, Rounded, relative_noise, round_layer, round_layers
+from onnx_dfmpc.methods import (
+    METHODS,
+    TOGETHER,
+    Repair,
+    Rounded,
+    relative_noise,
+    round_alike,
+    round_layer,
+    round_layers,
+)
 from onnx_dfmpc.model.constants import ConstantTable
 from onnx_dfmpc.model.scratch import put_aside
 from onnx_dfmpc.recipe import Recipe
@@ -31,7 +40,7 @@ from onnx_dfmpc.spec import (
     QuantPlan,
 )
 from onnx_dfmpc.spec.ops import along_inputs, input_channels, taps
-from onnx_dfmpc.statistics.moments import white
+from onnx_dfmpc.statistics.moments import pooled, white
 from onnx_dfmpc.statistics.probe import QuantizedRun
 
 NOTHING = LayerStatistics()
@@ -62,7 +71,11 @@ def solve(
     likely = None if mixture is None else mixture.only(NEGLIGIBLE)
     run = QuantizedRun(proto, likely) if likely is not None and _runs(recipe, statistics) else None
     # Codes follow from the float network alone, unless a layer takes over factors of the one before.
-    alone = {} if carriers else _rounded(matched, plan, statistics, table)
+    sharing = matched.sharing({name: one.bits for name, one in plans.items()})
+    inputs = _pooled(matched, sharing, statistics)
+    alone = {} if carriers else _rounded(matched, plan, sharing, statistics, inputs, table)
+    leaders: dict[str, Rounded] = {}
+    stored: dict[str, NDArray[np.integer]] = {}
     solved: list[QuantizedLayer] = []
     for layer in matched.layers:
         measured = statistics.get(layer.name, NOTHING)
@@ -72,14 +85,21 @@ def solve(
             continue
         weight = _floats(table[layer.weight])
         bias = _floats(table[layer.bias]).ravel() if layer.bias else None
-        seen = measured.input or white(layer)
+        seen = _seen(statistics, layer)
         if layer.name in factors:
             weight = weight * along_inputs(factors[layer.name], layer)
             seen = _divided(seen, factors[layer.name], layer)
-        folds = plan.form.fold_batch_norm == "yes"
-        rounded = alone.pop(layer.name, None) or round_layer(
-            layer, plans[layer.name], weight, seen, folds=folds
-        )
+        if layer.name in sharing:
+            rounded = leaders[sharing[layer.name]]
+        elif layer.name in alone:
+            rounded = alone.pop(layer.name)
+        else:
+            folds, inner = plan.form.fold_batch_norm == "yes", inputs.get(layer.name, seen)
+            rounded = round_layer(layer, plans[layer.name], weight, inner, folds=folds)
+        if layer.name in inputs:
+            leaders[layer.name] = rounded
+        if layer.name in inputs or layer.name in sharing:  # the codes are for all, the repair for one
+            rounded = round_alike(rounded, layer, seen)
         outputs = None
         if run is not None and measured.output is not None:
             now = run.respond(layer, rounded.weight())
@@ -91,12 +111,13 @@ def solve(
             factors |= dict.fromkeys(carriers[layer.name], repaired.input_factors)
         if run is not None and repaired.correction is not None:
             run.commit(layer, repaired.correction.gain, repaired.correction.shift, measured.anchor)
-        quantized = repaired.quantized
-        if table.is_mapped(layer.weight):  # one layer of a large model is in memory at a time
-            quantized = replace(
-                quantized, weight=replace(quantized.weight, codes=put_aside(quantized.weight.codes))
-            )
-        solved.append(quantized)
+        codes = repaired.quantized.weight.codes
+        if layer.name in sharing:  # equal ones: in memory once
+            codes = stored[sharing[layer.name]]
+        elif table.is_mapped(layer.weight):  # one layer of a large model is in memory at a time
+            codes = put_aside(codes)
+        stored[layer.name] = codes
+        solved.append(replace(repaired.quantized, weight=replace(repaired.quantized.weight, codes=codes)))
         if progress is not None:
             progress("quantize", len(solved), len(plans))
     return tuple(solved)
@@ -114,19 +135,47 @@ def solve_plain(proto: ModelProto, matched: MatchReport, plan: QuantPlan) -> tup
 
 
 def _rounded(
-    matched: MatchReport, plan: QuantPlan, statistics: Mapping[str, LayerStatistics], table: ConstantTable
+    matched: MatchReport,
+    plan: QuantPlan,
+    sharing: Mapping[str, str],
+    statistics: Mapping[str, LayerStatistics],
+    inputs: Mapping[str, InputStatistics],
+    table: ConstantTable,
 ) -> dict[str, Rounded]:
-    """Planned layers that are small enough to be rounded together, with their codes, by name."""
-    plans = {layer.name: layer for layer in plan.layers}
+    """Planned layers that are small enough to be rounded together, with their codes, by name; without those
+    that share the codes of another.
+    """
+    plans = {layer.name: layer for layer in plan.layers if layer.name not in sharing}
     layers = [layer for layer in matched.layers if layer.name in plans and layer.size <= TOGETHER]
     rounded = round_layers(
         layers,
         [plans[layer.name] for layer in layers],
         [_floats(table[layer.weight]) for layer in layers],
-        [statistics.get(layer.name, NOTHING).input or white(layer) for layer in layers],
+        [inputs.get(layer.name) or _seen(statistics, layer) for layer in layers],
         folds=plan.form.fold_batch_norm == "yes",
     )
     return {layer.name: one for layer, one in zip(layers, rounded, strict=True)}
+
+
+def _pooled(
+    matched: MatchReport, sharing: Mapping[str, str], statistics: Mapping[str, LayerStatistics]
+) -> dict[str, InputStatistics]:
+    """What layers see that share codes, by the name of the first one.
+
+    On heads over five levels, of 48 channels, at 3 and 4 bits, with batch norm and without, the SQNR of the worst
+    output is -0.5 to +0.6 dB of what codes for each level have; with codes that are rounded for the first level
+    alone it is 1.2 to 3.6 dB less.
+    """
+    several: dict[str, list[InputStatistics]] = {name: [] for name in sharing.values()}
+    for layer in matched.layers:
+        first = sharing.get(layer.name, layer.name)
+        if first in several:
+            several[first].append(_seen(statistics, layer))
+    return {name: pooled(each) for name, each in several.items()}
+
+
+def _seen(statistics: Mapping[str, LayerStatistics], layer: Layer) -> InputStatistics:
+    return statistics.get(layer.name, NOTHING).input or white(layer)
 
 
 def switches_of(recipe: Recipe) -> Repair:
@@ -152,17 +201,19 @@ def _runs(recipe: Recipe, statistics: Mapping[str, LayerStatistics]) -> bool:
 
 
 def _carriers(matched: MatchReport, plan: QuantPlan, recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    """Consumers of every low layer whose coefficients they can take over."""
+    """Consumers of every low layer whose coefficients they can take over: none whose codes are shared."""
     if recipe.absorb != "consumer" or not METHODS[recipe.method].absorbs:
         return {}
     planned = {layer.name: layer for layer in plan.layers}
+    sharing = matched.sharing(plan.bits)
+    own = planned.keys() - sharing.keys() - set(sharing.values())
     return {
         chain.producer: chain.consumers
         for chain in matched.chains
         if chain.homogeneous
         and chain.producer in planned
         and planned[chain.producer].role == "low"
-        and all(consumer in planned for consumer in chain.consumers)
+        and own.issuperset(chain.consumers)
     }
 
 

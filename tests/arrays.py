@@ -30,8 +30,9 @@ def layer(
     op: str = "Conv", shape: tuple[int, ...] = (4, 3, 3, 3), group: int = 1, axis: int = 0, **fields: Any
 ) -> Layer:
     channels = shape[1] * group if op == "ConvTranspose" else shape[axis]
-    fields = {"name": "conv", "bias": None, "bias_node": "", "input": "x", "output": "y"} | fields
-    return Layer(op_type=op, weight="w", shape=shape, axis=axis, group=group, channels=channels, **fields)
+    fixed = {"name": "conv", "weight": "w", "bias": None, "bias_node": "", "input": "x", "output": "y"}
+    fields = fixed | fields
+    return Layer(op_type=op, shape=shape, axis=axis, group=group, channels=channels, **fields)
 
 
 def batch_norm(channels: int, rng: np.random.Generator, epsilon: float = 1e-5) -> BatchNorm:

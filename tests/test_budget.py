@@ -146,7 +146,7 @@ EDGES = {0: "first", 5: "last"}
 @pytest.fixture(scope="module")
 def report() -> MatchReport:
     layers = tuple(
-        layer(name=f"n{i}", output=f"y{i}", shape=(size, 16, 3, 3), edge=EDGES.get(i, ""))
+        layer(name=f"n{i}", weight=f"w{i}", output=f"y{i}", shape=(size, 16, 3, 3), edge=EDGES.get(i, ""))
         for i, size in enumerate(SIZES)
     )
     return MatchReport(layers, (), (), len(layers))

@@ -9,11 +9,19 @@ from onnx_dfmpc.matching.match import match
 from tests.nets import NORM, W, check_accounts, list_inputs, net
 
 
-def test_shared_weight_is_quantized_twice_and_says_so() -> None:
-    matched = match(net("y = Conv(x, w) v = Identity(w) z = Conv(y, v)", W))
-    assert [layer.weight for layer in matched.layers] == ["w", "w"]
-    assert "shared with 'z'" in matched.layers[0].notes[0]
-    assert "shared with 'y'" in matched.layers[1].notes[0]
+def test_shared_weight_says_so() -> None:
+    matched = match(net("y = Conv(x, w) v = Identity(w) z = Conv(y, v) u = Conv(z, w)", W))
+    assert [layer.weight for layer in matched.layers] == ["w", "w", "w"]
+    notes = [layer.notes for layer in matched.layers]
+    assert notes == [("weight shared with 'z', 'u'",), *[("weight shared with 'y'",)] * 2]
+
+
+def test_layers_share_codes_where_weight_rows_and_widths_are_the_same() -> None:
+    text = "y = Conv(x, w) z = Conv(y, w) t = ConvTranspose(z, w) u = Conv(t, w)"
+    matched = match(net(text, W))
+    assert matched.sharing(dict.fromkeys("yztu", 4)) == {"z": "y", "u": "y"}
+    assert matched.sharing({"y": 4, "z": 3, "t": 4, "u": 3}) == {"u": "z"}
+    assert matched.sharing({"z": 4, "u": 4}) == {"u": "z"}
 
 
 def test_weight_shared_with_a_float_layer_stays_float() -> None:

@@ -104,7 +104,13 @@ def rewritten(
         for layer in report.layers
         if layer.name in bits
     ]
-    return rewrite(model, report, layers, form=form, metadata=METADATA)
+    by_name = {one.name: one for one in layers}
+    for name, first in report.sharing(bits).items():
+        codes = {key: getattr(by_name[first].weight, key) for key in ("codes", "zero_point")}
+        by_name[name] = dataclasses.replace(
+            by_name[name], weight=dataclasses.replace(by_name[name].weight, **codes)
+        )
+    return rewrite(model, report, list(by_name.values()), form=form, metadata=METADATA)
 
 
 def assert_predicted(

@@ -139,19 +139,21 @@ def _integer_bias(
     """Give a layer its bias in INT32, in units of input scale times weight scale.
 
     Where that does not fit, since the weights of a channel are as good as zero, their scale grows until it
-    does: they stay as good as zero.
+    does: they stay as good as zero. Scales of codes that layers share may be negative.
     """
     bias = _numbers(constants[node.input[2]])
     scales = constants[weight.input[1]]
     units = float(grid.value) * _numbers(scales)
     least = np.abs(bias) / LARGEST * (1 + 1e-6)
-    if np.any(units < least):
-        wider = (np.maximum(units, least) / float(grid.value)).astype(np.float32)
+    if np.any(np.abs(units) < least):
+        wider = (np.maximum(np.abs(units), least) / float(grid.value)).astype(np.float32)
         if is_exact(_numbers(scales)):
             wider = at_least(wider)
+        wider = np.copysign(wider, units).astype(np.float32)
         units = float(grid.value) * wider.astype(np.float64)
         scales.CopyFrom(numpy_helper.from_array(wider, scales.name))
-    new[f"{name}q"] = np.rint(bias / units).astype(np.int32)
+    codes = np.divide(bias, units, out=np.zeros_like(bias), where=units != 0)  # a silent channel has 0 and 0
+    new[f"{name}q"] = np.rint(codes).astype(np.int32)
     node.input[2] = name
     return [
         helper.make_node("Mul", [grid.scale, weight.input[1]], [f"{name}s"]),

@@ -13,6 +13,7 @@ from onnx_dfmpc.allocate.fixed import layer_plan, left_out
 from onnx_dfmpc.allocate.knapsack import Choice, Frontier, Mask, frontier
 from onnx_dfmpc.allocate.plain import plain_plans
 from onnx_dfmpc.allocate.shared import shared_bytes, widths_below, widths_within
+from onnx_dfmpc.allocate.together import Together, sharing_within, with_reasons
 from onnx_dfmpc.errors import UnsupportedError
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.recipe.rules import PLAIN_BITS
@@ -36,6 +37,7 @@ def allocate_budget(matched: MatchReport, recipe: Recipe, model_sha256: str, tab
     """
     require_affordable(matched, recipe, table)
     bounds = bit_bounds(matched, recipe)
+    layers, table = table, _choices(matched, bounds, table)
     nominal = recipe.target_bits is not None
     allowed = candidate_widths(table.layers, table.widths, table.sizes, bounds, nominal=nominal)
     if recipe.target_size is not None:
@@ -53,7 +55,7 @@ def allocate_budget(matched: MatchReport, recipe: Recipe, model_sha256: str, tab
             f"the predicted output SQNR is {math.floor(10 * best) / 10:.1f} dB",
             hint="ask for less, allow more bits, or leave layers float with nodes_to_exclude",
         )
-    return _plan(matched, recipe, model_sha256, table, bounds, allowed, choice)
+    return _plan(matched, recipe, model_sha256, layers, bounds, allowed, choice)
 
 
 def require_affordable(matched: MatchReport, recipe: Recipe, table: CostTable) -> None:
@@ -66,6 +68,7 @@ def require_affordable(matched: MatchReport, recipe: Recipe, table: CostTable) -
     """
     nominal = recipe.target_bits is not None
     bounds = bit_bounds(matched, recipe)
+    table = _choices(matched, bounds, table)
     allowed = candidate_widths(table.layers, table.widths, table.sizes, bounds, nominal=nominal)
     least = _least(table, allowed)
     if recipe.target_size is not None and least > recipe.target_size:
@@ -93,10 +96,11 @@ def sweep(
     layers.
     """
     bounds = bit_bounds(matched, recipe)
+    layers, table = table, _choices(matched, bounds, table)
     allowed = candidate_widths(table.layers, table.widths, table.sizes, bounds)
     choices = _within(table, allowed, budgets)
     return [
-        None if choice is None else _plan(matched, recipe, model_sha256, table, bounds, allowed, choice)
+        None if choice is None else _plan(matched, recipe, model_sha256, layers, bounds, allowed, choice)
         for choice in choices
     ]
 
@@ -105,7 +109,9 @@ def budgets(matched: MatchReport, recipe: Recipe, table: CostTable, count: int) 
     """At most ``count`` budgets in bytes, from the smallest file that can be had to the largest, in equal
     ratios.
     """
-    allowed = candidate_widths(table.layers, table.widths, table.sizes, bit_bounds(matched, recipe))
+    bounds = bit_bounds(matched, recipe)
+    table = _choices(matched, bounds, table)
+    allowed = candidate_widths(table.layers, table.widths, table.sizes, bounds)
     least = _least(table, allowed)
     most = _file_size(table, allowed, np.where(allowed, table.sizes, 0).argmax(axis=1))
     return sorted({math.ceil(budget) for budget in np.geomspace(least, most, count)})
@@ -153,10 +159,16 @@ def cheapest(sizes: NDArray[np.int64], allowed: Mask) -> Choice:
 
 
 def mean_bits(plan: QuantPlan, matched: MatchReport) -> float:
-    """Mean nominal bits over all quantized weights."""
-    sizes = {one.name: one.size for one in matched.weights}
-    weights = sum(sizes[name] for name in plan.bits)
-    return sum(bits * sizes[name] for name, bits in plan.bits.items()) / weights
+    """Mean nominal bits over all quantized weights, those that layers share counted once."""
+    sharing = matched.sharing(plan.bits)
+    sizes = {one.name: one.size for one in matched.weights if one.name not in sharing}
+    stored = {name: bits for name, bits in plan.bits.items() if name in sizes}
+    return sum(bits * sizes[name] for name, bits in stored.items()) / sum(sizes[name] for name in stored)
+
+
+def _choices(matched: MatchReport, bounds: Mapping[str, BitBounds], table: CostTable) -> CostTable:
+    """Cost table with one row for layers that share their codes."""
+    return Together.of(table.layers, sharing_within(matched, bounds)).table(table)
 
 
 def _within(table: CostTable, allowed: Mask, budgets: Sequence[int]) -> list[Choice | None]:
@@ -218,7 +230,7 @@ def _hundredths(widths: Sequence[float]) -> NDArray[np.int64]:
 
 
 def _weights(matched: MatchReport, table: CostTable) -> NDArray[np.int64]:
-    """Number of weights of each layer, shape (layers,)."""
+    """Number of weights of each row, shape (layers,)."""
     sizes = {layer.name: layer.size for layer in matched.layers}
     return np.array([sizes[name] for name in table.layers], np.int64)
 
@@ -241,20 +253,24 @@ def _plan(
     allowed: Mask,
     choice: Choice,
 ) -> QuantPlan:
-    rows = np.arange(len(choice))
-    noise, sizes = table.noise[rows, choice], table.sizes[rows, choice]
+    """Plan of every layer of ``table``; ``allowed`` and ``choice`` have a row for those that share codes."""
+    together = Together.of(table.layers, sharing_within(matched, bounds))
+    choices = together.table(table)
+    total = float(choices.noise[np.arange(len(choice)), choice].sum())
+    rows, widths = np.arange(len(table.layers)), choice[together.rows]
+    noise, sizes = table.noise[rows, widths], table.sizes[rows, widths]
     layers = {layer.name: layer for layer in matched.layers}
     plans: list[LayerPlan] = []
     for row, name in enumerate(table.layers):
-        layer, width = layers[name], int(choice[row])
-        reason = _reason(table, allowed[row], row, width, float(noise.sum()), bounds[name])
+        layer, width, one = layers[name], int(widths[row]), int(together.rows[row])
+        reason = _reason(choices, allowed[one], one, width, total, bounds[name])
         planned = layer_plan(layer, "edge" if layer.edge else "inner", table.widths[width], reason, recipe)
         plans.append(replace(planned, noise=float(noise[row]), bytes=int(sizes[row])))
     return QuantPlan(
         model_sha256,
-        tuple(plans),
+        with_reasons(plans, matched),
         matched.skipped + left_out(matched, bounds),
-        predicted_bytes=_file_size(table, allowed, choice),
+        predicted_bytes=_file_size(choices, allowed, choice),
         predicted_sqnr_db=sqnr_db(float(noise.sum())) if noise.any() else None,
         source=table.source,
         plain=plain_plans(matched, recipe),

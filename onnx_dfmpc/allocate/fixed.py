@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnx_dfmpc.allocate.plain import plain_plans
+from onnx_dfmpc.allocate.together import with_reasons
 from onnx_dfmpc.methods import METHODS
 from onnx_dfmpc.recipe import BitBounds, Recipe, bit_bounds
 from onnx_dfmpc.spec import Layer, LayerPlan, MatchReport, QuantPlan, Role, Skipped
@@ -35,7 +36,7 @@ def allocate_fixed(matched: MatchReport, recipe: Recipe, model_sha256: str, nois
     roles = _roles(layers, matched, recipe, noise)
     plans = tuple(_bounded(layer, *roles[layer.name], recipe, bounds[layer.name]) for layer in layers)
     skipped = matched.skipped + left_out(matched, bounds)
-    return QuantPlan(model_sha256, plans, skipped, plain=plain_plans(matched, recipe))
+    return QuantPlan(model_sha256, with_reasons(plans, matched), skipped, plain=plain_plans(matched, recipe))
 
 
 def selected_layers(matched: MatchReport, recipe: Recipe) -> tuple[tuple[Layer, ...], tuple[Skipped, ...]]:
@@ -57,9 +58,11 @@ def left_out(matched: MatchReport, bounds: Mapping[str, BitBounds]) -> tuple[Ski
 def pairs(layers: Sequence[Layer], matched: MatchReport) -> list[tuple[str, tuple[str, ...]]]:
     """Producers with their consumers along the chains, by name.
 
-    Each layer is in at most one pair, and the first and the last layers are in none.
+    Each layer is in at most one pair, and the first and the last layers are in none, nor those that read the
+    weight of an earlier one.
     """
-    free = {layer.name for layer in layers if not layer.edge}
+    sharing = matched.sharing(dict.fromkeys(layer.name for layer in layers))
+    free = {layer.name for layer in layers if not layer.edge and layer.name not in sharing}
     paired = []
     chains = {chain.producer: chain for chain in matched.chains}
     for layer in layers:
@@ -98,6 +101,8 @@ def _roles(
                 roles[name] = ("low", recipe.low_bits, f"paired with {', '.join(high)}")
             for name in high:
                 roles[name] = ("high", recipe.high_bits, f"paired with {', '.join(low)}")
+        sharing = matched.sharing(dict.fromkeys(by_name))
+        roles |= {name: roles[first] for name, first in sharing.items()}
     for layer in layers:
         if layer.edge and recipe.edge_bits is not None:
             roles[layer.name] = ("edge", recipe.edge_bits, "")

@@ -223,6 +223,10 @@ class _Graph:
         for tensor in constants:
             if tuple(tensor.dims) == layer.shape:
                 return CODE_BITS.get(tensor.data_type)
+        for node in weight:  # codes that several layers share
+            codes = self._tensors.get(node.input[0])
+            if codes is not None and node.op_type == "DequantizeLinear" and tuple(codes.dims) == layer.shape:
+                return CODE_BITS.get(codes.data_type)
         read = {node.input[0] for node in weight if node.op_type == "Cast"}
         packed = sum(math.prod(tensor.dims) for tensor in constants if tensor.name in read)
         return max((width for width in WIDTHS if width <= 8 * packed / layer.size), default=None)

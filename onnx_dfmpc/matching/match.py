@@ -76,8 +76,10 @@ def _layer(walk: Walk, node: gs.Node, sharing: Sharing, edges: Mapping[str, Edge
     operator, weight, name = _operator(node), walk.origin(node.inputs[1]).name, walk.name(node)
     batch_norm, remark = _batch_norm(walk, node)
     notes = [remark] if remark else []
-    if others := [f"'{walk.name(other)}'" for other in sharing[weight] if other is not node]:
-        notes.append(f"weight shared with {', '.join(others)}: each gets its own copy")
+    readers = sharing[weight]
+    if len(readers) > 1:  # the first says with whom, the others only that it does
+        others = readers[1:] if node is readers[0] else readers[:1]
+        notes.append(f"weight shared with {', '.join(repr(walk.name(other)) for other in others)}")
     if weight in walk.listed:
         notes.append("its weight is listed as a graph input, as all are: the entry will be dropped")
     bias, bias_node = None, ""

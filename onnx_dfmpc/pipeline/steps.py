@@ -554,6 +554,7 @@ def _rows(matched: MatchReport, made: Made, layer_noise: Mapping[str, float | No
             reason=planned.reason,
             kernel=made.kernels.get(done.name, ""),
             notes=(*layer.notes, *done.notes, *stored.notes),
+            codes_of=stored.codes_of,
         )
     weights = {one.name: one for one in matched.plain}
     for done in made.plain:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from typing import Annotated, Any, Literal, get_args
@@ -120,6 +120,7 @@ class LayerRow:
     reason: str = ""
     kernel: str = ""
     notes: tuple[str, ...] = ()
+    codes_of: str = ""
 
     @property
     def sqnr_db(self) -> float | None:
@@ -221,7 +222,12 @@ def mean_bits(layers: Iterable[tuple[int, float]]) -> float | None:
 
 def nominal_bits(layers: Iterable[LayerReport]) -> float | None:
     """Mean bits per quantized weight, None where nothing is quantized."""
-    return mean_bits((math.prod(layer.shape), layer.bits) for layer in layers)
+    return mean_bits((math.prod(layer.shape), layer.bits) for layer in _stored(layers))
+
+
+def _stored(layers: Iterable[LayerReport]) -> Iterator[LayerReport]:
+    """Layers without those that share the codes of others: weights are counted once."""
+    return (layer for layer in layers if not layer.codes_of)
 
 
 def head(command: Command, model: Json) -> Json:
@@ -267,7 +273,7 @@ def inspect_document(result: InspectResult) -> Json:
                 "layers": len(matched.layers) + len(matched.plain),
                 "skipped": len(matched.skipped),
                 "chains": len(matched.chains),
-                "weights": sum(one.size for one in matched.weights),
+                "weights": sum({one.weight: one.size for one in matched.weights}.values()),
             },
             "inputs": _inputs(result.belief),
             "notes": result.notes,
@@ -330,7 +336,7 @@ def quantize_document(result: QuantizeResult) -> Json:
             "totals": {
                 "layers": len(result.layers),
                 "skipped": len(result.skipped),
-                "weights": sum(math.prod(layer.shape) for layer in result.layers),
+                "weights": sum(math.prod(layer.shape) for layer in _stored(result.layers)),
                 "nominal_bits": nominal_bits(result.layers),
                 "bytes_ratio": result.size / result.source.size if result.source.size else None,
             },

@@ -113,10 +113,11 @@ def plan_document(plan: QuantPlan, result: PlanResult | None = None) -> Json:
         "skipped": skipped_rows(plan.skipped),
     }
     if result is not None:
-        planned = [(matched[name].size, bits) for name, bits in plan.bits.items()]
+        sharing = result.report.sharing(plan.bits)
+        planned = [(matched[name].size, bits) for name, bits in plan.bits.items() if name not in sharing]
         document |= {
             "totals": {
-                "layers": len(planned),
+                "layers": len(plan.bits),
                 "skipped": len(plan.skipped),
                 "weights": sum(count for count, _ in planned),
                 "nominal_bits": mean_bits(planned),

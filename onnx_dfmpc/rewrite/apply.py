@@ -22,11 +22,12 @@ from onnx_dfmpc.model.protobuf import skeleton, value_names
 from onnx_dfmpc.rewrite.editor import Edit, Editor, PlainEdit, shared_names
 from onnx_dfmpc.rewrite.halves import Halves, halves_of
 from onnx_dfmpc.rewrite.vectors import layer_bytes
-from onnx_dfmpc.spec import Layer, MatchReport, PlainWeight, QuantizedLayer, StorageFormat
+from onnx_dfmpc.spec import Layer, MatchReport, PlainWeight, QuantizedLayer, QuantizedWeight, StorageFormat
 from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT
 from onnx_dfmpc.storage.halves import MOST, nearest, nearest_scale
 from onnx_dfmpc.storage.layouts import lay_out
+from onnx_dfmpc.storage.sharing import with_codes_of
 from onnx_dfmpc.storage.types import WeightLayout, WeightNames, WeightSpec
 
 PREFIX = "onnx_dfmpc."
@@ -39,13 +40,15 @@ class StoredLayer:
 
     ``storage`` is the element type of its codes, such as "UINT2", or how they are packed, such as
     "3 levels, 5 in a byte"; ``bytes`` counts codes, scale, zero point and the nodes that make a float
-    weight of them; ``tensors`` are the names of these, without what layers share.
+    weight of them; ``tensors`` are the names of these, without what layers share. ``codes_of`` is the layer
+    whose codes these are too, and which counts them.
     """
 
     storage: str
     bytes: int
     notes: tuple[str, ...] = ()
     tensors: frozenset[str] = frozenset()
+    codes_of: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +98,14 @@ def rewrite(
     table, obstacles = ConstantTable(proto), fold_obstacles(proto, matched, form)
     halves = layer_halves(proto, matched, obstacles) if half else {}
     forms = layer_forms(proto, matched, form)
-    edits, stored, large = [], {}, set()
+    edits: list[Edit] = []
+    stored, large = {}, set()
+    position = {name: index for index, name in enumerate(matched.names)}
+    layers = sorted(layers, key=lambda one: position[one.name])
+    leaders = _sharing(matched, layers)
+    copies = _copies(matched, layers, leaders)
+    several = {*leaders, *leaders.values()}
+    done: dict[str, WeightLayout] = {}
     for quantized in layers:
         layer, obstacle = matched[quantized.name], obstacles.get(quantized.name)
         if quantized.weight.codes.shape != layer.shape:
@@ -103,7 +113,8 @@ def rewrite(
             raise DfmpcError(f"layer {layer.name!r}: {shapes}")
         if obstacle == "":
             bias = None if layer.bias is None else _floats(table[layer.bias]).ravel()
-            quantized = fold(quantized, layer, bias, _floats(table[layer.weight]).dtype)
+            dtype = _floats(table[layer.weight]).dtype
+            quantized = fold(quantized, layer, bias, dtype, keeps_codes=layer.name in several)
         kind = halves.get(layer.name, Halves())
         if kind.bias and quantized.bias is not None and np.abs(quantized.bias).max(initial=0.0) > MOST:
             large.add(layer.name)
@@ -113,13 +124,20 @@ def rewrite(
         parts = {"bits": weight.bits, "signed": weight.signed, "axis": weight.axis, "zero_point": nonzero}
         spec = specs[layer.name](**parts, vector=weight.vector)
         layout = lay_out(spec, forms[layer.name])
+        if layer.name in leaders:
+            layout = with_codes_of(layout, done[leaders[layer.name]])
+        done[layer.name] = layout
         norm = quantized.batch_norm
         edits.append(Edit(layer, layout, weight, quantized.bias, norm, folded=obstacle == ""))
         not_folded = f"its batch norm is not folded: {obstacle}" if obstacle else ""
-        notes = tuple(note for note in (layout.note, not_folded) if note)
+        notes = tuple(note for note in (layout.note, not_folded, copies.get(layer.name)) if note)
         packed = form.slim and halves.get(layer.name, Halves()).scale
         size = layer_bytes(layout, packed=packed)
-        stored[layer.name] = StoredLayer(layout.storage, size, notes, _own_names(edits[-1]))
+        own, first = _own_names(edits[-1]), leaders.get(layer.name, "")
+        stored[layer.name] = StoredLayer(layout.storage, size, notes, own, first)
+    for name, first in leaders.items():  # by what is left one can tell the readers of both apart
+        read = {each for node in done[name].nodes for each in node.input}
+        stored[first] = replace(stored[first], tensors=stored[first].tensors - read)
     plain_edits = []
     for quantized in plain:
         weight = quantized.weight
@@ -140,6 +158,36 @@ def rewrite(
     given = {edit.layout.spec.names.output: edit.layout.spec.names.weight for edit in edits}
     renamed = {new: old for new, old in given.items() if old and new != old}
     return Rewritten(edited, stored, notes, tensor_names(every), renamed, frozenset(large))
+
+
+def _sharing(matched: MatchReport, layers: Sequence[QuantizedLayer]) -> dict[str, str]:
+    """Layers that share the codes of an earlier one, and that one, by name: their codes are the same."""
+    weights = {one.name: one.weight for one in layers}
+    found = matched.sharing({name: weight.bits for name, weight in weights.items()})
+    return {name: first for name, first in found.items() if _same_codes(weights[name], weights[first])}
+
+
+def _same_codes(one: QuantizedWeight, other: QuantizedWeight) -> bool:
+    if (one.bits, one.signed, one.vector) != (other.bits, other.signed, other.vector):
+        return False
+    zeros, others = (0 if weight.zero_point is None else weight.zero_point for weight in (one, other))
+    same = one.codes is other.codes or np.array_equal(one.codes, other.codes)
+    return same and bool(np.all(np.equal(zeros, others)))
+
+
+def _copies(
+    matched: MatchReport, layers: Sequence[QuantizedLayer], leaders: Collection[str]
+) -> dict[str, str]:
+    """Remarks on layers that have codes of their own for a weight that others read too, by name."""
+    names = [one.name for one in layers if one.name not in leaders]
+    floats = {layer.weight: layer.name for layer in matched.layers if layer.name not in {*names, *leaders}}
+    found = {
+        name: f"its weight stays in the file beside the codes: '{floats[matched[name].weight]}' is float"
+        for name in names
+        if matched[name].weight in floats
+    }
+    others = matched.sharing(dict.fromkeys(names))
+    return found | {name: f"codes of its own: other bits than those of '{others[name]}'" for name in others}
 
 
 def _rounded(quantized: QuantizedLayer, halves: Halves) -> QuantizedLayer:

@@ -41,6 +41,7 @@ from onnx_dfmpc.spec.ops import shares_grid
 from onnx_dfmpc.spec.planned import DEFAULT, stored_bits
 from onnx_dfmpc.storage.halves import nearest
 from onnx_dfmpc.storage.layouts import lay_out
+from onnx_dfmpc.storage.sharing import with_codes_of
 from onnx_dfmpc.storage.tables import shared_parts
 from onnx_dfmpc.storage.types import ITEM_BITS, StoredWeight, WeightLayout
 
@@ -64,19 +65,21 @@ def stored_sizes(
     *,
     grid: Grid = "asymmetric",
     half: bool = False,
+    sharing: Mapping[str, str] = MappingProxyType({}),
 ) -> NDArray[np.int64]:
     """Bytes of codes, scales, zero points and nodes of every layer at every width, shape (layers, widths).
 
     Layers first, then weights that are rounded to nearest. They are what `StoredLayer.bytes` will say; more
     than that only where all zero points of a layer turn out to be zero, or all scales the same. Only an
     asymmetric ``grid`` has zero points. Grids are per channel wherever the file can say so. ``half`` is as in
-    `rewrite`.
+    `rewrite`. ``sharing`` says which layers have the codes of an earlier one, whatever the width (see
+    `MatchReport.sharing`): theirs are scales and what applies them.
 
     RecipeError if the storage format is not registered, UnsupportedError if a weight is of a type that cannot
     be stored.
     """
     names = [one.name for one in matched.weights]
-    layouts = _layouts(proto, matched, dict.fromkeys(names, tuple(widths)), form, grid)
+    layouts = _layouts(proto, matched, dict.fromkeys(names, tuple(widths)), form, grid, sharing)
     packed = _packed(proto, matched, form, half)
     sizes = [[_bytes(layout, packed) for layout in layouts[name]] for name in names]
     return np.array(sizes, np.int64).reshape(-1, len(widths))
@@ -104,7 +107,8 @@ def predicted_size(
     Raises as `stored_sizes`; UnsupportedError if the model cannot be converted to the opset that the codes
     need; DfmpcError if a name is not in the match report.
     """
-    layouts = _layouts(proto, matched, {name: (width,) for name, width in bits.items()}, form, grid)
+    each = {name: (width,) for name, width in bits.items()}
+    layouts = _layouts(proto, matched, each, form, grid, matched.sharing(bits))
     chosen = {name: layout for name, (layout,) in layouts.items()}
     shared = shared_names(chosen.values())
     opset = max((layout.opset for layout in chosen.values()), default=0)
@@ -124,20 +128,23 @@ def base_size(
     corrected: Collection[str] = ("mean",),
     metadata: Mapping[str, str] | None = None,
     half: bool = False,
+    sharing: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Bytes of everything in the file but the weights of the given layers and what these share, whatever bits
     of ``widths`` they will get. ``fixed`` are the bits of other weights, by name, which are part of
     everything.
 
     With what the widths share (`shared_sizes`), ``base_size(...) + stored_sizes(...)[i, w_i].sum()`` is never
-    less than the file, and hardly more. The other parameters are as in `predicted_size`.
+    less than the file, and hardly more. The other parameters are as in `predicted_size` and `stored_sizes`.
     """
     each = dict.fromkeys(layers, tuple(widths)) | {name: (bits,) for name, bits in fixed.items()}
-    layouts = _layouts(proto, matched, each, form, grid)
+    layouts = _layouts(proto, matched, each, form, grid, sharing)
     # Of those that share nothing, if any do: what slim makes of shared constants is not known apart.
-    largest = {
-        name: max(row, key=lambda layout: (not layout.shared, layout.size)) for name, row in layouts.items()
+    columns = {
+        name: max(range(len(row)), key=lambda column: (not row[column].shared, row[column].size))
+        for name, row in layouts.items()
     }
+    largest = {name: row[columns[sharing.get(name, name)]] for name, row in layouts.items()}
     every = [layout for row in layouts.values() for layout in row]
     # A node may be larger or smaller in a later opset: all that the widths may need are tried.
     opsets = {layout.opset for layout in every} or {0}
@@ -188,8 +195,11 @@ def _layouts(
     widths: Mapping[str, tuple[float, ...]],
     form: StorageFormat,
     grid: Grid,
+    sharing: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, list[WeightLayout]]:
-    """Layouts by name of a layer or weight, one for each of its widths."""
+    """Layouts by name of a layer or weight, one for each of its widths; of layers that share the codes of
+    another one, what they have beside these.
+    """
     weights, specs = weights_by_name(matched, list(widths)), weight_specs(proto, matched, form)
     forms = layer_forms(proto, matched, form)
 
@@ -203,7 +213,12 @@ def _layouts(
         spec = specs[layer.name](**parts, vector=chosen == "vector")
         return _lay_out(spec, forms[layer.name])
 
-    return {name: [at(weights[name], bits) for bits in row] for name, row in widths.items()}
+    whole = {name: [at(weights[name], bits) for bits in row] for name, row in widths.items()}
+    own = {
+        name: [with_codes_of(*pair) for pair in zip(whole[name], whole[first], strict=True)]
+        for name, first in sharing.items()
+    }
+    return whole | own
 
 
 # A target asks for the sizes of all layers at all widths, and for that of the whole file, several times.

@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from onnx_dfmpc.allocate.budget import candidate_widths, cheapest, require_affordable
 from onnx_dfmpc.allocate.plain import plain_plans
+from onnx_dfmpc.allocate.together import Together, sharing_within
 from onnx_dfmpc.errors import ModelError, UnsupportedError
 from onnx_dfmpc.methods import METHODS, TOGETHER
 from onnx_dfmpc.model.constants import ConstantTable
@@ -86,9 +87,13 @@ def size_table(
         planned = {layer.name for layer in plan.layers}
     rows = [row for row, layer in enumerate(matched.layers) if layer.name in planned]
     names = tuple(matched.layers[row].name for row in rows)
+    sharing = sharing_within(matched, bounds) if plan is None else matched.sharing(plan.bits)
+    together = Together.of(names, sharing)
     grid: Grid = METHODS[recipe.method].grid(8)
     widths = WIDTHS if plan is None else tuple(sorted({layer.bits for layer in plan.layers}))
-    sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid, half=recipe.half)[rows]
+    sizes = stored_sizes(proto, matched, widths, recipe.form, grid=grid, half=recipe.half, sharing=sharing)[
+        rows
+    ]
     plain = plain_plans(matched, recipe) if plan is None else plan.plain
     fixed = {one.name: one.bits for one in plain}
     base = base_size(
@@ -102,15 +107,17 @@ def size_table(
         corrected=recipe.corrects,
         metadata=metadata,
         half=recipe.half,
+        sharing=sharing,
     )
     if plan is None:
         nominal = recipe.target_bits is not None
-        allowed = candidate_widths(names, widths, sizes, bounds, nominal=nominal)
+        chosen = candidate_widths(together.names, widths, together.summed(sizes), bounds, nominal=nominal)
+        allowed = chosen[together.rows]
     else:
         allowed = np.array([[width == plan[name].bits for width in widths] for name in names])
     shared = shared_sizes(proto, matched, names, widths, recipe.form, grid=grid)
     # Widths share some of what they bring. What that is, is known only for given bits: here for the fewest.
-    columns = cheapest(sizes, allowed)
+    columns = cheapest(together.summed(sizes)[together.rows], allowed)
     fewest = dict(zip(names, np.array(widths)[columns].tolist(), strict=True))
     least = predicted_size(
         proto,
@@ -122,7 +129,7 @@ def size_table(
         metadata=metadata,
         half=recipe.half,
     )
-    smallest = int(np.where(allowed, sizes, np.iinfo(np.int64).max).min(axis=1).sum())
+    smallest = int(sizes[np.arange(len(names)), columns].sum())
     brought = int(shared[np.unique(columns)].sum())
     spare = base + smallest + brought - least
     table = CostTable(names, widths, np.zeros(sizes.shape), sizes, base, "", shared, spare)
@@ -307,7 +314,15 @@ def with_sizes(
     zeros = any(layer.grid in ("asymmetric", "vector") for layer in plan.layers)
     grid: Grid = "asymmetric" if zeros else "symmetric"
     widths = sorted(set(plan.bits.values()))
-    stored = stored_sizes(proto, matched, widths, plan.form, grid=grid, half=recipe.half)
+    stored = stored_sizes(
+        proto,
+        matched,
+        widths,
+        plan.form,
+        grid=grid,
+        half=recipe.half,
+        sharing=matched.sharing({layer.name: layer.bits for layer in plan.layers}),
+    )
     rows = {one.name: row for row, one in enumerate(matched.weights)}
     sizes = {name: int(stored[rows[name], widths.index(bits)]) for name, bits in plan.bits.items()}
     total = predicted_size(

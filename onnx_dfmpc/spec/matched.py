@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -53,7 +53,7 @@ class Layer:
     batch_norm: BatchNorm | None = None  # the one that alone consumes the output, if it is not folded
     activation: str = ""  # "Relu", "Clip", "HardSwish", "SiLU", ... or "" when nothing follows directly
     edge: Edge = ""  # "first" where no weighted node comes before it, "last" where none comes after it
-    notes: tuple[str, ...] = ()  # remarks for the report, such as "weight shared with conv2: copied"
+    notes: tuple[str, ...] = ()  # remarks for the report, such as "weight shared with 'conv2'"
     vectors: tuple[float, ...] = ()  # widths at which rows of a table suit the weight, once that is known
     large_bias: bool = False  # the bias of the quantized layer turned out to be too large for 16 bits
 
@@ -139,6 +139,20 @@ class MatchReport:
     def names(self) -> tuple[str, ...]:
         """Names of the layers, in topological order."""
         return tuple(layer.name for layer in self.layers)
+
+    def sharing(self, widths: Mapping[str, Hashable]) -> dict[str, str]:
+        """Layers that share the codes of an earlier one, and that one, by name: both read the same weight, as
+        the same rows, and have the same width. Layers that are not in ``widths`` share nothing.
+        """
+        first: dict[Hashable, str] = {}
+        names = {
+            layer.name: first.setdefault(
+                (layer.weight, layer.axis, layer.group, widths[layer.name]), layer.name
+            )
+            for layer in self.layers
+            if layer.name in widths
+        }
+        return {name: other for name, other in names.items() if name != other}
 
     def without(self, reasons: Mapping[str, str]) -> MatchReport:
         """The same with some of the weights among those that stay float, each for its reason."""

@@ -16,7 +16,8 @@ Progress = Callable[[str, int, int], None]
 class LayerReport:
     """One row of the report: what was done to a layer, what it cost, what it bought. SQNR in dB, sizes in
     bytes on disk; ``kernel`` is the operator with which ONNX Runtime computes it, where activations are in 8
-    bits, and "" elsewhere.
+    bits, and "" elsewhere. ``codes_of`` is the layer whose codes it shares, "" where they are its own:
+    ``bytes`` are those of the rest then.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LayerReport:
     reason: str
     kernel: str = ""
     notes: tuple[str, ...] = ()
+    codes_of: str = ""
 
 
 INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")

@@ -185,6 +185,22 @@ def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputSt
     return InputStatistics(mean, covariance, count, source, chance)
 
 
+def pooled(several: Sequence[InputStatistics]) -> InputStatistics:
+    """What layers with one weight see: the mean of their covariances, each over its power, in units of the first
+    one, of which is everything else. That is all of the first where the covariances have several forms.
+    """
+    first, count = several[0], len(several)
+    covariances = [one.covariance for one in several if not isinstance(one.covariance, Diagonal)]
+    if len({type(one.covariance) for one in several}) > 1 or not covariances:
+        return first
+    power = np.array([float(matrix(one).diagonal().sum()) for one in covariances])
+    power = np.maximum(power, np.finfo(np.float32).tiny)
+    # Means do not matter: every layer repairs its own.
+    apart, nothing = [np.zeros_like(one.mean) for one in several], np.zeros(count)
+    covariance = _blended(covariances, apart, power[0] / power / count, nothing, np.full(count, 1 / count))
+    return replace(first, covariance=covariance)
+
+
 def _blended(
     covariances: Sequence[Array | Kronecker | LowRank],
     apart: Sequence[Array],

@@ -37,7 +37,7 @@ def nearest(values: NDArray[np.floating]) -> NDArray[np.float32]:
 def nearest_scale(scale: Array) -> NDArray[np.float32]:
     """`nearest`, but never zero: runtimes divide by scales."""
     rounded = nearest(scale)
-    return np.where((rounded == 0) & (scale > 0), np.float32(STEP), rounded)
+    return np.where((rounded == 0) & (scale != 0), np.copysign(np.float32(STEP), rounded), rounded)
 
 
 def at_least(values: Array) -> NDArray[np.float32]:
