@@ -257,8 +257,9 @@ def models(given: Iterable[Path]) -> list[tuple[str, bytes]]:
     return odd + trained * max(1, len(odd) // (50 * len(trained)))
 
 
+@functools.cache
 def commit() -> str:
-    """What is tried."""
+    """What is tried, at the start: counts that are written, or new commits, make no other code of it."""
     typed = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     folder = Path(__file__).parent
     return subprocess.run(typed, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
@@ -354,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = page(json.loads(given.table.read_text(encoding="utf-8")))
         sys.stdout.write(text) if given.output is None else given.output.write_text(text, encoding="utf-8")
         return 0
+    commit()
     rng, child, counts = np.random.default_rng(given.seed), Child(), defaultdict[str, Counter[str]](Counter)
     start = written = time.monotonic()
     inputs = wrong = 0

@@ -41,8 +41,7 @@ def fold_moved_weights(proto: ModelProto) -> None:
     names = {name for graph in scopes for name in defined_names(graph)}
     made: dict[tuple[object, ...], str] = {}
     spent: set[str] = set()
-    parameters = {node.input[p] for graph in scopes for node in graph.node for p in _parameters(node)}
-    computed = _computed(proto.graph, _kept(proto.graph), parameters, {}, {})
+    computed = _computed(proto.graph, _kept(proto.graph), _read(scopes), {}, {})
     for node, position, chain, sources in list(computed):
         name = node.input[position]
         value = _value(proto, name, chain, sources)
@@ -96,6 +95,18 @@ def _kept(graph: GraphProto) -> set[str]:
         elif not kept.isdisjoint(node.output):
             kept.update(node.input)
     return kept
+
+
+def _read(scopes: Sequence[GraphProto]) -> set[str]:
+    """Names that are read as parameters, those that Identity nodes only pass on included."""
+    nodes = [node for graph in scopes for node in graph.node]
+    passed: dict[str, str] = {}
+    for node in nodes:
+        if node.op_type == "Identity" and node.input and node.output:
+            passed[node.output[0]] = passed.get(node.input[0], node.input[0])
+    read = {node.input[position] for node in nodes for position in _parameters(node)}
+    made = {name for node in nodes if node.op_type != "Constant" for name in node.output}
+    return read | ({passed[name] for name in read if name in passed} - made)
 
 
 def _computed(
