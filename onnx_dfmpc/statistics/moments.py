@@ -186,8 +186,8 @@ def _summary(samples: Iterable[Array], mixture: Mixture, source: str) -> InputSt
 
 
 def pooled(several: Sequence[InputStatistics]) -> InputStatistics:
-    """What layers with one weight see: the mean of their covariances, each over its power, in units of the first
-    one, of which is everything else. That is all of the first where the covariances have several forms.
+    """What layers with one weight see: the mean of their covariances, each over its power, in units of the
+    first one. All else is the first one's; the covariance too, where their forms differ.
     """
     first, count = several[0], len(several)
     covariances = [one.covariance for one in several if not isinstance(one.covariance, Diagonal)]
