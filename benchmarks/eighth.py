@@ -92,7 +92,12 @@ def complete(ledger: Ledger[Row], names: Iterable[str], console: Console) -> Non
             else:
                 score = kept.score(model)
                 low, high = score.top1_interval or (None, None)
-                facts = {"top1": score.top1, "low": low, "high": high, "sqnr_db": score.sqnr_db}
+                facts: dict[str, Any] = {
+                    "top1": score.top1,
+                    "low": low,
+                    "high": high,
+                    "sqnr_db": score.sqnr_db,
+                }
                 row = replace(row, bytes=model.ByteSize(), **facts)
             ledger.add(row)
             console.print(f"{row.key}: {row.failed or row.top1} of {truth}", style="dim", markup=False)
