@@ -51,8 +51,8 @@ SEEDS = (0, 1)
 NAMES: Mapping[str, str] = {
     "cifar10_resnet8_keras_bn": "ResNet-8",
     "har_conv1d_bn": "HAR",
-    "cifar10_shufflenetv2_x0_5_bn": "ShuffleNetV2",
     "cifar10_resnet20_bn": "ResNet-20",
+    "imagenet_mobilenet_v1_025_128_folded": "MobileNetV1",
 }
 """Networks of the study, the quickest first."""
 
@@ -128,14 +128,14 @@ def sqnr_db(images: Reference, name: str, recipe: Recipe) -> float:
     return float("-inf") if found is None else found
 
 
-def complete(ledger: Ledger[Row], console: Console) -> None:
+def complete(ledger: Ledger[Row], names: Iterable[str], console: Console) -> None:
     """Measure what is missing of the study."""
     versions = provenance()
     cases = [(AS_IT_IS, AS_IT_IS, setting, "SWEEPS", gptq.SWEEPS) for setting in SETTINGS]
     cases += [
         (q.constant, label, q.setting, q.constant, v) for q in QUESTIONS for label, v in q.values.items()
     ]
-    for found in available(NAMES, console):
+    for found in available(names, console):
         todo = [
             (*case, seed)
             for case in cases
@@ -156,6 +156,7 @@ def table(rows: Iterable[Row]) -> str:
     their difference; then the mean over networks.
     """
     found = {row.key: row for row in rows}
+    names = [name for name in NAMES if any(row.network == name for row in found.values())]
 
     def sqnrs(constant: str, label: str, name: str, setting: str) -> list[float]:
         keys = [(constant, label, name, setting, seed) for seed in SEEDS]
@@ -163,24 +164,24 @@ def table(rows: Iterable[Row]) -> str:
 
     lines = []
     for setting in SETTINGS:
-        own = {name: sqnrs(AS_IT_IS, AS_IT_IS, name, setting) for name in NAMES}
+        own = {name: sqnrs(AS_IT_IS, AS_IT_IS, name, setting) for name in names}
         cells = [f"{np.mean(v):.2f} ± {abs(v[0] - v[1]) / 2:.2f} dB" if v else "" for v in own.values()]
         if any(own.values()):
             lines.append((f"**as it is, {setting} bits**", "", *cells, ""))
         for question in (q for q in QUESTIONS if q.setting == setting):
             for label in question.values:
-                other = {n: sqnrs(question.constant, label, n, setting) for n in NAMES}
+                other = {n: sqnrs(question.constant, label, n, setting) for n in names}
                 gains = {n: np.subtract(v, own[n]) for n, v in other.items() if v and own[n]}
                 if gains:
                     cells = [
                         f"{gains[n].mean():+.2f} ± {abs(gains[n][0] - gains[n][1]) / 2:.2f}"
                         if n in gains
                         else ""
-                        for n in NAMES
+                        for n in names
                     ]
                     mean = np.mean([gain.mean() for gain in gains.values()])
                     lines.append((question.words, label, *cells, f"{mean:+.2f}"))
-    header = ("constant, and its value", "changed to", *NAMES.values(), "mean")
+    header = ("constant, and its value", "changed to", *(NAMES[name] for name in names), "mean")
     return markdown(header, lines) if lines else "*Not measured yet.*"
 
 
@@ -189,20 +190,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.constants")
     parser.add_argument("constant", nargs="?", choices=CONSTANTS, help="none: the study")
     parser.add_argument("values", nargs="*", help="as Python writes them")
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--networks", nargs="+", help="default: those of the study, or ResNet-20")
     parser.add_argument("--bits", nargs="+", type=int, default=(2, 3))
     parser.add_argument("--json", type=Path, default=KEPT, metavar="FILE", help="rows of the study")
     options = parser.parse_args(arguments)
     if options.constant is None:
         try:
-            complete(Ledger(Row, options.json), Console(stderr=True))
+            complete(Ledger(Row, options.json), options.networks or list(NAMES), Console(stderr=True))
         except DfmpcError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
         return 0
-    sources = [network(name) for name in options.networks]
+    names = options.networks or NETWORKS
+    sources = [network(name) for name in names]
     data = {one.name: reference(one, one.calibration or one.data[0]) for one in sources}
-    runs = [(name, bits) for name in options.networks for bits in options.bits]
+    runs = [(name, bits) for name in names for bits in options.bits]
     print(options.constant, *(f"{name}/{bits}" for name, bits in runs), sep="\t")
     for value in options.values:
         with changed(options.constant, ast.literal_eval(value)):

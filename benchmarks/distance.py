@@ -12,7 +12,7 @@ and repair then use of synthetic inputs is replaced by what real ones say, step 
 Up to 256 real inputs are for the statistics and others for the output SQNR: of CIFAR-10 training images, of other
 networks one half of their inputs each. Top-1 is on test images, for CIFAR-10 on all of them, else on that second
 half. Rows are kept as they are measured, and the same command goes on from there; without a name, only the table
-is printed. ``--write`` writes docs/accuracy.md from them.
+is printed. ``--write`` writes docs/accuracy.md from them, and from the rows of `eighth`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from benchmarks import eighth
 from benchmarks.evaluate import reference, reference_of
 from benchmarks.ledger import Ledger
 from benchmarks.networks import LABELLED, Network, available
@@ -174,7 +176,9 @@ def main() -> int:
             (Path(__file__).parent / f"accuracy_{part}.txt").read_text(encoding="utf-8")
             for part in ("page", "tail")
         )
-        PAGE.write_text(f"{before}{table(rows)}\n{after}", encoding="utf-8")
+        top1 = eighth.table(Ledger(eighth.Row, eighth.KEPT))
+        text = f"{Template(before).substitute(eighth=top1)}{table(rows)}\n{after}"
+        PAGE.write_text(text, encoding="utf-8")
     return 0
 
 
