@@ -26,9 +26,6 @@ FORMS = [
     for words in itertools.product(("vector", "table", "native"), ("none", "int8", "float"))
 ]
 GRIDS: tuple[Grid, ...] = ("asymmetric", "symmetric", "ternary")
-TABLES = 700
-"""Bytes that widths share, at most: they are counted for each."""
-
 METADATA = {"version": "1", "recipe_sha256": "0" * 64, "bits": "{}"}
 
 
@@ -131,8 +128,9 @@ def assert_predicted(
             weights += int(row[WIDTHS.index(bits[layer.name])])
     base = base_size(model, report, list(bits), WIDTHS, form, grid=grid, corrected=moved, metadata=METADATA)
     brought = shared_sizes(model, report, list(bits), WIDTHS, form, grid=grid)
-    shared = sum(int(brought[WIDTHS.index(width)]) for width in set(bits.values()))
-    assert size <= base + weights + shared <= 1.02 * size + TABLES
+    each = [int(brought[WIDTHS.index(width)]) for width in set(bits.values())]
+    # Tables that several widths use are counted for each, and are there once.
+    assert size <= base + weights + sum(each) <= 1.02 * size + sum(each) - max(each)
 
 
 @pytest.fixture(scope="module")
