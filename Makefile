@@ -95,7 +95,7 @@ train-qat: .venv/train.stamp ## train ResNet-20 further, in float and with its r
 	$(PIP) --editable '.[train]'
 	@touch $@
 
-# Resumable: each row is kept as soon as it is measured. Under two hours on two free cores from nothing, seconds where nothing is missing.
+# Resumable: each row is kept as soon as it is measured. Under two hours on two free cores from nothing (about half an hour of one), seconds where nothing is missing.
 results: .venv/dev.stamp ## the paper's experiments and its open questions: measure what is missing, write docs/results.md and its charts
 	$(BIN)/python -m benchmarks.lambdas --write
 	$(BIN)/python -m benchmarks.constants

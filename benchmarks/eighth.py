@@ -40,7 +40,7 @@ NETWORKS: Mapping[str, str] = {
 """Networks as people call them."""
 
 RATIO, SEEDS = 8, (0, 1)
-ACTIVATIONS: Mapping[str, Mapping[str, Any]] = {"float": {}, "8 bits": {"activations": 8}}
+ACTIVATIONS: Mapping[str, Mapping[str, Any]] = {"float": {}, "8-bit": {"activations": 8}}
 WANTED = 0.005
 """Loss in top-1 that counts as none."""
 
@@ -104,8 +104,8 @@ def complete(ledger: Ledger[Row], names: Iterable[str], console: Console) -> Non
 
 
 def table(rows: Iterable[Row]) -> str:
-    """A line for each network: top-1 by activations and seed, with the interval of the loss over all seeds, and
-    whether the mean loss is at most half a point.
+    """A line for each network: top-1 by activations and seed, each with the interval of its difference to float, and
+    the mean loss, bold where it is more than half a point; then the versions.
     """
     rows, lines = list(rows), []
     for name, title in NETWORKS.items():
@@ -120,7 +120,12 @@ def table(rows: Iterable[Row]) -> str:
             lines.append((title, f"{first.n:,}", f"{100 * first.float_top1:.1f} ± {error:.1f}", size, *cells))
     header = ("network", "n", "float ± SE", "times smaller")
     columns = [text for a in ACTIVATIONS for text in (f"{a} activations", "loss")]
-    return markdown((*header, *columns), lines) if lines else "*Not measured yet.*"
+    versions = "\n".join(f"* {line}" for line in dict.fromkeys(row.versions for row in rows))
+    return (
+        f"{markdown((*header, *columns), lines)}\n\nMeasured with:\n\n{versions}"
+        if lines
+        else "*Not measured yet.*"
+    )
 
 
 def _cell(rows: Sequence[Row]) -> str:
@@ -139,7 +144,8 @@ def _verdict(rows: Sequence[Row]) -> str:
     if not lost:
         return ""
     mean = float(np.mean(lost))
-    return f"{100 * mean:.1f}" if mean <= WANTED else f"**{100 * mean:.1f}**"
+    text = f"{100 * mean:.1f}".replace("-0.0", "0.0")
+    return text if mean <= WANTED else f"**{text}**"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
