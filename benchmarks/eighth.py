@@ -145,7 +145,7 @@ def _verdict(rows: Sequence[Row]) -> str:
         return ""
     mean = float(np.mean(lost))
     text = f"{100 * mean:.1f}".replace("-0.0", "0.0")
-    return text if mean <= WANTED else f"**{text}**"
+    return text if round(mean, 6) <= WANTED else f"**{text}**"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
