@@ -92,7 +92,7 @@ def test_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>
     g (float[N, 8] x) => (float[N, 6] y) { [dense] y = com.example.Linear(x, w) }
     <domain: "com.example", opset_import: ["" : 17]>
-    Linear (a, b) => (c) { t = Transpose <perm = [1, 0]> (b)  c = MatMul(a, t) }"""
+    Linear (a, b) => (c) { c = Einsum <equation = "ni,oi->no"> (a, b) }"""
     model = parser.parse_model(text)
     model.graph.initializer.append(numpy_helper.from_array(noise(6, 8), "w"))
     assert not onnx_dfmpc.inspect(model).layers
