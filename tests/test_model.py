@@ -142,6 +142,21 @@ def test_external_data_is_loaded_and_counted(tmp_path):
     assert loaded.proto.graph.initializer == network().graph.initializer
 
 
+@pytest.mark.parametrize("op", ["Concat <axis = 1>", "Sum", "Max"])
+def test_refuses_an_input_without_a_name_among_any_number(op):
+    """ONNX Runtime loads it, and crashes when it runs."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 2] x) => (float[1, 2] y) {{ [joined] y = {op} (x, "") }}"""
+    with pytest.raises(ModelError, match="node 'joined': an input has no name"):
+        load(parser.parse_model(text))
+
+
+def test_optional_inputs_may_be_left_out():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 2] x, float high) => (float[1, 2] y) { y = Clip (x, "", high) }"""
+    assert load(parser.parse_model(text)).proto.graph.node[0].input[1] == ""
+
+
 def test_refuses_missing_file(tmp_path):
     refuse(tmp_path / "no.onnx", "no.onnx", "no such file")
 

@@ -41,6 +41,7 @@ from onnx_dfmpc.model.normalize import normalize
 from onnx_dfmpc.model.opset import changed_operators, opset_of
 from onnx_dfmpc.model.protobuf import (
     copy_fields,
+    graphs,
     is_large,
     skeleton,
     tensors,
@@ -297,6 +298,7 @@ def verify(proto: ModelProto, label: str) -> None:
     if field := undecodable(proto):
         raise ModelError(f"{label}: a {field} in it is not UTF-8", hint=_EXPORT)
     _verify_versions(proto, label)
+    _verify_inputs(proto, label)
     _verify_structure(proto, label)
     _verify_weights(proto, label)
 
@@ -319,6 +321,20 @@ def _verify_versions(proto: ModelProto, label: str) -> None:
             f"quantized weights, and {', '.join(changed)} changed since",
             hint=older,
         )
+
+
+def _verify_inputs(proto: ModelProto, label: str) -> None:
+    """ONNX Runtime crashes on a Concat with an input of no name; the checker lets it pass. Inputs that are
+    optional may be left out, but not one of any number.
+    """
+    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
+    for node in [*nodes, *(node for function in proto.functions for node in function.node)]:
+        if "" in node.input and defs.has(node.op_type, domain=node.domain):
+            inputs = defs.get_schema(node.op_type, domain=node.domain).inputs
+            several = bool(inputs) and inputs[-1].option == defs.OpSchema.FormalParameterOption.Variadic
+            if several and "" in node.input[len(inputs) - 1 :]:
+                name = next(filter(None, (node.name, *node.output)), "")
+                raise ModelError(f"{label}: node {name!r}: an input has no name", hint=_EXPORT)
 
 
 def _verify_structure(proto: ModelProto, label: str) -> None:
