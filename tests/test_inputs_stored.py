@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,17 @@ def test_whole_numbers_are_cast_where_they_fit() -> None:
     assert found.notes == ("s: cast from int64 to int32",)
     with pytest.raises(RecipeError, match="expects int32, the data has int64"):
         from_data([spec], np.full((2, 5), 2**40))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_members_of_an_archive_take_turns(tmp_path: Path, save: Callable[..., None]) -> None:
+    """Rows here and there, of one array and of the other, forwards and backwards."""
+    arrays = {
+        "a": np.arange(60_000, dtype=np.float32).reshape(60, 1000),
+        "b": np.arange(60_000)[::-1].reshape(60, -1),
+    }
+    save(tmp_path / "two.npz", **arrays)
+    stored = stored_arrays(tmp_path / "two.npz")
+    for rows in ([3, 4, 9], [20, 40, 41], [59], [0, 1, 30], [31]):
+        for name, whole in arrays.items():
+            assert np.array_equal(stored[name][np.array(rows)], whole[rows])

@@ -23,6 +23,9 @@ from onnx_dfmpc.errors import RecipeError
 AnyArray = NDArray[Any]
 
 READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+SKIPPED = 1 << 20
+"""Bytes that are read at a time to get over them."""
+
 UNREADABLE = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 """What NumPy and zipfile raise on files that are broken, or of another kind."""
 
@@ -75,9 +78,7 @@ class StoredArray:
 
     def _read(self, start: int, size: int) -> bytes:
         try:
-            # In a compressed archive, seeking inflates all that lies before `start`, and seeking backwards
-            # starts anew: rows are read in ascending order.
-            self._file.seek(start)
+            self._move(start)
             data = self._file.read(size)
             if len(data) < size:
                 raise EOFError("the file ends too early")
@@ -86,6 +87,17 @@ class StoredArray:
                 f"{self._source}: cannot read data: {error}", hint="write it again with numpy.savez"
             ) from None
         return data
+
+    def _move(self, start: int) -> None:
+        """Go to a position. Members of an archive are read up to it, which a compressed one needs anyway, and
+        backwards start anew: so rows are read in ascending order. Where members take turns, zipfile of Python
+        3.13.0 seeks forward to a wrong place (CPython issue 127847).
+        """
+        if not isinstance(self._file, zipfile.ZipExtFile) or start < self._file.tell():
+            self._file.seek(start)
+            return
+        while (left := start - self._file.tell()) > 0 and self._file.read(min(left, SKIPPED)):
+            pass
 
 
 def _runs(indices: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
