@@ -538,9 +538,10 @@ def test_shared_networks_end_to_end(shared_model: Path) -> None:
     """Every layer that can be is computed in integers, and the size is known: but for zero points, which all
     layers are expected to have.
     """
-    result = quantize(shared_model, None, Recipe(activations=8))
+    # In a mean of 4 bits FastestDet is next to the gate's 6 dB on noise, with float activations as well.
+    bits = 5 if "fastestdet" in shared_model.name else 4
+    result = quantize(shared_model, None, Recipe(activations=8, target_bits=bits))
     assert result.activations is not None
     assert result.activations.fused == result.activations.layers
     assert result.size <= result.plan.predicted_bytes <= result.size * 1.003
-    # FastestDet in a mean of 4 bits is next to the gate's 6 dB on noise, with float activations as well.
-    assert result.validation or "fastestdet" in shared_model.name
+    assert result.validation
